@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# The driver of every recipe: from audio to RESULTS.md in stages.  A corpus' run.sh sets the variables below by options
+# (--name value) and calls it from the recipe's directory; a user's options come last and win.
+#
+#   ./run.sh                                everything
+#   ./run.sh --stage 5 --stop-stage 6       some stages; names work too: --stage aligner --stop-stage align
+#   ./run.sh --help                         the stages and options with their values
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+root=$(cd "$here/../../.." && pwd -P)
+
+stages=(data perturb format tokens aligner align train decode score longform pack)
+
+# options begin
+stage=1               # first stage, number or name
+stop_stage=11         # last stage
+nj=2                  # processes for formatting, aligning and decoding
+ngpu=0                # GPUs for training on one machine; more than one: DDP
+device=               # of aligning and decoding: cpu or cuda (default: cuda if ngpu > 0)
+train_set=train       # names of the sets in data/
+valid_set=dev
+test_sets=test
+downloads=            # where the corpus' archive is, passed to local/data.sh
+data_opts=            # further options of local/data.sh
+kaldi_data=           # take DIR/<set> instead of running local/data.sh
+dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting
+speed_perturb=        # e.g. "0.9 1.0 1.1"
+min_wav_duration=0.2  # seconds; shorter training utterances are left out
+max_wav_duration=30   # seconds
+token_type=bpe        # bpe, unigram, char or hf
+vocab_size=100        # tokens (bpe, unigram)
+hf_tokenizer=         # directory, for token_type hf
+alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
+aligner_config=       # YAML of the aligner (default: conf/train_aligner.yaml)
+aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
+aligner_tag=aligner
+train_config=         # YAML of the recogniser (default: conf/train_tiny.yaml)
+train_args=
+tag=                  # of the experiment (default: speechllm_xl_ and the YAML's name)
+searches="greedy alsd" # decoded one after the other
+beam_size=8
+decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
+decode_tag=           # appended to decode_<search>
+longform_factors="2 10"
+expdir=exp
+results=RESULTS.md
+# options end
+
+log() { printf '%s %s\n' "$(date '+%H:%M:%S')" "$*"; }
+die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 2; }
+
+usage() {
+  printf 'usage: ./run.sh [--option value ...]\n\nstages:'
+  local i
+  for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
+  printf '\n\noptions (default: description):\n'
+  sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' | tr _ -
+}
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --*)
+      name=${1#--}
+      name=${name//-/_}
+      sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | grep -q "^$name=" \
+        || die "unknown option $1; ./run.sh --help lists them"
+      [ $# -ge 2 ] || die "option $1 needs a value"
+      printf -v "$name" '%s' "$2"
+      shift 2
+      ;;
+    *) die "unexpected argument '$1'; ./run.sh --help" ;;
+  esac
+done
+
+stage_number() {
+  local i
+  for i in "${!stages[@]}"; do
+    if [ "$1" = "${stages[i]}" ] || [ "$1" = $((i + 1)) ]; then echo $((i + 1)); return; fi
+  done
+  die "no stage '$1'; there are: ${stages[*]}"
+}
+stage=$(stage_number "$stage") || exit 2
+stop_stage=$(stage_number "$stop_stage") || exit 2
+runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && log "stage $1: ${stages[$1 - 1]}"; }
+
+# A recipe's own conf/ comes before the shared one.
+conf() { if [ -f "conf/$1" ]; then echo "conf/$1"; else echo "$root/conf/$1"; fi; }
+aligner_config=${aligner_config:-$(conf train_aligner.yaml)}
+train_config=${train_config:-$(conf train_tiny.yaml)}
+model_name=$(basename "$train_config" .yaml)
+tag=${tag:-speechllm_xl_${model_name#train_}}
+[ -n "$device" ] || { device=cpu; [ "$ngpu" -eq 0 ] || device=cuda; }
+
+# shellcheck source=local/install.sh
+"$root/local/install.sh"
+# shellcheck source=local/path.sh
+. "$root/local/path.sh"
+# shellcheck source=local/cmd.sh
+. "$root/local/cmd.sh"
+
+data_tool() { python3 -m espnet_speechllm_xl.bin.data "$@"; }
+speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
+
+train_data=$train_set
+[ -z "$speed_perturb" ] || train_data=${train_set}_sp
+dump=${dumpdir:-dump}/raw
+aligner=$expdir/$aligner_tag
+model=$expdir/$tag
+aligned=$model/aligned
+
+if runs 1; then
+  if [ -n "$kaldi_data" ]; then
+    for set in $train_set $valid_set $test_sets; do
+      data_tool check "$kaldi_data/$set"
+    done
+  elif [ -z "$dumpdir" ]; then
+    # shellcheck disable=SC2086  # options are split on purpose
+    local/data.sh ${downloads:+--downloads "$downloads"} $data_opts
+  fi
+fi
+data=${kaldi_data:-data}
+
+if runs 2 && [ -n "$speed_perturb" ] && [ -z "$dumpdir" ]; then
+  data_tool perturb --data "$data/$train_set" --out "data/$train_data" --factors "$speed_perturb"
+fi
+
+if runs 3 && [ -z "$dumpdir" ]; then
+  for set in $train_data $valid_set $test_sets; do
+    source=$data/$set
+    limits=()
+    [ "$set" != "$train_data" ] || limits=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
+    [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || source=data/$set
+    data_tool format --data "$source" --dump "$dump/$set" --nj "$nj" "${limits[@]}"
+  done
+fi
+
+tokens=data/tokens_$token_type$vocab_size
+if runs 4; then
+  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$tokens" --type "$token_type" \
+    --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
+fi
+tokenizer=$tokens/tokenizer
+[ "$token_type" = hf ] || tokenizer=$tokenizer.model
+
+# train_model COMMAND CONFIG OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or empty.
+train_model() {
+  local command=$1 config=$2 out=$3 train=$4 valid=$5 with_alignment=$6 part dir
+  shift 6
+  local common=(--config "$config" --token_list "$tokens/tokens.txt" --tokenizer "$tokenizer" --ngpu "$ngpu")
+  for part in train valid; do
+    dir=${!part}
+    common+=("--${part}_data_path_and_name_and_type" "$dir/wav.scp,speech,sound"
+      "--${part}_data_path_and_name_and_type" "$dir/text,text,text"
+      "--${part}_data_path_and_name_and_type" "$dir/utt2spk,spk,text")
+    [ -z "$with_alignment" ] \
+      || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
+  done
+  mkdir -p "$out"
+  if [ -d "$tokenizer" ]; then cp -r "$tokenizer" "$out/"; else cp "$tokenizer" "$out/tokenizer.model"; fi
+  if [ ! -f "$out/stats/.done" ] || [ "$train/wav.scp" -nt "$out/stats/.done" ] || [ "$tokenizer" -nt "$out/stats/.done" ]; then
+    log "statistics: $out/stats (log: $out/stats.log)"
+    train_cmd 1 "$out/stats.log" \
+      python3 -m espnet_speechllm_xl "$command" "${common[@]}" --collect_stats true --ngpu 0 --output_dir "$out/stats" "$@"
+    touch "$out/stats/.done"
+  fi
+  log "training: $out (log: $out/train.log; curves: tensorboard --logdir $out/tensorboard)"
+  local distributed=()
+  [ "$ngpu" -le 1 ] || distributed=(--multiprocessing_distributed true)
+  train_cmd --gpus "$ngpu" --progress '^epoch [0-9]+/[0-9]+: train loss' 1 "$out/train.log" \
+    python3 -m espnet_speechllm_xl "$command" "${common[@]}" --output_dir "$out" --resume true \
+    --stats_file "$out/stats/train/feats_stats.npz" \
+    --train_shape_file "$out/stats/train/speech_shape" --train_shape_file "$out/stats/train/text_shape" \
+    --valid_shape_file "$out/stats/valid/speech_shape" --valid_shape_file "$out/stats/valid/text_shape" \
+    "${distributed[@]}" "$@"
+}
+
+if runs 5 && [ "$alignment" = ctc ]; then
+  # shellcheck disable=SC2086
+  train_model train-aligner "$aligner_config" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" $aligner_args
+fi
+
+if runs 6; then
+  [ "$alignment" != ctc ] || aligned=$aligner/aligned
+  for set in $train_data $valid_set $test_sets; do
+    case $alignment in
+      ctc) source=(--model "$aligner" --nj "$nj" --device "$device") ;;
+      ctm:ref) source=(--ctm "$dump/$set/ref.ctm") ;;
+      ctm:*) source=(--ctm "${alignment#ctm:}/$set.ctm") ;;
+      *) die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref" ;;
+    esac
+    speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${source[@]}"
+    python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set"
+  done
+fi
+[ "$alignment" != ctc ] || aligned=$aligner/aligned
+
+if runs 7; then
+  start=()
+  [ "$alignment" != ctc ] || start=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic")
+  # shellcheck disable=SC2086
+  train_model train "$train_config" "$model" "$aligned/$train_data" "$aligned/$valid_set" 1 "${start[@]}" $train_args
+fi
+
+# decode SET...: with every search
+decode() {
+  local set search
+  for set in "$@"; do
+    for search in $searches; do
+      # shellcheck disable=SC2086
+      speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$model/decode_$search$decode_tag/$set" --nj "$nj" \
+        --device "$device" --search "$search" --beam-size "$beam_size" $decode_args
+    done
+  done
+}
+score() {
+  speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" --command "$(recipe_command)"
+}
+recipe_command() { echo "${SPEECHLLM_XL_COMMAND:-./run.sh}"; }
+
+if runs 8; then
+  # shellcheck disable=SC2086
+  decode $valid_set $test_sets
+fi
+
+if runs 9; then
+  score
+fi
+
+if runs 10; then
+  for set in $test_sets; do
+    for factor in $longform_factors; do
+      data_tool longform --dump "$dump/$set" --out "$dump/${set}_${factor}x" --factor "$factor"
+      decode "${set}_${factor}x"
+    done
+  done
+  score
+fi
+
+if runs 11; then
+  speechllm_xl pack --model "$model" --out "$model.zip"
+  log "transcribe a file of your own with it:"
+  echo "  $root/local/run.sh speechllm-xl transcribe FILE --model $PWD/$model.zip"
+fi

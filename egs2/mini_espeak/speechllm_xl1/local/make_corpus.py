@@ -1,0 +1,232 @@
+"""Make the mini_espeak corpus: Kaldi data directories with reference word times.
+
+    python3 make_corpus.py --out data --size small --seed 0
+
+``OUT/{train,dev,test}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``, seconds);
+the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on ``--nj``.
+A set that is complete is left as it is.
+"""
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentences
+import synthesise
+
+from espnet_speechllm_xl.io import atomic_path, atomic_write
+
+# Per set: fewest seconds (as estimated from the text) and fewest words.
+SIZES = {
+    "small": {"train": (3600, 0), "dev": (240, 0), "test": (0, 1100)},
+    "large": {"train": (18000, 0), "dev": (720, 0), "test": (0, 10400)},
+}
+SLOWEST, FASTEST = 140, 190
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one utterance is made from."""
+
+    name: str
+    index: int
+    utterance: str
+    voice: synthesise.Voice
+    words_per_minute: int
+    pitch: int
+    sentences: tuple
+    seed: int
+    path: str
+
+
+def estimate_seconds(sentence, words_per_minute):
+    """Rough duration of a sentence: a least-squares fit to espeak-ng at 160 words a minute."""
+    return (0.041 * len(sentence) + 0.071 * len(sentence.split()) + 0.19) * 160 / words_per_minute
+
+
+def plan_set(name, size, seed, folder):
+    """The utterances of one set, in order; ``folder`` is the place of its audio."""
+    min_seconds, min_words = SIZES[size][name]
+    rng = random.Random(f"plan {name} {seed}")
+    generator = sentences.Generator(name, seed)
+    plans, deck, seconds, words = [], [], 0.0, 0
+    while seconds < min_seconds or words < min_words:
+        if not deck:
+            deck = synthesise.voices(name)
+            rng.shuffle(deck)
+        voice = deck.pop()
+        rate = rng.randint(SLOWEST, FASTEST)
+        target = 2 + 12.5 * rng.betavariate(1.0, 1.6)
+        texts, length = [], 0.5
+        while not texts or length < target - 1.5:
+            texts.append(generator.sentence())
+            length += estimate_seconds(texts[-1], rate) + 0.5
+        pitch = voice.pitch + rng.randint(-4, 4)
+        utterance = f"{voice.speaker}-{name}{len(plans):05d}"
+        path = f"{folder}/{voice.speaker}/{utterance}.flac"
+        plans.append(Plan(name, len(plans), utterance, voice, rate, pitch, tuple(texts), seed, path))
+        seconds += max(length - 0.5, synthesise.MIN_SECONDS)
+        words += sum(len(text.split()) for text in texts)
+    return plans
+
+
+def make_utterance(plan):
+    """Write the audio of one utterance; returns its id, number of samples and words with times in seconds."""
+    import soundfile
+
+    seed = synthesise.seed_of(plan.seed, plan.name, plan.index)
+    audio, words = synthesise.utterance(plan.sentences, plan.voice, plan.words_per_minute, plan.pitch, seed)
+    with atomic_path(plan.path) as temporary:
+        soundfile.write(temporary, audio, synthesise.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return plan.utterance, len(audio), words
+
+
+def _results(plans, jobs):
+    if jobs == 1:
+        yield from map(make_utterance, plans)
+        return
+    with multiprocessing.Pool(jobs) as pool:
+        yield from pool.imap(make_utterance, plans, chunksize=4)
+
+
+class Progress:
+    """One line that is rewritten on a terminal, and four lines elsewhere."""
+
+    def __init__(self, name, total):
+        self._name, self._total, self._begin, self._shown = name, total, time.monotonic(), 0
+
+    def show(self, done):
+        """Say that ``done`` of all are done."""
+        terminal = sys.stderr.isatty()
+        step = max(1, self._total // (100 if terminal else 4))
+        if done != self._total and done - self._shown < step:
+            return
+        self._shown = done
+        left = (time.monotonic() - self._begin) / done * (self._total - done)
+        line = f"{self._name}: {done}/{self._total} utterances, {left:.0f} s left"
+        end = "\r" if terminal and done != self._total else "\n"
+        print(line.ljust(60) if terminal else line, end=end, file=sys.stderr, flush=True)
+
+
+def write_set(folder, made, plans):
+    """Write the Kaldi files of one set, sorted by utterance in the C locale; returns the number of different words."""
+    by_id = {plan.utterance: plan for plan in plans}
+    made = sorted(made)
+    speakers = collections.defaultdict(list)
+    vocabulary = set()
+    with (
+        atomic_write(folder / "wav.scp") as scp,
+        atomic_write(folder / "text") as text,
+        atomic_write(folder / "utt2spk") as utt2spk,
+        atomic_write(folder / "ref.ctm") as ctm,
+    ):
+        for utterance, _, words in made:
+            speaker = by_id[utterance].voice.speaker
+            speakers[speaker].append(utterance)
+            vocabulary.update(word for word, _, _ in words)
+            scp.write(f"{utterance} {by_id[utterance].path}\n")
+            text.write(f"{utterance} {' '.join(word for word, _, _ in words)}\n")
+            utt2spk.write(f"{utterance} {speaker}\n")
+            for word, start, end in words:
+                # Milliseconds as integers, so that start + duration is the rounded end.
+                first, last = round(start * 1000), round(end * 1000)
+                ctm.write(f"{utterance} 1 {first / 1000:.3f} {(last - first) / 1000:.3f} {word}\n")
+    with atomic_write(folder / "spk2utt") as spk2utt:
+        for speaker in sorted(speakers):
+            spk2utt.write(f"{speaker} {' '.join(speakers[speaker])}\n")
+    return len(vocabulary)
+
+
+def is_complete(folder, marker, wanted, plans):
+    """Whether a set made with the same options is there in whole."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    files = [folder / name for name in ("wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm")]
+    whole = all(path.is_file() and path.stat().st_size for path in [*files, *(Path(plan.path) for plan in plans)])
+    return found if whole and all(found.get(key) == value for key, value in wanted.items()) else None
+
+
+def make_set(out, name, size, seed, jobs):
+    """Make one set unless it is complete; returns its figures (a dict)."""
+    folder, marker, audio = out / name, out / "local" / f"{name}.json", out / "local" / "audio" / name
+    wanted = {"format": FORMAT, "set": name, "size": size, "seed": seed}
+    plans = plan_set(name, size, seed, audio)
+    found = is_complete(folder, marker, wanted, plans)
+    if found:
+        return {**found, "skipped": True}
+    marker.unlink(missing_ok=True)
+    shutil.rmtree(audio, ignore_errors=True)
+    progress, made = Progress(name, len(plans)), []
+    for result in _results(plans, jobs):
+        made.append(result)
+        progress.show(len(made))
+    different = write_set(folder, made, plans)
+    figures = {
+        **wanted,
+        "utterances": len(made),
+        "seconds": round(sum(samples for _, samples, _ in made) / synthesise.SAMPLE_RATE, 3),
+        "words": sum(len(words) for _, _, words in made),
+        "different_words": different,
+        "speakers": len({plan.voice.speaker for plan in plans}),
+    }
+    with atomic_write(marker) as stream:
+        json.dump(figures, stream, indent=2)
+        stream.write("\n")
+    return figures
+
+
+def describe(folder, figures):
+    """One line about a set."""
+    text = "{utterances} utterances, {hours:.2f} h, {words} words ({different_words} different), {speakers} speakers"
+    note = " (was complete)" if figures.get("skipped") else ""
+    return f"{folder}: {text.format(hours=figures['seconds'] / 3600, **figures)}{note}"
+
+
+def _usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _natural(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def main(arguments=None):
+    """Make all sets; exit status 0, or 1 with one line on stderr."""
+    parser = argparse.ArgumentParser(description="make the mini_espeak corpus")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="1 h or 5 h of training speech")
+    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
+    options = parser.parse_args(arguments)
+    try:
+        for name in sentences.SETS:
+            print(describe(options.out / name, make_set(options.out, name, options.size, options.seed, options.nj)))
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print(f"make_corpus.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

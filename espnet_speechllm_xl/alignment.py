@@ -1,0 +1,161 @@
+"""When each character of a transcript ends: CTC Viterbi, word times (CTM), and moving between tokenizers.
+
+The artefact is ``char_ends``: a Kaldi-style line per utterance with one end frame (25 Hz, 0-based, inclusive) for
+every character of its transcript, spaces included.  It knows no tokenizer: a target token ends where its last
+character ends.
+"""
+
+from dataclasses import dataclass
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.ctm import Word
+
+NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
+
+
+class AlignmentError(UserError):
+    """An utterance cannot be aligned; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """First and last frame (inclusive) that the best path gives to a token."""
+
+    start: int
+    end: int
+
+
+def viterbi(log_probs, tokens, blank):
+    """The best CTC path of ``tokens`` through ``log_probs`` (T, V + 1), as one :class:`TokenSpan` a token.
+
+    Uses ``torchaudio.functional.forced_align``.
+
+    Raises:
+        AlignmentError: no tokens, or too few frames for them and their repeats.
+    """
+    import torch
+    from torchaudio.functional import forced_align, merge_tokens
+
+    if not tokens:
+        raise AlignmentError("empty text")
+    repeats = sum(first == second for first, second in zip(tokens, tokens[1:], strict=False))
+    if len(log_probs) < len(tokens) + repeats:
+        raise AlignmentError(f"too few frames ({len(log_probs)}) for {len(tokens)} tokens and {repeats} repeats")
+    targets = torch.tensor([tokens], dtype=torch.int32)
+    path, scores = forced_align(log_probs[None].float(), targets, blank=blank)
+    return [TokenSpan(span.start, span.end - 1) for span in merge_tokens(path[0], scores[0].exp(), blank=blank)]
+
+
+def char_times(spans, token_char_ends, num_chars):
+    """Start and end frames of each character, two lists; a character has the times of its token.
+
+    Args:
+        spans: :class:`TokenSpan` of each token.
+        token_char_ends: exclusive end of each token's last character (text.py).
+        num_chars: length of the transcript.
+    """
+    starts, ends, start, end = [], [], 0, 0
+    for span, char_end in zip(spans, token_char_ends, strict=True):
+        start, end = span.start, max(end, span.end)
+        starts.extend([start] * (char_end - len(starts)))
+        ends.extend([end] * (char_end - len(ends)))
+    rest = num_chars - len(ends)
+    return [starts + [start] * rest, ends + [end] * rest]
+
+
+def token_ends(char_ends, token_char_ends):
+    """End frame of each token of any tokenizer: that of its last character; never decreasing."""
+    ends, last = [], 0
+    for char_end in token_char_ends:
+        last = max(last, char_ends[char_end - 1] if char_end else 0)
+        ends.append(last)
+    return ends
+
+
+def transfer(source, char_ends, target):
+    """Character ends of ``source`` moved to ``target``, the same words in another spelling.
+
+    Letters match without regard to case.  A character that the source lacks (punctuation, case marks) takes the end
+    of the character before it; a space takes its own match or the end before it.
+
+    Raises:
+        AlignmentError: a letter or digit of either text has no match in the other.
+    """
+    ends, position, last = [], 0, 0
+    for character in target:
+        match = _find(source, position, character)
+        if match is not None:
+            last = max(last, char_ends[match])
+            position = match + 1
+        elif character.isalnum():
+            raise AlignmentError(f"'{character}' of the transcript is not in the aligned text at '{source[position:][:20]}'")
+        ends.append(last)
+    if any(character.isalnum() for character in source[position:]):
+        raise AlignmentError(f"the aligned text goes on with '{source[position:][:20]}' where the transcript ends")
+    return ends
+
+
+def _find(source, position, character):
+    """Index of ``character`` in ``source`` from ``position`` on, skipping only marks and spaces; None if absent."""
+    wanted = character.casefold()
+    while position < len(source):
+        if source[position].casefold() == wanted:
+            return position
+        if source[position].isalnum():
+            return None
+        position += 1
+    return None
+
+
+def parse_char_ends(utterance, line, text):
+    """The integers of a ``char_ends`` line, checked against the transcript ``text``."""
+    try:
+        ends = [] if line.strip() in ("", NO_TEXT) else [int(field) for field in line.split()]
+    except ValueError as error:
+        raise AlignmentError(f"{utterance}: alignment is not a list of frames ({error}): run the align stage") from error
+    if len(ends) != len(text):
+        raise AlignmentError(
+            f"{utterance}: {len(ends)} aligned characters for a transcript of {len(text)}: "
+            "the transcript changed after the alignment; run the align stage again"
+        )
+    return ends
+
+
+def format_char_ends(ends):
+    """The ``char_ends`` line of one utterance."""
+    return " ".join(map(str, ends)) or NO_TEXT
+
+
+def word_times(text, starts, ends):
+    """The words of ``text`` as :class:`~espnet_speechllm_xl.ctm.Word`, from its characters' frames.
+
+    A word starts with its first character and ends with its last.
+    """
+    words, position = [], 0
+    for word in text.split():
+        first = text.index(word, position)
+        position = first + len(word)
+        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[position - 1])
+        words.append(Word(word, start, max(start, end)))
+    return words
+
+
+def from_word_times(text, words):
+    """Start and end frames of each character from word times: all characters of a word take its times.
+
+    Args:
+        text: the transcript.
+        words: :class:`~espnet_speechllm_xl.ctm.Word` of the utterance, in order.
+
+    Raises:
+        AlignmentError: the words are not those of the transcript.
+    """
+    source = " ".join(word.text for word in words)
+    starts, ends, last = [], [], 0
+    for index, word in enumerate(words):
+        last = max(last, timeline.frame_at(word.end))
+        count = len(word.text) + (index > 0)  # the space before a word belongs to it
+        starts.extend([min(last, timeline.frame_at(word.start))] * count)
+        ends.extend([last] * count)
+    return [transfer(source, starts, text), transfer(source, ends, text)]

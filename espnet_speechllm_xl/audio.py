@@ -1,0 +1,318 @@
+"""Audio of any kind of ``wav.scp`` entry, or of a user's file, as mono float32 at the wanted rate.
+
+An entry is a file that libsndfile opens (WAV, FLAC, SPHERE, Ogg, MP3, ...), a command that writes such a
+file (``sph2pipe -f wav x.sph |``), or an offset into a Kaldi archive (``x.ark:123``).  Whatever is wrong
+with it is an :class:`AudioError`: one line that names the entry and the next action.
+"""
+
+import io
+import logging
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from espnet_speechllm_xl.io import atomic_path
+
+OVERSHOOT_SECONDS = 0.5  # a segment may end this much after its recording (Kaldi's extract-segments does so)
+# Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
+UNKNOWN_BYTES = 0x7FFF0000
+BLOCK = 1 << 20
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used.  ``reason`` is a short code for counting; ``str()`` is the whole line.
+
+    Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, sample-rate, channel, segment.
+    """
+
+    def __init__(self, reason, message):
+        super().__init__(reason, message)
+        self.reason = reason
+
+    def __str__(self):
+        return self.args[1]
+
+
+def read_audio(
+    entry, sample_rate=16000, *, start=0.0, end=None, speed=1.0, channel=None, resample=True, notes=None, cache=None
+):
+    """Read an entry, or its part from ``start`` to ``end`` seconds.
+
+    Args:
+        entry: path, ``command |`` or ``archive:offset``; relative paths start at the working directory.
+        sample_rate: wanted rate in Hz; other rates are resampled (soxr), or refused with ``resample=False``.
+        speed: playback speed; 0.9 makes the audio 1/0.9 times as long.
+        channel: which channel (0-based) of several; None averages them.
+        notes: Counter that counts remarks (averaged channels, resampled, cut segment); None: they are logged.
+        cache: dict that keeps the last command's or archive's content, for several segments of one recording.
+    Returns:
+        float32 array (samples,), at least one sample.
+    Raises:
+        AudioError: see its reasons.
+    """
+    entry = os.fspath(entry).strip()
+    content = _fetch(entry, cache)
+    if isinstance(content, tuple):
+        rate, samples = content
+        first, count = _span(entry, start, end, rate, len(samples), notes)
+        samples = samples[first : first + count]
+    else:
+        samples, rate = _decode(entry, content, start, end, notes)
+    return conform(samples, rate, sample_rate, speed=speed, channel=channel, resample=resample, name=entry, notes=notes)
+
+
+def conform(
+    samples, rate, sample_rate=16000, *, speed=1.0, channel=None, resample=True, name="audio array", notes=None
+):
+    """Bring an array (samples,) or (samples, channels) to mono float32 at ``sample_rate`` Hz.
+
+    Integer arrays are scaled by their type's full range, so that 16-bit audio lies in [-1, 1).  Arguments
+    as in :func:`read_audio`; raises AudioError (empty, not-finite, channel, sample-rate, unreadable).
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
+        raise AudioError(
+            "unreadable",
+            f"{name}: an array of shape {samples.shape} and type {samples.dtype} is no audio; "
+            "give numbers of shape (samples,) or (samples, channels)",
+        )
+    if samples.size == 0:
+        raise AudioError("empty", f"{name} holds no samples: record or copy it again, or remove it from the list")
+    samples = _to_float(samples)
+    bad = int(np.count_nonzero(~np.isfinite(samples)))
+    if bad:
+        raise AudioError(
+            "not-finite", f"{name} holds {bad} NaN or infinite samples: make the file again from its source"
+        )
+    samples = _to_mono(samples, channel, name, notes)
+    if rate != sample_rate:
+        if not resample:
+            raise AudioError(
+                "sample-rate",
+                f"{name} is at {rate} Hz, {sample_rate} Hz are wanted: convert it "
+                f"(`sox IN -r {sample_rate} OUT`), or allow resampling",
+            )
+        _note(notes, "resampled", f"{name}: resampled from {rate} to {sample_rate} Hz")
+    if rate * speed != sample_rate:
+        faster = soxr.resample(samples, rate * speed, sample_rate).astype(np.float32, copy=False)
+        samples = faster if len(faster) else samples[:1]
+    return np.ascontiguousarray(samples)
+
+
+def resample(samples, rate, sample_rate):
+    """An array (samples,) or (samples, channels) at ``rate`` Hz as mono float32 at ``sample_rate`` Hz; see conform."""
+    return conform(samples, rate, sample_rate)
+
+
+def to_int16(samples):
+    """float (samples,) -> (int16 (samples,), how many samples were clipped); undoes 16-bit reading exactly."""
+    scaled = np.rint(np.asarray(samples, np.float64) * 32768)
+    clipped = int(np.count_nonzero((scaled < -32768) | (scaled > 32767)))
+    return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
+
+
+def write_flac(path, samples, sample_rate):
+    """Write int16 (samples,) as 16-bit FLAC, whole or not at all."""
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, samples, sample_rate, format="FLAC", subtype="PCM_16")
+
+
+def backing_file(entry):
+    """The file that an entry reads (path or archive), or None for a command or a missing file."""
+    entry = os.fspath(entry).strip()
+    if entry.endswith("|"):
+        return None
+    for name in (entry, _archive(entry)[0]):
+        if name and os.path.isfile(name):
+            return Path(name)
+    return None
+
+
+def _note(notes, kind, message):
+    if notes is None:
+        logging.warning(message)
+    else:
+        notes[kind] += 1
+
+
+def _archive(entry):
+    """``x.ark:123[0:5]`` -> (file, offset, slice); (None, None, None) for anything else."""
+    match = re.fullmatch(r"(.+):(\d+)(\[[\d:, ]*\])?", entry)
+    return match.groups() if match else (None, None, None)
+
+
+def _fetch(entry, cache):
+    """A path, the bytes of an audio file, or (rate, samples)."""
+    if cache is not None and entry in cache:
+        return cache[entry]
+    archive, offset, part = _archive(entry)
+    try:
+        if entry.endswith("|"):
+            content = _run(entry)
+        elif os.path.isfile(entry):
+            if os.path.getsize(entry) == 0:
+                raise AudioError("empty", f"{entry} is an empty file: copy it again, or remove it from the list")
+            return Path(entry)
+        elif archive and os.path.isfile(archive):
+            content = _load_archive(entry, archive, int(offset), part)
+        else:
+            raise AudioError(
+                "missing",
+                f"{entry} does not exist (working directory {os.getcwd()}): correct the path; "
+                "relative ones in wav.scp start at the working directory",
+            )
+    except OSError as error:
+        raise AudioError("unreadable", f"{entry} cannot be read: {error.strerror or error}") from None
+    if cache is not None:
+        cache.clear()
+        cache[entry] = content
+    return content
+
+
+def _run(entry):
+    done = subprocess.run(entry[:-1], shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise AudioError(
+            "command-failed",
+            f"`{entry}` failed with exit code {done.returncode}{': ' + said[-1] if said else ''}; "
+            "run it by hand, install the program or correct wav.scp",
+        )
+    if not done.stdout:
+        raise AudioError("empty", f"`{entry}` wrote no audio: run it by hand and correct wav.scp")
+    return done.stdout
+
+
+def _load_archive(entry, archive, offset, part):
+    with open(archive, "rb") as stream:
+        stream.seek(offset)
+        kind = stream.read(4)
+        if part is None and kind == b"RIFF":
+            size = int.from_bytes(stream.read(4), "little")
+            stream.seek(offset)
+            return stream.read(-1 if size >= UNKNOWN_BYTES else size + 8)
+        if part is None and kind == b"fLaC":
+            return kind + stream.read()
+    import kaldiio
+
+    try:
+        content = kaldiio.load_mat(entry)
+    except Exception as error:  # kaldiio has no error class of its own: damaged archives raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AudioError(
+            "unreadable", f"{entry} is damaged or no audio ({reason}): make the archive again and its scp with it"
+        ) from None
+    if not isinstance(content, tuple):
+        raise AudioError("unreadable", f"{entry} is a matrix of features, not audio: give the wav.scp of the audio")
+    return content
+
+
+def _decode(entry, content, start, end, notes):
+    """Samples (samples, channels) of float32 and their rate, from a path or from bytes."""
+    try:
+        with soundfile.SoundFile(_open(content)) as audio:
+            # FLAC written to a pipe has no length; libsndfile then says a number beyond any file.
+            if audio.frames >= 1 << 40:
+                samples = _read_blocks(content)
+                first, count = _span(entry, start, end, audio.samplerate, len(samples), notes)
+                return samples[first : first + count], audio.samplerate
+            _check_length(entry, audio, content)
+            first, count = _span(entry, start, end, audio.samplerate, audio.frames, notes)
+            if first:
+                audio.seek(first)
+            samples = audio.read(count, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        if str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
+            advice = "compressed SPHERE needs the entry `sph2pipe -f wav FILE |`"
+        else:
+            advice = "copy it again, or convert it to WAV or FLAC"
+        reason = " ".join(str(error).split()).rstrip(". :")
+        raise AudioError("unreadable", f"{entry} is damaged or of an unknown format ({reason}): {advice}") from None
+    # MP3 headers may only estimate the length, hence 1 %.
+    if len(samples) < 0.99 * count:
+        raise _cut_short(entry, count, len(samples))
+    return samples, audio.samplerate
+
+
+def _open(content):
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+class _Sequential(soundfile.SoundFile):
+    """soundfile seeks after every read, which fails at the end of FLAC without a length."""
+
+    def seekable(self):
+        return False
+
+
+def _read_blocks(content):
+    blocks = []
+    with _Sequential(_open(content)) as audio:
+        while not blocks or len(blocks[-1]) == BLOCK:
+            blocks.append(audio.read(BLOCK, dtype="float32", always_2d=True))
+    return np.concatenate(blocks)
+
+
+def _cut_short(entry, promised, found):
+    return AudioError(
+        "cut-short", f"{entry} is cut short: its header promises {promised} samples, {found} are there; copy it again"
+    )
+
+
+def _check_length(entry, audio, content):
+    """libsndfile shortens WAV and SPHERE files without a word when bytes are missing."""
+    promised = None
+    if audio.format in ("WAV", "WAVEX"):
+        match = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
+        if match and int(match[2]) < int(match[1]) < UNKNOWN_BYTES:
+            promised = int(match[1]) * audio.frames // max(1, int(match[2]))
+    elif audio.format == "NIST":
+        head = content[:1024] if isinstance(content, bytes) else content.open("rb").read(1024)
+        match = re.search(rb"sample_count -i (\d+)", head)
+        promised = int(match[1]) if match else None
+    if promised is not None and promised > audio.frames:
+        raise _cut_short(entry, promised, audio.frames)
+
+
+def _span(entry, start, end, rate, total, notes):
+    """First sample and number of samples of a segment."""
+    if start == 0 and end is None:
+        return 0, total
+    first, last = round(start * rate), total if end is None else round(end * rate)
+    if first >= total or last - total > OVERSHOOT_SECONDS * rate:
+        raise AudioError(
+            "segment",
+            f"{entry}: segment {start} .. {'end' if end is None else end} s is outside of the recording "
+            f"({total / rate:.3f} s): correct segments",
+        )
+    if last > total:
+        _note(notes, "segment-end-cut", f"{entry}: segment end {end} s cut to the recording's {total / rate:.3f} s")
+    return first, min(last, total) - first
+
+
+def _to_float(samples):
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    info = np.iinfo(samples.dtype)
+    full = (info.max - info.min + 1) // 2
+    middle = full if samples.dtype.kind == "u" else 0
+    return ((samples.astype(np.float64) - middle) / full).astype(np.float32)
+
+
+def _to_mono(samples, channel, name, notes):
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    channels = samples.shape[1]
+    if channel is not None:
+        if not 0 <= channel < channels:
+            raise AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
+        return samples[:, channel]
+    if channels == 1:
+        return samples[:, 0]
+    _note(notes, "channels-averaged", f"{name}: {channels} channels averaged; choose one with the channel option")
+    return samples.mean(axis=1, dtype=np.float64).astype(np.float32)

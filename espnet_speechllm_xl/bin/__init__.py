@@ -1,0 +1,1 @@
+"""Commands; cli.py finds them."""

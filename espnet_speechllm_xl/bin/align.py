@@ -1,0 +1,164 @@
+"""``align``: end frames of every character of a dump set, by the CTC aligner or from reference word times."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+
+def add_arguments(parser):
+    """Options of the command."""
+    parser.add_argument("--dump", required=True, help="dump set to align (dump/raw/SET)")
+    parser.add_argument("--out", required=True, help="directory for the aligned set")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="directory of a trained aligner")
+    source.add_argument("--ctm", help="word times to use instead of the aligner's")
+    parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
+    parser.add_argument("--text", help="Kaldi text to move the alignment to: the same words, other spelling")
+    parser.add_argument("--batch-size", type=int, default=16, help="utterances computed at once (default %(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+
+
+def main(args):
+    """Write the aligned set: Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``,
+    ``failed`` (utterance and reason) and ``report.json``; returns the exit code."""
+    from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.kaldi import read_table
+
+    dump, out = Path(args.dump), Path(args.out)
+    text = read_table(dump / "text")
+    if args.model:
+        samples = {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
+        batches = jobs.batches_by_length({utterance: samples[utterance] for utterance in text}, args.batch_size)
+        settings = {
+            "model": args.model,
+            "weights": args.weights,
+            "device": args.device,
+            "dump": str(dump),
+            "stamp": _stamp(args.model, dump),
+        }
+        aligned = dict(
+            jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"align {dump.name}")
+        )
+    else:
+        aligned = _from_ctm(args.ctm, text)
+    if args.text:
+        _move(aligned, text, read_table(args.text))
+        text = read_table(args.text)
+    failed = {utterance: result for utterance, result in sorted(aligned.items()) if isinstance(result, str)}
+    good = {utterance: result for utterance, result in sorted(aligned.items()) if not isinstance(result, str)}
+    if not good:
+        reason = next(iter(failed.values()), "no utterances")
+        raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
+    _write(dump, out, text, good, failed)
+    jobs.finish(out / ".parts")
+    reasons = Counter(reason.split(" (")[0].split(":")[0] for reason in failed.values())
+    listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
+    print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
+    return 0
+
+
+def _stamp(model, dump):
+    """Changes when the weights or the set do, so that partial results of others are not taken over."""
+    files = [*Path(model).glob("*.pth"), dump / "text", dump / "wav.scp"]
+    return max(file.stat().st_mtime_ns for file in files if file.exists())
+
+
+def make_worker(settings):
+    """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> ``[id, result]`` pairs.
+
+    A result is ``[start and end frame of each character]`` as two lists, or the reason (str) why there is none.
+    """
+    import torch
+
+    from espnet_speechllm_xl.audio import read_audio
+    from espnet_speechllm_xl.inference import load_model
+    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.tasks.ctc import CTCTask
+
+    model, tokenizer, _ = load_model(settings["model"], CTCTask, settings["weights"], settings["device"])
+    dump = Path(settings["dump"])
+    text, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
+    rate = model.acoustic.config.sample_rate
+
+    def work(utterances):
+        speech = [torch.as_tensor(read_audio(audio[utterance], rate)) for utterance in utterances]
+        lengths = torch.tensor([len(samples) for samples in speech])
+        padded = torch.nn.utils.rnn.pad_sequence(speech, batch_first=True)
+        with torch.no_grad():
+            log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
+        rows = zip(utterances, log_probs.cpu(), counts.tolist(), strict=True)
+        return [[utterance, _align_one(row[:count], text[utterance], model, tokenizer)] for utterance, row, count in rows]
+
+    return work
+
+
+def _align_one(log_probs, transcript, model, tokenizer):
+    from espnet_speechllm_xl.alignment import AlignmentError, char_times, viterbi
+    from espnet_speechllm_xl.text import normalise
+
+    transcript = normalise(transcript)
+    unknown = tokenizer.unknown(transcript)
+    if unknown:
+        return f"unknown symbols: {''.join(sorted(set(unknown)))}"
+    tokens, token_char_ends = tokenizer.encode(transcript)
+    try:
+        spans = viterbi(log_probs, tokens, model.ctc.blank)
+    except AlignmentError as error:
+        return str(error)
+    return char_times(spans, token_char_ends, len(transcript))
+
+
+def _from_ctm(path, text):
+    from espnet_speechllm_xl.alignment import AlignmentError, from_word_times
+    from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.text import normalise
+
+    words = read_ctm(path)
+    results = {}
+    for utterance, transcript in text.items():
+        try:
+            if utterance not in words:
+                raise AlignmentError("not in the CTM")
+            results[utterance] = from_word_times(normalise(transcript), words[utterance])
+        except AlignmentError as error:
+            results[utterance] = str(error)
+    return results
+
+
+def _move(aligned, source, target):
+    """Move every alignment to the spelling of ``target``, in place."""
+    from espnet_speechllm_xl.alignment import AlignmentError, transfer
+    from espnet_speechllm_xl.text import normalise
+
+    for utterance, result in aligned.items():
+        if isinstance(result, str):
+            continue
+        try:
+            if utterance not in target:
+                raise AlignmentError("not in the text to move to")
+            texts = normalise(source[utterance]), normalise(target[utterance])
+            aligned[utterance] = [transfer(texts[0], times, texts[1]) for times in result]
+        except AlignmentError as error:
+            aligned[utterance] = str(error)
+
+
+def _write(dump, out, text, good, failed):
+    from espnet_speechllm_xl.alignment import format_char_ends, word_times
+    from espnet_speechllm_xl.ctm import write_ctm
+    from espnet_speechllm_xl.io import atomic_write
+    from espnet_speechllm_xl.kaldi import read_table, spk2utt, write_table
+    from espnet_speechllm_xl.text import normalise
+
+    texts = {utterance: normalise(text[utterance]) for utterance in good}
+    write_table(out / "text", texts)
+    for name in ("wav.scp", "utt2spk", "utt2num_samples"):
+        table = read_table(dump / name)
+        write_table(out / name, {utterance: table[utterance] for utterance in good})
+    write_table(out / "spk2utt", spk2utt(read_table(out / "utt2spk")))
+    write_table(out / "char_ends", {utterance: format_char_ends(ends) for utterance, (_, ends) in good.items()})
+    write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
+    write_table(out / "failed", failed)
+    with atomic_write(out / "report.json") as stream:
+        json.dump({"aligned": len(good), "failed": len(failed), "total": len(good) + len(failed)}, stream)

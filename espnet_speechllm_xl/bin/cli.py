@@ -1,0 +1,59 @@
+"""``speechllm-xl COMMAND``: finds the command; nothing heavy is imported before its arguments are known."""
+
+import argparse
+import importlib
+import sys
+
+from espnet_speechllm_xl import __version__
+
+COMMANDS = {
+    "train": "train SpeechLLM-XL (ESPnet options)",
+    "train-aligner": "train the CTC aligner (ESPnet options)",
+    "align": "force-align a dump set, or take word times from a CTM",
+    "decode": "decode a dump set",
+    "transcribe": "transcribe audio files",
+    "score": "WER, CER, TER and RESULTS.md",
+    "pack": "make one file of a trained model",
+}
+OK, SOME_FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(argv=None):
+    """Run a command; returns its exit code: 0 done, 1 some inputs failed, 2 wrong use."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else None
+    if name in ("train", "train-aligner"):
+        from espnet_speechllm_xl.bin import train
+
+        return train.main(name, argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="speechllm-xl", description="Streaming decoder-only speech recognition (SpeechLLM-XL)."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    module = None
+    for command, text in COMMANDS.items():
+        subparser = subparsers.add_parser(command, help=text, description=text)
+        if command == name:
+            module = importlib.import_module(f"espnet_speechllm_xl.bin.{command}")
+            module.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    return _run(module, args)
+
+
+def _run(module, args):
+    """Errors that name the input and the next action are one line; anything else is a bug and keeps its traceback."""
+    from espnet_speechllm_xl.errors import UserError
+
+    try:
+        return module.main(args)
+    except UserError as error:
+        print(f"speechllm-xl: error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        print("speechllm-xl: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Kaldi directories and dumps: ``python3 -m espnet_speechllm_xl.bin.data check|perturb|format|subset|longform``."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+
+class Progress:
+    """A line on stderr every ``every`` seconds, and one at the end if there was any before."""
+
+    def __init__(self, what, every=10.0):
+        self.what, self.every = what, every
+        self.begin = self.last = time.monotonic()
+        self.shown = False
+
+    def __call__(self, done, total):
+        now = time.monotonic()
+        if now - self.last < self.every and not (self.shown and done == total):
+            return
+        self.last, self.shown = now, True
+        left = (now - self.begin) / max(1, done) * (total - done)
+        print(f"{self.what}: {done}/{total} utterances, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def _check(args):
+    from espnet_speechllm_xl.kaldi import check_dir, fix_dir
+
+    need_text = not args.no_text_ok
+    if args.fix and check_dir(args.directory, need_text):
+        kept, dropped, remarks = fix_dir(args.directory, need_text)
+        for remark in remarks:
+            print(remark)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+        total = sum(dropped.values())
+        print(
+            f"{args.directory}: {len(kept) + total} in = {len(kept)} kept + {total} dropped"
+            f"{f' ({reasons})' if reasons else ''}; old files in {Path(args.directory) / '.backup'}"
+        )
+    problems = check_dir(args.directory, need_text)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"{args.directory}: {len(problems)} problems; `check --fix` mends what can be mended", file=sys.stderr)
+        return 1
+    print(f"{args.directory}: good")
+    return 0
+
+
+def _perturb(args):
+    from espnet_speechllm_xl.kaldi import perturb_dir
+
+    read, written = perturb_dir(args.data, args.out, args.factors)
+    print(f"{args.out}: {read} utterances of {args.data} -> {written} at speeds {args.factors}")
+    return 0
+
+
+def _subset(args):
+    from espnet_speechllm_xl.kaldi import read_list, subset_dir
+
+    listed = None if args.utt_list is None else read_list(args.utt_list)
+    chosen, absent = subset_dir(args.data, args.out, args.first, args.last, listed)
+    line = f"{args.out}: {len(chosen)} utterances of {args.data}"
+    if listed is not None:
+        line += f"; {len(listed)} listed = {len(chosen)} written + {len(absent)} not in {args.data}"
+        line += f" (first '{absent[0]}')" if absent else ""
+    print(line)
+    return 0
+
+
+def _settings(args, **more):
+    from espnet_speechllm_xl.dump import Settings
+
+    return Settings(sample_rate=args.sample_rate, **more)
+
+
+def _format(args):
+    from espnet_speechllm_xl.dump import format_dir
+
+    settings = _settings(
+        args, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
+        resample=not args.no_resample,
+    )  # fmt: skip
+    report = format_dir(
+        args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=Progress(args.dump)
+    )
+    print(f"{args.data} -> {args.dump}: {report}")
+    if report.skipped:
+        print(f"skipped utterances and reasons: {Path(args.dump) / 'skipped'}")
+    return 0
+
+
+def _longform(args):
+    from espnet_speechllm_xl.dump import longform_dir
+
+    report = longform_dir(
+        args.dump, args.out, args.factor, order=args.order, seed=args.seed,
+        settings=_settings(args, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
+    )  # fmt: skip
+    print(f"{args.dump} -> {args.out}, {args.factor} at a time: {report}")
+    return 0
+
+
+def _at_least(kind, low):
+    """An argparse type: a number of ``kind`` not below ``low``."""
+
+    def number(text):
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def _cpus():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _writers(parser):
+    parser.add_argument("--sample-rate", type=_at_least(int, 1000), default=16000, help="Hz (default 16000)")
+    parser.add_argument("--nj", type=_at_least(int, 1), default=min(4, _cpus()), help="processes")
+
+
+def get_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m espnet_speechllm_xl.bin.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    check = commands.add_parser("check", help="find, and with --fix mend, defects of a Kaldi directory")
+    check.add_argument("directory")
+    check.add_argument("--fix", action="store_true", help="sort, drop unmatched utterances, rebuild spk2utt")
+    check.add_argument("--no-text-ok", action="store_true", help="missing and empty texts are no defect")
+    check.set_defaults(run=_check)
+
+    perturb = commands.add_parser("perturb", help="copy a directory once per playback speed (utt2speed, no audio)")
+    perturb.add_argument("--data", required=True, help="Kaldi directory")
+    perturb.add_argument("--out", required=True)
+    perturb.add_argument("--factors", default="0.9 1.0 1.1", help='default "0.9 1.0 1.1"')
+    perturb.set_defaults(run=_perturb)
+
+    form = commands.add_parser("format", help="write a dump: 16-bit FLAC, mono, one file per utterance")
+    form.add_argument("--data", required=True, help="Kaldi directory or ESPnet dump")
+    form.add_argument("--dump", required=True, help="directory to write, dump/raw/<set>")
+    form.add_argument("--min-seconds", type=_at_least(float, 0), default=0.0, help="shorter ones are skipped")
+    form.add_argument("--max-seconds", type=_at_least(float, 0), default=float("inf"), help="longer ones are skipped")
+    form.add_argument("--channel", type=_at_least(int, 0), help="channel (from 0) of stereo audio; default: average")
+    form.add_argument("--no-resample", action="store_true", help="skip audio of another rate")
+    form.add_argument("--no-text-ok", action="store_true", help="keep utterances without text (test sets)")
+    _writers(form)
+    form.set_defaults(run=_format)
+
+    subset = commands.add_parser("subset", help="part of a Kaldi directory or dump, audio not copied")
+    subset.add_argument("--data", required=True)
+    subset.add_argument("--out", required=True)
+    which = subset.add_mutually_exclusive_group(required=True)
+    which.add_argument("--first", type=_at_least(int, 1), metavar="N", help="the first N utterances in C order")
+    which.add_argument("--last", type=_at_least(int, 1), metavar="N", help="the last N utterances in C order")
+    which.add_argument("--utt-list", metavar="FILE", help="utterance ids, first word of each line")
+    subset.set_defaults(run=_subset)
+
+    long = commands.add_parser("longform", help="join consecutive utterances of a speaker")
+    long.add_argument("--dump", required=True, help="dump to read")
+    long.add_argument("--out", required=True, help="dump to write")
+    long.add_argument("--factor", type=_at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
+    long.add_argument("--order", choices=("consecutive", "shuffled"), default="consecutive")
+    long.add_argument("--gap-seconds", type=_at_least(float, 0), default=0.0, help="silence between utterances")
+    long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
+    _writers(long)
+    long.set_defaults(run=_longform)
+    return parser
+
+
+def main(argv=None):
+    """Run a command.  Returns 0, or 1 with one line on stderr when the data is unusable (2: wrong use)."""
+    args = get_parser().parse_args(argv)
+    from espnet_speechllm_xl.kaldi import KaldiError
+
+    try:
+        return args.run(args)
+    except (KaldiError, OSError) as error:
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""``decode``: transcribe a dump set into ESPnet's layout."""
+
+import json
+import time
+from pathlib import Path
+
+from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
+
+
+def add_arguments(parser):
+    """Options of the command."""
+    parser.add_argument("--dump", required=True, help="dump set to decode (dump/raw/SET)")
+    parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, decode.json")
+    parser.add_argument("--batch-size", type=int, default=8, help="utterances decoded together (default %(default)s)")
+    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    add_model_arguments(parser)
+
+
+def main(args):
+    """Decode; returns the exit code, 1 when some audio could not be read."""
+    from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.io import atomic_write
+    from espnet_speechllm_xl.kaldi import read_table, write_table
+
+    dump, out = Path(args.dump), Path(args.out)
+    samples = {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
+    batches = jobs.batches_by_length(samples, args.batch_size)
+    model = Path(args.model)
+    stamp = max((file.stat().st_mtime_ns for file in [model, *model.glob("*.pth")] if file.exists()), default=0)
+    settings = {"load": load_settings(args), "dump": str(dump), "stamp": stamp}
+    results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}")
+    done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
+    failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
+    good = {utterance: item for utterance, item in done.items() if "failed" not in item}
+    write_table(out / "text", {utterance: item["nbest"][0]["text"] for utterance, item in good.items()})
+    write_table(out / "token", {utterance: " ".join(item["nbest"][0]["tokens"]) for utterance, item in good.items()})
+    write_table(
+        out / "token_int", {u: " ".join(map(str, item["nbest"][0]["token_ids"])) for u, item in good.items()}
+    )
+    write_table(out / "score", {utterance: str(item["nbest"][0]["score"]) for utterance, item in good.items()})
+    write_table(out / "failed", failed)
+    if (args.nbest or 1) > 1:
+        with atomic_write(out / "nbest.jsonl") as stream:
+            stream.writelines(json.dumps({"utterance": u, "nbest": i["nbest"]}) + "\n" for u, i in good.items())
+    summary = {
+        "utterances": len(good),
+        "failed": len(failed),
+        "capped": sum(item["nbest"][0]["capped"] for item in good.values()),
+        "audio_seconds": sum(item["audio_seconds"] for item in good.values()),
+        "seconds": sum(item["seconds"] for item in good.values()),
+        "device": args.device,
+        "settings": settings["load"],
+    }
+    with atomic_write(out / "decode.json") as stream:
+        json.dump(summary, stream, indent=2)
+    jobs.finish(out / ".parts")
+    _print_summary(out, summary, failed)
+    return 1 if failed else 0
+
+
+def make_worker(settings):
+    """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
+    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.inference import Speech2Text
+    from espnet_speechllm_xl.kaldi import read_table
+
+    speech2text = Speech2Text.from_pretrained(**settings["load"])
+    audio = read_table(Path(settings["dump"]) / "wav.scp")
+
+    def work(utterances):
+        items, recordings = [{"utterance": utterance} for utterance in utterances], []
+        for item in items:
+            try:
+                recordings.append((item, speech2text.load(audio[item["utterance"]])))
+            except AudioError as error:
+                item["failed"] = str(error)
+        start = time.perf_counter()
+        decoded = speech2text.transcribe_batch([samples for _, samples in recordings])
+        # Decoded together, so each gets its share of the time by its length.
+        total = max(1, sum(len(samples) for _, samples in recordings))
+        per_sample = (time.perf_counter() - start) / total
+        for (item, samples), nbest in zip(recordings, decoded, strict=True):
+            item["nbest"] = [
+                {
+                    "text": transcript.text,
+                    "score": transcript.score,
+                    "tokens": transcript.tokens,
+                    "token_ids": transcript.token_ids,
+                    "capped": transcript.capped,
+                }
+                for transcript in nbest
+            ]
+            item["audio_seconds"] = len(samples) / speech2text.sample_rate
+            item["seconds"] = per_sample * len(samples)
+        return items
+
+    return work
+
+
+def _print_summary(out, summary, failed):
+    rtf = summary["seconds"] / max(summary["audio_seconds"], 1e-9)
+    print(
+        f"{out}: {summary['utterances']} utterances decoded, {len(failed)} failed; "
+        f"{summary['capped']} chunks hit the token cap; RTF {rtf:.3f}"
+    )
+    for utterance, reason in failed.items():
+        print(f"  failed: {utterance}: {reason}")

@@ -1,0 +1,19 @@
+"""``pack``: one file of a trained model."""
+
+
+def add_arguments(parser):
+    """Options of the command."""
+    parser.add_argument("--model", required=True, help="experiment directory")
+    parser.add_argument("--out", required=True, help="file to write, e.g. model.zip")
+    parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
+
+
+def main(args):
+    """Write the file; returns the exit code."""
+    from pathlib import Path
+
+    from espnet_speechllm_xl.inference import pack
+
+    pack(args.model, args.out, args.weights)
+    print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB; speechllm-xl transcribe FILE --model {args.out}")
+    return 0

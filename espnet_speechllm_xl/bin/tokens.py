@@ -1,0 +1,72 @@
+"""``python -m espnet_speechllm_xl.bin.tokens``: train a sentencepiece tokenizer, or take a Hugging Face one."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.io import atomic_path, atomic_write
+from espnet_speechllm_xl.text import load_tokenizer, normalise
+
+
+def main(argv=None):
+    """Write ``tokenizer.model`` (or the directory ``tokenizer``) and ``tokens.txt``; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Make the tokenizer of a recipe.")
+    parser.add_argument("--text", required=True, help="Kaldi text file of the training set")
+    parser.add_argument("--out", required=True, help="directory for tokenizer.model and tokens.txt")
+    parser.add_argument("--type", default="bpe", choices=["bpe", "unigram", "char", "hf"])
+    parser.add_argument("--vocab-size", type=int, default=100, help="tokens (bpe, unigram)")
+    parser.add_argument("--hf", help="directory of a Hugging Face tokenizer (--type hf)")
+    args = parser.parse_args(argv)
+    try:
+        tokenizer = _make(args)
+    except UserError as error:
+        print(f"tokens: error: {error}", file=sys.stderr)
+        return 2
+    with atomic_write(Path(args.out) / "tokens.txt") as stream:
+        stream.writelines(f"{piece}\n" for piece in tokenizer.pieces)
+    print(f"{args.out}: {len(tokenizer.pieces)} tokens ({args.type})")
+    return 0
+
+
+def _make(args):
+    out = Path(args.out)
+    if args.type == "hf":
+        if not args.hf:
+            raise UserError("--type hf needs --hf DIR")
+        tokenizer = load_tokenizer(args.hf)
+        shutil.copytree(args.hf, out / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        return tokenizer
+    with open(args.text, encoding="utf-8") as stream:
+        sentences = [normalise(line.split(maxsplit=1)[1]) for line in stream if len(line.split(maxsplit=1)) == 2]
+    if not sentences:
+        raise UserError(f"{args.text} has no transcripts: run the format stage")
+    with atomic_path(out / "tokenizer.model") as temporary:
+        _train(sentences, temporary, args)
+    return load_tokenizer(out / "tokenizer.model")
+
+
+def _train(sentences, path, args):
+    import sentencepiece
+
+    with open(path, "wb") as model:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type=args.type,
+                vocab_size=args.vocab_size if args.type != "char" else len(set("".join(sentences))) + 2,
+                character_coverage=1.0,
+                normalization_rule_name="identity",  # NFC is done already; NFKC would change what is scored
+                hard_vocab_limit=args.type != "char",
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(f"--vocab-size {args.vocab_size} does not fit {args.text}: {str(error).splitlines()[0]}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Keys and values of the decoder with their positions and chunk ids: append, fork, evict, re-base.
+
+A :class:`Row` is one hypothesis' past and never changes, so a fork is another reference to it.  A
+:class:`Batch` joins rows for one decoder call: the pasts are copied once into a buffer with room for the new
+keys, Hugging Face's attention writes those in place, and the rows after the call are views of the buffer.
+
+Shape legend: ``R`` rows, ``H`` key heads, ``W`` cached slots, ``q`` new inputs, ``d`` head dimension.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from espnet_speechllm_xl.visibility import PADDING
+
+
+@dataclass(frozen=True)
+class Row:
+    """One hypothesis' past."""
+
+    keys_values: torch.Tensor  # (2 * layers, H, W, d): keys of layer 0, values of layer 0, keys of layer 1, ...
+    position: torch.Tensor  # (W,) rotary position of each slot
+    chunk: torch.Tensor  # (W,) chunk id, PADDING where a slot holds nothing
+    next_position: int  # position of the next input
+
+    def evict(self, oldest_chunk):
+        """Drop the slots of chunks before ``oldest_chunk``, and empty ones: nothing can see them any more."""
+        keep = (self.chunk >= max(oldest_chunk, 0)).nonzero()[:, 0]
+        return Row(self.keys_values[:, :, keep], self.position[keep], self.chunk[keep], self.next_position)
+
+    def rebase(self, limit, rotate):
+        """Move all positions back to start at 0 once the first reaches ``limit``; only differences matter to RoPE.
+
+        Angles of large positions lose float32 digits.  A key is visible for few chunks, so it is rotated back
+        a few times at most and no error accumulates.
+
+        Args:
+            rotate: ``(keys (..., W, d), shift) -> keys``, a rotation by ``shift`` positions.
+        """
+        shift = int(self.position[0]) if len(self.position) else self.next_position
+        if shift < limit:
+            return self
+        moved = self.keys_values.clone()
+        moved[0::2] = rotate(self.keys_values[0::2], -shift)
+        return Row(moved, self.position - shift, self.chunk, self.next_position - shift)
+
+
+def empty_row(layers, heads, head_dim, dtype, device):
+    """The past before the first input."""
+    nothing = torch.empty(0, dtype=torch.long, device=device)
+    return Row(torch.empty(2 * layers, heads, 0, head_dim, dtype=dtype, device=device), nothing, nothing, 0)
+
+
+class Batch:
+    """Rows joined for one decoder call; ``update`` is what Hugging Face's attention layers call.
+
+    Args:
+        rows: pasts, any widths.
+        counts: new inputs of each row.
+        chunks: the chunk each row's new inputs belong to.
+    """
+
+    def __init__(self, rows, counts, chunks):
+        widths = [row.keys_values.shape[2] for row in rows]
+        self.width, self.new = max(widths), max(counts)
+        first = rows[0].keys_values
+        total = self.width + self.new
+        self.buffer = first.new_zeros(first.shape[0], len(rows), first.shape[1], total, first.shape[3])
+        self.position = rows[0].position.new_zeros(len(rows), total)
+        self.chunk = torch.full_like(self.position, PADDING)
+        steps = torch.arange(self.new, device=first.device)
+        for index, (row, width) in enumerate(zip(rows, widths, strict=True)):
+            self.buffer[:, index, :, :width] = row.keys_values
+            self.position[index, :width] = row.position
+            self.chunk[index, :width] = row.chunk
+            self.position[index, self.width :] = row.next_position + steps
+            self.chunk[index, self.width : self.width + counts[index]] = chunks[index]
+        self.next_positions = [row.next_position + count for row, count in zip(rows, counts, strict=True)]
+
+    @property
+    def query_position(self):
+        """(R, q) positions of the new inputs."""
+        return self.position[:, self.width :]
+
+    @property
+    def query_chunk(self):
+        """(R, q) chunk ids of the new inputs, PADDING where a row has fewer than the others."""
+        return self.chunk[:, self.width :]
+
+    def update(self, keys, values, layer, *_):
+        """Store one layer's new keys and values (R, H, q, d); return all of that layer's (R, H, W + q, d)."""
+        self.buffer[2 * layer, :, :, self.width :] = keys
+        self.buffer[2 * layer + 1, :, :, self.width :] = values
+        return self.buffer[2 * layer], self.buffer[2 * layer + 1]
+
+    def get_seq_length(self, *_):
+        """Cached slots before the call (part of Hugging Face's cache interface)."""
+        return self.width
+
+    def rows(self):
+        """The rows after the call."""
+        return [
+            Row(self.buffer[:, index], self.position[index], self.chunk[index], next_position)
+            for index, next_position in enumerate(self.next_positions)
+        ]

@@ -1,0 +1,198 @@
+"""Every setting of the model and of decoding, declared once.
+
+These frozen dataclasses *are* the ``*_conf`` sections of the ESPnet YAML: ``encoder_conf``
+is :class:`EncoderConfig`, ``chunking_conf`` is :class:`ChunkingConfig`, and so on.  A name that
+no field has is an error that lists the fields, and checks between fields live here only.
+
+Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encoder frames) at
+25 Hz, 40 ms each; *chunks* of ``chunk`` frames; seconds where a name ends in ``_seconds``.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from dataclasses import dataclass
+from typing import Optional
+
+from espnet_speechllm_xl.errors import UserError
+
+
+class ConfigError(UserError):
+    """A setting has an unusable value; the message names it and what to do."""
+
+
+def from_dict(cls, values, section=None):
+    """Make the dataclass ``cls`` from a YAML section; unknown names raise :class:`ConfigError`."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values or {}:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(names)
+            raise ConfigError(f"{section or cls.__name__} has no setting '{name}'; {hint}")
+    return cls(**(values or {}))
+
+
+def signature(cls, *first):
+    """A call signature: the parameters ``first``, then the fields of ``cls`` with their defaults.
+
+    A class that takes its section as ``**conf`` shows it as ``__signature__``; ESPnet's ``--print_config`` and
+    config.yaml then hold every field.
+    """
+    return inspect.Signature([*first, *inspect.signature(cls).parameters.values()])
+
+
+def _require(condition, message):
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Log-mel features (paper: 80 bands, 25 ms window, 10 ms shift; times are in timeline.py)."""
+
+    sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
+    n_mels: int = 80  # mel bands
+    f_min: float = 20.0  # Hz, lower edge of the first band
+    f_max: float = 7600.0  # Hz, upper edge of the last band
+    floor: float = 1e-8  # mel energies below it are raised to it before the log
+
+    def __post_init__(self):
+        _require(self.sample_rate % 1000 == 0, f"sample_rate {self.sample_rate} is not a multiple of 1000 Hz")
+        _require(
+            0 <= self.f_min < self.f_max <= self.sample_rate / 2,
+            f"f_min {self.f_min}, f_max {self.f_max} do not fit 0 .. {self.sample_rate // 2} Hz: "
+            "set features_conf f_max to at most half of the sample rate",
+        )
+        _require(self.floor > 0, f"floor {self.floor} must be positive: it keeps digital silence finite")
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """SpecAugment (Park et al. 2019) on the normalised features, training only."""
+
+    freq_masks: int = 2  # masks over mel bands per utterance
+    freq_width: int = 27  # mel bands, largest width of one mask
+    time_masks_per_second: float = 0.5  # masks over time per second of audio
+    time_width: int = 30  # feature frames, largest width of one mask
+
+    def __post_init__(self):
+        _require(min(dataclasses.astuple(self)) >= 0, "specaug_conf: no value may be negative")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Streaming Emformer (Shi et al. 2021); all lengths in frames of 40 ms."""
+
+    frontend: str = "stack"  # "stack": 4 feature frames -> linear (paper); "conv": causal 2-D convolution
+    dim: int = 512  # model dimension
+    layers: int = 20
+    heads: int = 8
+    ffn_dim: int = 4096  # hidden units of the feed-forward layers
+    segment: int = 32  # frames, hop of the encoder
+    left_context: int = 32  # frames of keys and values before the segment
+    right_context: int = 6  # frames of look-ahead
+    conv_kernel: int = 0  # frames, causal convolution module in every layer; 0: none (paper)
+    dropout: float = 0.1  # probability
+    activation: str = "gelu"  # of the feed-forward layers: "gelu", "relu" or "silu"
+    block_segments: int = 64  # segments computed at once: bounds memory, changes no result
+
+    def __post_init__(self):
+        _require(self.frontend in ("stack", "conv"), f"encoder frontend '{self.frontend}': use 'stack' or 'conv'")
+        _require(self.dim % self.heads == 0, f"encoder dim {self.dim} is not a multiple of heads {self.heads}")
+        _require(self.activation in ("gelu", "relu", "silu"), f"encoder activation '{self.activation}' is unknown")
+        for name in ("segment", "layers", "block_segments"):
+            _require(getattr(self, name) >= 1, f"encoder {name} must be at least 1")
+        for name in ("left_context", "right_context", "conv_kernel"):
+            _require(getattr(self, name) >= 0, f"encoder {name} must not be negative")
+
+
+@dataclass(frozen=True)
+class ChunkingConfig:
+    """Chunks of the decoder: training masks *and* run time; a user may change them when decoding."""
+
+    chunk: Optional[int] = 32  # frames; None: one chunk holds all audio (non-streaming)
+    context: Optional[int] = 4  # previous chunks that stay visible; None: all
+    delay: int = 0  # frames added to a token's end before its chunk is chosen
+
+    def __post_init__(self):
+        _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
+        _require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
+        _require(self.delay >= 0, f"delay {self.delay} must not be negative")
+
+    def check_against(self, encoder):
+        """Segment divides chunk or chunk divides segment (design rule; :class:`EncoderConfig`)."""
+        c, s = self.chunk, encoder.segment
+        _require(
+            c is None or c % s == 0 or s % c == 0,
+            f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
+            f"{s} * n frames or a divisor of {s}",
+        )
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder-only language model: Llama shape built here, or a local pretrained checkpoint."""
+
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_dim: int = 2048
+    rope_theta: float = 10000.0  # base of the rotary positions
+    dropout: float = 0.0  # probability, on attention weights and on each residual branch
+    embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
+    tie_embeddings: bool = False  # share input and output embeddings
+    pretrained: Optional[str] = None  # directory of a Hugging Face causal LM; sizes above are then ignored
+    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft) and the new `$` row
+    lora_alpha: int = 32  # LoRA scale numerator
+
+    def __post_init__(self):
+        _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
+        _require((self.dim // self.heads) % 2 == 0, "decoder dim / heads must be even for rotary positions")
+        _require(
+            self.lora_rank == 0 or self.pretrained,
+            "lora_rank > 0 needs decoder_conf pretrained: adapters on random weights learn little",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Training loss (paper section 2: cross-entropy over text and `$` targets)."""
+
+    label_smoothing: float = 0.0  # probability mass spread over the vocabulary
+    ctc_weight: float = 0.0  # weight of an auxiliary CTC loss on the encoder
+
+    def __post_init__(self):
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} is not in [0, 1)")
+        _require(self.ctc_weight >= 0, f"ctc_weight {self.ctc_weight} must not be negative")
+
+
+@dataclass(frozen=True)
+class ConcatConfig:
+    """Concatenation of training utterances: short corpora never fill the decoder's window otherwise."""
+
+    max_seconds: float = 0.0  # longest concatenation; 0: off
+    probability: float = 0.67  # share of the training examples that are concatenations
+    max_gap_seconds: float = 0.5  # longest random pause put between two utterances
+
+    def __post_init__(self):
+        _require(0 <= self.probability <= 1, f"concat probability {self.probability} is not in [0, 1]")
+        _require(min(self.max_seconds, self.max_gap_seconds) >= 0, "concat_conf: no value may be negative")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Decoding; see search.py for what each method is."""
+
+    method: str = "alsd"  # "greedy", "chunk_sync" or "alsd" (alignment-synchronous, the paper's)
+    beam_size: int = 8  # hypotheses; greedy has 1
+    nbest: int = 1  # distinct texts returned at most
+    max_tokens_per_chunk: int = 40  # then only `$` is allowed, and the event is reported
+    recombine: bool = False  # merge hypotheses of equal text in the same chunk (approximation)
+
+    def __post_init__(self):
+        _require(
+            self.method in ("greedy", "chunk_sync", "alsd"),
+            f"search method '{self.method}': use 'greedy', 'chunk_sync' or 'alsd'",
+        )
+        for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
+            _require(getattr(self, name) >= 1, f"search {name} must be at least 1")

@@ -1,0 +1,221 @@
+"""What the model is fed: preprocessing, concatenation of training utterances, batches by sequence length.
+
+ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (sound), ``text`` (text), ``alignment``
+(text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from torch.utils.data import DataLoader
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.alignment import parse_char_ends, token_ends
+from espnet_speechllm_xl.sequence import sequence_length
+from espnet_speechllm_xl.text import normalise
+
+PAD_TOKEN = -1
+
+
+class DataError(UserError):
+    """Training data that does not fit together; the message names the utterance."""
+
+
+class Preprocessor:
+    """One utterance as ESPnet read it -> arrays; picklable for loader workers.
+
+    Args:
+        tokenizer: see text.py.
+        sample_rate: Hz, to tell frames from samples.
+    """
+
+    def __init__(self, tokenizer, sample_rate):
+        self.tokenizer = tokenizer
+        self.sample_rate = sample_rate
+
+    def __call__(self, utterance, data):
+        """``{"speech", "text", "alignment"?, "spk"?}`` -> ``{"speech", "text", "ends"?}``."""
+        speech = np.asarray(data["speech"], dtype=np.float32)
+        if speech.ndim != 1:
+            raise DataError(f"{utterance}: audio of shape {speech.shape}; the format stage makes it mono, run it again")
+        text = normalise(data["text"])
+        tokens, char_ends_of_tokens = self.tokenizer.encode(text)
+        arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
+        if "alignment" in data:
+            ends = parse_char_ends(utterance, data["alignment"], text)
+            arrays["ends"] = np.asarray(token_ends(ends, char_ends_of_tokens), dtype=np.int64)
+        return arrays
+
+
+def collate(examples):
+    """``[(utterance, arrays), ...]`` -> ``(utterances, padded tensors and their *_lengths)``."""
+    utterances = [utterance for utterance, _ in examples]
+    batch = {}
+    for name in examples[0][1]:
+        arrays = [torch.as_tensor(arrays[name]) for _, arrays in examples]
+        padding = 0.0 if name == "speech" else PAD_TOKEN
+        batch[name] = torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True, padding_value=padding)
+        batch[f"{name}_lengths"] = torch.tensor([len(array) for array in arrays])
+    return utterances, batch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example: an utterance, or several joined."""
+
+    utterances: tuple  # of utterance ids
+    offsets: tuple  # start of each in encoder frames, from the start of the example
+
+
+class JoinedDataset(torch.utils.data.Dataset):
+    """Loads an :class:`Example`, joining its utterances with quiet noise in the gaps.
+
+    Gaps are whole encoder frames, so alignments move by whole frames and stay exact.
+    """
+
+    def __init__(self, dataset, sample_rate):
+        self.dataset = dataset
+        self.frame_samples = timeline.STACK * timeline.hop_samples(sample_rate)
+
+    def __getitem__(self, example):
+        parts = [self.dataset[utterance] for utterance in example.utterances]
+        if len(parts) == 1:
+            return parts[0]
+        starts = [offset * self.frame_samples for offset in example.offsets]
+        speech = np.zeros(starts[-1] + len(parts[-1][1]["speech"]), dtype=np.float32)
+        rng = np.random.default_rng(starts)
+        position = 0
+        for start, (_, arrays) in zip(starts, parts, strict=True):
+            speech[position:start] = rng.normal(0, _quiet_level(arrays["speech"]), start - position)
+            position = start + len(arrays["speech"])
+            speech[start:position] = arrays["speech"]
+        joined = {"speech": speech, "text": np.concatenate([arrays["text"] for _, arrays in parts])}
+        if "ends" in parts[0][1]:
+            shifted = [arrays["ends"] + offset for (_, arrays), offset in zip(parts, example.offsets, strict=True)]
+            joined["ends"] = np.concatenate(shifted)
+        return "+".join(example.utterances), joined
+
+
+def _quiet_level(speech, piece=400):
+    """RMS of the quietest of 20 stretches spread over the utterance: its background noise."""
+    starts = np.linspace(0, max(0, len(speech) - piece), 20).astype(int)
+    return min(float(np.sqrt(np.mean(speech[start : start + piece] ** 2))) for start in starts)
+
+
+class BatchFactory(AbsIterFactory):
+    """Batches of similar total sequence length (frames + tokens), made anew for each epoch.
+
+    An epoch depends on the seed and its number only, so a resumed training sees the same batches.
+
+    Args:
+        dataset: ESPnet's, by utterance id.
+        samples, tokens: dicts, utterance -> count.
+        speakers: dict, utterance -> speaker; utterances of one are joined first. None: all alike.
+        concat: :class:`~espnet_speechllm_xl.config.ConcatConfig`, or None for no concatenation.
+        batch_bins: most decoder inputs in a batch, padding included.
+        rank, world_size: this process and the number of processes (DDP); each takes its share of every batch.
+    """
+
+    def __init__(
+        self, dataset, samples, tokens, speakers, concat, batch_bins, sample_rate, seed, train, workers, rank=0, world_size=1
+    ):
+        self.dataset = JoinedDataset(dataset, sample_rate)
+        self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
+        # One encoder frame more than its complete ones: where the next utterance may start.
+        per_frame = self.dataset.frame_samples
+        self.span = {utterance: -(-count // per_frame) for utterance, count in samples.items()}
+        self.tokens = tokens
+        self.speakers = speakers
+        self.concat = concat if concat is not None and concat.max_seconds > 0 else None
+        self.batch_bins, self.seed, self.train = batch_bins, seed, train
+        self.workers, self.rank, self.world_size = workers, rank, world_size
+        longest = max(self.frames, key=self._length)
+        if self._length(longest) > batch_bins:
+            raise DataError(
+                f"batch_bins {batch_bins} is less than the {self._length(longest)} frames and tokens of {longest}: "
+                "raise batch_bins, or lower --max-wav-duration in the format stage"
+            )
+
+    def _length(self, utterance):
+        return sequence_length(self.frames[utterance], self.tokens[utterance])
+
+    def build_iter(self, epoch, shuffle=None):
+        """The loader of one epoch: yields ``(utterance ids, batch)``."""
+        batches = self.batches(epoch)
+        return DataLoader(
+            self.dataset,
+            batch_sampler=[batch[self.rank :: self.world_size] for batch in batches],
+            collate_fn=collate,
+            num_workers=self.workers,
+        )
+
+    def batches(self, epoch):
+        """Lists of :class:`Example` for one epoch; every utterance is in it exactly once."""
+        rng = np.random.default_rng([self.seed, epoch])
+        examples = self._examples(rng)
+        # A little noise on the length mixes the batches from epoch to epoch.
+        jitter = rng.uniform(0.9, 1.1, len(examples)) if self.train else np.ones(len(examples))
+        keyed = sorted(zip(examples, jitter, strict=True), key=lambda pair: self._total(pair[0]) * pair[1])
+        batches = _fill([example for example, _ in keyed], self._total, self.batch_bins, self.world_size)
+        if self.train:
+            rng.shuffle(batches)
+        return batches
+
+    def _total(self, example):
+        last = example.utterances[-1]
+        frames = example.offsets[-1] + self.frames[last]
+        return sequence_length(frames, sum(self.tokens[utterance] for utterance in example.utterances))
+
+    def _examples(self, rng):
+        utterances = sorted(self.frames)
+        if not self.train or self.concat is None:
+            return [Example((utterance,), (0,)) for utterance in utterances]
+        examples, queue = [], self._speaker_order(utterances, rng)
+        while queue:
+            limit = 0.0
+            if rng.random() < self.concat.probability:
+                limit = rng.uniform(0, self.concat.max_seconds)
+            examples.append(self._take(queue, timeline.gap_frames(limit), rng))
+        return examples
+
+    def _take(self, queue, limit, rng):
+        """Pop utterances off ``queue`` until the example would pass ``limit`` frames or the batch size."""
+        taken, offsets, tokens = [queue.pop()], [0], 0
+        while queue:
+            tokens += self.tokens[taken[-1]]
+            gap = timeline.gap_frames(rng.uniform(0, self.concat.max_gap_seconds))
+            offset = offsets[-1] + self.span[taken[-1]] + gap
+            end = offset + self.frames[queue[-1]]
+            if end > limit or sequence_length(end, tokens + self.tokens[queue[-1]]) > self.batch_bins:
+                break
+            taken.append(queue.pop())
+            offsets.append(offset)
+        return Example(tuple(taken), tuple(offsets))
+
+    def _speaker_order(self, utterances, rng):
+        """All utterances, those of a speaker together, both orders random."""
+        groups = {}
+        for utterance in utterances:
+            groups.setdefault(self.speakers[utterance] if self.speakers else "", []).append(utterance)
+        order = []
+        for speaker in rng.permutation(sorted(groups)):
+            order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))
+        return order
+
+
+def _fill(examples, length, bins, least):
+    """Cut a list sorted by length into batches of at most ``bins`` inputs, padding counted, ``least`` members."""
+    batches, batch = [], []
+    for example in examples:
+        if len(batch) >= least and length(example) * (len(batch) + 1) > bins:
+            batches.append(batch)
+            batch = []
+        batch.append(example)
+    if batches and len(batch) < least:
+        batches[-1].extend(batch)
+    elif batch:
+        batches.append(batch)
+    return batches

@@ -1,0 +1,372 @@
+"""Dumps: one 16-bit FLAC file per utterance at the model's rate, with Kaldi tables beside.
+
+    dump/raw/<set>/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type[,ref.ctm]}
+                   audio/<2 hex digits>/<utterance>.flac
+                   skipped           utterance, reason, message of everything that was left out
+                   progress.jsonl    what is done, so that a killed run goes on where it was
+
+A job is one utterance made of one part (``format``) or of several with pauses between (``longform``).
+``feats_type`` is written last: where it exists, the dump is complete.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from espnet_speechllm_xl.audio import AudioError, backing_file, read_audio, to_int16, write_flac
+from espnet_speechllm_xl.ctm import write_ctm
+from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.kaldi import KaldiError, read_data_dir, spk2utt, write_table
+
+BATCH = 8  # jobs handed to a process at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How audio is written.  Limits are inclusive and hold for the written (speed-changed) audio."""
+
+    sample_rate: int = 16000  # Hz
+    min_seconds: float = 0.0
+    max_seconds: float = float("inf")
+    channel: int | None = None  # 0-based; None averages channels
+    resample: bool = True  # False refuses other rates
+    gap_seconds: float = 0.0  # silence between the parts of a job
+
+    @property
+    def gap(self):
+        """The pause between two parts in samples."""
+        return round(self.gap_seconds * self.sample_rate)
+
+
+class Job(NamedTuple):
+    """An utterance to write: its id, its :class:`kaldi.Source` parts, and their playback speed."""
+
+    utterance: str
+    parts: tuple
+    speed: float = 1.0
+
+
+@dataclass
+class Report:
+    """Counts of a run: ``total == written + sum(skipped.values())``; ``reused`` of them were done before."""
+
+    total: int = 0
+    written: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    skipped: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
+
+    def __str__(self):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        line = f"{self.total} in = {self.written} written + {sum(self.skipped.values())} skipped"
+        line += f" ({reasons})" if reasons else ""
+        line += f"; {self.seconds / 3600:.3f} h"
+        line += f"; {self.reused} were done before" if self.reused else ""
+        notes = ", ".join(f"{count} {note}" for note, count in sorted(self.notes.items()))
+        return line + (f"; notes: {notes}" if notes else "")
+
+
+def audio_path(out, utterance):
+    """File of an utterance under a dump; any id gives a valid, distinct name."""
+    digest = hashlib.sha1(utterance.encode()).hexdigest()
+    name = quote(utterance, safe="")
+    if len(name) > 200:
+        name = f"{name[:150]}-{digest}"
+    return Path(out) / "audio" / digest[:2] / f"{name}.flac"
+
+
+def _fingerprint(job, settings):
+    """Changes when the result would: other source, other segment, other speed, other rate."""
+    stats = []
+    for part in job.parts:
+        path = backing_file(part.entry)
+        stat = path.stat() if path else None
+        stats.append([stat.st_size, stat.st_mtime_ns] if stat else None)
+    how = [settings.sample_rate, settings.channel, settings.resample, settings.gap if len(job.parts) > 1 else 0]
+    return hashlib.sha1(json.dumps([job.parts, job.speed, how, stats]).encode()).hexdigest()
+
+
+def _length_reason(samples, settings):
+    seconds = samples / settings.sample_rate
+    if seconds < settings.min_seconds:
+        return "too-short", f"{seconds:.3f} s is less than {settings.min_seconds} s (--min-seconds)"
+    if seconds > settings.max_seconds:
+        return "too-long", f"{seconds:.3f} s is more than {settings.max_seconds} s (--max-seconds)"
+    return None
+
+
+def _make(job, settings, out, cache):
+    """Read, join, write one utterance.  Returns its line of the journal."""
+    notes, pieces, lengths = Counter(), [], []
+    try:
+        for part in job.parts:
+            samples = read_audio(
+                part.entry, settings.sample_rate, start=part.start, end=part.end, speed=job.speed,
+                channel=settings.channel, resample=settings.resample, notes=notes, cache=cache,
+            )  # fmt: skip
+            samples, clipped = to_int16(samples)
+            notes["clipped"] += clipped > 0
+            pieces += [np.zeros(settings.gap, np.int16), samples] if pieces else [samples]
+            lengths.append(len(samples))
+    except AudioError as error:
+        return {"utt": job.utterance, "reason": error.reason, "message": str(error)}
+    samples = np.concatenate(pieces)
+    if _length_reason(len(samples), settings) is None:
+        write_flac(audio_path(out, job.utterance), samples, settings.sample_rate)
+    return {
+        "utt": job.utterance, "samples": len(samples), "parts": lengths,
+        "notes": {note: 1 for note, count in sorted(notes.items()) if count},
+    }  # fmt: skip
+
+
+def _work(batch, settings, out):
+    cache, lines = {}, []
+    for job in batch:
+        key = _fingerprint(job, settings)
+        lines.append({**_make(job, settings, out, cache), "key": key})
+    return lines
+
+
+def _read_journal(path):
+    """Lines of an earlier run by utterance; a line cut by a kill is ignored."""
+    done = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                item = json.loads(line)
+                done[item["utt"]] = item
+            except (ValueError, TypeError, KeyError):
+                continue
+    return done
+
+
+def _usable(item, job, settings, out):
+    """Whether an earlier run's line still holds; failed utterances are always tried again."""
+    if not item or "samples" not in item or item["key"] != _fingerprint(job, settings):
+        return False
+    path = audio_path(out, job.utterance)
+    return _length_reason(item["samples"], settings) is not None or (path.exists() and path.stat().st_size > 0)
+
+
+def _results(jobs, settings, out, nj):
+    """Yield lists of journal lines, in any order.  Raises KaldiError when a process dies."""
+    jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
+    batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
+    if nj <= 1 or len(batches) <= 1:
+        yield from (_work(batch, settings, out) for batch in batches)
+        return
+    # spawn: no thread or lock of the parent can be inherited in a bad state.
+    pool = ProcessPoolExecutor(min(nj, len(batches)), multiprocessing.get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(_work, batch, settings, out) for batch in batches]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise KaldiError(
+            f"{out}: a worker process died (memory?); run the same command again, with a smaller --nj: it goes on"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _clean(out, wanted):
+    """Remove audio that the dump does not list, and leftovers of killed runs."""
+    for folder, _, names in os.walk(out / "audio"):
+        for name in names:
+            if os.path.join(folder, name) not in wanted:
+                os.unlink(os.path.join(folder, name))
+
+
+def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None, nj=1, progress=None, extra=None):
+    """Write a dump; run again after a kill it goes on, and the result is the same.
+
+    Args:
+        out: the directory ``dump/raw/<set>``.
+        jobs: list of :class:`Job`, ids distinct.
+        utt2spk, text: tables by utterance; ``text`` None writes no ``text``.
+        ctm: None, or function (utterance, part lengths in samples) -> [ctm.Word] or None for none.
+        skipped: ``{utterance: (reason, message)}`` of what was left out before.
+        nj: processes.
+        progress: function (done, total), called now and then.
+        extra: ``{file name: table}`` written along, restricted to the utterances written.
+    Returns:
+        :class:`Report`.
+    Raises:
+        KaldiError: nothing could be written, or a worker process died.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    journal, done = out / "progress.jsonl", _read_journal(out / "progress.jsonl")
+    done = {job.utterance: done[job.utterance] for job in jobs if _usable(done.get(job.utterance), job, settings, out)}
+    todo = [job for job in jobs if job.utterance not in done]
+    report = Report(total=len(jobs) + len(skipped or {}), reused=len(done))
+    if todo:
+        (out / "feats_type").unlink(missing_ok=True)
+        with open(journal, "a", encoding="utf-8") as stream:
+            stream.write("\n")  # ends a line that a kill cut
+            for lines in _results(todo, settings, out, nj):
+                done.update((item["utt"], item) for item in lines)
+                stream.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in lines)
+                stream.flush()
+                if progress:
+                    progress(len(done), len(jobs))
+    skipped, lengths = dict(skipped or {}), {}
+    for job in jobs:
+        item = done[job.utterance]
+        reason = (item["reason"], item["message"]) if "reason" in item else _length_reason(item["samples"], settings)
+        if reason:
+            skipped[job.utterance] = reason
+            continue
+        lengths[job.utterance] = item["samples"]
+        report.notes.update(item["notes"])
+    report.skipped.update(reason for reason, _ in skipped.values())
+    report.written, report.seconds = len(lengths), sum(lengths.values()) / settings.sample_rate
+    write_table(out / "skipped", {utterance: " ".join(why) for utterance, why in skipped.items()})
+    if not lengths:
+        raise KaldiError(f"{out}: no utterance could be written: {report}; see {out / 'skipped'}")
+    tables = {"utt2spk": utt2spk, **({} if text is None else {"text": text}), **(extra or {})}
+    _finish(out, tables, lengths, done, ctm)
+    with atomic_write(journal) as stream:
+        stream.writelines(json.dumps(done[key], ensure_ascii=False) + "\n" for key in sorted(done))
+    with atomic_write(out / "feats_type") as stream:
+        stream.write("raw\n")
+    return report
+
+
+def _finish(out, tables, lengths, done, ctm):
+    for name in ("text", "ref.ctm", "utt2parts"):
+        if name not in tables:
+            (out / name).unlink(missing_ok=True)
+    for name, table in tables.items():
+        write_table(out / name, {utterance: table.get(utterance, "") for utterance in lengths})
+    write_table(out / "spk2utt", spk2utt({utterance: tables["utt2spk"][utterance] for utterance in lengths}))
+    write_table(out / "utt2num_samples", lengths)
+    if ctm is not None:
+        words = {utterance: ctm(utterance, done[utterance]["parts"]) for utterance in lengths}
+        write_ctm(out / "ref.ctm", {utterance: items for utterance, items in words.items() if items})
+    paths = {utterance: str(audio_path(out, utterance)) for utterance in lengths}
+    _clean(out, set(paths.values()))
+    write_table(out / "wav.scp", paths)
+
+
+def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=None):
+    """Make a dump from a Kaldi directory or an ESPnet dump.
+
+    Utterances are left out, listed in ``skipped`` and counted when they have no audio entry, no speaker,
+    no or empty text (unless ``text_optional``), unusable audio, or a length outside of the limits.
+    Without ``utt2spk`` every utterance is its own speaker.  Text is kept exactly, in Unicode NFC.
+
+    Returns:
+        :class:`Report`.  Raises KaldiError (damaged directory, nothing written).
+    """
+    directory, settings = read_data_dir(data), settings or Settings()
+    if Path(out).resolve() == directory.path.resolve():
+        raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump")
+    if directory.text is None and not text_optional:
+        raise KaldiError(f"{directory.path / 'text'} does not exist: write it, or pass --no-text-ok for a test set")
+    utt2spk = directory.utt2spk
+    if utt2spk is None:
+        utt2spk = {utterance: utterance for utterance in directory.utterances}
+    text, skipped, jobs = directory.text or {}, {}, []
+    for utterance in directory.utterances:
+        if utterance not in directory.sources:
+            skipped[utterance] = "no-audio-entry", "not in wav.scp (or segments), or its recording is not"
+        elif utterance not in utt2spk:
+            skipped[utterance] = "no-speaker", "not in utt2spk"
+        elif not text_optional and utterance not in text:
+            skipped[utterance] = "no-text", "not in text"
+        elif not text_optional and not text[utterance]:
+            skipped[utterance] = "empty-text", "text is empty"
+        else:
+            jobs.append(Job(utterance, (directory.sources[utterance],), directory.speed.get(utterance, 1.0)))
+    ctm = None if directory.ctm is None else lambda utterance, _: directory.ctm.get(utterance)
+    return make_dump(
+        out, jobs, settings, utt2spk=utt2spk, text=directory.text, ctm=ctm, skipped=skipped, nj=nj, progress=progress
+    )
+
+
+def group(utt2spk, factor, order="consecutive", seed=0):
+    """Lists of at most ``factor`` utterances of one speaker; every utterance once.
+
+    Only a speaker's last list may be shorter.  ``order``: "consecutive" takes them in C order, "shuffled" in
+    a random order that depends on ``seed`` and the speaker alone.
+    """
+    groups = []
+    for speaker, utterances in sorted(spk2utt(utt2spk).items()):
+        utterances = utterances.split()
+        if order == "shuffled":
+            random.Random(f"{seed} {speaker}").shuffle(utterances)
+        groups += [utterances[i : i + factor] for i in range(0, len(utterances), factor)]
+    return groups
+
+
+def join_ctm(words, utterances, lengths, gap, sample_rate):
+    """Words of utterances that follow one another, in the time of the whole.
+
+    Args:
+        words: ``{utterance: [ctm.Word]}``; lengths: samples of each; gap: samples between two.
+    """
+    joined, offset = [], 0
+    for utterance, length in zip(utterances, lengths, strict=True):
+        shift = offset / sample_rate
+        joined += [replace(word, start=word.start + shift, end=word.end + shift) for word in words.get(utterance, ())]
+        offset += length + gap
+    return joined
+
+
+def longform_dir(source, out, factor, *, order="consecutive", seed=0, settings=None, nj=1, progress=None):
+    """Join ``factor`` utterances of a speaker at a time (paper, table IV) into a new dump.
+
+    Long utterances are named ``<first utterance>-x<factor>``; ``utt2parts`` lists what they hold.  Texts are
+    joined by a blank.  A long utterance with a part that has text but no ``ref.ctm`` words has no reference times.
+
+    Returns:
+        :class:`Report` that counts long utterances.
+    Raises:
+        KaldiError: bad factor, damaged dump, an utterance without audio or speaker, audio that cannot be read.
+    """
+    directory, settings = read_data_dir(source), settings or Settings()
+    if factor < 1 or order not in ("consecutive", "shuffled"):
+        raise KaldiError(f"factor {factor}, order '{order}': give a factor >= 1 and 'consecutive' or 'shuffled'")
+    if Path(out).resolve() == directory.path.resolve():
+        raise KaldiError(f"{out}: source and output are the same directory; choose another --out")
+    utt2spk, text = directory.utt2spk or {}, directory.text
+    bad = [item for item in directory.utterances if item not in directory.sources or item not in utt2spk]
+    if bad:
+        raise KaldiError(f"{source}: {len(bad)} utterances lack audio or speaker, first '{bad[0]}': run check --fix")
+    groups = {f"{items[0]}-x{factor}": items for items in group(utt2spk, factor, order, seed)}
+    speeds = {directory.speed.get(item, 1.0) for item in utt2spk}
+    if len(speeds) > 1:
+        raise KaldiError(f"{source} mixes speeds (utt2speed): run `format` first and join its dump")
+    jobs = [Job(name, tuple(directory.sources[i] for i in items), *speeds) for name, items in groups.items()]
+    ctm = None
+    if directory.ctm is not None:
+
+        def ctm(name, lengths):
+            items = groups[name]
+            if any(item not in directory.ctm and (text or {}).get(item) for item in items):
+                return None
+            return join_ctm(directory.ctm, items, lengths, settings.gap, settings.sample_rate)
+
+    joined = None
+    if text is not None:
+        joined = {name: " ".join(filter(None, (text.get(i, "") for i in items))) for name, items in groups.items()}
+    report = make_dump(
+        out, jobs, settings, utt2spk={name: utt2spk[items[0]] for name, items in groups.items()}, text=joined,
+        ctm=ctm, nj=nj, progress=progress, extra={"utt2parts": {n: " ".join(i) for n, i in groups.items()}},
+    )  # fmt: skip
+    if report.skipped:
+        (Path(out) / "feats_type").unlink()
+        raise KaldiError(f"{out}: {report}; every utterance must be in: mend what {Path(out) / 'skipped'} lists")
+    return report

@@ -1,0 +1,218 @@
+"""Load a trained model and transcribe: ``Speech2Text``."""
+
+import dataclasses
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+import yaml
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.audio import conform, read_audio
+from espnet_speechllm_xl.config import SearchConfig
+from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.streaming import Stream, transcribe
+from espnet_speechllm_xl.text import load_tokenizer
+
+CONFIG, TOKENIZER, WEIGHTS = "config.yaml", "tokenizer", "model.pth"
+
+
+class ModelError(UserError):
+    """A model directory or packed file cannot be used; the message names it and what to do."""
+
+
+def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
+    """Model and tokenizer of an experiment directory, ready to evaluate.
+
+    Args:
+        directory: holds ``config.yaml``, the tokenizer and the weights.
+        task: the :class:`~espnet_speechllm_xl.tasks.common.SpeechTask` it must be of.
+        weights: file name in the directory; None: the averaged best.
+        device, dtype: of the result.
+
+    Raises:
+        ModelError: something is missing, truncated, of another task, or does not fit the configuration.
+    """
+    directory = Path(directory)
+    args = _read_config(directory, task)
+    tokenizer = load_tokenizer(_find_tokenizer(directory, args))
+    args.stats_file = None  # mean and variance are in the weights
+    if len(tokenizer.pieces) != len(args.token_list):
+        raise ModelError(
+            f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
+            "they are of different trainings; copy the tokenizer that the model was trained with"
+        )
+    model = task.build_model(args)
+    path = directory / (weights or _default_weights(directory, task))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state, strict=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
+    except Exception as error:  # torch raises many kinds for a truncated or foreign file
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{path} does not load ({first}): it is truncated or of another configuration") from error
+    return model.to(device=device, dtype=getattr(torch, dtype)).eval(), tokenizer, args
+
+
+def _read_config(directory, task):
+    import argparse
+
+    path = directory / CONFIG
+    if not path.exists():
+        raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not readable YAML: it is truncated; restore it or train again") from error
+    found = values.get("task") if isinstance(values, dict) else None
+    if found != task.name:
+        raise ModelError(f"{path} is of task '{found}', not '{task.name}': give the directory of a {task.name} model")
+    args = argparse.Namespace(**values)
+    missing = [name for name in ("encoder", "token_list", *task.sections) if not hasattr(args, name)]
+    if missing:
+        raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
+    return args
+
+
+def _find_tokenizer(directory, args):
+    """The copy beside the weights, else the file that training used."""
+    for path in (directory / TOKENIZER, directory / f"{TOKENIZER}.model"):
+        if path.exists():
+            return path
+    return args.tokenizer
+
+
+def _default_weights(directory, task):
+    phase, name, _ = task.criterion
+    average = f"{phase}.{name}.ave.pth"
+    return average if (directory / average).exists() else WEIGHTS
+
+
+class Speech2Text:
+    """Transcribe files and arrays.
+
+    >>> s2t = Speech2Text.from_pretrained("exp/speechllm_xl_tiny")
+    >>> s2t("speech.wav")[0].text
+    """
+
+    def __init__(self, model, tokenizer, search, chunking=None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.search = search
+        self.chunking = chunking or model.chunking
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path,
+        device="cpu",
+        dtype="float32",
+        weights=None,
+        chunk_size=None,
+        context=None,
+        search=None,
+        **search_conf,
+    ):
+        """Load a model directory or a packed file.
+
+        Args:
+            path: experiment directory, or a file made by ``speechllm-xl pack``.
+            device: "cpu", "cuda", ...
+            dtype: "float32", "float64", "bfloat16", ...
+            weights: file name of the weights in the directory; None: the averaged best.
+            chunk_size, context: seconds, in place of training's; infinity is allowed.
+            search: "greedy", "chunk_sync" or "alsd"; None: as the model's configuration says.
+            search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
+
+        Raises:
+            ModelError: the model is missing, damaged or of another task.
+            ConfigError, ValueError: a setting does not fit.
+        """
+        from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+        with _unpacked(Path(path)) as directory:
+            model, tokenizer, args = load_model(directory, SpeechLLMXLTask, weights, device, dtype)
+        settings = {**args.search_conf, "method": search or args.search, **search_conf}
+        chunking = model.chunking
+        if chunk_size is not None:
+            chunking = dataclasses.replace(chunking, chunk=timeline.frames_from_seconds(chunk_size, "chunk size"))
+        if context is not None:
+            chunking = dataclasses.replace(chunking, context=timeline.chunks_from_seconds(context, chunking.chunk))
+        chunking.check_against(model.acoustic.encoder.config)
+        return cls(model, tokenizer, SearchConfig(**settings), chunking)
+
+    @property
+    def sample_rate(self):
+        """Hz that arrays and streams must have."""
+        return self.model.acoustic.config.sample_rate
+
+    def __call__(self, audio, sample_rate=None):
+        """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list, best first.
+
+        Args:
+            audio: a file name, or a float array (n,) in [-1, 1].
+            sample_rate: Hz of the array; another rate than the model's is resampled.
+        """
+        return self.transcribe_batch([self.load(audio, sample_rate)])[0]
+
+    def load(self, audio, sample_rate=None):
+        """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.audio.AudioError`."""
+        if isinstance(audio, (str, Path)):
+            return read_audio(str(audio), self.sample_rate)
+        return conform(audio, sample_rate or self.sample_rate, self.sample_rate)
+
+    def transcribe_batch(self, recordings):
+        """The n-best lists of several recordings (n,), decoded together; each as if alone."""
+        return transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
+
+    def stream(self, search="chunk_sync"):
+        """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving."""
+        if search == "alsd":
+            raise ValueError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
+        return Stream(self.model, self.tokenizer, self.chunking, dataclasses.replace(self.search, method=search))
+
+
+def pack(directory, target, weights=None):
+    """One file to share: configuration, tokenizer and weights of an experiment directory (zip)."""
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    directory = Path(directory)
+    args = _read_config(directory, SpeechLLMXLTask)
+    load_model(directory, SpeechLLMXLTask, weights)  # what does not load is not packed
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.write(directory / CONFIG, CONFIG)
+        archive.write(directory / (weights or _default_weights(directory, SpeechLLMXLTask)), WEIGHTS)
+        tokenizer = Path(_find_tokenizer(directory, args))
+        files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
+        for file in files:
+            archive.write(file, f"{TOKENIZER}.model" if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
+
+
+class _unpacked:
+    """A model directory as it is; a packed file unpacked for the duration of the block."""
+
+    def __init__(self, path):
+        self.path = path
+        self.temporary = None
+
+    def __enter__(self):
+        if not self.path.exists():
+            raise ModelError(f"{self.path} does not exist: give a model directory or a packed file")
+        if self.path.is_dir():
+            return self.path
+        self.temporary = tempfile.mkdtemp()
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                archive.extractall(self.temporary)
+        except zipfile.BadZipFile as error:
+            self.__exit__()
+            raise ModelError(f"{self.path} is not a packed model, or is truncated: pack or copy it again") from error
+        return Path(self.temporary)
+
+    def __exit__(self, *_):
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)

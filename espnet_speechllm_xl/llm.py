@@ -1,0 +1,203 @@
+"""The decoder: a Hugging Face causal LM, called with our masks, positions and cache.
+
+Training is the call with an empty cache.  Vocabulary: the tokenizer's ids 0 .. V-1, then ``$`` (end of chunk) = V.
+
+Shape legend: ``B`` batch, ``L`` sequence, ``D`` model dimension, ``V`` tokenizer size.
+"""
+
+import inspect
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from espnet_speechllm_xl import cache
+from espnet_speechllm_xl.config import ConfigError, DecoderConfig, from_dict, signature
+from espnet_speechllm_xl.search import Result
+from espnet_speechllm_xl.visibility import attention_mask, oldest_visible_chunk
+
+REBASE_POSITION = 2048  # float32 angles up to here err by 1e-4 rad; see Row.rebase
+
+
+class Decoder(nn.Module):
+    """Llama-shaped decoder over interleaved audio and text (paper section 2).
+
+    Args:
+        vocab_size: tokenizer ids (V); ``$`` is added as id V.
+        conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
+
+    Raises:
+        ConfigError: unknown field, or a checkpoint that is missing or has no rotary positions.
+    """
+
+    def __init__(self, vocab_size, **conf):
+        super().__init__()
+        self.config = from_dict(DecoderConfig, conf, "decoder_conf")
+        self.eoc = vocab_size
+        self.lm = _pretrained(self.config) if self.config.pretrained else _llama(self.config, vocab_size + 1)
+        if self.config.pretrained:
+            self.lm.resize_token_embeddings(vocab_size + 1, mean_resizing=False)
+        base = self.lm.get_decoder()
+        if not hasattr(base, "rotary_emb"):
+            raise ConfigError(
+                f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding; "
+                "the sliding window of SpeechLLM-XL needs one: choose a model of the Llama, Mistral or Qwen family"
+            )
+        if self.config.dropout:
+            _add_residual_dropout(base, self.config.dropout)
+        if self.config.lora_rank:
+            self.lm = _with_lora(self.lm, self.config)
+
+    @property
+    def dim(self):
+        """Width of the inputs, D."""
+        return self.lm.config.hidden_size
+
+    def embed(self, tokens):
+        """Text tokens (B, U) -> inputs (B, U, D); in training some embeddings are dropped whole."""
+        embedded = self.lm.get_input_embeddings()(tokens)
+        if self.training and self.config.embed_dropout:
+            kept = torch.rand(tokens.shape, device=tokens.device) >= self.config.embed_dropout
+            embedded = embedded * kept[..., None]
+        return embedded
+
+    def forward(self, inputs, position, chunk, context, past=None):
+        """Hidden states (B, L, D) of ``inputs`` (B, L, D) behind ``past``.
+
+        Args:
+            position, chunk: (B, L) integer tensors of the inputs.
+            context: previous chunks that stay visible; None: all.
+            past: :class:`~espnet_speechllm_xl.cache.Batch` or None (training: empty).
+        """
+        key_position, key_chunk = (position, chunk) if past is None else (past.position, past.chunk)
+        mask = attention_mask(position, chunk, key_position, key_chunk, context, inputs.dtype)
+        output = self.lm.get_decoder()(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=past,
+            use_cache=past is not None,
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden):
+        """Scores (..., V + 1) of the next token or ``$``."""
+        return self.lm.get_output_embeddings()(hidden)
+
+    def initial_row(self):
+        """The past of a hypothesis before any input."""
+        config = self.lm.config
+        weight = self.lm.get_output_embeddings().weight
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cache.empty_row(config.num_hidden_layers, heads, head_dim, weight.dtype, weight.device)
+
+    @torch.no_grad()
+    def extend(self, requests, context):
+        """Advance hypotheses, any number in one call, each by a chunk of audio or by one token.
+
+        Args:
+            requests: list of :class:`~espnet_speechllm_xl.search.Request`; frames are (q, D) inputs.
+            context: previous chunks that stay visible; None: all.
+
+        Returns:
+            list of :class:`~espnet_speechllm_xl.search.Result`, log-probabilities (V + 1,) after the last input.
+        """
+        rows = [self._trim(request, context) for request in requests]
+        counts = [1 if request.frames is None else len(request.frames) for request in requests]
+        past = cache.Batch(rows, counts, [request.chunk for request in requests])
+        hidden = self(self._inputs(requests), past.query_position, past.query_chunk, context, past)
+        last = hidden[torch.arange(len(requests)), [count - 1 for count in counts]]
+        log_probs = F.log_softmax(self.logits(last).to(torch.promote_types(last.dtype, torch.float32)), dim=-1)
+        return [Result(row, scores) for row, scores in zip(past.rows(), log_probs, strict=True)]
+
+    def _trim(self, request, context):
+        """A new chunk puts older ones out of sight for good: evict them, and re-base what is left."""
+        if request.frames is None:
+            return request.row
+        row = request.row.evict(oldest_visible_chunk(request.chunk, context))
+        return row.rebase(REBASE_POSITION, self._rotate)
+
+    def _inputs(self, requests):
+        """Decoder inputs (R, q, D) of the requests, zero-padded."""
+        device = self.lm.get_input_embeddings().weight.device
+        if all(request.frames is None for request in requests):
+            return self.embed(torch.tensor([[request.token] for request in requests], device=device))
+        pieces = [
+            self.embed(torch.tensor([request.token], device=device)) if request.frames is None else request.frames
+            for request in requests
+        ]
+        return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+
+    def _rotate(self, keys, shift):
+        """Rotate cached keys (..., W, d) by ``shift`` positions (Llama's half-split layout)."""
+        where = torch.full((1, keys.shape[-2]), shift, device=keys.device)
+        cos, sin = self.lm.get_decoder().rotary_emb(keys, position_ids=where)
+        first, second = keys.chunk(2, dim=-1)
+        return keys * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+Decoder.__signature__ = signature(DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+
+
+def _llama(config, vocab_size):
+    """A Llama of the configured shape with fresh weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.ffn_dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            rope_theta=config.rope_theta,
+            attention_dropout=config.dropout,
+            tie_word_embeddings=config.tie_embeddings,
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def _pretrained(config):
+    """A local Hugging Face checkpoint; nothing is downloaded."""
+    from transformers import AutoModelForCausalLM
+
+    if not (Path(config.pretrained) / "config.json").exists():
+        raise ConfigError(
+            f"decoder_conf pretrained: {config.pretrained} holds no Hugging Face checkpoint (config.json); "
+            "download the model first and give its directory"
+        )
+    return AutoModelForCausalLM.from_pretrained(
+        config.pretrained, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+    )
+
+
+def _with_lora(model, config):
+    """LoRA adapters on the attention and feed-forward products; embeddings and output stay trainable for `$`."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules="all-linear",
+            modules_to_save=["embed_tokens", "lm_head"],
+        ),
+    )
+    return adapted.get_base_model()  # the adapters live inside its layers
+
+
+def _add_residual_dropout(base, probability):
+    """Llama has dropout on attention weights only; small corpora want it on both residual branches too."""
+
+    def drop(module, _inputs, output):
+        return F.dropout(output, probability, module.training)
+
+    for layer in base.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)

@@ -1,0 +1,322 @@
+"""Hypotheses and the searches over them: greedy, chunk-synchronous beam, alignment-synchronous beam.
+
+A search never calls the decoder.  Its methods are generators that yield the decoder steps they want
+(``list[Request]``) and are sent what came out (``list[Result]``, same order); :func:`run` drives any number
+of them together, so utterances, streams and hypotheses share the decoder's batches.
+
+    inside a chunk    the chosen token is fed to the decoder         Request(row, chunk, token=w)
+    after `$`         `$` itself is never fed; the hypothesis moves  Request(row, chunk + 1, frames=...)
+                      on and is prefilled with the next chunk
+
+A step is asked for only after pruning, hence only for hypotheses that live on.  A score is the plain sum of the
+log-probabilities of tokens and `$`, in float64, without length normalisation.  Equal scores are ordered by token
+sequence, then by the chunks of the tokens, so results do not depend on the order inside ``torch.topk``; scores
+that differ by rounding only (another batch, another device) are no ties and may swap.
+
+Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` hypotheses being expanded.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOWEST = -sys.float_info.max  # finite: candidates below it are impossible (-inf) and never kept
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One hypothesis wants its decoder state extended, by the frames of a chunk or by one token."""
+
+    row: Any  # decoder state, immutable: forks share the object
+    chunk: int  # chunk that the inputs belong to
+    frames: Tensor | None = None  # (q, D) encodings of the chunk (prefill)
+    token: int | None = None  # one text token
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The extended state, and what may come next."""
+
+    row: Any
+    log_probs: Tensor  # (V + 1,) natural logarithms after the last input; `$` is the last entry
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A text with the chunk and the log-probability of each of its tokens (`$` is not among them)."""
+
+    tokens: tuple = ()
+    chunks: tuple = ()  # chunk in which each token was emitted
+    token_scores: tuple = ()  # log-probability of each token
+    score: float = 0.0  # log-probability of tokens and `$`; when recombined, of the paths merged
+    capped: int = 0  # chunks that `$` ended because max_tokens_per_chunk was reached
+    _chunk: int = field(default=0, repr=False, compare=False)  # chunk of the next output
+    _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
+    _row: Any = field(default=None, repr=False, compare=False)
+    _log_probs: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def _public(self):
+        """Without the decoder state, so that a result kept by a caller does not keep a cache alive."""
+        return replace(self, _row=None, _log_probs=None)
+
+
+def _rank(hypothesis):
+    return -hypothesis.score, hypothesis.tokens, hypothesis.chunks
+
+
+def _log_add(a, b):
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+class Search:
+    """What the searches share: expanding, pruning, n-best.
+
+    ``config`` is a :class:`~espnet_speechllm_xl.config.SearchConfig`, ``initial_row`` the decoder state before the
+    first chunk, ``eoc`` the index V of `$`.  A generator that is dropped midway leaves the search as it was.
+    """
+
+    def __init__(self, config, initial_row, eoc):
+        self.config = config
+        self.eoc = eoc
+        self.beam = [Hypothesis(_row=initial_row)]  # best first
+
+    def advance(self, frames):
+        """Generator that takes the next chunk: ``frames`` (q, D), q >= 1; only the last chunk may be shorter."""
+        raise NotImplementedError
+
+    def finish(self):
+        """Generator that returns the n-best list of :class:`Hypothesis`: distinct texts, best first.
+
+        Without any chunk that is one empty hypothesis with score 0.
+        """
+        raise NotImplementedError
+
+    def best(self):
+        """The best :class:`Hypothesis` so far."""
+        return self.beam[0]._public()
+
+    def settled(self):
+        """Number of leading tokens that all current hypotheses share; it never decreases."""
+        first, last = min(h.tokens for h in self.beam), max(h.tokens for h in self.beam)
+        shared = 0
+        for a, b in zip(first, last, strict=False):
+            if a != b:
+                break
+            shared += 1
+        return shared
+
+    def _nbest(self, hypotheses):
+        texts = {}
+        for hypothesis in sorted(hypotheses, key=_rank):
+            texts.setdefault(hypothesis.tokens, hypothesis._public())
+        return list(texts.values())[: self.config.nbest]
+
+    def _extend(self, hypotheses, chunks):
+        """Feed each hypothesis its last output; ``chunks[k]`` are the frames (q, D) of chunk k."""
+        results = yield [
+            Request(h._row, h._chunk, token=h.tokens[-1]) if h._emitted else Request(h._row, h._chunk, chunks[h._chunk])
+            for h in hypotheses
+        ]
+        return [replace(h, _row=r.row, _log_probs=r.log_probs) for h, r in zip(hypotheses, results, strict=True)]
+
+    def _expand(self, hypotheses):
+        """Log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
+        steps = torch.stack([h._log_probs for h in hypotheses]).double()
+        if steps.shape[1] != self.eoc + 1:
+            raise ValueError(
+                f"the decoder gave {steps.shape[1]} log-probabilities for {self.eoc} tokens and `$`: "
+                "use the token list that the model was trained with"
+            )
+        totals = steps + steps.new_tensor([h.score for h in hypotheses])[:, None]
+        full = [i for i, h in enumerate(hypotheses) if h._emitted >= self.config.max_tokens_per_chunk]
+        if full:
+            totals[full, : self.eoc] = -math.inf
+        return steps, totals
+
+    def _prune(self, hypotheses, steps, totals, ended=()):
+        """The best B of all expansions and of the hypotheses ``ended``, best first."""
+        flat = totals.flatten()
+        top = torch.topk(flat, min(self.config.beam_size, len(flat))).values.tolist()
+        if math.isnan(top[0]) or (top[0] < LOWEST and not ended):
+            raise ValueError(
+                f"the decoder gave no usable log-probabilities in chunk {hypotheses[0]._chunk} (NaN or all -inf): "
+                "check the checkpoint, or decode in float32"
+            )
+        # topk orders ties as it likes: take every candidate that reaches its last value, then rank
+        picks = (flat >= max(top[-1], LOWEST)).nonzero().squeeze(1)
+        candidates = list(ended)
+        scores, steps = flat[picks].tolist(), steps.flatten()[picks].tolist()
+        for index, score, step in zip(picks.tolist(), scores, steps, strict=True):
+            source, token = divmod(index, self.eoc + 1)
+            candidates.append(self._grow(hypotheses[source], token, score, step))
+        return sorted(candidates, key=_rank)[: self.config.beam_size]
+
+    def _grow(self, h, token, score, step):
+        if token == self.eoc:
+            capped = h.capped + (h._emitted >= self.config.max_tokens_per_chunk)
+            return Hypothesis(h.tokens, h.chunks, h.token_scores, score, capped, h._chunk + 1, 0, h._row)
+        return Hypothesis(
+            (*h.tokens, token),
+            (*h.chunks, h._chunk),
+            (*h.token_scores, step),
+            score,
+            h.capped,
+            h._chunk,
+            h._emitted + 1,
+            h._row,
+        )
+
+
+class ChunkSync(Search):
+    """Chunk-synchronous beam search, live and offline; greedy search is its beam of 1.
+
+    Within a chunk the hypotheses that have ended it (`$`) and all expansions of the others are pruned together to
+    the best B, until those have all ended it.
+    """
+
+    def __init__(self, config, initial_row, eoc):
+        super().__init__(config, initial_row, eoc)
+        self.chunk = 0  # chunks taken
+
+    def advance(self, frames):
+        chunk = self.chunk
+        _check_chunk(frames, chunk)
+        ended, open_ = [], self.beam
+        while open_:
+            open_ = yield from self._extend(open_, {chunk: frames})
+            steps, totals = self._expand(open_)
+            if self.config.recombine:
+                ended = self._recombine(ended, open_, totals)
+            best = self._prune(open_, steps, totals, ended)
+            ended = [h for h in best if h._chunk > chunk]
+            open_ = [h for h in best if h._chunk == chunk]
+        self.beam, self.chunk = ended, chunk + 1
+
+    def finish(self):
+        yield from ()
+        return self._nbest(self.beam)
+
+    def _recombine(self, ended, open_, totals):
+        """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``totals``.
+
+        No other two candidates can agree: open hypotheses are of distinct texts, with equally many tokens in the chunk.
+        """
+        sources = {h.tokens: i for i, h in enumerate(open_)}
+        kept = []
+        for h in ended:
+            source = sources.get(h.tokens)
+            if source is None:
+                kept.append(h)
+                continue
+            other = totals[source, self.eoc].item()
+            both = _log_add(h.score, other)
+            if h.score >= other:
+                kept.append(replace(h, score=both))
+            totals[source, self.eoc] = -math.inf if h.score >= other else both
+        return kept
+
+
+class AlignmentSync(Search):
+    """Alignment-synchronous beam search (Saon et al. 2020 for transducers; the paper's), offline.
+
+    All active hypotheses have the same number of outputs, `$` counted.  One that emits `$` in the last chunk leaves
+    the beam for the pool of complete ones; the search stops when the best complete score is at least the best
+    active one (scores only fall), so the n-best list can be shorter than asked for.  Chunks are only collected by
+    :meth:`advance`; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
+    """
+
+    def __init__(self, config, initial_row, eoc):
+        super().__init__(config, initial_row, eoc)
+        self.frames = []  # (q, D) of each chunk
+        self._start = self.beam
+
+    def advance(self, frames):
+        _check_chunk(frames, len(self.frames))
+        yield from ()
+        self.frames.append(frames)
+
+    def finish(self):
+        complete, active = ([], self._start) if self.frames else (self._start, [])
+        while active and not self._done(complete, active):
+            active = yield from self._extend(active, self.frames)
+            steps, totals = self._expand(active)
+            if self.config.recombine:
+                self._recombine(active, totals)
+            best = self._prune(active, steps, totals)
+            complete = complete + [h._public() for h in best if h._chunk == len(self.frames)]
+            active = [h for h in best if h._chunk < len(self.frames)]
+        self.beam = sorted(complete, key=_rank)
+        return self._nbest(self.beam)
+
+    @staticmethod
+    def _done(complete, active):
+        return bool(complete) and max(h.score for h in complete) >= active[0].score
+
+    def _recombine(self, active, totals):
+        """Merge expansions of equal text in place: ``x w`` that emits `$`, and ``x`` that emits ``w``.
+
+        With equally many outputs, equal texts are in the same chunk, and no more than these two can agree.
+        """
+        sources = {h.tokens: i for i, h in enumerate(active)}
+        for i, h in enumerate(active):
+            j = sources.get(h.tokens[:-1]) if h.tokens else None
+            if j is None:
+                continue
+            ending, growing = (i, self.eoc), (j, h.tokens[-1])
+            a, b = totals[ending].item(), totals[growing].item()
+            totals[ending] = _log_add(a, b) if a >= b else -math.inf
+            totals[growing] = _log_add(a, b) if a < b else -math.inf
+
+
+def _check_chunk(frames, chunk):
+    if frames.dim() != 2 or len(frames) == 0:
+        raise ValueError(f"chunk {chunk} has shape {tuple(frames.shape)}: give (frames, size), 1 frame at least")
+
+
+def make_search(config, initial_row, eoc):
+    """The :class:`Search` that ``config.method`` names (``SearchConfig`` has checked it); greedy has a beam of 1."""
+    if config.method == "alsd":
+        return AlignmentSync(config, initial_row, eoc)
+    if config.method == "greedy":
+        config = replace(config, beam_size=1)
+    return ChunkSync(config, initial_row, eoc)
+
+
+def run(generators, extend):
+    """Drive searches together; returns their return values in order.
+
+    In every round the requests of all unfinished generators make at most two batches, one of prefills (their
+    lengths q may differ) and one of single tokens: ``extend(list[Request]) -> list[Result]``, same order.  Results
+    on the CPU are cheapest, as each search looks at its own rows.  Raises ValueError when a result is missing.
+    """
+    generators = list(generators)
+    returned = [None] * len(generators)
+    answers = dict.fromkeys(range(len(generators)))
+    while answers:
+        wanted = {}
+        for index, answer in answers.items():
+            try:
+                wanted[index] = generators[index].send(answer)
+            except StopIteration as stop:
+                returned[index] = stop.value
+        answers = {index: [None] * len(requests) for index, requests in wanted.items()}
+        for prefill in (True, False):
+            places = [
+                (index, i)
+                for index, requests in wanted.items()
+                for i, request in enumerate(requests)
+                if (request.frames is not None) == prefill
+            ]
+            if not places:
+                continue
+            results = extend([wanted[index][i] for index, i in places])
+            if len(results) != len(places):
+                raise ValueError(f"the decoder gave {len(results)} results for {len(places)} requests")
+            for (index, i), result in zip(places, results, strict=True):
+                answers[index][i] = result
+    return returned

@@ -1,0 +1,1 @@
+"""ESPnet tasks: what ``train`` and ``train-aligner`` run."""

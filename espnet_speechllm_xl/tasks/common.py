@@ -1,0 +1,144 @@
+"""What the tasks share: options, data, batches, the acoustic front of the model."""
+
+import dataclasses
+from pathlib import Path
+
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.nested_dict_action import NestedDictAction
+
+from espnet_speechllm_xl.acoustic import Acoustic
+from espnet_speechllm_xl.config import ConcatConfig, ConfigError, FeatureConfig, SpecAugmentConfig, from_dict
+from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
+from espnet_speechllm_xl.emformer import EmformerEncoder
+from espnet_speechllm_xl.text import load_tokenizer
+from espnet_speechllm_xl.trainer import Trainer
+
+encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
+
+
+class SpeechTask(AbsTask):
+    """Base of the tasks; a subclass names itself, its sections and builds the model."""
+
+    num_optimizers = 1
+    trainer = Trainer
+    name = ""  # written to config.yaml, so that a directory of another task is told apart
+    sections = {"features_conf": FeatureConfig, "specaug_conf": SpecAugmentConfig, "concat_conf": ConcatConfig}
+    class_choices_list = [encoder_choices]
+
+    @classmethod
+    def add_task_arguments(cls, parser):
+        """The options beyond ESPnet's own; every ``*_conf`` section is a dataclass of config.py."""
+        group = parser.add_argument_group(f"{cls.name} options")
+        required = parser.get_default("required")
+        required += ["token_list", "tokenizer"]
+        group.add_argument("--task", default=cls.name, choices=[cls.name], help="Kept in config.yaml")
+        group.add_argument("--token_list", default=None, help="File with one token a line, in the tokenizer's order")
+        group.add_argument("--tokenizer", default=None, help="sentencepiece model, or directory of a HF tokenizer")
+        group.add_argument(
+            "--normalize",
+            default="global_mvn",
+            help="global_mvn: mean and variance of the training set (utterance-wise cannot stream)",
+        )
+        group.add_argument("--stats_file", default=None, help="feats_stats.npz of the statistics stage")
+        for section, conf in cls.sections.items():
+            group.add_argument(
+                f"--{section}", action=NestedDictAction, default=dataclasses.asdict(conf()), help=conf.__doc__.split("\n")[0]
+            )
+        for choices in cls.class_choices_list:
+            choices.add_arguments(group)
+        parser.set_defaults(
+            iterator_type="task",
+            best_model_criterion=[cls.criterion],
+            num_att_plot=0,
+            use_matplotlib=False,
+            num_workers=0,
+        )
+
+    @classmethod
+    def section(cls, args, name):
+        """One ``*_conf`` section as its dataclass."""
+        return from_dict(cls.sections[name], getattr(args, name), name)
+
+    @classmethod
+    def build_preprocess_fn(cls, args, train):
+        """Tokenises and reads alignments; the same for training and evaluation."""
+        return Preprocessor(load_tokenizer(args.tokenizer), cls.section(args, "features_conf").sample_rate)
+
+    @classmethod
+    def build_collate_fn(cls, args, train):
+        """Pads."""
+        return collate
+
+    @classmethod
+    def required_data_names(cls, train=True, inference=False):
+        """Data every example has."""
+        return ("speech", "text")
+
+    @classmethod
+    def optional_data_names(cls, train=True, inference=False):
+        """Data an example may have."""
+        return ("spk", "alignment")
+
+    @classmethod
+    def build_task_iter_factory(cls, args, iter_options, mode):
+        """Batches by total sequence length; see :class:`~espnet_speechllm_xl.data.BatchFactory`."""
+        from torch import distributed
+
+        paths = {name: path for path, name, _ in iter_options.data_path_and_name_and_type}
+        if len(iter_options.shape_files) != 2:
+            raise ConfigError(
+                f"{mode}: give two shape files, speech_shape and text_shape, as the statistics stage wrote them"
+            )
+        samples, tokens = (_read_first_ints(path) for path in iter_options.shape_files)
+        if args.num_iters_per_epoch is not None:
+            raise ConfigError("num_iters_per_epoch is not supported: an epoch is every utterance once")
+        world = distributed.get_world_size() if iter_options.distributed else 1
+        return BatchFactory(
+            dataset=cls.build_dataset(args, iter_options),
+            samples=samples,
+            tokens=tokens,
+            speakers=_read_pairs(paths["spk"]) if "spk" in paths else None,
+            concat=cls.section(args, "concat_conf"),
+            batch_bins=iter_options.batch_bins,
+            sample_rate=cls.section(args, "features_conf").sample_rate,
+            seed=args.seed,
+            train=iter_options.train,
+            workers=args.num_workers,
+            rank=distributed.get_rank() if iter_options.distributed else 0,
+            world_size=world,
+        )
+
+    @classmethod
+    def build_acoustic(cls, args):
+        """Features, normalisation and encoder; also makes ``args.token_list`` a list, so config.yaml holds it."""
+        if args.normalize != "global_mvn":
+            raise ConfigError(
+                f"normalize: {args.normalize}: a stream cannot know the mean of an utterance that is still being "
+                "spoken; use global_mvn (statistics of the training set)"
+            )
+        if isinstance(args.token_list, str):
+            args.token_list = read_token_list(args.token_list)
+        return Acoustic(
+            cls.section(args, "features_conf"),
+            cls.section(args, "specaug_conf"),
+            encoder_choices.get_class(args.encoder),
+            args.encoder_conf,
+            stats_file=args.stats_file,
+        )
+
+
+def read_token_list(path):
+    """Tokens of a file, one a line."""
+    if not Path(path).exists():
+        raise ConfigError(f"token_list {path} does not exist: run the tokens stage")
+    return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+
+def _read_pairs(path):
+    with open(path, encoding="utf-8") as stream:
+        return dict(line.split(maxsplit=1) for line in map(str.strip, stream) if line)
+
+
+def _read_first_ints(path):
+    return {utterance: int(shape.split(",")[0]) for utterance, shape in _read_pairs(path).items()}

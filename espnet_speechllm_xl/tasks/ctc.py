@@ -1,0 +1,30 @@
+"""Task of the CTC aligner (and CTC baseline)."""
+
+import argparse
+
+from espnet2.utils.nested_dict_action import NestedDictAction
+
+from espnet_speechllm_xl.ctc import CTCModel
+from espnet_speechllm_xl.tasks.common import SpeechTask
+
+
+class CTCTask(SpeechTask):
+    """Encoder and CTC head."""
+
+    name = "ctc"
+    criterion = ("valid", "ter", "min")
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        super().add_task_arguments(parser)
+        parser.add_argument("--ctc_conf", action=NestedDictAction, default={"dropout": 0.1}, help="CTC head: dropout")
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> CTCModel:
+        """The model of ``args``."""
+        acoustic = cls.build_acoustic(args)
+        return CTCModel(acoustic, len(args.token_list), **args.ctc_conf)
+
+
+if __name__ == "__main__":
+    CTCTask.main()

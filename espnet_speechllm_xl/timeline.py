@@ -1,0 +1,120 @@
+"""The only arithmetic between samples, feature frames, encoder frames, chunks and seconds.
+
+Feature frame ``i`` starts at ``10 i`` ms and covers 25 ms.  Encoder frame ``t`` ("frame") is feature
+frames ``4t .. 4t+3``; by convention it *ends* at ``40 (t+1)`` ms, and every reported time uses that.
+
+    samples  --10 ms hop-->  feature frames (100 Hz)  --stack 4-->  frames (25 Hz)  --c-->  chunks
+"""
+
+import math
+
+HOP_MS = 10
+WINDOW_MS = 25
+STACK = 4
+FRAME_SECONDS = HOP_MS * STACK / 1000
+
+
+def hop_samples(sample_rate):
+    """Samples between the starts of two feature frames."""
+    return sample_rate * HOP_MS // 1000
+
+
+def window_samples(sample_rate):
+    """Samples that one feature frame covers."""
+    return sample_rate * WINDOW_MS // 1000
+
+
+def feature_frames(samples, sample_rate):
+    """Complete feature frames in ``samples`` (int or integer tensor)."""
+    count = (samples - window_samples(sample_rate)) // hop_samples(sample_rate) + 1
+    return count * (count > 0)
+
+
+def frames(samples, sample_rate):
+    """Complete encoder frames in ``samples`` (int or integer tensor); 0 for audio without one."""
+    return feature_frames(samples, sample_rate) // STACK
+
+
+def samples_for_frames(count, sample_rate):
+    """Fewest samples that hold ``count`` complete encoder frames."""
+    if count <= 0:
+        return 0
+    return (count * STACK - 1) * hop_samples(sample_rate) + window_samples(sample_rate)
+
+
+def frame_end_seconds(frame):
+    """End of encoder frame ``frame`` (0-based), in seconds."""
+    return (frame + 1) * FRAME_SECONDS
+
+
+def frame_start_seconds(frame):
+    """Start of encoder frame ``frame`` (0-based), in seconds."""
+    return frame * FRAME_SECONDS
+
+
+def frame_at(seconds):
+    """The encoder frame whose span ``(40 t, 40 (t+1)]`` ms holds the time ``seconds``; 0 at least."""
+    return max(0, math.ceil(round(seconds / FRAME_SECONDS, 6)) - 1)
+
+
+def gap_frames(seconds):
+    """Whole encoder frames nearest to a duration."""
+    return round(seconds / FRAME_SECONDS)
+
+
+def num_chunks(num_frames, chunk):
+    """K = ceil(T / c) (int or integer tensor); one chunk for c = None (infinity); 0 without frames."""
+    return (num_frames > 0) * 1 if chunk is None else -(-num_frames // chunk)
+
+
+def chunk_of_frame(frame, chunk):
+    """Chunk that holds ``frame`` (int or integer tensor)."""
+    return frame * 0 if chunk is None else frame // chunk
+
+
+def chunk_of_token(end, chunk, delay, chunks):
+    """Chunk of a token whose last frame is ``end``: min(floor((e + d) / c), K - 1).
+
+    ``end`` (..., U) and ``chunks`` (K, broadcasting) are integer tensors: with the cap a token never lands in a
+    chunk that ends before it, because its own chunk exists.
+    """
+    return chunk_of_frame(end + delay, chunk).minimum(chunks - 1)
+
+
+def chunk_seconds(chunk):
+    """Duration of a chunk in seconds (infinity for None)."""
+    return math.inf if chunk is None else chunk * FRAME_SECONDS
+
+
+def latency_seconds(encoder, chunking):
+    """Worst-case algorithmic latency: max(segment, c) + look-ahead, in seconds."""
+    if chunking.chunk is None:
+        return math.inf
+    return (max(encoder.segment, chunking.chunk) + encoder.right_context) * FRAME_SECONDS
+
+
+def frames_from_seconds(seconds, what):
+    """A user's duration (``--chunk-size 1.28``) as whole frames; raises ValueError off the 40 ms grid."""
+    if math.isinf(seconds):
+        return None
+    count = round(seconds / FRAME_SECONDS)
+    if count < 0 or abs(count * FRAME_SECONDS - seconds) > 1e-6:
+        raise ValueError(f"{what} {seconds} s is not a multiple of {FRAME_SECONDS} s")
+    return count
+
+
+def chunk_span_seconds(index, chunk, num_frames):
+    """Start and end of chunk ``index`` in seconds, in audio of ``num_frames`` frames."""
+    if chunk is None:
+        return 0.0, num_frames * FRAME_SECONDS
+    return index * chunk * FRAME_SECONDS, min((index + 1) * chunk, num_frames) * FRAME_SECONDS
+
+
+def chunks_from_seconds(seconds, chunk):
+    """A user's context (``--context 5.12``) as whole chunks of ``chunk`` frames; raises ValueError otherwise."""
+    if math.isinf(seconds) or chunk is None:
+        return None
+    count = frames_from_seconds(seconds, "context")
+    if count % chunk:
+        raise ValueError(f"context {seconds} s is not a multiple of the chunk size {chunk_seconds(chunk)} s")
+    return count // chunk

@@ -1,0 +1,144 @@
+"""What ESPnet's trainer needs from us: whole checkpoints, right averages, progress.  Its loops are its own.
+
+Found in espnet 202511: checkpoints are written in place, so a kill leaves a truncated one that resume cannot read;
+the n-best average sums into a cached state dict, so a second average is wrong, and with fewer epochs than n it is
+no average at all.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import espnet2.train.trainer as espnet_trainer
+import torch
+from espnet2.train.reporter import aggregate
+from tqdm import tqdm
+
+from espnet_speechllm_xl.io import atomic_path
+
+
+class Trainer(espnet_trainer.Trainer):
+    """ESPnet's trainer, mended."""
+
+    @classmethod
+    def run(cls, *args, trainer_options, **kwargs):
+        """Train; see ESPnet.  Files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs."""
+        options = trainer_options
+        cls.progress = Progress(options.max_epoch)
+        with _replaced(torch, "save", _atomic_save), _replaced(espnet_trainer, "average_nbest_models", average_best):
+            super().run(*args, trainer_options=options, **kwargs)
+
+    @staticmethod
+    def resume(checkpoint, model, reporter, **kwargs):
+        """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two."""
+        try:
+            espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
+        except (EOFError, RuntimeError, OSError) as error:
+            raise SystemExit(
+                f"{checkpoint} cannot be resumed ({str(error).splitlines()[0]}): it is truncated or of another model; "
+                "remove it to start again, or remove the whole directory"
+            ) from error
+        epoch_file = Path(checkpoint).parent / f"{reporter.get_epoch()}epoch.pth"
+        if not epoch_file.exists():
+            _atomic_save(model.state_dict(), epoch_file)
+
+    @classmethod
+    def train_one_epoch(cls, *, iterator, reporter, distributed_option, **kwargs):
+        """One epoch with a progress bar (rank 0)."""
+        quiet = distributed_option.distributed and distributed_option.dist_rank != 0
+        bar = cls.progress.bar(iterator, reporter, quiet)
+        result = super().train_one_epoch(
+            iterator=bar, reporter=reporter, distributed_option=distributed_option, **kwargs
+        )
+        cls.progress.trained(reporter)
+        return result
+
+    @classmethod
+    def validate_one_epoch(cls, *, reporter, distributed_option, **kwargs):
+        """Validation; then one line says how the epoch went and how long the rest takes (rank 0)."""
+        super().validate_one_epoch(reporter=reporter, distributed_option=distributed_option, **kwargs)
+        if not distributed_option.distributed or distributed_option.dist_rank == 0:
+            cls.progress.validated(reporter)
+
+
+class Progress:
+    """One line an epoch on standard output; a bar within the epoch, sparse when no terminal reads it."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+        self.start = time.monotonic()
+        self.done = 0
+        self.train_loss = float("nan")
+
+    def bar(self, iterator, reporter, quiet):
+        """``iterator`` with a bar that says the epoch."""
+        return tqdm(
+            iterator,
+            desc=f"epoch {reporter.epoch}/{self.epochs}",
+            file=sys.stdout,
+            leave=False,
+            disable=quiet,
+            mininterval=0.5 if sys.stdout.isatty() else 60,
+            delay=0.5 if sys.stdout.isatty() else 60,
+        )
+
+    def trained(self, reporter):
+        """Keep the training loss of the epoch."""
+        self.train_loss = float(aggregate(reporter.stats["loss"]))
+
+    def validated(self, reporter):
+        """Print the line of the epoch."""
+        self.done += 1
+        elapsed = time.monotonic() - self.start
+        left = elapsed / self.done * (self.epochs - reporter.epoch)
+        shown = [name for name in ("loss", "acc", "ter") if name in reporter.stats]
+        valid = ", ".join(f"{name} {float(aggregate(reporter.stats[name])):.3f}" for name in shown)
+        print(
+            f"epoch {reporter.epoch}/{self.epochs}: train loss {self.train_loss:.3f}; valid {valid}; "
+            f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
+            flush=True,
+        )
+
+
+def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None, **_):
+    """Average the n best epochs of each criterion into ``<phase>.<name>.ave.pth`` (all epochs when fewer).
+
+    Takes the place of ESPnet's function of the same arguments.  Integer tensors are taken from the best epoch.
+    """
+    count = max([nbest] if isinstance(nbest, int) else nbest)
+    for phase, name, mode in best_model_criterion:
+        if not reporter.has(phase, name):
+            continue
+        epochs = [epoch for epoch in reporter.sort_epochs(phase, name, mode)[:count]]
+        states = [torch.load(Path(output_dir) / f"{epoch}epoch.pth", map_location="cpu") for epoch in epochs]
+        mean = {
+            key: sum(state[key].double() for state in states).div(len(states)).to(first.dtype)
+            if first.is_floating_point()
+            else first
+            for key, first in states[0].items()
+        }
+        middle = f".{suffix}" if suffix else ""
+        _atomic_save(mean, Path(output_dir) / f"{phase}.{name}.ave{middle}.pth")
+
+
+_torch_save = torch.save
+
+
+def _atomic_save(value, target, *args, **kwargs):
+    """``torch.save`` that leaves the old file or the new one, never a part."""
+    if not isinstance(target, (str, os.PathLike)):
+        return _torch_save(value, target, *args, **kwargs)
+    with atomic_path(target) as temporary:
+        _torch_save(value, temporary, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _replaced(module, name, value):
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

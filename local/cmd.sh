@@ -1,0 +1,155 @@
+# shellcheck shell=bash
+# How recipes start their long commands. Source it after path.sh; choose with cmd_backend=local (default) or slurm.
+#
+#   train_cmd  [--gpus N] [--progress REGEX] NJ LOG COMMAND...
+#   decode_cmd [--gpus N] [--progress REGEX] NJ LOG COMMAND...
+#
+# run NJ copies of COMMAND side by side, with JOB in LOG and in every argument replaced by 1..NJ, and wait for all of
+# them. When any fails: status 1, the number that failed, and name and last lines of the first one's log.
+# --progress shows the lines of the first job's log that match, as they come. Slurm options stand in conf/slurm.conf
+# (another file: slurm_conf=FILE).
+
+cmd_backend=${cmd_backend:-local}
+_cmd_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+slurm_conf=${slurm_conf:-$_cmd_dir/../conf/slurm.conf}
+
+train_cmd() { run_jobs --kind train "$@"; }
+decode_cmd() { run_jobs --kind decode "$@"; }
+
+run_jobs() {
+  local kind=all gpus=0 progress=""
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --kind) kind=$2 ;;
+      --gpus) gpus=$2 ;;
+      --progress) progress=$2 ;;
+      *) break ;;
+    esac
+    shift 2
+  done
+  if [ $# -lt 3 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]]; then
+    echo "run_jobs: usage: run_jobs [--kind KIND] [--gpus N] [--progress REGEX] NJ LOG COMMAND..., got: $*" >&2
+    return 2
+  fi
+  local nj=$1 log=$2
+  shift 2
+  if [ "$nj" -gt 1 ] && [[ $log != *JOB* ]]; then
+    echo "run_jobs: $nj jobs would share the log $log: put JOB into its name" >&2
+    return 2
+  fi
+  case $cmd_backend in
+    local | slurm) ;;
+    *)
+      echo "run_jobs: cmd_backend is local or slurm, not '$cmd_backend'" >&2
+      return 2
+      ;;
+  esac
+  local j
+  for ((j = 1; j <= nj; j++)); do
+    mkdir -p "$(dirname "${log//JOB/$j}")" && : >"${log//JOB/$j}" || return 1
+  done
+  "_run_$cmd_backend" "$@" || true
+  _report_jobs
+}
+
+# _logged LOG COMMAND...: runs it; the log gets the command, its output and, as the last line, its status.
+_logged() {
+  local log=$1 start=$SECONDS status=0
+  shift
+  {
+    printf '# %s\n# started %s on %s\n' "$(printf '%q ' "$@")" "$(date '+%F %T')" "$(hostname)"
+    "$@" </dev/null || status=$?
+    printf '# ended with status %d after %d s\n' "$status" $((SECONDS - start))
+  } >>"$log" 2>&1
+  return $status
+}
+
+# _report_jobs (nj and log of the caller): judged by the logs' last lines, so that a killed job counts as failed.
+_report_jobs() {
+  local j name failed=() last
+  for ((j = 1; j <= nj; j++)); do
+    [[ $(tail -n 1 "${log//JOB/$j}") == "# ended with status 0 "* ]] || failed+=("$j")
+  done
+  [ ${#failed[@]} -gt 0 ] || return 0
+  name=${log//JOB/${failed[0]}}
+  last=$(tail -n 10 "$name" | cut -c 1-300)
+  echo "run_jobs: ${#failed[@]} of $nj jobs failed (${failed[*]}); the end of $name:" >&2
+  printf '%s\n' "$last" | sed 's/^/  | /' >&2
+  if [[ $last != *"# ended with status "* ]]; then
+    echo "run_jobs: it was stopped from outside (memory or time limit, kill, Ctrl-C): run the stage again" >&2
+  fi
+  return 1
+}
+
+# _follow PID: shows matching lines of the first job's log as long as PID lives.
+_follow() {
+  tail -n +1 -s 0.5 --pid="$1" -F "${log//JOB/1}" 2>/dev/null | grep --line-buffered -E -- "$progress" || true
+}
+
+# A subshell with job control: every job leads its own process group, so that Ctrl-C ends its children as well.
+_run_local() (
+  exec 2>/dev/null # job control would announce every job's end; what the jobs say is in their logs
+  set -m
+  pids=()
+  # shellcheck disable=SC2317,SC2329  # called by the trap
+  stop() {
+    local pid
+    trap - INT TERM HUP
+    for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null; done
+    exit 130
+  }
+  trap stop INT TERM HUP
+  threads=$(($(env -u OMP_NUM_THREADS nproc) / nj))
+  [ "$threads" -le "${OMP_NUM_THREADS:-1}" ] || threads=${OMP_NUM_THREADS:-1}
+  [ "$threads" -ge 1 ] || threads=1
+  export OMP_NUM_THREADS=$threads
+  for ((j = 1; j <= nj; j++)); do
+    _logged "${log//JOB/$j}" "${@//JOB/$j}" &
+    pids+=("$!")
+  done
+  if [ -n "$progress" ]; then
+    _follow "${pids[0]}" &
+    follower=$!
+  fi
+  for pid in "${pids[@]}"; do wait "$pid" || true; done
+  [ -z "$progress" ] || wait "$follower" || true
+)
+
+# _slurm_options: one option a line, from conf/slurm.conf, for kind and gpus of the caller.
+_slurm_options() {
+  local label options
+  while read -r label options; do
+    case $label in
+      all | "$kind") ;;
+      gpu) [ "$gpus" -gt 0 ] || continue ;;
+      *) continue ;;
+    esac
+    printf '%s\n' "${options//GPUS/$gpus}" | tr -s ' \t' '\n'
+  done <"$slurm_conf"
+}
+
+# One array job; its script and what Slurm itself says (limits, cancelling) stand beside the logs in slurm/.
+_run_slurm() {
+  local first=${log//JOB/1} folder script options=() out sbatch_pid
+  command -v sbatch >/dev/null || { echo "run_jobs: no sbatch here: use cmd_backend=local" >&2; return 1; }
+  [ -r "$slurm_conf" ] || { echo "run_jobs: cannot read $slurm_conf: name another by slurm_conf=FILE" >&2; return 1; }
+  folder=$(dirname "$first")/slurm
+  script=$folder/$(basename "${log//.JOB/}").sh
+  out=$folder/$(basename "${log//.JOB/}").%a.out
+  mkdir -p "$folder" && rm -f "${out%.%a.out}".*.out
+  mapfile -t options < <(_slurm_options)
+  {
+    printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
+    printf '. %q\nargs=(%s)\n' "$_cmd_dir/cmd.sh" "$(printf '%q ' "$log" "$@")"
+    # shellcheck disable=SC2016  # for the job's shell
+    printf '%s\n' 'export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}' '_logged "${args[@]//JOB/$SLURM_ARRAY_TASK_ID}"'
+  } >"$script"
+  sbatch --wait --array="1-$nj" --job-name="$(basename "$first")" --output="$out" "${options[@]}" "$script" \
+    >"$script.sbatch" 2>&1 &
+  sbatch_pid=$!
+  if [ -n "$progress" ]; then _follow "$sbatch_pid"; fi
+  if ! wait "$sbatch_pid"; then
+    cat "$script.sbatch" "${out%.%a.out}".*.out 2>/dev/null | tail -n 5 | sed 's/^/run_jobs: slurm: /' >&2
+  fi
+  return 0
+}

@@ -1,0 +1,255 @@
+#!/usr/bin/env bash
+# Makes the Python environment of this repository, or completes the active one.
+set -euo pipefail
+
+usage="usage: local/install.sh [--extras test] [--python PYTHON]
+
+Without an active environment: makes <repository>/.venv with PYTHON (default: the first of python3, python3.12,
+python3.11, python3.10, python that is Python 3.10-3.12). Inside an active virtualenv or conda environment (conda's
+base does not count): installs into that, keeping every package that satisfies setup.py. Afterwards, and when nothing
+has changed since the last time, it returns at once. Its pip is a private one; yours stays as it is."
+
+# From pip 26 on, PyPI packages with a direct URL among their requirements are refused, even in an extra nobody asks
+# for; ci_sdr, which espnet needs, has two of them.
+pip_version=25.3
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=local/env.sh
+. "$repo/local/env.sh"
+
+say() { echo "install.sh: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+extras="" python="" job="" tmp=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --extras | --python)
+      [ $# -ge 2 ] || { say "$1 needs a value"; exit 2; }
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    -h | --help) echo "$usage"; exit 0 ;;
+    *) say "unknown option $1; see local/install.sh --help"; exit 2 ;;
+  esac
+done
+case $extras in "" | test) ;; *) say "--extras takes only 'test', not '$extras'"; exit 2 ;; esac
+
+cleanup() {
+  [ -z "$job" ] || kill "$job" 2>/dev/null || true
+  [ -z "$tmp" ] || rm -rf "$tmp"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# find_python [PYTHON]: prints the path of a Python that can hold the package.
+find_python() {
+  local candidate version seen=""
+  for candidate in ${1:-python3 python3.12 python3.11 python3.10 python}; do
+    version=$(python_version "$candidate") || continue
+    if is_supported "$version"; then
+      command -v "$candidate"
+      return
+    fi
+    seen="$seen $candidate is $version;"
+  done
+  die "needs Python 3.10, 3.11 or 3.12, and${seen:- ${1:-python3} does not run;} install one (Debian/Ubuntu:" \
+    "apt install python3 python3-venv; conda: conda create -n xl python=3.11) or name it with --python"
+}
+
+# is_complete: the environment was finished for this repository, this setup.py and these extras, and still runs.
+is_complete() {
+  [ -f "$stamp" ] && grep -qxF "repository $repo" "$stamp" && grep -qxF "setup $setup_sum" "$stamp" &&
+    { [ -z "$extras" ] || grep -qxF "extras $extras" "$stamp"; } && has_packages "$prefix/bin/python"
+}
+
+# take_lock: one installation at a time in an environment; $mark stands there while one is under way or was killed.
+take_lock() {
+  mkdir -p "$prefix"
+  while :; do
+    exec 9>>"$mark"
+    command -v flock >/dev/null || break
+    flock -n 9 || { say "another installation into $prefix is under way: waiting for it"; flock 9; }
+    [ "$mark" -ef /dev/fd/9 ] && break
+  done
+}
+
+# prepare_own_venv: a working .venv, empty or to be completed. What a killed installation left is removed.
+prepare_own_venv() {
+  if [ -s "$mark" ]; then
+    say "an earlier installation into $prefix was cut off: starting it again"
+  elif [ -f "$stamp" ] && ! grep -qxF "repository $repo" "$stamp"; then
+    say "$prefix was made for another folder: making it again"
+  elif [ -f "$stamp" ] && ! has_packages "$prefix/bin/python"; then
+    say "the Python of $prefix has gone or changed: making it again"
+  elif python_version "$prefix/bin/python" >/dev/null; then
+    return
+  elif [ -n "$(find "$prefix" -mindepth 1 ! -path "$mark" -print -quit)" ]; then
+    rm -f "$mark"
+    die "$prefix is in the way and is no working environment: remove it, then run this again"
+  fi
+  local base
+  base=$(find_python "$python")
+  echo started >&9
+  find "$prefix" -mindepth 1 ! -path "$mark" -delete
+  say "making $prefix with $base"
+  "$base" -m venv "$prefix" >"$log" 2>&1 || {
+    tail -n 5 "$log" >&2
+    : >"$mark"
+    find "$prefix" -mindepth 1 ! -path "$mark" ! -path "$log" -delete
+    die "$base cannot make a virtual environment (Debian/Ubuntu: apt install python3-venv)"
+  }
+}
+
+# last_lines N: of what pip said.
+last_lines() { tr -d '\r' <"$log" | grep -vE '^ *$|WARNING' | tail -n "$1"; }
+
+# with_progress LABEL COMMAND...: its output goes to the log; a line now and then says that it lives.
+with_progress() {
+  local label=$1 start=$SECONDS next=15 status=0
+  shift
+  printf '\n== %s\n' "$label" >>"$log"
+  "$@" </dev/null >>"$log" 2>&1 &
+  job=$!
+  while kill -0 "$job" 2>/dev/null; do
+    sleep 0.5
+    if [ $((SECONDS - start)) -ge $next ]; then
+      say "$label, $((SECONDS - start)) s: $(last_lines 1 | cut -c 1-90)"
+      next=$((next * 2 < next + 60 ? next * 2 : next + 60))
+    fi
+  done
+  wait "$job" || status=$?
+  job=""
+  return $status
+}
+
+# failed WHAT: what pip said, and a next action. pip itself ended, so nothing is half-written: no need to start anew.
+failed() {
+  : >"$mark"
+  last_lines 12 >&2
+  die "$1 failed; the whole output is in $log. With network and disk space (7 GB) at hand, run the same command again"
+}
+
+run_pip() {
+  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off "$@"
+}
+pip() { run_pip "$prefix/bin/python" "$tmp/pip/pip" "$@"; }
+
+# get_private_pip: into a temporary folder, with the environment's own pip or, where it has none, a passing venv's.
+get_private_pip() {
+  local host=$prefix/bin/python
+  if ! "$host" -m pip --version >/dev/null 2>&1; then
+    host=$tmp/host/bin/python
+    "$prefix/bin/python" -m venv "$tmp/host" >>"$log" 2>&1 || failed "getting a pip (python -m venv)"
+  fi
+  run_pip "$host" -m pip install -q --no-deps --target "$tmp/pip" "pip==$pip_version" >>"$log" 2>&1 ||
+    failed "downloading pip $pip_version"
+}
+
+# install_without_pyworld: as pip would, but for the one requirement of espnet that may not build.
+install_without_pyworld() {
+  pip install --no-deps -e "$repo" &&
+    list_requirements espnet_speechllm_xl "$extras" >"$tmp/own.txt" &&
+    grep '^espnet==' "$tmp/own.txt" >"$tmp/espnet.txt" &&
+    pip install --no-deps -r "$tmp/espnet.txt" &&
+    list_requirements espnet "" >"$tmp/espnets.txt" &&
+    grep -v '^espnet==' "$tmp/own.txt" >"$tmp/all.txt" &&
+    grep -v '^pyworld' "$tmp/espnets.txt" >>"$tmp/all.txt" &&
+    pip install -r "$tmp/all.txt"
+}
+
+# list_requirements DISTRIBUTION EXTRA: what its installed metadata asks for, a line each.
+list_requirements() {
+  (cd "$tmp" && PYTHONPATH=$tmp/pip "$prefix/bin/python" - "$@" <<'PY'
+import sys
+from importlib.metadata import requires
+
+from pip._vendor.packaging.requirements import Requirement
+
+for line in requires(sys.argv[1]):
+    asked = Requirement(line)
+    if asked.marker is None or asked.marker.evaluate({"extra": sys.argv[2]}):
+        asked.marker = None
+        print(asked)
+PY
+  )
+}
+
+install_packages() {
+  local target=$repo
+  [ -z "$extras" ] || target="${repo}[$extras]"
+  # PyPI has pyworld (espnet's pitch extractor, used by nothing here) as source only: it needs a C++ compiler.
+  if with_progress "building pyworld" pip wheel --no-deps -w "$tmp/wheels" "pyworld>=0.3.4"; then
+    with_progress "installing packages" pip install --find-links "$tmp/wheels" -e "$target" || failed "pip install"
+  else
+    say "pyworld does not build here (no C++ compiler?): going on without it, nothing here uses it"
+    with_progress "installing packages" install_without_pyworld || failed "pip install"
+  fi
+}
+
+# import_check: prints the versions, having imported what the recipes need.
+import_check() {
+  (cd "$tmp" && "$prefix/bin/python" -W ignore - <<'PY'
+import importlib
+import logging
+import platform
+from importlib.metadata import version
+
+logging.disable()
+shown = ["torch", "torchaudio", "espnet", "transformers"]
+for name in "setuptools torch torchaudio transformers peft jiwer sentencepiece kaldiio soundfile soxr matplotlib".split():
+    importlib.import_module(name)
+for name in ["tensorboard", "espeakng_loader", "espnet2.tasks.abs_task", "espnet_speechllm_xl"]:
+    importlib.import_module(name)
+print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in shown))
+PY
+  )
+}
+
+started=$SECONDS
+prefix=$(active_prefix)
+own=0
+if [ -z "$prefix" ] || [ "$prefix" -ef "$repo/.venv" ]; then
+  prefix=$repo/.venv own=1
+fi
+stamp=$prefix/.speechllm_xl.complete
+mark=$prefix/.speechllm_xl.incomplete
+log=$prefix/.speechllm_xl.log
+setup_sum=$(cat "$repo/setup.py" "$repo/pyproject.toml" "$repo/local/install.sh" | cksum)
+
+if [ ! -e "$mark" ] && is_complete; then
+  say "environment $prefix is ready"
+  exit 0
+fi
+if [ "$own" = 0 ]; then
+  [ -z "$python" ] || die "--python is for a new environment, but $prefix is active: deactivate it first"
+  version=$(python_version "$prefix/bin/python") ||
+    die "the active environment $prefix has no working bin/python: deactivate it, or unset VIRTUAL_ENV/CONDA_PREFIX"
+  is_supported "$version" ||
+    die "the active environment $prefix has Python $version; needs 3.10, 3.11 or 3.12: deactivate it, then run this again"
+else
+  python_version "$prefix/bin/python" >/dev/null || find_python "$python" >/dev/null
+fi
+take_lock
+if [ ! -s "$mark" ] && is_complete; then
+  rm -f "$mark"
+  say "environment $prefix is ready"
+  exit 0
+fi
+[ "$own" = 0 ] || prepare_own_venv
+version=$(python_version "$prefix/bin/python")
+is_supported "$version" || die "$prefix has Python $version; needs 3.10, 3.11 or 3.12: remove it, then run this again"
+# What an earlier run installed stays installed: the stamp must go on naming it.
+[ -n "$extras" ] || ! grep -qsxF "extras test" "$stamp" || extras="test"
+echo started >&9
+rm -f "$stamp"
+: >"$log"
+tmp=$(mktemp -d)
+say "installing into $prefix (Python $version): about 5 GB the first time, 2 to 15 minutes"
+get_private_pip
+install_packages
+versions=$(import_check 2>>"$log") || failed "the import check"
+printf 'repository %s\nsetup %s\nextras %s\n' "$repo" "$setup_sum" "$extras" >"$stamp.new"
+mv "$stamp.new" "$stamp"
+rm -f "$mark"
+say "environment $prefix is ready: $versions ($((SECONDS - started)) s)"

