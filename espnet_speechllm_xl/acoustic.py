@@ -51,7 +51,7 @@ class Acoustic(nn.Module):
     def forward(self, speech, lengths):
         """Frames (B, T, D) and their counts (B,) of audio (B, N) with sample counts (B,)."""
         features, counts = self.features(speech, lengths)
-        features = self.specaug(self.normalizer(features), counts)
+        features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
         past_end = torch.arange(features.shape[1], device=features.device)[None] >= counts[:, None]
         frames, counts, _ = self.encoder(features.masked_fill(past_end[..., None], 0.0), counts)
         return frames, counts
@@ -67,5 +67,6 @@ class Acoustic(nn.Module):
             final: no audio follows; the look-ahead that is missing is zeros, as in :meth:`forward`.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
-        frames, encoder_state = self.encoder.push(self.normalizer(features)[None], state.encoder, final=final)
+        features = self.normalizer(features)[None].to(next(self.encoder.parameters()).dtype)
+        frames, encoder_state = self.encoder.push(features, state.encoder, final=final)
         return frames[0], AcousticState(feature_state, encoder_state)

@@ -7,9 +7,9 @@ character ends.
 
 from dataclasses import dataclass
 
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.ctm import Word
+from espnet_speechllm_xl.errors import UserError
 
 NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
 
@@ -50,6 +50,8 @@ def viterbi(log_probs, tokens, blank):
 def char_times(spans, token_char_ends, num_chars):
     """Start and end frames of each character, two lists; a character has the times of its token.
 
+    One of several tokens (its bytes, or the word mark before the first) starts with the first and ends with the last.
+
     Args:
         spans: :class:`TokenSpan` of each token.
         token_char_ends: exclusive end of each token's last character (text.py).
@@ -58,6 +60,8 @@ def char_times(spans, token_char_ends, num_chars):
     starts, ends, start, end = [], [], 0, 0
     for span, char_end in zip(spans, token_char_ends, strict=True):
         start, end = span.start, max(end, span.end)
+        if ends and char_end == len(ends):
+            ends[-1] = end
         starts.extend([start] * (char_end - len(starts)))
         ends.extend([end] * (char_end - len(ends)))
     rest = num_chars - len(ends)
@@ -89,7 +93,9 @@ def transfer(source, char_ends, target):
             last = max(last, char_ends[match])
             position = match + 1
         elif character.isalnum():
-            raise AlignmentError(f"'{character}' of the transcript is not in the aligned text at '{source[position:][:20]}'")
+            raise AlignmentError(
+                f"'{character}' of the transcript is not in the aligned text at '{source[position:][:20]}'"
+            )
         ends.append(last)
     if any(character.isalnum() for character in source[position:]):
         raise AlignmentError(f"the aligned text goes on with '{source[position:][:20]}' where the transcript ends")
@@ -113,7 +119,9 @@ def parse_char_ends(utterance, line, text):
     try:
         ends = [] if line.strip() in ("", NO_TEXT) else [int(field) for field in line.split()]
     except ValueError as error:
-        raise AlignmentError(f"{utterance}: alignment is not a list of frames ({error}): run the align stage") from error
+        raise AlignmentError(
+            f"{utterance}: alignment is not a list of frames ({error}): run the align stage"
+        ) from error
     if len(ends) != len(text):
         raise AlignmentError(
             f"{utterance}: {len(ends)} aligned characters for a transcript of {len(text)}: "

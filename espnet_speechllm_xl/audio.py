@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 
 OVERSHOOT_SECONDS = 0.5  # a segment may end this much after its recording (Kaldi's extract-segments does so)
@@ -24,7 +25,7 @@ UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
 
 
-class AudioError(ValueError):
+class AudioError(UserError):
     """Audio that cannot be used.  ``reason`` is a short code for counting; ``str()`` is the whole line.
 
     Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, sample-rate, channel, segment.

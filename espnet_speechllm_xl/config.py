@@ -138,7 +138,7 @@ class DecoderConfig:
     heads: int = 12
     ffn_dim: int = 2048
     rope_theta: float = 10000.0  # base of the rotary positions
-    dropout: float = 0.0  # probability, on attention weights and on each residual branch
+    dropout: float = 0.0  # probability, on each residual branch
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
     pretrained: Optional[str] = None  # directory of a Hugging Face causal LM; sizes above are then ignored

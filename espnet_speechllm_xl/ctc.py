@@ -10,6 +10,8 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 from torchaudio.functional import edit_distance
 
+from espnet_speechllm_xl.dropout import Dropout
+
 
 class CTCHead(nn.Module):
     """Frames (B, T, D) -> log-probabilities (B, T, V + 1) and the CTC loss (Graves et al. 2006)."""
@@ -17,7 +19,7 @@ class CTCHead(nn.Module):
     def __init__(self, dim, vocab_size, dropout=0.0):
         super().__init__()
         self.blank = vocab_size
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(dim, vocab_size + 1)
 
     def forward(self, frames):

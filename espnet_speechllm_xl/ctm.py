@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from .errors import UserError
 from .io import atomic_write
 
 
@@ -27,7 +28,7 @@ def _number(value, name, where):
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{where}: {name} '{value}' is not a number of at least 0: mend the line")
+        raise UserError(f"{where}: {name} '{value}' is not a number of at least 0: mend the line")
     return number
 
 
@@ -35,7 +36,7 @@ def _parse_line(line, where):
     # Only blanks and tabs part the fields: a word may hold other Unicode spaces (U+00A0).
     fields = re.split(r"[ \t]+", line.strip(" \t\r\n"))
     if len(fields) not in (5, 6):
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(fields)} fields where a CTM line has 5 or 6 (utterance channel start duration word "
             "[confidence]): mend the line"
         )
@@ -49,7 +50,7 @@ def _parse_line(line, where):
 def read_ctm(path):
     """Read a CTM file: dictionary from utterance to its list of :class:`Word`, times in seconds.
 
-    Blank lines and ``;;`` comments are passed over.  Raises ValueError naming file and line when a line has
+    Blank lines and ``;;`` comments are passed over.  Raises UserError naming file and line when a line has
     a wrong number of fields, an unusable number, or starts before the word above it in its utterance;
     FileNotFoundError when there is no such file.
     """
@@ -64,22 +65,22 @@ def read_ctm(path):
                 utterance, word = _parse_line(line, where)
                 words = utterances.setdefault(utterance, [])
                 if words and word.start < words[-1].start:
-                    raise ValueError(
+                    raise UserError(
                         f"{where}: {utterance} '{word.text}' starts at {word.start} s, before '{words[-1].text}' "
                         f"({words[-1].start} s): sort the file (LC_ALL=C sort -s -k1,1 -k3,3n)"
                     )
                 words.append(word)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
+        raise UserError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
     return utterances
 
 
 def format_word(utterance, word):
-    """One CTM line, without its end of line; raises ValueError as :func:`write_ctm`."""
+    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`."""
     if not word.text or re.search(r"[ \t\r\n]", word.text) or re.search(r"\s", utterance):
-        raise ValueError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
+        raise UserError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
     if not 0 <= word.start <= word.end < math.inf:
-        raise ValueError(f"{utterance}: '{word.text}' from {word.start} s to {word.end} s is no span of time")
+        raise UserError(f"{utterance}: '{word.text}' from {word.start} s to {word.end} s is no span of time")
     # Both ends are rounded to whole milliseconds and then subtracted, so that start + duration is the rounded end.
     start, end = round(word.start * 1000), round(word.end * 1000)
     line = f"{utterance} 1 {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text}"
@@ -89,7 +90,7 @@ def format_word(utterance, word):
 def write_ctm(path, utterances):
     """Write ``{utterance: [Word, ...]}`` as a CTM file, sorted by utterance (C locale), times to 1 ms.
 
-    Raises ValueError naming the utterance when a word is empty, holds a space or has impossible times.
+    Raises UserError naming the utterance when a word is empty, holds a space or has impossible times.
     """
     with atomic_write(path) as stream:
         for utterance in sorted(utterances):

@@ -132,6 +132,10 @@ class BatchFactory(AbsIterFactory):
         self.concat = concat if concat is not None and concat.max_seconds > 0 else None
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
+        for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
+            lacking = sorted(samples.keys() - table.keys()) if table is not None else []
+            if lacking:
+                raise DataError(f"{what} lacks {len(lacking)} utterances, first '{lacking[0]}': make the statistics again")
         longest = max(self.frames, key=self._length)
         if self._length(longest) > batch_bins:
             raise DataError(
@@ -160,7 +164,13 @@ class BatchFactory(AbsIterFactory):
         jitter = rng.uniform(0.9, 1.1, len(examples)) if self.train else np.ones(len(examples))
         keyed = sorted(zip(examples, jitter, strict=True), key=lambda pair: self._total(pair[0]) * pair[1])
         batches = _fill([example for example, _ in keyed], self._total, self.batch_bins, self.world_size)
-        if self.train:
+        if len(batches[0]) < self.world_size:
+            raise DataError(
+                f"{len(batches[0])} examples for {self.world_size} processes, which take one each at least: "
+                "use fewer processes, or more utterances"
+            )
+        # Short examples first in the first epoch (SortaGrad, Amodei et al. 2016): CTC finds its feet sooner.
+        if self.train and epoch > 1:
             rng.shuffle(batches)
         return batches
 
@@ -208,11 +218,12 @@ class BatchFactory(AbsIterFactory):
 
 def _fill(examples, length, bins, least):
     """Cut a list sorted by length into batches of at most ``bins`` inputs, padding counted, ``least`` members."""
-    batches, batch = [], []
+    batches, batch, longest = [], [], 0
     for example in examples:
-        if len(batch) >= least and length(example) * (len(batch) + 1) > bins:
+        longest = max(longest, length(example))  # the jitter puts some a little out of order
+        if len(batch) >= least and longest * (len(batch) + 1) > bins:
             batches.append(batch)
-            batch = []
+            batch, longest = [], length(example)
         batch.append(example)
     if batches and len(batch) < least:
         batches[-1].extend(batch)

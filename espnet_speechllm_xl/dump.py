@@ -188,6 +188,12 @@ def _clean(out, wanted):
                 os.unlink(os.path.join(folder, name))
 
 
+def _unfinish(out):
+    """A dump in the making has no ``feats_type`` and no ``wav.scp``, so that nobody uses it."""
+    (out / "feats_type").unlink(missing_ok=True)
+    (out / "wav.scp").unlink(missing_ok=True)
+
+
 def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None, nj=1, progress=None, extra=None):
     """Write a dump; run again after a kill it goes on, and the result is the same.
 
@@ -212,7 +218,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     todo = [job for job in jobs if job.utterance not in done]
     report = Report(total=len(jobs) + len(skipped or {}), reused=len(done))
     if todo:
-        (out / "feats_type").unlink(missing_ok=True)
+        _unfinish(out)
         with open(journal, "a", encoding="utf-8") as stream:
             stream.write("\n")  # ends a line that a kill cut
             for lines in _results(todo, settings, out, nj):
@@ -234,6 +240,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     report.written, report.seconds = len(lengths), sum(lengths.values()) / settings.sample_rate
     write_table(out / "skipped", {utterance: " ".join(why) for utterance, why in skipped.items()})
     if not lengths:
+        _unfinish(out)
         raise KaldiError(f"{out}: no utterance could be written: {report}; see {out / 'skipped'}")
     tables = {"utt2spk": utt2spk, **({} if text is None else {"text": text}), **(extra or {})}
     _finish(out, tables, lengths, done, ctm)
@@ -367,6 +374,6 @@ def longform_dir(source, out, factor, *, order="consecutive", seed=0, settings=N
         ctm=ctm, nj=nj, progress=progress, extra={"utt2parts": {n: " ".join(i) for n, i in groups.items()}},
     )  # fmt: skip
     if report.skipped:
-        (Path(out) / "feats_type").unlink()
+        _unfinish(Path(out))
         raise KaldiError(f"{out}: {report}; every utterance must be in: mend what {Path(out) / 'skipped'} lists")
     return report

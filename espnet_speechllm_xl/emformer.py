@@ -25,6 +25,7 @@ from torch import nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import EncoderConfig, from_dict
+from espnet_speechllm_xl.dropout import Dropout
 from espnet_speechllm_xl.features import stack_frames
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -111,7 +112,7 @@ def _last(stream, count):
 class _Attention(nn.Module):
     def __init__(self, config, gain):
         super().__init__()
-        self.segment, self.heads, self.dropout = config.segment, config.heads, config.dropout
+        self.segment, self.heads = config.segment, config.heads
         self.emb_to_key_value = nn.Linear(config.dim, 2 * config.dim)
         self.emb_to_query = nn.Linear(config.dim, config.dim)
         self.out_proj = nn.Linear(config.dim, config.dim)
@@ -126,8 +127,7 @@ class _Attention(nn.Module):
         window = _windows(stream, left.shape[1], count, key_value[:, :, self.segment :])
         key, value = window.view(batch * count, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query = self.emb_to_query(x).view(batch * count, width, self.heads, -1).transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).reshape(batch, count, width, dim)
         return self.out_proj(mixed), _last(stream, left.shape[1])
 
@@ -147,7 +147,7 @@ class _Convolution(nn.Module):
         self.depthwise = nn.Conv1d(config.dim, config.dim, config.conv_kernel, groups=config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x, history):
         """(B, N, S + R, D), history (B, K - 1, D) -> (B, N, S + R, D), next history."""
@@ -165,14 +165,14 @@ class _Layer(nn.Module):
         super().__init__()
         self.attention = _Attention(config, gain)
         self.conv = _Convolution(config) if config.conv_kernel else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.pos_ff = nn.Sequential(
             nn.LayerNorm(config.dim),
             nn.Linear(config.dim, config.ffn_dim),
             ACTIVATIONS[config.activation](),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.ffn_dim, config.dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.layer_norm_input = nn.LayerNorm(config.dim)
         self.layer_norm_output = nn.LayerNorm(config.dim)

@@ -15,6 +15,7 @@ from torch import nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
+from espnet_speechllm_xl.errors import UserError
 
 # Frames computed at once (5 minutes): the spectra of an hour would take gigabytes.
 BLOCK_FRAMES = 30000
@@ -115,19 +116,19 @@ class GlobalNormalizer(nn.Module):
     def load_stats(self, path):
         """Read ESPnet's ``feats_stats.npz`` (``count``, ``sum``, ``sum_square``).
 
-        Raises ValueError with one line that names the file when it is missing, unreadable or does not fit.
+        Raises UserError with one line that names the file when it is missing, unreadable or does not fit.
         """
         redo = "make the statistics again"
         try:
             with np.load(path) as stats:
                 count, total, squares = (np.asarray(stats[k], np.float64) for k in ("count", "sum", "sum_square"))
         except (OSError, KeyError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: no feature statistics ({' '.join(str(error).split())}); {redo}") from None
+            raise UserError(f"{path}: no feature statistics ({' '.join(str(error).split())}); {redo}") from None
         bands = len(self.mean)
         if total.shape != (bands,) or squares.shape != (bands,) or count.size != 1:
-            raise ValueError(f"{path}: statistics of shape {total.shape} do not fit {bands} feature bands; {redo}")
+            raise UserError(f"{path}: statistics of shape {total.shape} do not fit {bands} feature bands; {redo}")
         if not count.item() >= 1 or not np.isfinite([total, squares]).all():
-            raise ValueError(f"{path}: statistics of {count.item():g} frames, or not finite; {redo}")
+            raise UserError(f"{path}: statistics of {count.item():g} frames, or not finite; {redo}")
         mean = total / count.item()
         variance = squares / count.item() - mean**2
         self.mean.copy_(torch.from_numpy(mean))

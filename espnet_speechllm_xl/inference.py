@@ -1,9 +1,11 @@
 """Load a trained model and transcribe: ``Speech2Text``."""
 
+import copy
 import dataclasses
 import shutil
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ import yaml
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import conform, read_audio
-from espnet_speechllm_xl.config import SearchConfig
+from espnet_speechllm_xl.config import ConfigError, SearchConfig, from_dict
 from espnet_speechllm_xl.io import atomic_path
 from espnet_speechllm_xl.streaming import Stream, transcribe
 from espnet_speechllm_xl.text import load_tokenizer
@@ -37,6 +39,7 @@ def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
         ModelError: something is missing, truncated, of another task, or does not fit the configuration.
     """
     directory = Path(directory)
+    device, dtype = _device(device), _dtype(dtype)
     args = _read_config(directory, task)
     tokenizer = load_tokenizer(_find_tokenizer(directory, args))
     args.stats_file = None  # mean and variance are in the weights
@@ -45,7 +48,10 @@ def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
             f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
             "they are of different trainings; copy the tokenizer that the model was trained with"
         )
-    model = task.build_model(args)
+    try:
+        model = task.build_model(args)
+    except ConfigError as error:
+        raise ConfigError(f"{directory / CONFIG}: {error}") from error
     path = directory / (weights or _default_weights(directory, task))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,9 +59,37 @@ def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path} does not load ({first}): it is truncated or of another configuration") from error
-    return model.to(device=device, dtype=getattr(torch, dtype)).eval(), tokenizer, args
+        reason = " ".join(str(error).split())[:200].strip() or type(error).__name__
+        raise ModelError(
+            f"{path} does not load ({reason}): it is truncated or of another configuration; "
+            f"copy it again, with its {CONFIG}, or train again"
+        ) from error
+    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+def _cast(model, dtype):
+    """The model in ``dtype``; features and their normalisation in float32 at least: half has too small a range."""
+    acoustic = model.acoustic
+    wide = torch.promote_types(dtype, torch.float32)
+    exact = [copy.deepcopy(part).to(wide) for part in (acoustic.log_mel, acoustic.normalizer)]
+    model.to(dtype)
+    acoustic.log_mel, acoustic.normalizer = exact
+    return model
+
+
+def _device(name):
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"device '{name}' cannot be used ({reason}): use cpu, or cuda where there is a GPU") from error
+
+
+def _dtype(name):
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64 or bfloat16")
+    return dtype
 
 
 def _read_config(directory, task):
@@ -72,7 +106,10 @@ def _read_config(directory, task):
     if found != task.name:
         raise ModelError(f"{path} is of task '{found}', not '{task.name}': give the directory of a {task.name} model")
     args = argparse.Namespace(**values)
-    missing = [name for name in ("encoder", "token_list", *task.sections) if not hasattr(args, name)]
+    # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
+    choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
+    wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
+    missing = [name for name in wanted if name not in values]
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
     return args
@@ -130,7 +167,8 @@ class Speech2Text:
 
         Raises:
             ModelError: the model is missing, damaged or of another task.
-            ConfigError, ValueError: a setting does not fit.
+            TokenizerError: the tokenizer is missing or damaged.
+            UserError: a setting does not fit (ConfigError), or is off the grid of frames and chunks.
         """
         from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
 
@@ -143,7 +181,7 @@ class Speech2Text:
         if context is not None:
             chunking = dataclasses.replace(chunking, context=timeline.chunks_from_seconds(context, chunking.chunk))
         chunking.check_against(model.acoustic.encoder.config)
-        return cls(model, tokenizer, SearchConfig(**settings), chunking)
+        return cls(model, tokenizer, from_dict(SearchConfig, settings, "search_conf"), chunking)
 
     @property
     def sample_rate(self):
@@ -172,7 +210,7 @@ class Speech2Text:
     def stream(self, search="chunk_sync"):
         """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving."""
         if search == "alsd":
-            raise ValueError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
+            raise ConfigError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
         return Stream(self.model, self.tokenizer, self.chunking, dataclasses.replace(self.search, method=search))
 
 
@@ -208,11 +246,15 @@ class _unpacked:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 archive.extractall(self.temporary)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             self.__exit__()
             raise ModelError(f"{self.path} is not a packed model, or is truncated: pack or copy it again") from error
         return Path(self.temporary)
 
-    def __exit__(self, *_):
-        if self.temporary is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+    def __exit__(self, _kind=None, error=None, _traceback=None):
+        if self.temporary is None:
+            return
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if isinstance(error, UserError):
+            # The user knows the packed file, not where it was unpacked.
+            raise type(error)(str(error).replace(self.temporary, str(self.path))) from error

@@ -1,6 +1,7 @@
 """Files written whole or not at all."""
 
 import contextlib
+import filecmp
 import os
 import tempfile
 from pathlib import Path
@@ -8,13 +9,18 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside ``path`` that takes its name when the block ends without an error."""
+    """Yield a temporary path beside ``path`` that takes its name when the block ends without an error.
+
+    A file that would not change keeps its time, so that stages after it need not run again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(temporary)
+        if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
+            return
         # mkstemp makes files private; give them the permissions that open() would have given.
         umask = os.umask(0)
         os.umask(umask)

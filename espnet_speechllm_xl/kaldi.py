@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from espnet_speechllm_xl.ctm import read_ctm, write_ctm
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 BLANKS = " \t"
 
 
-class KaldiError(ValueError):
+class KaldiError(UserError):
     """A data directory is unusable; the message names the file and what to do."""
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from espnet_speechllm_xl import cache
 from espnet_speechllm_xl.config import ConfigError, DecoderConfig, from_dict, signature
+from espnet_speechllm_xl.dropout import dropout
 from espnet_speechllm_xl.search import Result
 from espnet_speechllm_xl.visibility import attention_mask, oldest_visible_chunk
 
@@ -44,10 +45,11 @@ class Decoder(nn.Module):
                 f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding; "
                 "the sliding window of SpeechLLM-XL needs one: choose a model of the Llama, Mistral or Qwen family"
             )
-        if self.config.dropout:
-            _add_residual_dropout(base, self.config.dropout)
         if self.config.lora_rank:
             self.lm = _with_lora(self.lm, self.config)
+        if self.config.dropout:
+            # After the adapters, which take their layers' places: a hook on the frozen layer would spare them.
+            _add_residual_dropout(base, self.config.dropout)
 
     @property
     def dim(self):
@@ -133,9 +135,11 @@ class Decoder(nn.Module):
     def _rotate(self, keys, shift):
         """Rotate cached keys (..., W, d) by ``shift`` positions (Llama's half-split layout)."""
         where = torch.full((1, keys.shape[-2]), shift, device=keys.device)
-        cos, sin = self.lm.get_decoder().rotary_emb(keys, position_ids=where)
+        rotary = self.lm.get_decoder().rotary_emb
+        cos, sin = rotary(keys, position_ids=where)
         first, second = keys.chunk(2, dim=-1)
-        return keys * cos + torch.cat([-second, first], dim=-1) * sin
+        rotated = keys * cos + torch.cat([-second, first], dim=-1) * sin
+        return rotated / rotary.attention_scaling  # YaRN's factor, which the keys hold already
 
 
 Decoder.__signature__ = signature(DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD))
@@ -153,7 +157,7 @@ def _llama(config, vocab_size):
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             rope_theta=config.rope_theta,
-            attention_dropout=config.dropout,
+            attention_dropout=0.0,
             tie_word_embeddings=config.tie_embeddings,
             bos_token_id=None,
             eos_token_id=None,
@@ -193,10 +197,10 @@ def _with_lora(model, config):
 
 
 def _add_residual_dropout(base, probability):
-    """Llama has dropout on attention weights only; small corpora want it on both residual branches too."""
+    """Llama has dropout on attention weights only; small corpora want it on both residual branches."""
 
     def drop(module, _inputs, output):
-        return F.dropout(output, probability, module.training)
+        return dropout(output, probability, module.training)
 
     for layer in base.layers:
         layer.self_attn.o_proj.register_forward_hook(drop)

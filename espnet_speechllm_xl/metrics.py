@@ -8,6 +8,8 @@ Text is compared as it stands: no case folding, no Unicode normalisation (a comb
 import math
 from dataclasses import dataclass, field
 
+from espnet_speechllm_xl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -130,11 +132,11 @@ def score(references, hypotheses, what="hypotheses"):
     """Compare ``{utterance: [symbol, ...]}`` dictionaries; returns a :class:`ScoredSet`, sorted by utterance.
 
     A reference without a hypothesis counts as deletions only, and is listed in ``missing``.
-    A hypothesis without a reference raises ValueError naming it (``what`` says where it comes from).
+    A hypothesis without a reference raises UserError naming it (``what`` says where it comes from).
     """
     extra = sorted(set(hypotheses) - set(references))
     if extra:
-        raise ValueError(
+        raise UserError(
             f"{what}: {some_names(extra)} not in the references ({len(extra)} in all): decode and score the same set"
         )
     names = sorted(references)

@@ -7,6 +7,7 @@ import math
 import warnings
 from pathlib import Path
 
+from .errors import UserError
 from .io import atomic_path
 from .timeline import chunk_seconds
 
@@ -35,11 +36,11 @@ def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
     """Training and validation values over epochs, one panel for each of ``keys`` that the log has.
 
     ``epochs``: ``{epoch: {"train": {key: value}, "valid": {...}}}`` as ``report.read_train_log`` gives.
-    Raises ValueError when none of the keys is there.
+    Raises UserError when none of the keys is there.
     """
     present = [key for key in keys if any(key in values for part in epochs.values() for values in part.values())]
     if not present:
-        raise ValueError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
+        raise UserError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
     figure, panels = _figure(7, 3.4 * len(present), len(present), sharex=True)
     for panel, key in zip(panels, present, strict=True):
         for part, colour in zip(("train", "valid"), COLOURS, strict=False):
@@ -100,7 +101,7 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
     total = len(samples) / sample_rate
     shown = min(total, max_seconds)
     if shown <= 0:
-        raise ValueError(f"{title or path}: the audio is empty: nothing to plot")
+        raise UserError(f"{title or path}: the audio is empty: nothing to plot")
     samples = samples[: math.ceil(shown * sample_rate)]
     ratios = [2, 2, 1.2] + ([0.7] if reference else [])
     figure, panels = _figure(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import metrics, plots
 from .ctm import read_ctm
+from .errors import UserError
 from .io import atomic_write
 from .metrics import Counts
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 def read_text(path):
     """Read ``id rest`` lines of any name: ``{id: rest}``; the rest may be empty, as an empty hypothesis is.
 
-    Raises ValueError naming file and line for an id that comes twice, a line without id, or bytes that are not UTF-8;
+    Raises UserError naming file and line for an id that comes twice, a line without id, or bytes that are not UTF-8;
     FileNotFoundError when there is no such file.
     """
     table = {}
@@ -46,12 +47,12 @@ def read_text(path):
             for number, line in enumerate(stream, 1):
                 name, *rest = re.split(r"[ \t]+", line.rstrip("\r\n"), maxsplit=1)
                 if not name:
-                    raise ValueError(f"{path}:{number}: the line has no id: remove it or begin it with an id")
+                    raise UserError(f"{path}:{number}: the line has no id: remove it or begin it with an id")
                 if name in table:
-                    raise ValueError(f"{path}:{number}: {name} comes twice: remove one of the two lines")
+                    raise UserError(f"{path}:{number}: {name} comes twice: remove one of the two lines")
                 table[name] = rest[0].rstrip(" \t") if rest else ""
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
+        raise UserError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
     return table
 
 
@@ -144,15 +145,15 @@ def score_set(references, hypotheses, speakers, out, token_references=None, toke
 
     ``references`` and ``hypotheses``: ``{utterance: text}``; ``speakers``: ``{utterance: speaker}``; tokens are texts
     of pieces with spaces between.  Returns ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.  A reference without
-    hypothesis counts as deletions and is named in a warning.  Raises ValueError naming the utterances for a
+    hypothesis counts as deletions and is named in a warning.  Raises UserError naming the utterances for a
     hypothesis without reference, and for a reference without speaker.
     """
     title = title or str(out)
     if not references:
-        raise ValueError(f"{title}: the references are empty: give a text file with at least one utterance")
+        raise UserError(f"{title}: the references are empty: give a text file with at least one utterance")
     unknown = sorted(set(references) - set(speakers))
     if unknown:
-        raise ValueError(f"{title}: utt2spk lacks {metrics.some_names(unknown)} ({len(unknown)} in all): add them")
+        raise UserError(f"{title}: utt2spk lacks {metrics.some_names(unknown)} ({len(unknown)} in all): add them")
 
     def compare(left, right, split):
         left, right = ({name: split(text) for name, text in side.items()} for side in (left, right))
@@ -163,7 +164,7 @@ def score_set(references, hypotheses, speakers, out, token_references=None, toke
         scores["ter"] = compare(token_references, token_hypotheses, metrics.words)
         absent = sorted(set(references) ^ set(token_references))
         if absent:
-            raise ValueError(f"{title}: text and token references differ in {metrics.some_names(absent)}: remake them")
+            raise UserError(f"{title}: text and token references differ in {metrics.some_names(absent)}: remake them")
     missing = scores["wer"].missing
     if missing:
         log.warning(
@@ -316,12 +317,12 @@ def training_table(rows):
 def write_results(path, lines):
     """Put ``lines`` between the marks of a RESULTS.md; what people wrote before and after them is kept.
 
-    A file without marks keeps its text and gets the block at its end.  Raises ValueError when only one mark is left.
+    A file without marks keeps its text and gets the block at its end.  Raises UserError when only one mark is left.
     """
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# RESULTS\n"
     if (BEGIN in old) != (END in old) or old.count(BEGIN) > 1 or old.find(END) < old.find(BEGIN):
-        raise ValueError(f"{path}: the marks '{BEGIN}' and '{END}' are not one pair: mend or remove them")
+        raise UserError(f"{path}: the marks '{BEGIN}' and '{END}' are not one pair: mend or remove them")
     block = "\n".join([BEGIN, *lines, END])
     if BEGIN in old:
         new = old[: old.index(BEGIN)] + block + old[old.index(END) + len(END) :]
@@ -380,9 +381,9 @@ def _read_info(path):
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}): run the decode stage again") from error
+        raise UserError(f"{path}: not readable as JSON ({error}): run the decode stage again") from error
     if not isinstance(info, dict):
-        raise ValueError(f"{path}: holds no JSON object: run the decode stage again")
+        raise UserError(f"{path}: holds no JSON object: run the decode stage again")
     return info
 
 
@@ -394,13 +395,13 @@ def _tokenize(model, table):
 
 
 def score_decoded(directory, dump):
-    """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises ValueError or OSError."""
+    """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
     directory = Path(directory)
     if not (directory / "text").is_file():
-        raise ValueError(f"{directory}: no text file: the set was not decoded to its end, run the decode stage again")
+        raise UserError(f"{directory}: no text file: the set was not decoded to its end, run the decode stage again")
     source = _reference_dir(dump, directory.name)
     if source is None:
-        raise ValueError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
+        raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
     info = _read_info(directory / "decode.json")
     references, hypotheses = read_text(source / "text"), read_text(directory / "text")
     model = directory.parent.parent / "tokenizer.model"
@@ -458,7 +459,7 @@ def _training_lines(exp, images):
     for name, epochs in logs.items():
         try:
             path = plots.plot_learning_curve(epochs, images / f"{name}_learning_curve.png", name)
-        except ValueError as error:
+        except UserError as error:
             log.warning(f"{error}")
             continue
         lines += ["", f"![learning curve of {name}]({images.name}/{path.name})"]
@@ -479,7 +480,7 @@ def score_experiment(exp, dump, results, command=None, date=None):
     for directory in directories:
         try:
             decoded.append(score_decoded(directory, dump))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             failed[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
@@ -509,7 +510,7 @@ def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignmen
     ``words_ctm`` and ``ref_ctm``: CTM files; ``left_out``: ``{utterance: reason}`` of those that could not be aligned.
     Returns the contents of the JSON file: ``delay_ms`` (mean signed difference of word ends, negative: early),
     ``delta_ms`` (mean absolute difference), the same for ``non_final`` and ``final`` words, and the utterances:
-    matched + unmatched (by reason) = total.  Raises ValueError naming the line of a CTM file that cannot be read.
+    matched + unmatched (by reason) = total.  Raises UserError naming the line of a CTM file that cannot be read.
     """
     out_dir = Path(out_dir)
     compared = metrics.end_differences(read_ctm(words_ctm), read_ctm(ref_ctm), left_out)

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from espnet_speechllm_xl.errors import UserError
+
 LOWEST = -sys.float_info.max  # finite: candidates below it are impossible (-inf) and never kept
 
 
@@ -128,7 +130,7 @@ class Search:
         """Log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
         steps = torch.stack([h._log_probs for h in hypotheses]).double()
         if steps.shape[1] != self.eoc + 1:
-            raise ValueError(
+            raise UserError(
                 f"the decoder gave {steps.shape[1]} log-probabilities for {self.eoc} tokens and `$`: "
                 "use the token list that the model was trained with"
             )
@@ -143,7 +145,7 @@ class Search:
         flat = totals.flatten()
         top = torch.topk(flat, min(self.config.beam_size, len(flat))).values.tolist()
         if math.isnan(top[0]) or (top[0] < LOWEST and not ended):
-            raise ValueError(
+            raise UserError(
                 f"the decoder gave no usable log-probabilities in chunk {hypotheses[0]._chunk} (NaN or all -inf): "
                 "check the checkpoint, or decode in float32"
             )

@@ -90,7 +90,8 @@ def _targets(source, chunk, tokens, num_frames, eoc):
     nothing = torch.full_like(source[:, :1], PADDING)
     next_source = torch.cat([source[:, 1:], nothing], dim=1)
     next_chunk = torch.cat([chunk[:, 1:], nothing], dim=1)
-    next_token = tokens.gather(1, (next_source - num_frames).clamp(min=0))
+    # The extra column lets a batch without any text through.
+    next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_frames).clamp(min=0))
     target = torch.where(next_source >= num_frames, next_token, IGNORE)
     return torch.where(next_chunk != chunk, eoc, target)
 

@@ -7,15 +7,18 @@ exact to the chunk only.  A word's confidence is the geometric mean of its token
 """
 
 import bisect
+import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.search import make_search, run
-from espnet_speechllm_xl.text import word_spans
+from espnet_speechllm_xl.text import normalise, word_spans
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Stream:
     def __init__(self, model, tokenizer, chunking, search):
         chunking.check_against(model.acoustic.encoder.config)
         self.model, self.tokenizer, self.chunking = model, tokenizer, chunking
-        self.search = make_search(search, model.decoder.initial_row(), model.decoder.eoc)
+        every = dataclasses.replace(search, nbest=sys.maxsize)
+        self.search = make_search(every, model.decoder.initial_row(), model.decoder.eoc)
+        self._nbest = search.nbest
         self._acoustic = model.acoustic.initial_state()
         self._waiting = []  # frames (t, D) that complete no chunk yet
         self._frames = 0  # frames of complete chunks so far
@@ -60,8 +65,11 @@ class Stream:
         self.closed = False
 
     def push(self, samples):
-        """Take samples (n,), n >= 0, float in [-1, 1] at the model's rate; return an :class:`Update`."""
-        run([self.consume(samples)], self.extend)
+        """Take samples (n,), n >= 0, float in [-1, 1] at the model's rate; return an :class:`Update`.
+
+        Raises AudioError for anything else; the stream goes on as if it had not been pushed.
+        """
+        run([self.consume(_checked(samples))], self.extend)
         return self._update()
 
     def close(self):
@@ -86,13 +94,16 @@ class Stream:
             yield from self.search.advance(frames)
         if final:
             hypotheses = yield from self.search.finish()
-            return [self._transcript(hypothesis) for hypothesis in hypotheses]
+            texts = {}  # several token sequences can spell one text
+            for hypothesis in hypotheses:
+                texts.setdefault(self._text(hypothesis), hypothesis)
+            return [self._transcript(hypothesis) for hypothesis in list(texts.values())[: self._nbest]]
 
     @torch.no_grad()
     def _chunks(self, samples, final):
         """The chunks (c, D) that ``samples`` complete; when final also the last, short one."""
         weight = self.model.projection.weight
-        samples = torch.as_tensor(() if samples is None else samples, dtype=weight.dtype, device=weight.device)
+        samples = torch.as_tensor(() if samples is None else samples, device=weight.device)
         frames, self._acoustic = self.model.acoustic.push(samples, self._acoustic, final=final)
         # Projected frame by frame, so that results do not depend on how the audio was cut.
         waiting = torch.cat([*self._waiting, self.model.projection(frames)])
@@ -106,9 +117,13 @@ class Stream:
         self._waiting = [rest]
         return chunks
 
+    def _text(self, hypothesis):
+        # As the settled words joined: sentencepiece surrounds an unknown symbol by spaces of its own.
+        return normalise(self.tokenizer.decode(hypothesis.tokens))
+
     def _transcript(self, hypothesis):
         return Transcript(
-            text=self.tokenizer.decode(hypothesis.tokens),
+            text=self._text(hypothesis),
             score=hypothesis.score,
             tokens=tuple(self.tokenizer.pieces[token] for token in hypothesis.tokens),
             token_ids=hypothesis.tokens,
@@ -121,19 +136,20 @@ class Stream:
         best = self.search.best()
         shared = len(best.tokens) if self.closed else self.search.settled()
         if not self.closed:
-            while shared > self._settled and not self._begins_word(best.tokens, shared):
+            while shared > self._settled and not self._ends_word(shared):
                 shared -= 1
         settled = tuple(self._words(best, self._settled, shared))
         self._settled = shared
         return Update(
             text=" ".join(word.text for word in settled),
-            partial=self.tokenizer.decode(best.tokens[shared:]),
+            partial=normalise(self.tokenizer.decode(best.tokens[shared:])),
             words=settled,
         )
 
-    def _begins_word(self, tokens, index):
-        """Whether the word before ``index`` is over: the next token is known and starts another."""
-        return index < len(tokens) and self.tokenizer.starts_word(tokens[index])
+    def _ends_word(self, index):
+        """Whether the word before ``index`` is over: every hypothesis goes on there with another."""
+        hypotheses = self.search.beam
+        return all(index < len(h.tokens) and self.tokenizer.starts_word(h.tokens[index]) for h in hypotheses)
 
     def _words(self, hypothesis, first, after):
         tokens = hypothesis.tokens[first:after]
@@ -156,6 +172,19 @@ class Stream:
         begin, end = timeline.chunk_span_seconds(chunk, self.chunking.chunk, self._frames)
         width = (end - begin) / count
         return begin + (index - first) * width, begin + (index - first + 1) * width
+
+
+def _checked(samples):
+    """Samples of a push as a tensor (n,); raises AudioError for what is no audio of the documented form."""
+    samples = torch.as_tensor(samples)
+    if samples.dim() != 1 or not (samples.is_floating_point() or len(samples) == 0):
+        raise AudioError(
+            "unreadable",
+            f"stream: samples of shape {tuple(samples.shape)} and type {samples.dtype}: push (n,) floats in [-1, 1]",
+        )
+    if not torch.isfinite(samples).all():
+        raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
+    return samples
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):

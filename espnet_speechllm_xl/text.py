@@ -3,6 +3,7 @@
 Ids are the tokenizer's own, 0 .. V-1; ``$`` and the CTC blank are not tokens of it.
 """
 
+import itertools
 import unicodedata
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def word_spans(tokenizer, tokens):
     """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive."""
     starts = [index for index, token in enumerate(tokens) if index == 0 or tokenizer.starts_word(token)]
     spans = []
-    for first, after in zip(starts, [*starts[1:], len(tokens)], strict=True):
+    for first, after in itertools.pairwise([*starts, len(tokens)]):
         text = tokenizer.decode(tokens[first:after]).strip()
         if text:
             spans.append((text, first, after - 1))

@@ -8,6 +8,8 @@ frames ``4t .. 4t+3``; by convention it *ends* at ``40 (t+1)`` ms, and every rep
 
 import math
 
+from espnet_speechllm_xl.errors import UserError
+
 HOP_MS = 10
 WINDOW_MS = 25
 STACK = 4
@@ -94,12 +96,14 @@ def latency_seconds(encoder, chunking):
 
 
 def frames_from_seconds(seconds, what):
-    """A user's duration (``--chunk-size 1.28``) as whole frames; raises ValueError off the 40 ms grid."""
-    if math.isinf(seconds):
+    """A user's duration (``--chunk-size 1.28``) as whole frames; raises UserError off the 40 ms grid."""
+    if seconds == math.inf:
         return None
-    count = round(seconds / FRAME_SECONDS)
+    count = round(seconds / FRAME_SECONDS) if math.isfinite(seconds) else -1
     if count < 0 or abs(count * FRAME_SECONDS - seconds) > 1e-6:
-        raise ValueError(f"{what} {seconds} s is not a multiple of {FRAME_SECONDS} s")
+        raise UserError(
+            f"{what} {seconds} s is not a multiple of {FRAME_SECONDS} s: give a duration >= 0 on that grid, or inf"
+        )
     return count
 
 
@@ -111,10 +115,13 @@ def chunk_span_seconds(index, chunk, num_frames):
 
 
 def chunks_from_seconds(seconds, chunk):
-    """A user's context (``--context 5.12``) as whole chunks of ``chunk`` frames; raises ValueError otherwise."""
-    if math.isinf(seconds) or chunk is None:
+    """A user's context (``--context 5.12``) as whole chunks of ``chunk`` frames; raises UserError otherwise."""
+    if seconds == math.inf or chunk is None:
         return None
     count = frames_from_seconds(seconds, "context")
     if count % chunk:
-        raise ValueError(f"context {seconds} s is not a multiple of the chunk size {chunk_seconds(chunk)} s")
+        raise UserError(
+            f"context {seconds} s is not a multiple of the chunk size {chunk_seconds(chunk)} s: "
+            "give a multiple, 0 or inf"
+        )
     return count // chunk

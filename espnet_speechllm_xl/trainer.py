@@ -2,21 +2,29 @@
 
 Found in espnet 202511: checkpoints are written in place, so a kill leaves a truncated one that resume cannot read;
 the n-best average sums into a cached state dict, so a second average is wrong, and with fewer epochs than n it is
-no average at all.
+no average at all; gradients left over at the end of an epoch (accumulation) leak into the next one, but not into a
+resumed one; ``--init_param`` loads nothing, silently, when no name fits.
 """
 
 import contextlib
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
 
 import espnet2.train.trainer as espnet_trainer
 import torch
+from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.reporter import aggregate
 from tqdm import tqdm
 
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
+
+
+class CheckpointError(UserError):
+    """Weights cannot be loaded; the message names the file and what to do."""
 
 
 class Trainer(espnet_trainer.Trainer):
@@ -27,7 +35,9 @@ class Trainer(espnet_trainer.Trainer):
         """Train; see ESPnet.  Files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs."""
         options = trainer_options
         cls.progress = Progress(options.max_epoch)
-        with _replaced(torch, "save", _atomic_save), _replaced(espnet_trainer, "average_nbest_models", average_best):
+        for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # of a killed run
+            leftover.unlink(missing_ok=True)
+        with replaced(torch, "save", _atomic_save), replaced(espnet_trainer, "average_nbest_models", average_best):
             super().run(*args, trainer_options=options, **kwargs)
 
     @staticmethod
@@ -35,9 +45,9 @@ class Trainer(espnet_trainer.Trainer):
         """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two."""
         try:
             espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
-        except (EOFError, RuntimeError, OSError) as error:
-            raise SystemExit(
-                f"{checkpoint} cannot be resumed ({str(error).splitlines()[0]}): it is truncated or of another model; "
+        except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
                 "remove it to start again, or remove the whole directory"
             ) from error
         epoch_file = Path(checkpoint).parent / f"{reporter.get_epoch()}epoch.pth"
@@ -45,12 +55,14 @@ class Trainer(espnet_trainer.Trainer):
             _atomic_save(model.state_dict(), epoch_file)
 
     @classmethod
-    def train_one_epoch(cls, *, iterator, reporter, distributed_option, **kwargs):
+    def train_one_epoch(cls, *, iterator, optimizers, reporter, distributed_option, **kwargs):
         """One epoch with a progress bar (rank 0)."""
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         quiet = distributed_option.distributed and distributed_option.dist_rank != 0
         bar = cls.progress.bar(iterator, reporter, quiet)
         result = super().train_one_epoch(
-            iterator=bar, reporter=reporter, distributed_option=distributed_option, **kwargs
+            iterator=bar, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **kwargs
         )
         cls.progress.trained(reporter)
         return result
@@ -106,12 +118,13 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
     """Average the n best epochs of each criterion into ``<phase>.<name>.ave.pth`` (all epochs when fewer).
 
     Takes the place of ESPnet's function of the same arguments.  Integer tensors are taken from the best epoch.
+    Without a suffix training has ended, and :func:`_tidy` mends what a kill after a checkpoint left undone.
     """
     count = max([nbest] if isinstance(nbest, int) else nbest)
     for phase, name, mode in best_model_criterion:
         if not reporter.has(phase, name):
             continue
-        epochs = [epoch for epoch in reporter.sort_epochs(phase, name, mode)[:count]]
+        epochs = reporter.sort_epochs(phase, name, mode)[:count]
         states = [torch.load(Path(output_dir) / f"{epoch}epoch.pth", map_location="cpu") for epoch in epochs]
         mean = {
             key: sum(state[key].double() for state in states).div(len(states)).to(first.dtype)
@@ -121,6 +134,64 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
         }
         middle = f".{suffix}" if suffix else ""
         _atomic_save(mean, Path(output_dir) / f"{phase}.{name}.ave{middle}.pth")
+    if suffix is None:
+        _tidy(reporter, Path(output_dir), best_model_criterion, count)
+
+
+def _tidy(reporter, directory, criteria, count):
+    """Link the latest and the best epochs, remove those that are neither latest nor among the n best."""
+    links, kept = {"latest": reporter.get_epoch()}, {reporter.get_epoch()}
+    for phase, name, mode in criteria:
+        if reporter.has(phase, name):
+            best = reporter.sort_epochs(phase, name, mode)[:count]
+            links[f"{phase}.{name}.best"] = best[0]
+            kept.update(best)
+    for name, epoch in links.items():
+        link, target = directory / f"{name}.pth", f"{epoch}epoch.pth"
+        if not link.is_symlink() or os.readlink(link) != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    for epoch in set(reporter.stats) - kept:
+        (directory / f"{epoch}epoch.pth").unlink(missing_ok=True)
+
+
+def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
+    """ESPnet's ``--init_param FILE:SOURCE:TARGET[:EXCLUDED]``, refused when it would leave anything unloaded.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the names or shapes in it are not those of the model.
+            ``--ignore_init_mismatch true`` loads what fits.
+    """
+    path, source, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"init_param {path} does not exist: train that model first") from error
+    except Exception as error:  # torch raises many kinds for a truncated file
+        raise CheckpointError(f"init_param {path} does not load ({_first_line(error)}): train it again") from error
+    prefix = f"{source}." if source else ""
+    given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    part = model.get_submodule(target)
+    left_out = tuple(filter(None, excluded.split(",")))
+    wanted = {name for name in part.state_dict() if not (left_out and (prefix + name).startswith(left_out))}
+    if not given or (wanted - given and not ignore_init_mismatch):
+        lacking = sorted(wanted - given)
+        raise CheckpointError(
+            f"init_param {init_param}: the file lacks {len(lacking)} of {len(wanted)} parts of '{target or 'the model'}', "
+            f"first '{lacking[0]}': give encoder_conf as that model had it, or --ignore_init_mismatch true"
+        )
+    try:
+        _load_pretrained_model(init_param, model, ignore_init_mismatch, map_location)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"init_param {init_param} does not fit ({detail}): give encoder_conf as that model had it, "
+            "or --ignore_init_mismatch true"
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _torch_save = torch.save
@@ -130,12 +201,14 @@ def _atomic_save(value, target, *args, **kwargs):
     """``torch.save`` that leaves the old file or the new one, never a part."""
     if not isinstance(target, (str, os.PathLike)):
         return _torch_save(value, target, *args, **kwargs)
-    with atomic_path(target) as temporary:
-        _torch_save(value, temporary, *args, **kwargs)
+    # Into a stream: given a path, torch writes its name into the file, and equal weights would make unequal files.
+    with atomic_path(target) as temporary, open(temporary, "wb") as stream:
+        _torch_save(value, stream, *args, **kwargs)
 
 
 @contextlib.contextmanager
-def _replaced(module, name, value):
+def replaced(module, name, value):
+    """``module.name`` is ``value`` within the block."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

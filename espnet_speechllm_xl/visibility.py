@@ -39,7 +39,9 @@ def attention_mask(query_position, query_chunk, key_position, key_chunk, context
     The masked value is finite: a padded query sees nothing and must not become NaN, which its value
     would carry into every later layer.
     """
-    seen = visible(query_position[:, :, None], query_chunk[:, :, None], key_position[:, None], key_chunk[:, None], context)
+    seen = visible(
+        query_position[:, :, None], query_chunk[:, :, None], key_position[:, None], key_chunk[:, None], context
+    )
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 

@@ -46,10 +46,21 @@ run_jobs() {
   esac
   local j
   for ((j = 1; j <= nj; j++)); do
+    [ "$kind" != train ] || _keep_old "${log//JOB/$j}" || return 1
     mkdir -p "$(dirname "${log//JOB/$j}")" && : >"${log//JOB/$j}" || return 1
   done
   "_run_$cmd_backend" "$@" || true
   _report_jobs
+}
+
+# _keep_old LOG: x.log becomes x.1.log, x.1.log becomes x.2.log, ...: a resumed training continues earlier logs, and the
+# learning curves are read from all of them (report.py).
+_keep_old() {
+  local base=${1%.log} n=1
+  [ -s "$1" ] || return 0
+  while [ -e "$base.$n.log" ]; do n=$((n + 1)); done
+  for (( ; n > 1; n--)); do mv "$base.$((n - 1)).log" "$base.$n.log" || return 1; done
+  mv "$1" "$base.1.log"
 }
 
 # _logged LOG COMMAND...: runs it; the log gets the command, its output and, as the last line, its status.

@@ -35,7 +35,7 @@ done
 case $extras in "" | test) ;; *) say "--extras takes only 'test', not '$extras'"; exit 2 ;; esac
 
 cleanup() {
-  [ -z "$job" ] || kill "$job" 2>/dev/null || true
+  [ -z "$job" ] || kill -- "-$job" 2>/dev/null || true
   [ -z "$tmp" ] || rm -rf "$tmp"
 }
 trap cleanup EXIT
@@ -74,31 +74,35 @@ take_lock() {
   done
 }
 
-# prepare_own_venv: a working .venv, empty or to be completed. What a killed installation left is removed.
+# prepare_own_venv: a .venv that runs, empty or to be completed. One that runs is never removed: others may be using it.
 prepare_own_venv() {
-  if [ -s "$mark" ]; then
-    say "an earlier installation into $prefix was cut off: starting it again"
-  elif [ -f "$stamp" ] && ! grep -qxF "repository $repo" "$stamp"; then
-    say "$prefix was made for another folder: making it again"
-  elif [ -f "$stamp" ] && ! has_packages "$prefix/bin/python"; then
-    say "the Python of $prefix has gone or changed: making it again"
-  elif python_version "$prefix/bin/python" >/dev/null; then
-    return
-  elif [ -n "$(find "$prefix" -mindepth 1 ! -path "$mark" -print -quit)" ]; then
-    rm -f "$mark"
-    die "$prefix is in the way and is no working environment: remove it, then run this again"
-  fi
   local base
+  if [ -x "$prefix/bin/python" ]; then
+    [ ! -s "$mark" ] || drop_half_written
+    return
+  elif [ ! -s "$mark" ] && [ ! -f "$stamp" ] && [ -n "$(find "$prefix" -mindepth 1 ! -path "$mark" -print -quit)" ]; then
+    rm -f "$mark"
+    die "$prefix is in the way and is no environment: remove it, then run this again"
+  fi
   base=$(find_python "$python")
   echo started >&9
   find "$prefix" -mindepth 1 ! -path "$mark" -delete
   say "making $prefix with $base"
   "$base" -m venv "$prefix" >"$log" 2>&1 || {
     tail -n 5 "$log" >&2
-    : >"$mark"
-    find "$prefix" -mindepth 1 ! -path "$mark" ! -path "$log" -delete
+    find "$prefix" -mindepth 1 ! -path "$log" -delete
+    echo started >"$mark"
     die "$base cannot make a virtual environment (Debian/Ubuntu: apt install python3-venv)"
   }
+}
+
+# drop_half_written: pip writes a package's RECORD last, yet takes one without it for installed.
+drop_half_written() {
+  local info
+  say "an earlier installation into $prefix was cut off: completing it"
+  for info in "$prefix"/lib/python*/site-packages/*.dist-info; do
+    [ ! -d "$info" ] || [ -e "$info/RECORD" ] || rm -rf "$info"
+  done
 }
 
 # last_lines N: of what pip said.
@@ -109,8 +113,10 @@ with_progress() {
   local label=$1 start=$SECONDS next=15 status=0
   shift
   printf '\n== %s\n' "$label" >>"$log"
+  set -m # a process group of its own, so that cleanup ends pip and what pip started
   "$@" </dev/null >>"$log" 2>&1 &
   job=$!
+  set +m
   while kill -0 "$job" 2>/dev/null; do
     sleep 0.5
     if [ $((SECONDS - start)) -ge $next ]; then
@@ -187,7 +193,7 @@ install_packages() {
   fi
 }
 
-# import_check: prints the versions, having imported what the recipes need.
+# import_check: imports what the recipes need; its last line (espnet prints some, too) holds the versions.
 import_check() {
   (cd "$tmp" && "$prefix/bin/python" -W ignore - <<'PY'
 import importlib
@@ -206,50 +212,55 @@ PY
   )
 }
 
-started=$SECONDS
-prefix=$(active_prefix)
-own=0
-if [ -z "$prefix" ] || [ "$prefix" -ef "$repo/.venv" ]; then
-  prefix=$repo/.venv own=1
-fi
-stamp=$prefix/.speechllm_xl.complete
-mark=$prefix/.speechllm_xl.incomplete
-log=$prefix/.speechllm_xl.log
-setup_sum=$(cat "$repo/setup.py" "$repo/pyproject.toml" "$repo/local/install.sh" | cksum)
+# A function, so that bash has read the whole file before it starts: an edit or a git pull meanwhile does no harm.
+main() {
+  started=$SECONDS
+  prefix=$(active_prefix)
+  own=0
+  if [ -z "$prefix" ] || [ "$prefix" -ef "$repo/.venv" ]; then
+    prefix=$repo/.venv own=1
+  fi
+  stamp=$prefix/.speechllm_xl.complete
+  mark=$prefix/.speechllm_xl.incomplete
+  log=$prefix/.speechllm_xl.log
+  setup_sum=$(cksum <"$repo/setup.py")
 
-if [ ! -e "$mark" ] && is_complete; then
-  say "environment $prefix is ready"
-  exit 0
-fi
-if [ "$own" = 0 ]; then
-  [ -z "$python" ] || die "--python is for a new environment, but $prefix is active: deactivate it first"
-  version=$(python_version "$prefix/bin/python") ||
-    die "the active environment $prefix has no working bin/python: deactivate it, or unset VIRTUAL_ENV/CONDA_PREFIX"
-  is_supported "$version" ||
-    die "the active environment $prefix has Python $version; needs 3.10, 3.11 or 3.12: deactivate it, then run this again"
-else
-  python_version "$prefix/bin/python" >/dev/null || find_python "$python" >/dev/null
-fi
-take_lock
-if [ ! -s "$mark" ] && is_complete; then
+  if [ ! -e "$mark" ] && is_complete; then
+    say "environment $prefix is ready"
+    exit 0
+  fi
+  if [ "$own" = 0 ]; then
+    [ -z "$python" ] || die "--python is for a new environment, but $prefix is active: deactivate it first"
+    version=$(python_version "$prefix/bin/python") ||
+      die "the active environment $prefix has no working bin/python: deactivate it, or unset VIRTUAL_ENV/CONDA_PREFIX"
+    is_supported "$version" ||
+      die "the active environment $prefix has Python $version; needs 3.10, 3.11 or 3.12: deactivate it, then run this again"
+  else
+    python_version "$prefix/bin/python" >/dev/null || find_python "$python" >/dev/null
+  fi
+  take_lock
+  if [ ! -s "$mark" ] && is_complete; then
+    rm -f "$mark"
+    say "environment $prefix is ready"
+    exit 0
+  fi
+  [ "$own" = 0 ] || prepare_own_venv
+  version=$(python_version "$prefix/bin/python")
+  is_supported "$version" || die "$prefix has Python $version; needs 3.10, 3.11 or 3.12: remove it, then run this again"
+  # What an earlier run installed stays installed: the stamp must go on naming it.
+  [ -n "$extras" ] || ! grep -qsxF "extras test" "$stamp" || extras="test"
+  echo started >&9
+  rm -f "$stamp"
+  : >"$log"
+  tmp=$(mktemp -d)
+  say "installing into $prefix (Python $version): about 5 GB the first time, 2 to 15 minutes"
+  get_private_pip
+  install_packages
+  versions=$(import_check 2>>"$log" | tail -n 1) || failed "the import check"
+  printf 'repository %s\nsetup %s\nextras %s\n' "$repo" "$setup_sum" "$extras" >"$stamp.new"
+  mv "$stamp.new" "$stamp"
   rm -f "$mark"
-  say "environment $prefix is ready"
-  exit 0
-fi
-[ "$own" = 0 ] || prepare_own_venv
-version=$(python_version "$prefix/bin/python")
-is_supported "$version" || die "$prefix has Python $version; needs 3.10, 3.11 or 3.12: remove it, then run this again"
-# What an earlier run installed stays installed: the stamp must go on naming it.
-[ -n "$extras" ] || ! grep -qsxF "extras test" "$stamp" || extras="test"
-echo started >&9
-rm -f "$stamp"
-: >"$log"
-tmp=$(mktemp -d)
-say "installing into $prefix (Python $version): about 5 GB the first time, 2 to 15 minutes"
-get_private_pip
-install_packages
-versions=$(import_check 2>>"$log") || failed "the import check"
-printf 'repository %s\nsetup %s\nextras %s\n' "$repo" "$setup_sum" "$extras" >"$stamp.new"
-mv "$stamp.new" "$stamp"
-rm -f "$mark"
-say "environment $prefix is ready: $versions ($((SECONDS - started)) s)"
+  say "environment $prefix is ready: $versions ($((SECONDS - started)) s)"
+}
+
+main

@@ -363,8 +363,10 @@ def test_stock_espnet_asr_trains_with_it(frontend, conv_kernel):
 
     torch.manual_seed(0)
     tokens = ["<blank>", "<unk>", "a", "b", "c", "<sos/eos>"]
+    # 16 dimensions, as elsewhere in this file, are too few to converge from every seed; 48 did from all tried.
+    sizes = {"dim": 48, "layers": 2, "heads": 4, "ffn_dim": 96, "dropout": 0.0}
     module = EmformerEncoder(
-        MELS, frontend=frontend, conv_kernel=conv_kernel, **SIZES, segment=4, left_context=8, right_context=2
+        MELS, frontend=frontend, conv_kernel=conv_kernel, **sizes, segment=4, left_context=8, right_context=2
     )
     model = ESPnetASRModel(
         vocab_size=len(tokens),

@@ -156,17 +156,36 @@ def test_a_killed_installation_starts_again(sandbox):
     half = sandbox.venv / "bin/half"
     command = [str(sandbox.repo / "local/install.sh")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env={**sandbox.env, "PIP_SLEEPS": "60"}, start_new_session=True, **quiet) as process:
+    with subprocess.Popen(command, env={**sandbox.env, "PIP_SLEEPS": "3"}, start_new_session=True, **quiet) as process:
         deadline = time.monotonic() + 20
         while not half.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert half.exists()
         os.killpg(process.pid, signal.SIGKILL)
-    done = sandbox.install()
+    packages = sandbox.venv / "lib/python3.11/site-packages"
+    for name in ["half-1.0.dist-info/METADATA", "whole-1.0.dist-info/METADATA", "whole-1.0.dist-info/RECORD"]:
+        (packages / name).parent.mkdir(parents=True, exist_ok=True)
+        (packages / name).touch()
+    done = sandbox.install()  # waits for the pip left behind, then completes what it did
     assert done.returncode == 0, done.stderr
-    assert "was cut off: starting it again" in done.stderr
-    assert not half.exists() and (sandbox.venv / "bin/packages").exists()
+    assert "was cut off: completing it" in done.stderr and "making" not in done.stderr
+    assert [path.name for path in packages.iterdir()] == ["whole-1.0.dist-info"]
+    assert half.exists(), "an environment that runs is never removed"
     assert sandbox.install().stderr.endswith("is ready\n") and sandbox.pip_installs() == []
+
+
+def test_an_interrupted_installation_leaves_no_pip_behind(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11")
+    half = sandbox.venv / "bin/half"
+    command = [str(sandbox.repo / "local/install.sh")]
+    with subprocess.Popen(command, env={**sandbox.env, "PIP_SLEEPS": "60"}, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        while not half.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=20) == 143
+    done = sandbox.install()
+    assert done.returncode == 0 and "waiting for it" not in done.stderr
 
 
 def test_two_at_a_time_install_once(sandbox):
@@ -198,6 +217,25 @@ def test_without_a_compiler_pyworld_is_left_out(sandbox):
     assert done.returncode == 0 and "pyworld does not build here" in done.stderr
     required = [line for line in sandbox.calls.read_text().splitlines() if line.startswith("required: ")]
     assert required == ["required: espnet==202511", "required: torch>=2.11", "required: numpy>=2.0.0"]
+
+
+def test_an_environment_whose_python_has_gone_is_made_again(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11")
+    assert sandbox.install().returncode == 0
+    (sandbox.venv / "bin/python").unlink()
+    (sandbox.venv / "bin/python").symlink_to("/nowhere/python3")
+    done = sandbox.install()
+    assert done.returncode == 0 and f"making {sandbox.venv}" in done.stderr
+    assert not (sandbox.venv / "bin/python").is_symlink()
+
+
+def test_an_environment_of_other_hands_is_only_completed(sandbox):
+    sandbox.python(sandbox.venv / "bin", python="3.11")
+    (sandbox.venv / "kept").touch()
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sandbox.repo / "local/install.sh"], env={**sandbox.env, "PIP_SLEEPS": "4"}, timeout=2)
+    assert sandbox.install().returncode == 0
+    assert (sandbox.venv / "kept").exists() and (sandbox.venv / "bin/packages").exists()
 
 
 def test_a_folder_that_is_no_environment_is_not_removed(sandbox):
@@ -333,9 +371,7 @@ def test_wrong_job_calls_are_told(tmp_path, command, words):
 
 def test_stopping_the_script_stops_the_jobs_children(tmp_path):
     script = f"set -eu; . {ROOT}/local/cmd.sh; train_cmd 2 x.JOB.log bash -c 'sleep 60 & echo $! >pid.JOB; wait'"
-    process = subprocess.Popen(
-        ["bash", "-c", script], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 20
     while not all((tmp_path / f"pid.{job}").exists() for job in "12") and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -168,7 +168,7 @@ def test_speech_does_not_depend_on_what_was_said_before():
     assert alone[0][1] == after[1][1]
 
 
-@pytest.mark.parametrize("size", sorted(make_corpus.SIZES))
+@pytest.mark.parametrize("size", ["small", "large"])
 def test_plan_of_the_full_corpus(size):
     plans = {name: make_corpus.plan_set(name, size, 0, "audio") for name in sentences.SETS}
     texts = {name: {text for plan in plans[name] for text in plan.sentences} for name in plans}

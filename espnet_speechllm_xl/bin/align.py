@@ -23,21 +23,27 @@ def main(args):
     """Write the aligned set: Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``,
     ``failed`` (utterance and reason) and ``report.json``; returns the exit code."""
     from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.kaldi import read_table
 
     dump, out = Path(args.dump), Path(args.out)
-    text = read_table(dump / "text")
+    text, task = read_table(dump / "text"), None
     if args.model:
-        samples = {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
-        batches = jobs.batches_by_length({utterance: samples[utterance] for utterance in text}, args.batch_size)
+        samples = sample_counts(dump)
+        batches = jobs.batches_by_length({utterance: samples.get(utterance, 0) for utterance in text}, args.batch_size)
         settings = {
             "model": args.model,
             "weights": args.weights,
             "device": args.device,
             "dump": str(dump),
-            "stamp": _stamp(args.model, dump),
+            "stamp": jobs.stamp(args.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp"),
         }
+        task = {"settings": settings, "batches": batches, "text": args.text and read_table(args.text)}
+        before = jobs.summary_of(out / "report.json", task)
+        if before:
+            print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
+            return 0
         aligned = dict(
             jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"align {dump.name}")
         )
@@ -51,18 +57,17 @@ def main(args):
     if not good:
         reason = next(iter(failed.values()), "no utterances")
         raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
-    _write(dump, out, text, good, failed)
+    _write(dump, out, text, good, failed, task and jobs.digest(task))
     jobs.finish(out / ".parts")
-    reasons = Counter(reason.split(" (")[0].split(":")[0] for reason in failed.values())
+    reasons = Counter(map(kind_of_reason, failed.values()))
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
     print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
     return 0
 
 
-def _stamp(model, dump):
-    """Changes when the weights or the set do, so that partial results of others are not taken over."""
-    files = [*Path(model).glob("*.pth"), dump / "text", dump / "wav.scp"]
-    return max(file.stat().st_mtime_ns for file in files if file.exists())
+def kind_of_reason(reason):
+    """The reason without its figures and symbols, for counting."""
+    return reason.split(" (")[0].split(":")[0]
 
 
 def make_worker(settings):
@@ -72,7 +77,7 @@ def make_worker(settings):
     """
     import torch
 
-    from espnet_speechllm_xl.audio import read_audio
+    from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import load_model
     from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.tasks.ctc import CTCTask
@@ -83,13 +88,25 @@ def make_worker(settings):
     rate = model.acoustic.config.sample_rate
 
     def work(utterances):
-        speech = [torch.as_tensor(read_audio(audio[utterance], rate)) for utterance in utterances]
-        lengths = torch.tensor([len(samples) for samples in speech])
-        padded = torch.nn.utils.rnn.pad_sequence(speech, batch_first=True)
+        results, speech = {}, {}
+        for utterance in utterances:
+            try:
+                if utterance not in audio:
+                    raise AudioError("missing", "not in wav.scp")
+                speech[utterance] = torch.as_tensor(read_audio(audio[utterance], rate))
+            except AudioError as error:
+                results[utterance] = f"unusable audio: {error}"
+        if speech:
+            results.update(align(speech))
+        return [[utterance, results[utterance]] for utterance in utterances]
+
+    def align(speech):
+        lengths = torch.tensor([len(samples) for samples in speech.values()])
+        padded = torch.nn.utils.rnn.pad_sequence(list(speech.values()), batch_first=True)
         with torch.no_grad():
             log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
-        rows = zip(utterances, log_probs.cpu(), counts.tolist(), strict=True)
-        return [[utterance, _align_one(row[:count], text[utterance], model, tokenizer)] for utterance, row, count in rows]
+        rows = zip(speech, log_probs.cpu(), counts.tolist(), strict=True)
+        return {utterance: _align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows}
 
     return work
 
@@ -144,7 +161,7 @@ def _move(aligned, source, target):
             aligned[utterance] = str(error)
 
 
-def _write(dump, out, text, good, failed):
+def _write(dump, out, text, good, failed, task):
     from espnet_speechllm_xl.alignment import format_char_ends, word_times
     from espnet_speechllm_xl.ctm import write_ctm
     from espnet_speechllm_xl.io import atomic_write
@@ -161,4 +178,5 @@ def _write(dump, out, text, good, failed):
     write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
     write_table(out / "failed", failed)
     with atomic_write(out / "report.json") as stream:
-        json.dump({"aligned": len(good), "failed": len(failed), "total": len(good) + len(failed)}, stream)
+        counts = {"aligned": len(good), "failed": len(failed), "total": len(good) + len(failed)}
+        json.dump({**counts, "task": task}, stream)

@@ -19,15 +19,23 @@ def add_arguments(parser):
 def main(args):
     """Decode; returns the exit code, 1 when some audio could not be read."""
     from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.bin.options import sample_counts
+    from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import read_table, write_table
 
     dump, out = Path(args.dump), Path(args.out)
-    samples = {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
+    samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **sample_counts(dump)}
+    if not samples:
+        raise UserError(f"{dump}: wav.scp is empty: run the format stage")
     batches = jobs.batches_by_length(samples, args.batch_size)
-    model = Path(args.model)
-    stamp = max((file.stat().st_mtime_ns for file in [model, *model.glob("*.pth")] if file.exists()), default=0)
+    stamp = jobs.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp")
     settings = {"load": load_settings(args), "dump": str(dump), "stamp": stamp}
+    task = {"settings": settings, "batches": batches}
+    before = jobs.summary_of(out / "decode.json", task)
+    if before and not before["failed"]:
+        print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
+        return 0
     results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}")
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
@@ -50,6 +58,7 @@ def main(args):
         "seconds": sum(item["seconds"] for item in good.values()),
         "device": args.device,
         "settings": settings["load"],
+        "task": jobs.digest(task),
     }
     with atomic_write(out / "decode.json") as stream:
         json.dump(summary, stream, indent=2)
@@ -71,6 +80,8 @@ def make_worker(settings):
         items, recordings = [{"utterance": utterance} for utterance in utterances], []
         for item in items:
             try:
+                if item["utterance"] not in audio:
+                    raise AudioError("missing", "not in wav.scp")
                 recordings.append((item, speech2text.load(audio[item["utterance"]])))
             except AudioError as error:
                 item["failed"] = str(error)

@@ -16,6 +16,18 @@ def add_model_arguments(parser):
     parser.add_argument("--context", type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
 
 
+def sample_counts(dump):
+    """``utt2num_samples`` of a dump set: ``{utterance: samples}``; raises KaldiError."""
+    from espnet_speechllm_xl.kaldi import KaldiError, read_table
+
+    counts = {}
+    for utterance, value in read_table(dump / "utt2num_samples").items():
+        if not value.isdecimal():
+            raise KaldiError(f"{dump / 'utt2num_samples'}: '{value}' of '{utterance}' is no number: format the set again")
+        counts[utterance] = int(value)
+    return counts
+
+
 def load_settings(args):
     """Keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what the user gave."""
     names = {

@@ -71,9 +71,11 @@ def main(args):
     if wrong:
         print(f"speechllm-xl score: {wrong}", file=sys.stderr)
         return 2
+    from espnet_speechllm_xl.errors import UserError
+
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         return _score_one(args) if args.ref else _score_all(args)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"speechllm-xl score: {error}", file=sys.stderr)
         return 1

@@ -36,7 +36,9 @@ def _make(args):
         if not args.hf:
             raise UserError("--type hf needs --hf DIR")
         tokenizer = load_tokenizer(args.hf)
-        shutil.copytree(args.hf, out / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        shutil.copytree(
+            args.hf, out / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
+        )
         return tokenizer
     with open(args.text, encoding="utf-8") as stream:
         sentences = [normalise(line.split(maxsplit=1)[1]) for line in stream if len(line.split(maxsplit=1)) == 2]
@@ -65,7 +67,9 @@ def _train(sentences, path, args):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(f"--vocab-size {args.vocab_size} does not fit {args.text}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"--vocab-size {args.vocab_size} does not fit {args.text}: {str(error).splitlines()[0]}"
+            ) from error
 
 
 if __name__ == "__main__":

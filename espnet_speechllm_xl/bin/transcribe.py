@@ -1,6 +1,7 @@
 """``transcribe``: audio files to text, JSON, CTM or subtitles on standard output."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,8 +18,11 @@ def add_arguments(parser):
 def main(args):
     """Transcribe every file; returns 0, or 1 when some failed (each named on standard error)."""
     from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.inference import Speech2Text
 
+    if args.format in ("srt", "vtt") and len(args.files) > 1:
+        raise UserError(f"--format {args.format} takes one FILE: subtitles of several would be one mixed track")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
     failed = 0
     if args.format == "vtt":
@@ -61,7 +65,7 @@ def _ctm(file, nbest, several):
     from espnet_speechllm_xl.ctm import format_word
 
     for word in nbest[0].words:
-        print(format_word(Path(file).stem, word))
+        print(format_word(re.sub(r"\s", "_", Path(file).stem), word))
 
 
 def _captions(words, most_seconds=5.0, most_words=10):

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from espnet2.tasks.abs_task import AbsTask
+from espnet2.tasks import abs_task
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.nested_dict_action import NestedDictAction
 
@@ -12,12 +12,12 @@ from espnet_speechllm_xl.config import ConcatConfig, ConfigError, FeatureConfig,
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.text import load_tokenizer
-from espnet_speechllm_xl.trainer import Trainer
+from espnet_speechllm_xl.trainer import Trainer, load_part, replaced
 
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
 
-class SpeechTask(AbsTask):
+class SpeechTask(abs_task.AbsTask):
     """Base of the tasks; a subclass names itself, its sections and builds the model."""
 
     num_optimizers = 1
@@ -54,6 +54,12 @@ class SpeechTask(AbsTask):
             use_matplotlib=False,
             num_workers=0,
         )
+
+    @classmethod
+    def main_worker(cls, args):
+        """ESPnet's, with ``--init_param`` that leaves nothing unloaded."""
+        with replaced(abs_task, "load_pretrained_model", load_part):
+            super().main_worker(args)
 
     @classmethod
     def section(cls, args, name):
@@ -111,7 +117,11 @@ class SpeechTask(AbsTask):
 
     @classmethod
     def build_acoustic(cls, args):
-        """Features, normalisation and encoder; also makes ``args.token_list`` a list, so config.yaml holds it."""
+        """Features, normalisation and encoder.
+
+        Also completes ``args``, which becomes config.yaml: the tokens themselves, and every setting of our sections,
+        so that later defaults do not change a trained model.
+        """
         if args.normalize != "global_mvn":
             raise ConfigError(
                 f"normalize: {args.normalize}: a stream cannot know the mean of an utterance that is still being "
@@ -119,13 +129,17 @@ class SpeechTask(AbsTask):
             )
         if isinstance(args.token_list, str):
             args.token_list = read_token_list(args.token_list)
-        return Acoustic(
+        for name in cls.sections:
+            setattr(args, name, dataclasses.asdict(cls.section(args, name)))
+        acoustic = Acoustic(
             cls.section(args, "features_conf"),
             cls.section(args, "specaug_conf"),
             encoder_choices.get_class(args.encoder),
             args.encoder_conf,
             stats_file=args.stats_file,
         )
+        args.encoder_conf = dataclasses.asdict(acoustic.encoder.config)
+        return acoustic
 
 
 def read_token_list(path):

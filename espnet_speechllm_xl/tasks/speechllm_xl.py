@@ -1,10 +1,11 @@
 """Task of the recogniser."""
 
 import argparse
+import dataclasses
 
 from espnet2.train.class_choices import ClassChoices
 
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, SearchConfig
 from espnet_speechllm_xl.llm import Decoder
 from espnet_speechllm_xl.model import SpeechLLMXL
 from espnet_speechllm_xl.search import AlignmentSync, ChunkSync
@@ -25,6 +26,13 @@ class SpeechLLMXLTask(SpeechTask):
     class_choices_list = [encoder_choices, decoder_choices, search_choices]
 
     @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        super().add_task_arguments(parser)
+        search = dataclasses.asdict(SearchConfig())
+        del search["method"]  # that is --search
+        parser.set_defaults(search_conf=search)
+
+    @classmethod
     def required_data_names(cls, train=True, inference=False):
         """Training needs the alignment."""
         return ("speech",) if inference else ("speech", "text", "alignment")
@@ -34,6 +42,7 @@ class SpeechLLMXLTask(SpeechTask):
         """The model of ``args``."""
         acoustic = cls.build_acoustic(args)
         decoder = decoder_choices.get_class(args.decoder)(len(args.token_list), **args.decoder_conf)
+        args.decoder_conf = dataclasses.asdict(decoder.config)
         return SpeechLLMXL(acoustic, decoder, cls.section(args, "chunking_conf"), cls.section(args, "loss_conf"))
 
 

@@ -19,7 +19,7 @@ ngpu=0                # GPUs for training on one machine; more than one: DDP
 device=               # of aligning and decoding: cpu or cuda (default: cuda if ngpu > 0)
 train_set=train       # names of the sets in data/
 valid_set=dev
-test_sets=test
+test_sets="test"
 downloads=            # where the corpus' archive is, passed to local/data.sh
 data_opts=            # further options of local/data.sh
 kaldi_data=           # take DIR/<set> instead of running local/data.sh
@@ -27,14 +27,16 @@ dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatt
 speed_perturb=        # e.g. "0.9 1.0 1.1"
 min_wav_duration=0.2  # seconds; shorter training utterances are left out
 max_wav_duration=30   # seconds
-token_type=bpe        # bpe, unigram, char or hf
+token_type=bpe        # of the recogniser: bpe, unigram, char or hf
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf
+aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
+aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
-aligner_config=       # YAML of the aligner (default: conf/train_aligner.yaml)
+aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
 aligner_tag=aligner
-train_config=         # YAML of the recogniser (default: conf/train_tiny.yaml)
+train_config=train_tiny.yaml # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
 train_args=
 tag=                  # of the experiment (default: speechllm_xl_ and the YAML's name)
 searches="greedy alsd" # decoded one after the other
@@ -54,8 +56,13 @@ usage() {
   local i
   for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
   printf '\n\noptions (default: description):\n'
-  sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | sed -n 's/^\([a-z_]*\)=\(.*\)$/  --\1 \2/p' | tr _ -
+  local line name
+  while read -r line; do
+    name=${line%%=*}
+    printf '  --%s %s\n' "${name//_/-}" "${line#*=}"
+  done < <(option_lines)
 }
+option_lines() { sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | grep '^[a-z_]*='; }
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -63,8 +70,9 @@ while [ $# -gt 0 ]; do
     --*)
       name=${1#--}
       name=${name//-/_}
-      sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | grep -q "^$name=" \
-        || die "unknown option $1; ./run.sh --help lists them"
+      if ! [[ $name =~ ^[a-z_]+$ ]] || ! option_lines | grep "^$name=" >/dev/null; then
+        die "unknown option $1; ./run.sh --help lists them"
+      fi
       [ $# -ge 2 ] || die "option $1 needs a value"
       printf -v "$name" '%s' "$2"
       shift 2
@@ -82,14 +90,28 @@ stage_number() {
 }
 stage=$(stage_number "$stage") || exit 2
 stop_stage=$(stage_number "$stop_stage") || exit 2
-runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && log "stage $1: ${stages[$1 - 1]}"; }
+[ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
+
+# runs NUMBER [REASON]: whether a stage is to run; a REASON leaves it out.
+runs() {
+  [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] || return 1
+  log "stage $1: ${stages[$1 - 1]}${2:+: nothing to do ($2)}"
+  [ -z "${2:-}" ]
+}
 
 # A recipe's own conf/ comes before the shared one.
-conf() { if [ -f "conf/$1" ]; then echo "conf/$1"; else echo "$root/conf/$1"; fi; }
-aligner_config=${aligner_config:-$(conf train_aligner.yaml)}
-train_config=${train_config:-$(conf train_tiny.yaml)}
-model_name=$(basename "$train_config" .yaml)
-tag=${tag:-speechllm_xl_${model_name#train_}}
+conf() {
+  local file
+  for file in "$1" "conf/$1" "$root/conf/$1"; do
+    if [ -f "$file" ]; then echo "$file"; return; fi
+  done
+  die "no configuration $1 here, in conf/ or in $root/conf"
+}
+size=$(basename "$train_config" .yaml)
+size=${size#train_}
+train_config=$(conf "$train_config") || exit 2
+aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}") || exit 2
+tag=${tag:-speechllm_xl_$size}
 [ -n "$device" ] || { device=cpu; [ "$ngpu" -eq 0 ] || device=cuda; }
 
 # shellcheck source=local/install.sh
@@ -104,6 +126,10 @@ speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 
 train_data=$train_set
 [ -z "$speed_perturb" ] || train_data=${train_set}_sp
+no_perturb='' no_format='' no_aligner=''
+[ -n "$speed_perturb" ] || no_perturb="no --speed-perturb"
+[ -z "$dumpdir" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
+[ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
 dump=${dumpdir:-dump}/raw
 aligner=$expdir/$aligner_tag
 model=$expdir/$tag
@@ -121,35 +147,43 @@ if runs 1; then
 fi
 data=${kaldi_data:-data}
 
-if runs 2 && [ -n "$speed_perturb" ] && [ -z "$dumpdir" ]; then
+if runs 2 "$no_perturb"; then
   data_tool perturb --data "$data/$train_set" --out "data/$train_data" --factors "$speed_perturb"
 fi
 
-if runs 3 && [ -z "$dumpdir" ]; then
+if runs 3 "$no_format"; then
   for set in $train_data $valid_set $test_sets; do
-    source=$data/$set
+    from=$data/$set
     limits=()
     [ "$set" != "$train_data" ] || limits=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
-    [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || source=data/$set
-    data_tool format --data "$source" --dump "$dump/$set" --nj "$nj" "${limits[@]}"
+    [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
+    data_tool format --data "$from" --dump "$dump/$set" --nj "$nj" "${limits[@]}"
   done
 fi
 
 tokens=data/tokens_$token_type$vocab_size
+aligner_tokens=data/tokens_$aligner_token_type$aligner_vocab_size
+make_tokens() {
+  local out=$1
+  shift
+  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" "$@"
+}
 if runs 4; then
-  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$tokens" --type "$token_type" \
-    --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
+  make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
+  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size"
 fi
-tokenizer=$tokens/tokenizer
-[ "$token_type" = hf ] || tokenizer=$tokenizer.model
 
-# train_model COMMAND CONFIG OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or empty.
+# train_model COMMAND CONFIG TOKENS OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or
+# empty.
 train_model() {
-  local command=$1 config=$2 out=$3 train=$4 valid=$5 with_alignment=$6 part dir
-  shift 6
+  local command=$1 config=$2 tokens=$3 out=$4 train=$5 valid=$6 with_alignment=$7 part dir file stale=''
+  shift 7
+  local tokenizer=$tokens/tokenizer
+  [ -d "$tokenizer" ] || tokenizer=$tokenizer.model
   local common=(--config "$config" --token_list "$tokens/tokens.txt" --tokenizer "$tokenizer" --ngpu "$ngpu")
   for part in train valid; do
-    dir=${!part}
+    dir=$train
+    [ "$part" = train ] || dir=$valid
     common+=("--${part}_data_path_and_name_and_type" "$dir/wav.scp,speech,sound"
       "--${part}_data_path_and_name_and_type" "$dir/text,text,text"
       "--${part}_data_path_and_name_and_type" "$dir/utt2spk,spk,text")
@@ -158,7 +192,10 @@ train_model() {
   done
   mkdir -p "$out"
   if [ -d "$tokenizer" ]; then cp -r "$tokenizer" "$out/"; else cp "$tokenizer" "$out/tokenizer.model"; fi
-  if [ ! -f "$out/stats/.done" ] || [ "$train/wav.scp" -nt "$out/stats/.done" ] || [ "$tokenizer" -nt "$out/stats/.done" ]; then
+  for file in "$train/wav.scp" "$train/text" "$valid/wav.scp" "$valid/text" "$tokenizer"; do
+    if [ ! -f "$out/stats/.done" ] || [ "$file" -nt "$out/stats/.done" ]; then stale=1; fi
+  done
+  if [ -n "$stale" ]; then
     log "statistics: $out/stats (log: $out/stats.log)"
     train_cmd 1 "$out/stats.log" \
       python3 -m espnet_speechllm_xl "$command" "${common[@]}" --collect_stats true --ngpu 0 --output_dir "$out/stats" "$@"
@@ -175,21 +212,21 @@ train_model() {
     "${distributed[@]}" "$@"
 }
 
-if runs 5 && [ "$alignment" = ctc ]; then
+if runs 5 "$no_aligner"; then
   # shellcheck disable=SC2086
-  train_model train-aligner "$aligner_config" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" $aligner_args
+  train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" $aligner_args
 fi
 
 if runs 6; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned
   for set in $train_data $valid_set $test_sets; do
     case $alignment in
-      ctc) source=(--model "$aligner" --nj "$nj" --device "$device") ;;
-      ctm:ref) source=(--ctm "$dump/$set/ref.ctm") ;;
-      ctm:*) source=(--ctm "${alignment#ctm:}/$set.ctm") ;;
+      ctc) by=(--model "$aligner" --nj "$nj" --device "$device") ;;
+      ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
+      ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
       *) die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref" ;;
     esac
-    speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${source[@]}"
+    speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set"
   done
 fi
@@ -199,7 +236,7 @@ if runs 7; then
   start=()
   [ "$alignment" != ctc ] || start=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic")
   # shellcheck disable=SC2086
-  train_model train "$train_config" "$model" "$aligned/$train_data" "$aligned/$valid_set" 1 "${start[@]}" $train_args
+  train_model train "$train_config" "$tokens" "$model" "$aligned/$train_data" "$aligned/$valid_set" 1 "${start[@]}" $train_args
 fi
 
 # decode SET...: with every search

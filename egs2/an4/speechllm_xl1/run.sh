@@ -11,5 +11,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
   --speed-perturb "0.9 1.0 1.1" \
   --token-type bpe \
   --vocab-size 30 \
-  --train-config conf/train_an4.yaml \
+  --train-config train_an4.yaml \
   "$@"

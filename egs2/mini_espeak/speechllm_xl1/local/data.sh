@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes data/{train,dev,test} of the embedded corpus, in the directory it is called from (the recipe's).
 #
-#   local/data.sh [--size small|large] [--seed N] [--nj N]
+#   local/data.sh [--size tiny|small|large] [--seed N] [--nj N]
 #
-# small: about 1 h of training speech and a test set of 1100 words; large: 5 h and more than 10,000 words.
+# tiny: 24 utterances, to try the recipe out; small: about 1 h of training speech and a test set of 1100 words; large: 5 h and more than 10,000 words.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -26,9 +26,11 @@ from espnet_speechllm_xl.io import atomic_path, atomic_write
 
 # Per set: fewest seconds (as estimated from the text) and fewest words.
 SIZES = {
+    "tiny": {"train": (140, 0), "dev": (25, 0), "test": (28, 0)},
     "small": {"train": (3600, 0), "dev": (240, 0), "test": (0, 1100)},
     "large": {"train": (18000, 0), "dev": (720, 0), "test": (0, 10400)},
 }
+MOST_VOICES = {"tiny": 2}  # so that speakers have several utterances
 SLOWEST, FASTEST = 140, 190
 FORMAT = 1
 
@@ -61,7 +63,7 @@ def plan_set(name, size, seed, folder):
     plans, deck, seconds, words = [], [], 0.0, 0
     while seconds < min_seconds or words < min_words:
         if not deck:
-            deck = synthesise.voices(name)
+            deck = synthesise.voices(name)[: MOST_VOICES.get(size)]
             rng.shuffle(deck)
         voice = deck.pop()
         rate = rng.randint(SLOWEST, FASTEST)
@@ -215,7 +217,7 @@ def main(arguments=None):
     """Make all sets; exit status 0, or 1 with one line on stderr."""
     parser = argparse.ArgumentParser(description="make the mini_espeak corpus")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="1 h or 5 h of training speech")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
     parser.add_argument("--seed", type=_natural, default=0)
     parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)

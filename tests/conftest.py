@@ -1,0 +1,106 @@
+"""Shared fixtures.  Session-scoped where making them costs more than a blink."""
+
+import random
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors are slower on more threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """Two hundred sentences of a small grammar, lower case."""
+    rng = random.Random(0)
+    names = "ada ben carla dmitri eve farid greta hugo".split()
+    verbs = "calls sees finds paints thanks visits".split()
+    things = "the red boat|a quiet street|seven green apples|the old piano|her brother's letter|it isn't far".split("|")
+    return [f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)}" for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory, sentences):
+    """``make(model_type, vocab_size, **options) -> path`` of a model trained on ``sentences``."""
+    made = {}
+
+    def make(model_type="bpe", vocab_size=60, **options):
+        key = (model_type, vocab_size, *sorted(options.items()))
+        if key not in made:
+            import sentencepiece
+
+            prefix = tmp_path_factory.mktemp("sentencepiece") / model_type
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_prefix=str(prefix),
+                model_type=model_type,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                minloglevel=2,
+                **options,
+            )
+            made[key] = prefix.with_suffix(".model")
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tmp_path_factory):
+    """A BPE tokenizer of 40 pieces: ``tokenizer.model`` and ``tokens.txt``."""
+    from espnet_speechllm_xl.bin import tokens
+
+    out = tmp_path_factory.mktemp("tokens")
+    (out / "text").write_text("".join(f"u{i:02d} {line}\n" for i, line in enumerate(tiny.SENTENCES)), "utf-8")
+    assert tokens.main(["--text", str(out / "text"), "--out", str(out), "--type", "bpe", "--vocab-size", "40"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory, tiny_tokens):
+    """A SpeechLLM-XL directory: chunks of 16 frames, context 2, segment 8, look-ahead 2; random weights."""
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    return tiny.write_model(
+        tmp_path_factory.mktemp("exp") / "speechllm_xl_tiny",
+        SpeechLLMXLTask,
+        tiny_tokens,
+        "valid.acc_text.ave.pth",
+        [
+            *tiny.conf("decoder_conf", tiny.DECODER),
+            *tiny.conf("chunking_conf", ["chunk=16", "context=2"]),
+            *tiny.conf("search_conf", ["beam_size=4", "max_tokens_per_chunk=12"]),
+        ],
+        seed=3,
+        change=tiny.talkative,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_aligner_dir(tmp_path_factory, tiny_tokens):
+    """A CTC aligner directory on the same kind of encoder; random weights."""
+    from espnet_speechllm_xl.tasks.ctc import CTCTask
+
+    return tiny.write_model(
+        tmp_path_factory.mktemp("exp") / "aligner_tiny", CTCTask, tiny_tokens, "valid.ter.ave.pth", seed=2
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory):
+    """A few seconds of tones with their alignment (training.py)."""
+    import training
+
+    return training.make_data(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def toy_stats(toy_data, tmp_path_factory):
+    """The statistics directory of ``toy_data``, by the task's own statistics stage."""
+    import training
+
+    return training.train("ctc", toy_data, tmp_path_factory.mktemp("stats") / "stats")

@@ -1,0 +1,542 @@
+"""The command line: exit codes, formats, decoding and aligning a dump set, what is listed and counted."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+
+from espnet_speechllm_xl.bin import align, cli, decode
+from espnet_speechllm_xl.ctm import read_ctm
+from espnet_speechllm_xl.dump import format_dir
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.kaldi import read_table, write_table
+
+COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "score", "pack"]
+TEXTS = {
+    "a-1": "turn the light on",
+    "a-2": "no rain today",
+    "a-3": "stop",
+    "b-1": "one two three four five six seven eight nine ten",  # too long for its audio
+    "b-2": "the caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{GREEK SMALL LETTER OMEGA}",  # the tokenizer has neither
+    "b-3": "it's late",
+    "b-4": "the rest is in there",
+}
+SAMPLES = {"a-1": 40000, "a-2": 30001, "a-3": 17000, "b-1": 8000, "b-2": 25000, "b-3": 33000, "b-4": 52000}
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+    """A set of 7 utterances of 2 speakers, written by the format stage."""
+    root = tmp_path_factory.mktemp("recipe")
+    data = root / "data" / "test"
+    for seed, (utterance, samples) in enumerate(SAMPLES.items()):
+        (data / "wav").mkdir(parents=True, exist_ok=True)
+        soundfile.write(data / "wav" / f"{utterance}.wav", tiny.speech(seed, samples), 16000)
+    write_table(data / "wav.scp", {utterance: data / "wav" / f"{utterance}.wav" for utterance in TEXTS})
+    write_table(data / "text", TEXTS)
+    write_table(data / "utt2spk", {utterance: utterance[0] for utterance in TEXTS})
+    report = format_dir(data, root / "dump" / "raw" / "test")
+    assert report.written == len(TEXTS)
+    return root / "dump" / "raw" / "test"
+
+
+@pytest.fixture
+def broken_dump(dump, tmp_path):
+    """The same with one file missing, one of garbage, one not in wav.scp, and one without text."""
+    copy = shutil.copytree(dump, tmp_path / "broken")
+    table = read_table(copy / "wav.scp")
+    table["a-2"] = "gone.flac"
+    (tmp_path / "garbage.flac").write_bytes(b"fLaC" + bytes(500))
+    table["b-3"] = tmp_path / "garbage.flac"
+    del table["a-3"]
+    write_table(copy / "wav.scp", table)
+    return copy
+
+
+def run(capsys, *argv):
+    """(exit code, standard output, standard error) of the command in this process."""
+    capsys.readouterr()
+    try:
+        code = cli.main([str(word) for word in argv])
+    except SystemExit as stopped:
+        code = stopped.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def one_line(error):
+    lines = error.splitlines()
+    assert len(lines) == 1 and "Traceback" not in error, error
+    return lines[0]
+
+
+# Help and wrong use
+
+
+@pytest.mark.parametrize("argv", [[], *([command] for command in COMMANDS)], ids=lambda argv: " ".join(argv) or "top")
+def test_help_is_instant(argv):
+    seconds = []
+    while not seconds or (min(seconds) >= 1 and len(seconds) < 4):  # a busy machine may need another try
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "espnet_speechllm_xl", *argv, "--help"], capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - begin)
+        assert done.returncode == 0 and done.stdout.startswith("usage: speechllm-xl") and done.stderr == ""
+    assert min(seconds) < 1, seconds
+    if not argv:
+        assert all(re.search(rf"^ +{command} ", done.stdout, re.M) for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["transcribe"], "the following arguments are required: FILE, --model"),
+        (["transcribe", "a.wav", "--model", "m", "--format", "doc"], "argument --format: invalid choice: 'doc'"),
+        (["transcribe", "a.wav", "--model", "m", "--beam-size", "many"], "argument --beam-size: invalid int value"),
+        (["align", "--dump", "d", "--out", "o"], "one of the arguments --model --ctm is required"),
+        (["score", "--ref", "r"], "--hyp --utt2spk --out must be given too"),
+    ],
+)
+def test_wrong_use_is_2(capsys, argv, says):
+    code, out, error = run(capsys, *argv)
+    assert (code, out) == (2, "") and says in error
+
+
+def test_train_without_options_is_wrong_use(capsys):
+    assert run(capsys, "train")[0] == 2
+    code, out, _ = run(capsys, "train-aligner", "-h")
+    assert code == 0 and "--print_config" in out
+
+
+@pytest.mark.parametrize("command", ["transcribe", "decode", "align", "pack"])
+def test_an_unusable_model_is_one_line(capsys, tmp_path, dump, command):
+    first = {"transcribe": ["a.wav"], "decode": ["--dump", dump], "align": ["--dump", dump], "pack": []}[command]
+    out = [] if command == "transcribe" else ["--out", tmp_path / "out"]
+    code, printed, error = run(capsys, command, *first, *out, "--model", tmp_path / "absent")
+    assert (code, printed) == (2, "")
+    assert one_line(error).startswith(f"speechllm-xl: error: {tmp_path / 'absent'} ")
+
+
+def test_settings_that_do_not_fit_are_one_line(capsys, tiny_model_dir):
+    for option, says in (
+        (["--chunk-size", "0.65"], "chunk size 0.65 s is not a multiple of 0.04 s"),
+        (["--context", "1"], "context 1.0 s is not a multiple of the chunk size 0.64 s"),
+        (["--beam-size", "0"], "search beam_size must be at least 1"),
+        (["--dtype", "float1"], "dtype 'float1' is unknown"),
+        (["--format", "srt", "b.wav"], "--format srt takes one FILE"),
+    ):
+        code, out, error = run(capsys, "transcribe", "a.wav", "--model", tiny_model_dir, *option)
+        assert (code, out) == (2, "") and one_line(error).startswith(f"speechllm-xl: error: {says}")
+
+
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch, dump, tiny_model_dir, tmp_path):
+    def buggy(settings):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(decode, "make_worker", buggy)
+    with pytest.raises(ValueError, match="a bug"):
+        run(capsys, "decode", "--dump", dump, "--model", tiny_model_dir, "--out", tmp_path / "out")
+    monkeypatch.setattr("espnet_speechllm_xl.report.score_set", lambda *_, **__: [].pop())
+    with pytest.raises(IndexError):
+        texts = ("--ref", dump / "text", "--hyp", dump / "text", "--utt2spk", dump / "utt2spk")
+        run(capsys, "score", *texts, "--out", tmp_path / "out")
+
+
+def test_user_errors_are_what_they_should_be():
+    from espnet_speechllm_xl import alignment, audio, config, data, inference, kaldi, text
+
+    for kind in (
+        alignment.AlignmentError, audio.AudioError, config.ConfigError, data.DataError, inference.ModelError,
+        kaldi.KaldiError, text.TokenizerError,
+    ):  # fmt: skip
+        assert issubclass(kind, UserError) and issubclass(kind, ValueError)
+
+
+# transcribe
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Audio of all kinds, good and bad, by name."""
+    folder = tmp_path_factory.mktemp("audio")
+    speech = tiny.speech(3, 80000)
+    for name, samples, rate, options in (
+        ("good.wav", speech, 16000, {}),
+        ("nan.wav", np.array([0.1, np.nan, 0.2], np.float32), 16000, {"subtype": "FLOAT"}),
+        ("stereo.wav", np.stack([speech, speech], 1), 16000, {}),
+        ("eight khz.wav", tiny.speech(4, 20000), 8000, {}),
+        ("one.wav", speech[:1], 16000, {}),
+        ("none.wav", speech[:0], 16000, {}),
+    ):
+        soundfile.write(folder / name, samples, rate, **options)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "cut.wav").write_bytes((folder / "good.wav").read_bytes()[:30000])
+    (folder / "text.txt").write_text("no audio")
+    return folder
+
+
+GOOD = ["good.wav", "stereo.wav", "eight khz.wav", "one.wav"]
+BAD = {
+    "absent.wav": "does not exist",
+    "empty.wav": "is an empty file",
+    "none.wav": "holds no samples",
+    "nan.wav": "holds 1 NaN or infinite samples",
+    "cut.wav": "is cut short",
+    "text.txt": "is damaged or of an unknown format",
+}
+
+
+def transcribe(capsys, model, files, names, *options):
+    paths = [str(files / name) for name in names]
+    return run(capsys, "transcribe", *paths, "--model", model, "--search", "greedy", *options)
+
+
+def test_bad_files_are_named_and_the_others_done(capsys, tiny_model_dir, files):
+    mixed = ["absent.wav", "good.wav", "empty.wav", "none.wav", "stereo.wav", "nan.wav", "eight khz.wav", "cut.wav"]
+    code, out, error = transcribe(capsys, tiny_model_dir, files, [*mixed, "text.txt", "one.wav"])
+    assert code == 1
+    texts = dict(line.split("\t") for line in out.splitlines())
+    assert list(texts) == [str(files / name) for name in GOOD]
+    assert texts[str(files / "good.wav")] == texts[str(files / "stereo.wav")] != ""
+    assert texts[str(files / "eight khz.wav")] != "" and texts[str(files / "one.wav")] == ""
+    assert f"{len(GOOD)} of {len(GOOD) + len(BAD)} files done" in error
+    for name, reason in BAD.items():
+        (line,) = [line for line in error.splitlines() if str(files / name) in line]
+        assert line.startswith("speechllm-xl transcribe: ") and reason in line
+
+
+def test_good_files_are_0(capsys, tiny_model_dir, files):
+    code, out, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"])
+    assert code == 0 and len(out.splitlines()) == 1 and "\t" not in out
+    code, same, error = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--max-tokens-per-chunk", "1")
+    assert code == 0 and same != out and re.search(r"good\.wav: \d+ chunks hit the token cap", error)
+    code, other, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--chunk-size", "0.32", "--context", "inf")
+    assert code == 0 and other != out
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model_dir, files):
+    """The transcript of ``good.wav``."""
+    from espnet_speechllm_xl import Speech2Text
+
+    (transcript,) = Speech2Text.from_pretrained(tiny_model_dir, search="greedy")(files / "good.wav")
+    assert len(transcript.words) > 4
+    return transcript
+
+
+def test_format_json(capsys, tiny_model_dir, files, expected):
+    code, out, _ = transcribe(capsys, tiny_model_dir, files, GOOD, "--format", "json")
+    assert code == 0
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert [item["file"] for item in objects] == [str(files / name) for name in GOOD]
+    assert objects[0]["text"] == expected.text and objects[0]["score"] == pytest.approx(expected.score)
+    assert [(word["text"], word["start"]) for word in objects[0]["words"]] == [
+        (word.text, word.start) for word in expected.words
+    ]
+    assert objects[-1] == {
+        "file": str(files / "one.wav"), "text": "", "score": 0.0, "words": [], "nbest": [{"text": "", "score": 0.0}]
+    }  # fmt: skip
+    options = ("--format", "json", "--search", "chunk_sync", "--nbest", "3")
+    nbest = json.loads(transcribe(capsys, tiny_model_dir, files, ["good.wav"], *options)[1])["nbest"]
+    assert 1 < len(nbest) <= 3 and len({one["text"] for one in nbest}) == len(nbest)
+
+
+def test_format_ctm(capsys, tiny_model_dir, files, expected, tmp_path):
+    code, out, _ = transcribe(capsys, tiny_model_dir, files, GOOD, "--format", "ctm")
+    assert code == 0
+    (tmp_path / "ctm").write_text(out, "utf-8")
+    words = read_ctm(tmp_path / "ctm")
+    assert set(words) == {"good", "stereo", "eight_khz"}
+    assert [word.text for word in words["good"]] == [word.text for word in expected.words]
+    for word, exact in zip(words["good"], expected.words, strict=True):
+        assert (word.start, word.end) == pytest.approx((exact.start, exact.end), abs=6e-4)
+        assert word.confidence == pytest.approx(exact.confidence, abs=1e-3)
+
+
+def _seconds(clock):
+    hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _check_captions(captions, expected):
+    assert " ".join(text for _, text in captions) == expected.text
+    times = [tuple(map(_seconds, line.split(" --> "))) for line, _ in captions]
+    assert all(0 <= start < end <= 5.01 for start, end in times)
+    assert all(first[1] <= second[0] + 1e-9 for first, second in zip(times, times[1:], strict=False))
+
+
+def test_format_srt(capsys, tiny_model_dir, files, expected):
+    code, out, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--format", "srt")
+    blocks = [block.split("\n") for block in out.strip().split("\n\n")]
+    assert code == 0 and [int(number) for number, _, _ in blocks] == list(range(1, len(blocks) + 1))
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}", line) for _, line, _ in blocks)
+    _check_captions([(line, text) for _, line, text in blocks], expected)
+
+
+def test_format_vtt(capsys, tiny_model_dir, files, expected):
+    code, out, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--format", "vtt")
+    head, *blocks = out.strip().split("\n\n")
+    assert (code, head) == (0, "WEBVTT")
+    _check_captions([tuple(block.split("\n")) for block in blocks], expected)
+
+
+# decode, align, score
+
+
+TABLES = ["text", "token", "token_int", "score"]
+
+
+def read_all(directory):
+    return {name: (directory / name).read_bytes() for name in (*TABLES, "failed")}
+
+
+def decode_set(capsys, dump, model, out, *options):
+    base = ("--dump", dump, "--model", model, "--out", out, "--search", "greedy", "--batch-size", "2", "--dtype", "float64")
+    return run(capsys, "decode", *base, *options)
+
+
+@pytest.fixture(scope="module")
+def decoded(dump, tiny_model_dir):
+    """``exp/tiny/decode_greedy/test`` beside the dump, decoded once without disturbance."""
+    out = dump.parents[2] / "exp" / "tiny" / "decode_greedy" / "test"
+    base = ["--dump", dump, "--model", tiny_model_dir, "--out", out, "--search", "greedy", "--dtype", "float64"]
+    assert cli.main(["decode", *map(str, base), "--batch-size", "2"]) == 0
+    return out
+
+
+def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
+    from espnet_speechllm_xl import Speech2Text
+
+    speech2text = Speech2Text.from_pretrained(tiny_model_dir, search="greedy", dtype="float64")
+    audio = read_table(dump / "wav.scp")
+    tables = {name: read_table(decoded / name) if name != "failed" else {} for name in TABLES}
+    assert all(list(table) == sorted(TEXTS) for table in tables.values())
+    for utterance in TEXTS:
+        (transcript,) = speech2text(audio[utterance])
+        assert tables["text"][utterance] == transcript.text
+        assert tables["token"][utterance].split() == list(transcript.tokens)
+        assert tables["token_int"][utterance].split() == list(map(str, transcript.token_ids))
+        assert float(tables["score"][utterance]) == pytest.approx(transcript.score, abs=1e-9)
+    assert (decoded / "failed").read_bytes() == b""
+    summary = json.loads((decoded / "decode.json").read_text())
+    assert (summary["utterances"], summary["failed"]) == (7, 0)
+    assert summary["audio_seconds"] == pytest.approx(sum(SAMPLES.values()) / 16000)
+    assert summary["seconds"] > 0 and summary["settings"]["search"] == "greedy"
+    assert not (decoded / ".parts").exists()
+
+
+def test_unusable_audio_is_listed_and_counted(capsys, broken_dump, decoded, tiny_model_dir, tmp_path):
+    code, out, _ = decode_set(capsys, broken_dump, tiny_model_dir, tmp_path / "out")
+    assert code == 1
+    failed = read_table(tmp_path / "out" / "failed")
+    assert list(failed) == ["a-2", "a-3", "b-3"] and failed["a-3"] == "not in wav.scp"
+    assert "gone.flac does not exist" in failed["a-2"] and "garbage.flac is damaged" in failed["b-3"]
+    text = read_table(tmp_path / "out" / "text")
+    assert text == {u: t for u, t in read_table(decoded / "text").items() if u not in failed}
+    summary = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert (summary["utterances"], summary["failed"]) == (len(text), len(failed)) == (4, 3)
+    assert "4 utterances decoded, 3 failed" in out and all(f"failed: {utterance}: " in out for utterance in failed)
+
+
+def counting(make_worker, calls, stop=None):
+    """``make_worker`` whose worker notes its batches in ``calls``; interrupted at batch number ``stop``."""
+
+    def make(settings):
+        worker = make_worker(settings)
+
+        def work(batch):
+            calls.append(batch)
+            if len(calls) - 1 == stop:
+                raise KeyboardInterrupt
+            return worker(batch)
+
+        return work
+
+    return make
+
+
+def test_an_interrupted_decoding_goes_on(capsys, monkeypatch, dump, decoded, tiny_model_dir, tmp_path):
+    make_worker, out = decode.make_worker, tmp_path / "out"
+    first, second, third = [], [], []
+    monkeypatch.setattr(decode, "make_worker", counting(make_worker, first, stop=2))
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, out)
+    assert code == 130 and "interrupted" in error and not (out / "text").exists() and len(first) == 3
+    kept = shutil.copytree(out, tmp_path / "kept")
+    monkeypatch.setattr(decode, "make_worker", counting(make_worker, second))
+    assert decode_set(capsys, dump, tiny_model_dir, out)[0] == 0
+    assert len(second) == 2 and first[:2] + second == sorted(first[:2] + second, key=lambda b: min(map(SAMPLES.get, b)))
+    assert read_all(out) == read_all(decoded)
+    monkeypatch.setattr(decode, "make_worker", counting(make_worker, third))
+    assert decode_set(capsys, dump, tiny_model_dir, kept, "--max-tokens-per-chunk", "1")[0] == 0
+    assert len(third) == 4  # other settings: nothing of the interrupted run is taken over
+    assert read_all(kept)["text"] != read_all(decoded)["text"]
+
+
+def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir, tmp_path):
+    assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", "--nj", "2")[0] == 0
+    assert read_all(tmp_path / "out") == read_all(decoded)
+
+
+def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
+    options = ("--search", "chunk_sync", "--nbest", "3", "--batch-size", "8")
+    assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", *options)[0] == 0
+    lists = [json.loads(line) for line in (tmp_path / "out" / "nbest.jsonl").read_text("utf-8").splitlines()]
+    best = read_table(tmp_path / "out" / "text")
+    assert {item["utterance"]: item["nbest"][0]["text"] for item in lists} == best
+    assert max(len(item["nbest"]) for item in lists) > 1
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda d: (d / "wav.scp").unlink(), "wav.scp does not exist: give a Kaldi data directory"),
+        (lambda d: (d / "utt2num_samples").write_text("a-1 long\n"), "utt2num_samples: 'long' of 'a-1' is no number"),
+        (lambda d: [(d / n).write_text("") for n in ("wav.scp", "utt2num_samples")], "wav.scp is empty: run the format"),
+        (lambda d: (d / "wav.scp").write_text("a-1\n"), "wav.scp: line without a value"),
+    ],
+)
+def test_damaged_dumps_are_one_line(capsys, dump, tiny_model_dir, tmp_path, change, says):
+    copy = shutil.copytree(dump, tmp_path / "copy")
+    change(copy)
+    code, _, error = decode_set(capsys, copy, tiny_model_dir, tmp_path / "out")
+    assert code == 2 and says in one_line(error) and not (tmp_path / "out").exists()
+
+
+def check_aligned(out, dump, failed):
+    report = json.loads((out / "report.json").read_text())
+    texts = {utterance: text for utterance, text in read_table(dump / "text").items()}
+    good = {utterance: text for utterance, text in texts.items() if utterance not in failed}
+    assert report == {"aligned": len(good), "failed": len(failed), "total": len(texts)}
+    assert read_table(out / "text") == good and read_table(out / "failed") == failed
+    ends = {utterance: list(map(int, value.split())) for utterance, value in read_table(out / "char_ends").items()}
+    samples = read_table(dump / "utt2num_samples")
+    assert list(ends) == sorted(good)
+    for utterance, values in ends.items():
+        assert len(values) == len(good[utterance]) and values == sorted(values)
+        assert 0 <= values[0] and values[-1] < (int(samples[utterance]) - 400) // 160 // 4 + 1
+    words = read_ctm(out / "words.ctm")
+    assert {utterance: " ".join(word.text for word in line) for utterance, line in words.items()} == good
+    for name in ("wav.scp", "utt2spk", "utt2num_samples"):
+        assert list(read_table(out / name)) == sorted(good)
+
+
+def test_align(capsys, dump, tiny_aligner_dir, tmp_path):
+    copy = shutil.copytree(dump, tmp_path / "dump")
+    texts = {**TEXTS, "a-3": ""}
+    write_table(copy / "text", texts)
+    code, out, _ = run(capsys, "align", "--dump", copy, "--model", tiny_aligner_dir, "--out", tmp_path / "out")
+    assert code == 0
+    failed = read_table(tmp_path / "out" / "failed")
+    assert list(failed) == ["a-3", "b-1", "b-2"]
+    assert failed["a-3"] == "empty text" and failed["b-2"] == "unknown symbols: \u00e9\u03c9"
+    assert re.fullmatch(r"too few frames \(12\) for \d+ tokens and \d+ repeats", failed["b-1"])
+    check_aligned(tmp_path / "out", copy, failed)
+    assert "4 of 7 utterances aligned, 1 left out: empty text, 1 left out: too few frames, 1 left out: unknown" in out
+
+
+def test_align_lists_unusable_audio(capsys, broken_dump, tiny_aligner_dir, tmp_path):
+    base = ("--dump", broken_dump, "--model", tiny_aligner_dir, "--out", tmp_path / "out", "--batch-size", "3")
+    code, out, _ = run(capsys, "align", *base)
+    failed = read_table(tmp_path / "out" / "failed")
+    assert code == 0 and list(failed) == ["a-2", "a-3", "b-1", "b-2", "b-3"]
+    assert failed["a-3"] == "unusable audio: not in wav.scp" and "gone.flac does not exist" in failed["a-2"]
+    assert "2 of 7 utterances aligned" in out and "3 left out: unusable audio" in out
+
+
+def test_an_interrupted_alignment_goes_on(capsys, monkeypatch, dump, tiny_aligner_dir, tmp_path):
+    base = ("--dump", dump, "--model", tiny_aligner_dir, "--batch-size", "3", "--out")
+    make_worker, first, second = align.make_worker, [], []
+    assert run(capsys, "align", *base, tmp_path / "whole")[0] == 0
+    monkeypatch.setattr(align, "make_worker", counting(make_worker, first, stop=1))
+    assert run(capsys, "align", *base, tmp_path / "out")[0] == 130
+    monkeypatch.setattr(align, "make_worker", counting(make_worker, second))
+    assert run(capsys, "align", *base, tmp_path / "out")[0] == 0
+    assert len(first) == 2 and len(second) == 2
+    for name in ("char_ends", "words.ctm", "failed", "report.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_align_by_word_times(capsys, dump, tmp_path):
+    lines = []
+    for utterance, text in TEXTS.items():
+        for index, word in enumerate(text.split()):
+            lines.append(f"{utterance} 1 {0.08 * index:.2f} 0.06 {word if utterance != 'a-2' else word.upper() + 'x'}\n")
+    lines = [line for line in lines if not line.startswith("b-4")]
+    (tmp_path / "ctm").write_text("".join(lines), "utf-8")
+    code, out, _ = run(capsys, "align", "--dump", dump, "--ctm", tmp_path / "ctm", "--out", tmp_path / "out")
+    assert code == 0 and "5 of 7 utterances aligned" in out
+    failed = read_table(tmp_path / "out" / "failed")
+    assert list(failed) == ["a-2", "b-4"] and failed["b-4"] == "not in the CTM"
+    check_aligned(tmp_path / "out", dump, failed)
+    # "stop" ends at 0.06 s: in frame 1, which is 0.04 .. 0.08 s.  "it's late": 0.06 and 0.14 s.
+    ends = read_table(tmp_path / "out" / "char_ends")
+    assert ends["a-3"] == "1 1 1 1" and ends["b-3"] == "1 1 1 1 3 3 3 3 3"
+
+
+def test_align_by_a_damaged_ctm_is_one_line(capsys, dump, tmp_path):
+    (tmp_path / "ctm").write_text("a-1 1 0.0 turn\n")
+    base = ("--dump", dump, "--out", tmp_path / "out", "--ctm")
+    code, _, error = run(capsys, "align", *base, tmp_path / "ctm")
+    assert code == 2 and f"{tmp_path / 'ctm'}:1: 4 fields where a CTM line has 5 or 6" in one_line(error)
+    code, _, error = run(capsys, "align", *base, tmp_path / "absent")
+    assert code == 2 and str(tmp_path / "absent") in one_line(error)
+
+
+def test_score_after_decoding(capsys, dump, decoded):
+    root = dump.parents[2]
+    results = root / "RESULTS.md"
+    base = ("--exp", root / "exp", "--dump", root / "dump", "--results", results, "--command", "./run.sh")
+    code, out, _ = run(capsys, "score", *base)
+    assert code == 0 and "sets found: 1, scored: 1, failed: 0" in out
+    words = sum(len(text.split()) for text in TEXTS.values())
+    assert re.search(rf"tiny/decode_greedy/test\|7\|{words}\||\|\s*decode_greedy/test\|7\|{words}\|", results.read_text())
+    trn = (decoded / "score_wer" / "ref.trn").read_text("utf-8").splitlines()
+    assert len(trn) == len(TEXTS) and "turn the light on\t(a-a-1)" in trn
+    code, _, error = run(capsys, "score", *base[:2], "--dump", root / "nothing", "--results", results)
+    assert code == 2 and "no such directory" in one_line(error)
+
+
+def test_pack_and_transcribe(capsys, tiny_model_dir, files, tmp_path, expected):
+    code, out, _ = run(capsys, "pack", "--model", tiny_model_dir, "--out", tmp_path / "model.zip")
+    assert code == 0 and f"transcribe FILE --model {tmp_path / 'model.zip'}" in out
+    assert transcribe(capsys, tmp_path / "model.zip", files, ["good.wav"])[1] == expected.text + "\n"
+
+
+# The whole, in a process of its own
+
+MEASURE = """
+import resource, sys
+from espnet_speechllm_xl.bin.cli import main
+short, long, *options = sys.argv[1:]
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+codes = [main(["transcribe", short, *options])]
+before = used()
+codes.append(main(["transcribe", long, *options]))
+print(*codes, used() - before, file=sys.stderr)
+"""
+
+
+def test_ten_minutes_in_bounded_memory(tiny_model_dir, files, tmp_path):
+    """10 minutes of float32 are 38 MB; what the tiny model needs on top does not grow with its layers or chunks."""
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", 16000, 1, subtype="FLOAT") as audio:
+        for minute in range(10):
+            audio.write(tiny.speech(minute, 60 * 16000) * (minute != 4))  # one minute is digital silence
+    paths = [str(files / "good.wav"), str(tmp_path / "long.wav")]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *paths, "--model", str(tiny_model_dir), "--search", "greedy"],
+        capture_output=True,
+        text=True,
+    )
+    *codes, megabytes = map(int, done.stderr.splitlines()[-1].split())
+    assert codes == [0, 0] and len(done.stdout.splitlines()[-1].split()) > 1000
+    assert megabytes < 400, megabytes

@@ -1,0 +1,188 @@
+"""Settings: unknown names, checks between fields, what ESPnet shows of them, the YAML files in conf/."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_speechllm_xl import config
+from espnet_speechllm_xl.config import (
+    ChunkingConfig,
+    ConcatConfig,
+    ConfigError,
+    DecoderConfig,
+    EncoderConfig,
+    FeatureConfig,
+    LossConfig,
+    SearchConfig,
+    SpecAugmentConfig,
+    from_dict,
+)
+from espnet_speechllm_xl.errors import UserError
+
+CONF = Path(__file__).parent.parent / "conf"
+ALL = [c for c in vars(config).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
+
+
+def test_defaults_are_the_papers():
+    features, encoder, chunking, decoder = FeatureConfig(), EncoderConfig(), ChunkingConfig(), DecoderConfig()
+    assert (features.sample_rate, features.n_mels) == (16000, 80)
+    assert (encoder.layers, encoder.right_context, encoder.frontend, encoder.conv_kernel) == (20, 6, "stack", 0)
+    assert (chunking.chunk, chunking.context, chunking.delay) == (32, 4, 0)
+    assert (decoder.layers, decoder.lora_rank, decoder.pretrained) == (12, 0, None)
+    assert SearchConfig().method == "alsd"
+
+
+def test_from_dict():
+    assert from_dict(ChunkingConfig, {"chunk": None, "context": 0}) == ChunkingConfig(chunk=None, context=0)
+    assert from_dict(ChunkingConfig, {}) == from_dict(ChunkingConfig, None) == ChunkingConfig()
+
+
+@pytest.mark.parametrize(
+    "cls, section, name, hint",
+    [
+        (ChunkingConfig, "chunking_conf", "chunks", "did you mean 'chunk'?"),
+        (EncoderConfig, "encoder_conf", "rigth_context", "did you mean 'right_context'?"),
+        (SearchConfig, "search_conf", "beamsize", "did you mean 'beam_size'?"),
+        (ChunkingConfig, "chunking_conf", "zzz", "known: chunk, context, delay"),
+    ],
+)
+def test_unknown_names_give_a_hint(cls, section, name, hint):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(cls, {name: 1}, section)
+    assert str(caught.value) == f"{section} has no setting '{name}'; {hint}"
+    with pytest.raises(ConfigError, match=f"^{cls.__name__} has no setting '{name}'"):
+        from_dict(cls, {name: 1})
+
+
+@pytest.mark.parametrize(
+    "cls, values, message",
+    [
+        (FeatureConfig, {"sample_rate": 22050}, "sample_rate 22050 is not a multiple of 1000"),
+        (FeatureConfig, {"sample_rate": 8000}, "f_max 7600.0 do not fit 0 .. 4000 Hz: set features_conf f_max"),
+        (FeatureConfig, {"f_min": 7600.0}, "do not fit"),
+        (FeatureConfig, {"floor": 0.0}, "floor 0.0 must be positive"),
+        (SpecAugmentConfig, {"time_width": -1}, "specaug_conf: no value may be negative"),
+        (EncoderConfig, {"frontend": "vgg"}, "encoder frontend 'vgg': use 'stack' or 'conv'"),
+        (EncoderConfig, {"dim": 100, "heads": 8}, "encoder dim 100 is not a multiple of heads 8"),
+        (EncoderConfig, {"activation": "tanh"}, "encoder activation 'tanh'"),
+        (EncoderConfig, {"segment": 0}, "encoder segment must be at least 1"),
+        (EncoderConfig, {"layers": 0}, "encoder layers must be at least 1"),
+        (EncoderConfig, {"right_context": -1}, "encoder right_context must not be negative"),
+        (ChunkingConfig, {"chunk": 0}, "chunk 0: give frames >= 1, or null for infinity"),
+        (ChunkingConfig, {"context": -1}, "context -1: give chunks >= 0, or null"),
+        (ChunkingConfig, {"delay": -1}, "delay -1 must not be negative"),
+        (DecoderConfig, {"dim": 100}, "decoder dim 100 is not a multiple of heads 12"),
+        (DecoderConfig, {"dim": 36, "heads": 12}, "must be even for rotary positions"),
+        (DecoderConfig, {"lora_rank": 4}, "lora_rank > 0 needs decoder_conf pretrained"),
+        (LossConfig, {"label_smoothing": 1.0}, r"label_smoothing 1.0 is not in \[0, 1\)"),
+        (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
+        (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
+        (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: no value may be negative"),
+        (SearchConfig, {"method": "beam"}, "search method 'beam': use 'greedy', 'chunk_sync' or 'alsd'"),
+        (SearchConfig, {"beam_size": 0}, "search beam_size must be at least 1"),
+        (SearchConfig, {"nbest": 0}, "search nbest must be at least 1"),
+        (SearchConfig, {"max_tokens_per_chunk": 0}, "search max_tokens_per_chunk must be at least 1"),
+    ],
+)
+def test_unusable_values(cls, values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_dict(cls, values)
+    assert isinstance(caught.value, UserError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "chunk, segment, fits", [(32, 32, 1), (64, 32, 1), (8, 32, 1), (None, 32, 1), (48, 32, 0), (3, 4, 0)]
+)
+def test_chunk_and_segment_divide_one_another(chunk, segment, fits):
+    chunking, encoder = ChunkingConfig(chunk=chunk), EncoderConfig(segment=segment)
+    if fits:
+        chunking.check_against(encoder)
+    else:
+        with pytest.raises(ConfigError, match=f"chunk {chunk} and encoder segment {segment} do not divide one another"):
+            chunking.check_against(encoder)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_field_is_frozen_and_explained(cls):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(cls(), dataclasses.fields(cls)[0].name, 1)
+    source = inspect.getsource(cls)
+    assert cls.__doc__
+    for field in dataclasses.fields(cls):
+        assert f"    {field.name}: " in source
+
+
+# --- what ESPnet makes of them ---
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    from espnet_speechllm_xl.tasks.ctc import CTCTask
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    return {"ctc": CTCTask, "speechllm_xl": SpeechLLMXLTask}
+
+
+def test_signatures_hold_every_field_with_its_default():
+    from espnet2.utils.get_default_kwargs import get_default_kwargs
+
+    from espnet_speechllm_xl.emformer import EmformerEncoder
+    from espnet_speechllm_xl.llm import Decoder
+
+    assert get_default_kwargs(EmformerEncoder) == dataclasses.asdict(EncoderConfig())
+    assert get_default_kwargs(Decoder) == dataclasses.asdict(DecoderConfig())
+    assert list(inspect.signature(Decoder).parameters) == ["vocab_size", *dataclasses.asdict(DecoderConfig())]
+
+
+def test_print_config_shows_every_setting(tasks):
+    shown = tasks["speechllm_xl"].get_default_config()
+    sections = {
+        "features_conf": FeatureConfig,
+        "specaug_conf": SpecAugmentConfig,
+        "concat_conf": ConcatConfig,
+        "chunking_conf": ChunkingConfig,
+        "loss_conf": LossConfig,
+        "encoder_conf": EncoderConfig,
+        "decoder_conf": DecoderConfig,
+    }
+    for name, cls in sections.items():
+        assert shown[name] == dataclasses.asdict(cls()), name
+    search = dataclasses.asdict(SearchConfig())
+    assert shown["search"] == search.pop("method") and shown["search_conf"] == search
+    assert shown["task"] == "speechllm_xl" and list(shown["best_model_criterion"][0]) == ["valid", "acc_text", "max"]
+    aligner = tasks["ctc"].get_default_config()
+    assert aligner["encoder_conf"] == dataclasses.asdict(EncoderConfig()) and aligner["task"] == "ctc"
+    for name in sections:
+        assert yaml.safe_load(yaml.safe_dump(shown[name])) == shown[name]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("train_*.yaml")), ids=lambda path: path.stem)
+def test_shared_configurations_are_accepted(tasks, path):
+    """ESPnet takes every option; the sections, and they together, pass their checks; optimiser and schedule exist."""
+    import torch
+    from espnet2.tasks.abs_task import optim_classes, scheduler_classes
+
+    task = tasks["ctc" if "aligner" in path.stem else "speechllm_xl"]
+    args = task.get_parser().parse_args(["--config", str(path), "--output_dir", "unused"])
+    for section in task.sections:
+        task.section(args, section)
+    encoder = from_dict(EncoderConfig, args.encoder_conf, "encoder_conf")
+    if task.name == "speechllm_xl":
+        from_dict(DecoderConfig, args.decoder_conf, "decoder_conf")
+        from_dict(SearchConfig, {**args.search_conf, "method": args.search}, "search_conf")
+        chunking = task.section(args, "chunking_conf")
+        chunking.check_against(encoder)
+        window = (chunking.context + 1) * chunking.chunk * 0.04
+        assert args.concat_conf["max_seconds"] == 0 or args.concat_conf["max_seconds"] >= window
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = optim_classes[args.optim]([weight], **args.optim_conf)
+    schedule = scheduler_classes[args.scheduler](optimiser, **args.scheduler_conf)
+    rates = []
+    for _ in range(50):
+        optimiser.step()
+        schedule.step()
+        rates.append(optimiser.param_groups[0]["lr"])
+    assert rates == sorted(rates) and 0 < rates[0] < rates[-1] < 0.005, "warms up"

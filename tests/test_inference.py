@@ -1,0 +1,371 @@
+"""Loading models: what must be equal, what is refused and how; options; audio in any form."""
+
+import math
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+import yaml
+
+from espnet_speechllm_xl import Speech2Text
+from espnet_speechllm_xl.config import ConfigError
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.inference import ModelError, load_model, pack
+from espnet_speechllm_xl.text import TokenizerError
+
+WEIGHTS = "valid.acc_text.ave.pth"
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_model_dir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "model.zip"
+    pack(tiny_model_dir, path)
+    return path
+
+
+@pytest.fixture
+def model_copy(tiny_model_dir, tmp_path):
+    return shutil.copytree(tiny_model_dir, tmp_path / "model")
+
+
+def load(path, **options):
+    return Speech2Text.from_pretrained(path, **options)
+
+
+def refused(kind, path, **options):
+    """The message of the exception, which is exactly of ``kind``, one line, and asks for no traceback."""
+    with pytest.raises(UserError) as caught:
+        load(path, **options)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def test_directory_and_packed_file_give_the_same(tiny_model_dir, packed):
+    audio = tiny.speech(3, 60000)
+    for search in ("greedy", "chunk_sync", "alsd"):
+        one, other = (load(path, search=search, nbest=3)(audio) for path in (tiny_model_dir, packed))
+        assert one == other and one[0].text
+    assert sorted(zipfile.ZipFile(packed).namelist()) == ["config.yaml", "model.pth", "tokenizer.model"]
+
+
+def test_packed_file_alone_is_enough(tiny_model_dir, packed, tmp_path, monkeypatch):
+    expected = load(tiny_model_dir, search="greedy")(tiny.speech(4, 40000))
+    moved = shutil.copy(packed, tmp_path / "elsewhere.zip")
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())
+    monkeypatch.setattr("espnet_speechllm_xl.inference._find_tokenizer", _no_fallback(values["tokenizer"]))
+    assert load(moved, search="greedy")(tiny.speech(4, 40000)) == expected
+    unpacked = tmp_path / "unpacked"
+    zipfile.ZipFile(moved).extractall(unpacked)
+    assert load(unpacked, search="greedy")(tiny.speech(4, 40000)) == expected
+
+
+def _no_fallback(training_file):
+    from espnet_speechllm_xl import inference
+
+    find = inference._find_tokenizer
+
+    def checked(directory, args):
+        found = find(directory, args)
+        assert str(found) != training_file
+        return found
+
+    return checked
+
+
+def test_defaults_are_the_configuration(tiny_model_dir):
+    speech2text = load(tiny_model_dir)
+    assert (speech2text.search.method, speech2text.search.beam_size) == ("alsd", 4)
+    assert speech2text.search.max_tokens_per_chunk == 12
+    assert (speech2text.chunking.chunk, speech2text.chunking.context) == (16, 2)
+    assert speech2text.sample_rate == 16000
+    audio = tiny.speech(5, 48000)
+    assert speech2text(audio) == load(tiny_model_dir, search="alsd", chunk_size=0.64, context=1.28)(audio)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"chunk_size": 0.32}, (8, 2)),
+        ({"chunk_size": 0.16, "context": 0.48}, (4, 3)),
+        ({"chunk_size": 1.28, "context": 0}, (32, 0)),
+        ({"context": 0.64}, (16, 1)),
+        ({"context": math.inf}, (16, None)),
+        ({"chunk_size": math.inf}, (None, 2)),
+        ({"chunk_size": math.inf, "context": math.inf}, (None, None)),
+    ],
+)
+def test_chunk_size_and_context_in_seconds(tiny_model_dir, options, expected):
+    speech2text = load(tiny_model_dir, search="greedy", **options)
+    assert (speech2text.chunking.chunk, speech2text.chunking.context) == expected
+    # The configuration says the same as the option does.
+    values = {"chunk": expected[0], "context": expected[1]}
+    directory = _with(tiny_model_dir, chunking_conf={**values, "delay": 0})
+    try:
+        assert load(directory, search="greedy")(tiny.speech(6, 40000)) == speech2text(tiny.speech(6, 40000))
+    finally:
+        shutil.rmtree(directory)
+
+
+def _with(model_dir, **changes):
+    """A copy of a model directory with other values in config.yaml."""
+    copy = model_dir.parent / "changed"
+    shutil.copytree(model_dir, copy)
+    values = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"chunk_size": 0.65}, "chunk size 0.65 s is not a multiple of 0.04 s: give"),
+        ({"chunk_size": -0.64}, "chunk size -0.64 s is not a multiple"),
+        ({"chunk_size": math.nan}, "chunk size nan s is not a multiple"),
+        ({"chunk_size": -math.inf}, "chunk size -inf s is not a multiple"),
+        ({"context": 1.0}, "context 1.0 s is not a multiple of the chunk size 0.64 s: give"),
+        ({"context": -1.28}, "context -1.28 s is not a multiple"),
+    ],
+)
+def test_durations_off_the_grid_are_refused(tiny_model_dir, options, says):
+    assert refused(UserError, tiny_model_dir, **options).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"chunk_size": 0.0}, "chunk 0: give frames >= 1"),
+        ({"chunk_size": 0.48}, "chunk 12 and encoder segment 8 do not divide one another: choose"),
+        ({"search": "best"}, "search method 'best': use"),
+        ({"beam_size": 0}, "search beam_size must be at least 1"),
+        ({"beam": 4}, "search_conf has no setting 'beam'; did you mean 'beam_size'?"),
+        ({"dtype": "float12"}, "dtype 'float12' is unknown: use float32"),
+        ({"dtype": "int32"}, "dtype 'int32' is unknown"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+    ],
+)
+def test_settings_that_do_not_fit(tiny_model_dir, options, says):
+    assert refused(ConfigError, tiny_model_dir, **options).startswith(says)
+
+
+def test_nbest_texts_are_distinct_and_ordered(tiny_model_dir):
+    audio = tiny.speech(2, 60000)
+    several = 0
+    for method in ("chunk_sync", "alsd"):
+        nbest = load(tiny_model_dir, search=method, beam_size=8, nbest=5)(audio)
+        texts, scores = [one.text for one in nbest], [one.score for one in nbest]
+        assert len(set(texts)) == len(texts) <= 5 and scores == sorted(scores, reverse=True)
+        (best,) = load(tiny_model_dir, search=method, beam_size=8)(audio)
+        assert best == nbest[0]
+        several += len(texts) > 1
+    assert several
+    assert len(load(tiny_model_dir, search="greedy", nbest=5)(audio)) == 1
+
+
+def test_two_spellings_of_one_text_are_one(tiny_model_dir):
+    """The same text by other pieces is no further entry of the n-best list."""
+    from espnet_speechllm_xl.search import Hypothesis
+
+    speech2text = load(tiny_model_dir, nbest=2)
+    pieces = speech2text.tokenizer.pieces.index
+    spelt = [("▁the",), ("▁t", "he"), ("▁a",), ("▁on",)]
+
+    class Finished:
+        def finish(self):
+            yield from ()
+            return [
+                Hypothesis(tuple(map(pieces, words)), (0,) * len(words), (-1.0,) * len(words), -float(rank))
+                for rank, words in enumerate(spelt)
+            ]
+
+    stream = speech2text.stream()
+    stream.search = Finished()
+    with pytest.raises(StopIteration) as stopped:
+        next(stream.consume(None, final=True))
+    assert [(one.text, one.score) for one in stopped.value.value] == [("the", 0.0), ("a", -2.0)]
+
+
+def test_audio_in_any_form(tiny_model_dir, tmp_path):
+    speech2text = load(tiny_model_dir, search="greedy")
+    audio = np.round(tiny.speech(8, 48000) * 32767) / 32768
+    expected = speech2text(audio)
+    assert expected[0].text
+    assert speech2text(audio.tolist()) == expected
+    assert speech2text((audio * 32768).astype(np.int16)) == expected
+    assert speech2text(np.stack([audio, audio], axis=1)) == expected
+    for name, options in (("a.wav", {}), ("b.flac", {}), ("c.wav", {"subtype": "FLOAT"})):
+        soundfile.write(tmp_path / name, audio, 16000, **options)
+        assert speech2text(tmp_path / name) == expected == speech2text(str(tmp_path / name))
+
+
+def test_other_sample_rates_are_converted(tiny_model_dir, tmp_path):
+    import soxr
+
+    speech2text = load(tiny_model_dir, search="greedy")
+    audio = tiny.speech(8, 44100 * 3)
+    expected = speech2text(soxr.resample(audio, 44100, 16000).astype(np.float32))
+    soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
+    assert speech2text(audio, sample_rate=44100) == expected == speech2text(tmp_path / "a.wav")
+    assert expected[0].words[-1].end <= 3.0
+    assert speech2text(audio, sample_rate=16000) != expected
+
+
+@pytest.mark.parametrize("bad", [np.zeros(0), np.array([0, np.nan]), np.zeros((2, 2, 2)), np.array(["a"])])
+def test_arrays_that_are_no_audio(tiny_model_dir, bad):
+    from espnet_speechllm_xl.audio import AudioError
+
+    with pytest.raises(AudioError) as caught:
+        load(tiny_model_dir)(bad)
+    assert isinstance(caught.value, UserError) and "audio array" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_number_types(tiny_model_dir, dtype):
+    audio = tiny.speech(8, 48000)
+    (transcript,) = load(tiny_model_dir, search="greedy", dtype=dtype)(audio)
+    assert math.isfinite(transcript.score) and transcript.score < 0
+    if dtype == "float64":
+        (single,) = load(tiny_model_dir, search="greedy")(audio)
+        assert transcript.text == single.text and transcript.score == pytest.approx(single.score, rel=1e-4)
+
+
+# Bad models
+
+
+def test_missing_directory(tmp_path):
+    message = refused(ModelError, tmp_path / "absent")
+    assert message == f"{tmp_path / 'absent'} does not exist: give a model directory or a packed file"
+
+
+def test_missing_config(model_copy):
+    (model_copy / "config.yaml").unlink()
+    assert refused(ModelError, model_copy).startswith(f"{model_copy} holds no config.yaml: give")
+
+
+def test_every_truncation_of_the_config_is_noticed(model_copy):
+    path = model_copy / "config.yaml"
+    content = path.read_bytes()
+    for size in [0, 1, 100, len(content) // 2, *range(len(content) - 1300, len(content) - 20, 61), len(content) - 20]:
+        path.write_bytes(content[:size])
+        message = refused(ModelError, model_copy)
+        assert message.startswith(str(path)) and ("truncated" in message or "is of task" in message), message
+
+
+def test_config_with_a_wrong_setting(tiny_model_dir):
+    values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())
+    directory = _with(tiny_model_dir, decoder_conf={**values["decoder_conf"], "depth": 3})
+    try:
+        message = refused(ConfigError, directory)
+    finally:
+        shutil.rmtree(directory)
+    assert message.startswith(f"{directory / 'config.yaml'}: decoder_conf has no setting 'depth'; known: dim")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_weights(model_copy, share):
+    path = model_copy / WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    message = refused(ModelError, model_copy)
+    assert message.startswith(f"{path} does not load (") and "it is truncated or of another configuration" in message
+
+
+def test_missing_weights(model_copy):
+    (model_copy / WEIGHTS).unlink()
+    assert "does not exist: finish the training, or name the weights" in refused(ModelError, model_copy)
+    message = refused(ModelError, model_copy, weights="7epoch.pth")
+    assert message.startswith(f"{model_copy / '7epoch.pth'} does not exist")
+
+
+@pytest.mark.parametrize("section, value", [("encoder_conf", {"dim": 32}), ("decoder_conf", {"layers": 3})])
+def test_weights_of_another_configuration(tiny_model_dir, section, value):
+    values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())
+    directory = _with(tiny_model_dir, **{section: {**values[section], **value}})
+    try:
+        message = refused(ModelError, directory)
+    finally:
+        shutil.rmtree(directory)
+    assert message.startswith(f"{directory / WEIGHTS} does not load (Error(s) in loading state_dict")
+    assert "size mismatch" in message or "Missing key" in message
+
+
+def test_directory_of_the_other_task(tiny_model_dir, tiny_aligner_dir):
+    from espnet_speechllm_xl.tasks.ctc import CTCTask
+
+    message = refused(ModelError, tiny_aligner_dir)
+    config = tiny_aligner_dir / "config.yaml"
+    assert message == f"{config} is of task 'ctc', not 'speechllm_xl': give the directory of a speechllm_xl model"
+    with pytest.raises(ModelError, match="is of task 'speechllm_xl', not 'ctc': give the directory of a ctc model"):
+        load_model(tiny_model_dir, CTCTask)
+    with pytest.raises(ModelError, match="is of task 'ctc'"):
+        pack(tiny_aligner_dir, tiny_aligner_dir.parent / "never.zip")
+    assert not (tiny_aligner_dir.parent / "never.zip").exists()
+
+
+def test_tokenizer_of_another_size(model_copy, sentencepiece_model):
+    shutil.copy(sentencepiece_model("bpe", 60), model_copy / "tokenizer.model")
+    message = refused(ModelError, model_copy)
+    assert message.startswith(f"{model_copy}: the tokenizer has 60 tokens, config.yaml 40: ")
+
+
+def test_truncated_tokenizer(model_copy):
+    path = model_copy / "tokenizer.model"
+    path.write_bytes(path.read_bytes()[:200])
+    assert refused(TokenizerError, model_copy).startswith(f"{path} is not a sentencepiece model (")
+
+
+def test_missing_tokenizer(tiny_model_dir):
+    directory = _with(tiny_model_dir, tokenizer="gone/tokenizer.model")
+    try:
+        (directory / "tokenizer.model").unlink()
+        message = refused(TokenizerError, directory)
+    finally:
+        shutil.rmtree(directory)
+    assert message.startswith("tokenizer gone/tokenizer.model does not exist: ")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_truncated_packed_file(packed, tmp_path, share):
+    content = packed.read_bytes()
+    path = tmp_path / "cut.zip"
+    path.write_bytes(content[: int(len(content) * share)])
+    message = refused(ModelError, path)
+    assert message == f"{path} is not a packed model, or is truncated: pack or copy it again"
+
+
+def test_damaged_packed_file(packed, tmp_path):
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path = tmp_path / "damaged.zip"
+    path.write_bytes(content)
+    assert refused(ModelError, path).startswith(f"{path} is not a packed model, or is truncated")
+
+
+def test_another_file_as_the_packed_one(tiny_model_dir, tmp_path):
+    """Weights of torch are a zip too, and the message names the user's file, not where it was unpacked."""
+    message = refused(ModelError, tiny_model_dir / WEIGHTS)
+    assert message.startswith(f"{tiny_model_dir / WEIGHTS} holds no config.yaml: give")
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    assert refused(ModelError, path).startswith(f"{path} is not a packed model")
+
+
+def test_nothing_is_left_behind(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load(packed)
+    refused(ModelError, packed, weights="absent.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_broken_model_is_packed(model_copy, tmp_path):
+    path = model_copy / WEIGHTS
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="does not load"):
+        pack(model_copy, tmp_path / "out" / "model.zip")
+    assert not (tmp_path / "out").exists()

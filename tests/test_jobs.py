@@ -1,0 +1,121 @@
+"""Batches over processes: order, resuming, discarding, errors.  The workers are plain arithmetic."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_speechllm_xl import jobs
+from espnet_speechllm_xl.errors import UserError
+
+BATCHES = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
+
+
+def squares(settings):
+    """Worker that notes each batch in ``settings["log"]``."""
+
+    def work(batch):
+        with open(settings["log"], "a", encoding="utf-8") as log:
+            log.write(f"{batch[0]} {os.getpid()}\n")
+        return [[number, number**2] for number in batch]
+
+    return work
+
+
+def broken(settings):
+    raise UserError("the model is truncated: copy it again")
+
+
+def dying(settings):
+    os._exit(9)
+
+
+def run(tmp_path, *, batches=BATCHES, worker=squares, nj=1, **settings):
+    return jobs.run_batches(batches, worker, {"log": str(tmp_path / "log"), **settings}, tmp_path / "parts", nj, "test")
+
+
+def log(tmp_path):
+    path = tmp_path / "log"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    path.write_text("")
+    return [int(line.split()[0]) for line in lines]
+
+
+EXPECTED = [[number, number**2] for number in range(1, 10)]
+
+
+def test_results_come_in_order(tmp_path):
+    assert run(tmp_path) == EXPECTED
+    assert log(tmp_path) == [1, 3, 4, 7, 8]
+    assert run(tmp_path, batches=[]) == []
+
+
+def test_finished_batches_are_not_done_again(tmp_path, monkeypatch):
+    write, written = jobs.atomic_write, []
+
+    def killed(path, *args):
+        if len(written) == 3:  # the marker and two batches are there
+            raise KeyboardInterrupt
+        written.append(path)
+        return write(path, *args)
+
+    monkeypatch.setattr(jobs, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.setattr(jobs, "atomic_write", write)
+    assert log(tmp_path) == [1, 3, 4]
+    assert run(tmp_path) == EXPECTED
+    assert log(tmp_path) == [4, 7, 8]  # 4 was computed but not kept
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == []
+    jobs.finish(tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == [1, 3, 4, 7, 8]
+
+
+def test_other_settings_or_batches_discard_what_was_done(tmp_path):
+    run(tmp_path)
+    log(tmp_path)
+    assert run(tmp_path, beam=4) == EXPECTED and log(tmp_path) == [1, 3, 4, 7, 8]
+    assert run(tmp_path, beam=4) == EXPECTED and log(tmp_path) == []
+    fewer = BATCHES[1:]
+    assert run(tmp_path, beam=4, batches=fewer) == EXPECTED[2:] and log(tmp_path) == [3, 4, 7, 8]
+
+
+def test_a_half_written_part_is_none(tmp_path):
+    run(tmp_path)
+    log(tmp_path)
+    (tmp_path / "parts" / "2.json").rename(tmp_path / "parts" / ".2.json.x.json")
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == [4]
+
+
+def test_a_process_killed_outright_is_resumed(tmp_path):
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import test_jobs as t; from pathlib import Path\n"
+        "def killed(settings):\n"
+        "    work = t.squares(settings)\n"
+        "    return lambda batch: os.kill(os.getpid(), 9) if batch[0] == 7 else work(batch)\n"
+        "t.run(Path(sys.argv[2]), worker=killed)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)])
+    assert done.returncode == -9 and log(tmp_path) == [1, 3, 4]
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == [7, 8]
+
+
+def test_several_processes(tmp_path):
+    with pytest.raises(UserError, match="the model is truncated: copy it again"):
+        run(tmp_path, worker=broken, nj=2)
+    with pytest.raises(UserError, match="a worker process died .* run the same command again, with a smaller --nj"):
+        run(tmp_path, worker=dying, nj=2)
+    assert run(tmp_path, nj=2) == EXPECTED
+    assert sorted(log(tmp_path)) == [1, 3, 4, 7, 8]
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == []  # the number of processes is no setting
+
+
+def test_batches_by_length():
+    lengths = {"a": 30, "b": 10, "c": 20, "d": 10, "e": 5}
+    assert jobs.batches_by_length(lengths, 2) == [["e", "b"], ["d", "c"], ["a"]]
+    assert jobs.batches_by_length({}, 2) == []
+    with pytest.raises(UserError, match="batch size 0: give at least 1"):
+        jobs.batches_by_length(lengths, 0)

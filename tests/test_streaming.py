@@ -1,0 +1,293 @@
+"""Offline == stream, batch == alone, settled text, causality, latency, word times; random weights, float64."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import tiny
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, SearchConfig
+from espnet_speechllm_xl.streaming import Stream, Update, transcribe
+
+RATE = 16000
+ONE_FRAME = timeline.samples_for_frames(1, RATE)
+# The encoder's segment is 8 frames.
+CHUNKINGS = [(16, 2), (4, 3), (8, 0), (32, 1), (16, None), (None, None)]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_model_dir):
+    """(model, tokenizer) in float64."""
+    from espnet_speechllm_xl.inference import load_model
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    return load_model(tiny_model_dir, SpeechLLMXLTask, dtype="float64")[:2]
+
+
+def search(method, beam=4, cap=8, nbest=1):
+    return SearchConfig(method, beam_size=beam, nbest=nbest, max_tokens_per_chunk=cap)
+
+
+def offline(tiny_model, chunking, config, *recordings):
+    return transcribe(*tiny_model, ChunkingConfig(*chunking), config, recordings)
+
+
+def cuts(audio, rng, most):
+    """``audio`` in random pieces; pieces of 0 and 1 samples, and near the hop, are frequent."""
+    pieces, begin = [audio[:0]], 0
+    while begin < len(audio):
+        size = rng.choice([0, 1, 159, 160, 161, rng.randint(1, most), rng.randint(1, most)])
+        pieces.append(audio[begin : begin + size])
+        begin += size
+    return [*pieces, audio[:0]]
+
+
+def play(stream, pieces):
+    """All updates of a stream, the last one from ``close``."""
+    return [*(stream.push(piece) for piece in pieces), stream.close()]
+
+
+def said(updates):
+    return " ".join(update.text for update in updates if update.text)
+
+
+def same(first, second):
+    assert [t.token_ids for t in first] == [t.token_ids for t in second]
+    assert [t.text for t in first] == [t.text for t in second]
+    for one, other in zip(first, second, strict=True):
+        same_words(one.words, other.words)
+        assert one.score == pytest.approx(other.score, abs=1e-9)
+        assert one.capped == other.capped
+
+
+def same_words(first, second):
+    for one, other in zip(first, second, strict=True):
+        assert (one.text, one.start, one.end) == (other.text, other.start, other.end)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+def test_stream_gives_what_offline_gives(tiny_model, method, chunking):
+    rng = random.Random(f"{method} {chunking}")
+    lengths = [rng.randint(20000, 56000), 16000 * 2 + 240, ONE_FRAME + 10240 * 2 - 1]
+    config = search(method, nbest=3)
+    texts = set()
+    for seed, length in enumerate(lengths):
+        audio = tiny.speech(seed + 50, length)
+        expected = offline(tiny_model, chunking, config, audio)[0]
+        stream = Stream(*tiny_model, ChunkingConfig(*chunking), config)
+        updates = play(stream, cuts(audio, rng, 9000))
+        same(stream.transcripts, expected)
+        assert said(updates) == expected[0].text
+        assert [word for update in updates for word in update.words] == list(stream.transcripts[0].words)
+        assert updates[-1].partial == ""
+        texts.add(expected[0].text)
+    assert len(texts) == len(lengths)  # the decoder listens
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+@pytest.mark.parametrize("length", [0, 1, 399, ONE_FRAME - 1])
+def test_audio_shorter_than_a_frame_is_empty_text(tiny_model, method, length):
+    audio = tiny.speech(1, length)
+    for chunk in (16, None):
+        (transcript,) = offline(tiny_model, (chunk, 2), search(method), audio)[0]
+        assert (transcript.text, transcript.score, transcript.tokens, transcript.words) == ("", 0.0, (), ())
+        stream = Stream(*tiny_model, ChunkingConfig(chunk, 2), search(method))
+        assert play(stream, [audio]) == [Update("", "", ())] * 2
+
+
+def test_one_frame_is_decoded(tiny_model):
+    scores = [offline(tiny_model, (16, 2), search(m), tiny.speech(1, ONE_FRAME))[0][0].score for m in ("greedy", "alsd")]
+    assert max(scores) < 0  # `$` at least was chosen
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])
+@pytest.mark.parametrize("chunking", [(16, 2), (4, 3), (None, 0)])
+def test_each_of_a_batch_as_if_alone(tiny_model, method, chunking):
+    recordings = [tiny.speech(seed, n) for seed, n in enumerate([30000, 41234, ONE_FRAME - 1, 16000, 0, 52001])]
+    together = offline(tiny_model, chunking, search(method, nbest=4), *recordings)
+    for audio, expected in zip(recordings, together, strict=True):
+        same(offline(tiny_model, chunking, search(method, nbest=4), audio)[0], expected)
+    assert transcribe(*tiny_model, ChunkingConfig(*chunking), search(method), []) == []
+
+
+def test_greedy_is_a_beam_of_one(tiny_model):
+    audio = tiny.speech(7, 64000)
+    greedy = offline(tiny_model, (16, 2), search("greedy", beam=4), audio)[0]
+    for method in ("chunk_sync", "alsd"):
+        same(offline(tiny_model, (16, 2), search(method, beam=1), audio)[0], greedy)
+    (wide,) = offline(tiny_model, (16, 2), search("chunk_sync", beam=8), audio)[0]
+    assert wide.score > greedy[0].score and wide.text != greedy[0].text
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+def test_settled_text_is_never_taken_back(tiny_model, method):
+    partials = 0
+    for seed in range(6):
+        audio = tiny.speech(seed + 20, 60000)
+        stream = Stream(*tiny_model, ChunkingConfig(8, 3), search(method, beam=5))
+        updates = play(stream, np.array_split(audio, 23))
+        final = stream.transcripts[0]
+        for count in range(len(updates) + 1):
+            text = said(updates[:count])
+            assert f"{final.text} ".startswith(f"{text} ".lstrip()), (text, final.text)
+        for count, update in enumerate(updates, 1):
+            settled = [word for each in updates[:count] for word in each.words]
+            assert settled == list(final.words[: len(settled)])
+            assert " ".join(word.text for word in update.words) == update.text
+        assert said(updates) == final.text
+        partials += sum(update.partial != "" for update in updates)
+    assert partials > 10
+
+
+class _Beam:
+    """A search that stands still: ``settled`` tokens are shared by the hypotheses ``beam``."""
+
+    def __init__(self, *texts):
+        from espnet_speechllm_xl.search import Hypothesis
+
+        self.beam = [Hypothesis(t, (0,) * len(t), (-1.0,) * len(t)) for t in texts]
+
+    def best(self):
+        return self.beam[0]
+
+    def settled(self):
+        return next((i for i, ids in enumerate(zip(*(h.tokens for h in self.beam))) if len(set(ids)) > 1), 1)  # noqa: B905
+
+
+def test_a_word_that_any_hypothesis_may_lengthen_is_not_settled(tiny_model):
+    tokenizer = tiny_model[1]
+    the, on, at = (tokenizer.pieces.index(piece) for piece in ("▁the", "▁on", "at"))
+    stream = Stream(*tiny_model, ChunkingConfig(16, 2), search("chunk_sync"))
+    stream._frames = 16
+    stream.search = _Beam((the, on), (the, at))  # "the on", "theat"
+    assert stream._update() == Update("", "the on", ())
+    stream.search = _Beam((the,), (the, on))
+    assert stream._update().text == ""
+    stream.search = _Beam((the, on), (the, tokenizer.pieces.index("▁a")))  # another word in both: "the" is over
+    update = stream._update()
+    assert (update.text, update.partial) == ("the", "on")
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_later_audio_changes_nothing_that_was_settled(tiny_model, method, chunk):
+    rng = random.Random(method)
+    audio, changed = tiny.speech(3, 56000), 0
+    whole = offline(tiny_model, (chunk, 2), search(method), audio)[0][0]
+    for _ in range(3):
+        cut = rng.randint(15000, 50000)
+        stream = Stream(*tiny_model, ChunkingConfig(chunk, 2), search(method))
+        first = [stream.push(piece) for piece in cuts(audio[:cut], rng, 9000)]
+        settled = [word for update in first for word in update.words]
+        best = stream.search.best()
+        for tail in (audio[cut:], -audio[cut:] * 0.3, np.zeros(20000, np.float32), audio[:0]):
+            other = offline(tiny_model, (chunk, 2), search(method), np.concatenate([audio[:cut], tail]))[0][0]
+            same_words(other.words[: len(settled)], settled)
+            if method == "greedy":  # a beam may still change its mind about what is not settled
+                assert other.token_ids[: len(best.tokens)] == best.tokens
+            changed += other.token_ids != whole.token_ids
+    assert changed > 3
+
+
+@pytest.mark.parametrize("chunk", [4, 8, 16, 32])
+def test_a_chunk_is_decoded_within_the_promised_latency(tiny_model, chunk):
+    model, tokenizer = tiny_model
+    chunking = ChunkingConfig(chunk, 2)
+    latency = timeline.latency_seconds(model.acoustic.encoder.config, chunking)
+    audio = tiny.speech(9, 80000)
+    stream = Stream(model, tokenizer, chunking, search("greedy"))
+    tail = timeline.samples_for_frames(1, RATE) - 640  # the last feature frame's window reaches past its frame's end
+    for begin in range(0, len(audio), 320):
+        stream.push(audio[begin : begin + 320])
+        heard = (begin + 320 - tail) / RATE
+        started = max(0, math.floor((heard - latency) / timeline.chunk_seconds(chunk) + 1e-9) + 1)
+        assert started <= stream.search.chunk <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
+    assert started > 3
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])
+@pytest.mark.parametrize("chunk", [4, 16, None])
+def test_word_times_increase_and_lie_inside_the_audio(tiny_model, method, chunk):
+    words_seen = 0
+    for seed, length in enumerate([33333, 60000]):
+        (transcript,) = offline(tiny_model, (chunk, 2), search(method), tiny.speech(seed, length))[0]
+        last = 0.0
+        for word in transcript.words:
+            assert last - 1e-9 <= word.start < word.end <= length / RATE
+            assert 0 < word.confidence <= 1
+            last = word.end
+        assert " ".join(word.text for word in transcript.words) == transcript.text
+        words_seen += len(transcript.words)
+    assert words_seen > 1
+
+
+def test_word_times_are_exact_to_the_chunk(tiny_model):
+    stream = Stream(*tiny_model, ChunkingConfig(16, 2), search("greedy"))
+    audio = tiny.speech(3, 70000)
+    play(stream, [audio])
+    hypothesis, words = stream.search.best(), stream.transcripts[0].words
+    assert hypothesis.tokens == stream.transcripts[0].token_ids
+    first, last = (chunk * 0.64 for chunk in (hypothesis.chunks[0], hypothesis.chunks[-1]))
+    assert first <= words[0].start < first + 0.64
+    assert last < words[-1].end <= min(last + 0.64, timeline.frames(len(audio), RATE) * 0.04) + 1e-9
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])
+def test_the_cap_holds_and_is_reported(tiny_model, method):
+    audio = tiny.speech(0, 96000)
+    (free,) = offline(tiny_model, (16, 2), search(method, cap=200), audio)[0]
+    (capped,) = offline(tiny_model, (16, 2), search(method, cap=1), audio)[0]
+    chunks = timeline.num_chunks(timeline.frames(len(audio), RATE), 16)
+    assert free.capped == 0 and len(free.tokens) > chunks
+    assert len(capped.tokens) <= chunks and 0 < capped.capped <= len(capped.tokens)
+
+
+def test_a_closed_stream_refuses(tiny_model):
+    stream = Stream(*tiny_model, ChunkingConfig(16, 2), search("greedy"))
+    stream.push(tiny.speech(1, 9000))
+    stream.close()
+    with pytest.raises(ValueError, match="the stream is closed: open another one"):
+        stream.push(np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="the stream is closed"):
+        stream.close()
+
+
+def test_what_is_no_audio_is_refused_and_the_stream_goes_on(tiny_model):
+    from espnet_speechllm_xl.audio import AudioError
+
+    audio = tiny.speech(4, 40000)
+    expected = offline(tiny_model, (16, 2), search("greedy"), audio)[0]
+    stream = Stream(*tiny_model, ChunkingConfig(16, 2), search("greedy"))
+    stream.push(audio[:20000])
+    nan = np.array([0.1, np.nan], np.float32)
+    for bad, reason in (
+        (nan, "not-finite"),
+        (np.zeros((2, 9), np.float32), "unreadable"),
+        (np.ones(9, np.int16), "unreadable"),
+    ):
+        with pytest.raises(AudioError) as caught:
+            stream.push(bad)
+        assert caught.value.reason == reason and str(caught.value).startswith("stream: ")
+        assert "\n" not in str(caught.value)
+    stream.push(list(map(float, audio[20000:])))  # a list does as well
+    stream.close()
+    same(stream.transcripts, expected)
+
+
+def test_alsd_cannot_stream(tiny_model):
+    from espnet_speechllm_xl import Speech2Text
+
+    speech2text = Speech2Text(*tiny_model, search("alsd"))
+    with pytest.raises(ConfigError, match="'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'"):
+        speech2text.stream(search="alsd")
+    updates = play(speech2text.stream(), np.array_split(tiny.speech(2, 40000), 7))
+    assert said(updates) == offline(tiny_model, (16, 2), search("chunk_sync"), tiny.speech(2, 40000))[0][0].text
+
+
+def test_chunk_and_segment_must_divide(tiny_model):
+    with pytest.raises(ConfigError, match="chunk 12 and encoder segment 8 do not divide one another"):
+        Stream(*tiny_model, ChunkingConfig(12, 2), search("greedy"))

@@ -1,0 +1,191 @@
+"""The ESPnet tasks, by real trainings of a micro model."""
+
+import numpy as np
+import pytest
+import torch
+import training
+import yaml
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ConfigError, FeatureConfig
+from espnet_speechllm_xl.features import LogMel
+from espnet_speechllm_xl.inference import ModelError, Speech2Text, load_model
+from espnet_speechllm_xl.trainer import CheckpointError
+
+
+def table(path):
+    return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+
+
+def losses(directory, part="train", name="loss"):
+    return [stats[part][name] for _, stats in sorted(training.history(directory).items())]
+
+
+@pytest.fixture(scope="module")
+def aligner(toy_data, toy_stats, tmp_path_factory):
+    return training.train("ctc", toy_data, tmp_path_factory.mktemp("ctc") / "exp", toy_stats, max_epoch=6)
+
+
+@pytest.fixture(scope="module")
+def recogniser(toy_data, toy_stats, aligner, tmp_path_factory):
+    start = ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
+    return training.train("speechllm_xl", toy_data, tmp_path_factory.mktemp("xl") / "exp", toy_stats, start, max_epoch=6)
+
+
+def test_statistics_stage(toy_data, toy_stats):
+    for part in ("train", "valid"):
+        folder = getattr(toy_data, part)
+        assert table(toy_stats / part / "speech_shape") == table(folder / "utt2num_samples")
+        lengths = {name: len(text) + 1 for name, text in table(folder / "text").items()}  # sentencepiece's first blank
+        assert {name: int(count) for name, count in table(toy_stats / part / "text_shape").items()} == lengths
+    import soundfile
+
+    features = [
+        LogMel(FeatureConfig())(torch.tensor(soundfile.read(path, dtype="float32")[0])[None], torch.tensor([int(count)]))
+        for path, count in zip(
+            table(toy_data.train / "wav.scp").values(), table(toy_data.train / "utt2num_samples").values(), strict=True
+        )
+    ]
+    stacked = torch.cat([frames[0, : int(count[0])] for frames, count in features]).double().numpy()
+    with np.load(toy_stats / "train" / "feats_stats.npz") as stats:
+        assert stats["count"] == len(stacked)
+        np.testing.assert_allclose(stats["sum"] / stats["count"], stacked.mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stats["sum_square"] / stats["count"], (stacked**2).mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["aligner", "recogniser"])
+def test_loss_falls_and_files_are_there(name, request):
+    directory = request.getfixturevalue(name)
+    for part in ("train", "valid"):
+        values = losses(directory, part)
+        assert len(values) == 6
+        assert values[-1] < 0.8 * values[0]
+    criterion = {"aligner": "valid.ter", "recogniser": "valid.acc_text"}[name]
+    for file in ("checkpoint.pth", "config.yaml", "6epoch.pth", "latest.pth", f"{criterion}.best.pth", f"{criterion}.ave.pth"):
+        assert (directory / file).stat().st_size
+    events = [*directory.glob("tensorboard/train/events.*"), *directory.glob("tensorboard/valid/events.*")]
+    assert len(events) == 2 and all(event.stat().st_size for event in events)
+
+
+def test_config_is_self_contained(toy_data, recogniser, tmp_path):
+    values = yaml.safe_load((recogniser / "config.yaml").read_text())
+    assert values["token_list"] == toy_data.tokens.read_text().rstrip("\n").split("\n")
+    assert values["task"] == "speechllm_xl"
+    assert values["chunking_conf"] == {"chunk": 8, "context": 2, "delay": 0}  # defaults too
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file, target in (
+        (recogniser / "config.yaml", "config.yaml"),
+        (recogniser / "valid.acc_text.ave.pth", "valid.acc_text.ave.pth"),
+        (toy_data.tokenizer, "tokenizer.model"),
+    ):
+        (moved / target).write_bytes(file.read_bytes())
+    values["token_list_file"] = values["stats_file"] = values["tokenizer"] = "/no/such/file"
+    (moved / "config.yaml").write_text(yaml.safe_dump(values))
+    audio = next(iter(table(toy_data.valid / "wav.scp").values()))
+    text = Speech2Text.from_pretrained(moved, search="greedy")(audio)[0].text
+    assert set(text) <= set("abcd ")
+
+
+def test_init_param_copies_the_acoustic_part(toy_data, toy_stats, aligner, tmp_path):
+    start = ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
+    still = {"max_epoch": 1, "optim_conf": {"lr": 0.0}}
+    copied = training.weights(training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, start, **still) / "1epoch.pth")
+    source = training.weights(aligner / "valid.ter.ave.pth")
+    names = [name for name in copied if name.startswith("acoustic.")]
+    assert {name for name in source if name.startswith("acoustic.")} == set(names)
+    assert len(names) > 10
+    assert all(copied[name].equal(source[name]) for name in names)
+    fresh = training.weights(training.train("speechllm_xl", toy_data, tmp_path / "fresh", toy_stats, **still) / "1epoch.pth")
+    assert any(not fresh[name].equal(source[name]) for name in names)
+
+
+def test_init_param_leaves_nothing_unloaded(toy_data, toy_stats, aligner, tmp_path):
+    def start(value, **changes):
+        training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, ["--init_param", value], max_epoch=1, **changes)
+
+    file = aligner / "valid.ter.ave.pth"
+    with pytest.raises(CheckpointError, match=r"no_such\.pth does not exist"):
+        start("no_such.pth:acoustic:acoustic")
+    with pytest.raises(CheckpointError, match="the file lacks .* parts of 'acoustic'"):
+        start(f"{file}:acoustik:acoustic")
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        start(f"{file}:acoustic:acoustic", encoder_conf={"dim": 32})
+    with pytest.raises(CheckpointError, match="lacks .* parts of 'acoustic', first 'encoder"):
+        start(f"{file}:acoustic:acoustic", encoder_conf={"layers": 2})
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"cut\.pth does not load"):
+        start(f"{cut}:acoustic:acoustic")
+    start(f"{file}:acoustic:acoustic", encoder_conf={"layers": 2}, ignore_init_mismatch=True)
+
+
+def test_utterance_mvn_is_refused_with_the_reason(toy_data, toy_stats, tmp_path):
+    with pytest.raises(ConfigError, match="a stream cannot know the mean"):
+        training.train("ctc", toy_data, tmp_path / "exp", toy_stats, normalize="utterance_mvn")
+
+
+def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
+    def start(name="ctc", options=(), **changes):
+        training.train(name, toy_data, tmp_path / "exp", toy_stats, options, **changes)
+
+    with pytest.raises(ConfigError, match="did you mean 'freq_width'"):
+        start(specaug_conf={"freq_widht": 3})
+    with pytest.raises(ConfigError, match="chunk 12 and encoder segment 8 do not divide one another"):
+        start("speechllm_xl", chunking_conf={"chunk": 12})
+    with pytest.raises(ConfigError, match="give two shape files"):
+        start(options=["--valid_shape_file", f"{toy_stats}/valid/speech_shape"])
+    with pytest.raises(ConfigError, match="num_iters_per_epoch is not supported"):
+        start(num_iters_per_epoch=2)
+    with pytest.raises(ConfigError, match=r"token_list .*nowhere\.txt does not exist: run the tokens stage"):
+        start(options=["--token_list", str(tmp_path / "nowhere.txt")])
+
+
+def test_alignment_of_other_text_or_audio_stops_the_training(toy_data, toy_stats, tmp_path):
+    from dataclasses import replace
+
+    other = tmp_path / "train"
+    other.mkdir()
+    for file in ("wav.scp", "text", "utt2spk", "char_ends"):
+        (other / file).write_text((toy_data.train / file).read_text())
+    data = replace(toy_data, train=other)
+    rows = [line.split() for line in (other / "char_ends").read_text().splitlines()]
+    (other / "char_ends").write_text("".join(f"{' '.join(row[:-1])}\n" for row in rows))
+    with pytest.raises(ValueError, match="the transcript changed after the alignment"):
+        training.train("speechllm_xl", data, tmp_path / "exp", toy_stats, max_epoch=1)
+    (other / "char_ends").write_text("".join(f"{' '.join([*row[:-1], '9999'])}\n" for row in rows))
+    with pytest.raises(ValueError, match="the alignment belongs to other audio"):
+        training.train("speechllm_xl", data, tmp_path / "exp", toy_stats, max_epoch=1)
+
+
+def test_strict_loading(recogniser, aligner, toy_data, tmp_path):
+    task = training.task_of("speechllm_xl")
+    for file in ("config.yaml",):
+        (tmp_path / file).write_bytes((recogniser / file).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes(toy_data.tokenizer.read_bytes())
+    state = training.weights(recogniser / "valid.acc_text.ave.pth")
+    torch.save(state, tmp_path / "model.pth")
+    model, _, _ = load_model(tmp_path, task)
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+    torch.save({**state, "surplus": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(ModelError, match=r"model\.pth does not load"):
+        load_model(tmp_path, task)
+    state.pop("projection.bias")
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(ModelError, match=r"model\.pth does not load"):
+        load_model(tmp_path, task)
+    with pytest.raises(ModelError, match="of task 'ctc', not 'speechllm_xl'"):
+        load_model(aligner, task)
+
+
+def test_alignment_of_the_trained_aligner_is_near_the_truth(aligner, toy_data, tmp_path):
+    """Not a test of quality: that text, frames and audio of an utterance belong together all the way."""
+    from espnet_speechllm_xl.bin.align import make_worker
+
+    settings = {"model": str(aligner), "weights": None, "device": "cpu", "dump": str(toy_data.valid)}
+    (aligner / "tokenizer.model").write_bytes(toy_data.tokenizer.read_bytes())
+    samples = {name: int(count) for name, count in table(toy_data.valid / "utt2num_samples").items()}
+    for name, (starts, ends) in make_worker(settings)(list(samples)):
+        assert len(starts) == len(ends) == len(table(toy_data.valid / "text")[name])
+        assert ends == sorted(ends)
+        assert 0 <= ends[-1] < timeline.frames(samples[name], training.RATE)

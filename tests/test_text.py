@@ -1,0 +1,133 @@
+"""Tokenizers: offsets, unknown symbols, decoding, words of tokens; real models trained on two hundred sentences."""
+
+import pytest
+
+from espnet_speechllm_xl.text import WORD_START, TokenizerError, load_tokenizer, normalise, word_spans
+
+
+def save_hugging_face(path, sentences, byte_level):
+    """A small fast tokenizer (byte-level BPE as GPT-2's, or BPE with metaspace and an unknown token) in ``path``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if byte_level:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        options = {}
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
+        options = {"unk_token": "<unk>"}
+    tokenizer.train_from_iterator(sentences, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory, sentences, sentencepiece_model):
+    return {
+        "bpe": load_tokenizer(sentencepiece_model("bpe", 60)),
+        "unigram": load_tokenizer(sentencepiece_model("unigram", 60)),
+        "char": load_tokenizer(sentencepiece_model("char", 60)),
+        "bytes": load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True)),
+        "gpt2": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("gpt2"), sentences, True)),
+        "metaspace": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("metaspace"), sentences, False)),
+    }
+
+
+KINDS = ["bpe", "unigram", "char", "bytes", "gpt2", "metaspace"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offsets_are_where_the_decoded_text_stands(tokenizers, sentences, kind):
+    tokenizer = tokenizers[kind]
+    for text in sentences[:50]:
+        ids, ends = tokenizer.encode(text)
+        assert len(ids) == len(ends) and ends[-1] == len(text) and ends == sorted(ends)
+        assert tokenizer.decode(ids) == text
+        for count in range(1, len(ids) + 1):
+            # A lone word mark at the very start belongs to the character after it.
+            if tokenizer.decode(ids[:count]) or count > 1:
+                assert text[: ends[count - 1]].strip() == tokenizer.decode(ids[:count]).strip()
+        assert all(0 <= token < len(tokenizer.pieces) for token in ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_tokens(tokenizers, sentences, kind):
+    tokenizer = tokenizers[kind]
+    for text in sentences[:50]:
+        ids, ends = tokenizer.encode(text)
+        spans = word_spans(tokenizer, ids)
+        assert [word for word, _, _ in spans] == text.split()
+        position = 0
+        for word, first, last in spans:
+            position = text.index(word, position) + len(word)
+            assert ends[last] == position and tokenizer.decode(ids[first : last + 1]).strip() == word
+        assert [first for _, first, _ in spans][1:] == [last + 1 for _, _, last in spans][:-1]
+        assert spans[-1][2] == len(ids) - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_text(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    assert tuple(map(list, tokenizer.encode(""))) == ([], [])
+    assert tokenizer.decode([]) == "" and tokenizer.unknown("") == "" and word_spans(tokenizer, []) == []
+
+
+def test_words_that_begin_in_the_middle(tokenizers):
+    """A hypothesis need not begin with a word mark."""
+    tokenizer = tokenizers["char"]
+    ids, _ = tokenizer.encode("ada sees")
+    assert [span[0] for span in word_spans(tokenizer, ids[2:])] == ["da", "sees"]
+    lonely = ids[:1]
+    assert tokenizer.starts_word(lonely[0]) and word_spans(tokenizer, lonely) == []
+
+
+@pytest.mark.parametrize("kind, unknown", [("bpe", "ßQ"), ("unigram", "ßQ"), ("char", "ßQ"), ("metaspace", "ßQ")])
+def test_unknown_symbols_are_named(tokenizers, kind, unknown):
+    tokenizer = tokenizers[kind]
+    assert sorted(tokenizer.unknown("ada ß sees Q")) == sorted(unknown)
+    assert tokenizer.unknown("ada sees the old piano") == ""
+
+
+@pytest.mark.parametrize("kind", ["bytes", "gpt2"])
+@pytest.mark.parametrize("text", ["ada sees €", "€uro sees", "ada 漢字 sees ß", "e😀e"])
+def test_bytes_inside_a_character_end_with_it(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    ids, ends = tokenizer.encode(text)
+    assert tokenizer.unknown(text) == "" and tokenizer.decode(ids) == text
+    assert ends == sorted(ends) and ends[-1] == len(text)
+    # A lone word mark at the very start shares the first character's end.
+    ends = [end for token, end in zip(ids, ends, strict=True) if tokenizer.pieces[token] != WORD_START]
+    for index, character in enumerate(text):
+        if ord(character) > 127:
+            assert ends.count(index + 1) == len(character.encode()), "one token a byte, all with the character's end"
+
+
+def test_normalise():
+    assert normalise("  cafe\u0301 \t a\u00a0b \n") == "caf\u00e9 a b"
+    assert normalise("") == "" and normalise(" \t") == ""
+
+
+def test_missing_and_damaged_tokenizers(tmp_path):
+    with pytest.raises(TokenizerError, match="absent.model does not exist: run the tokens stage"):
+        load_tokenizer(tmp_path / "absent.model")
+    (tmp_path / "broken.model").write_bytes(b"not a model")
+    with pytest.raises(TokenizerError, match="broken.model is not a sentencepiece model"):
+        load_tokenizer(tmp_path / "broken.model")
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(TokenizerError, match="empty.model is not a sentencepiece model"):
+        load_tokenizer(tmp_path / "empty.model")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(TokenizerError, match="nothing holds no Hugging Face tokenizer: .+"):
+        load_tokenizer(tmp_path / "nothing")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "tokenizer.json").write_text('{"version": "1.0", "trunca')
+    with pytest.raises(TokenizerError, match="damaged holds no Hugging Face tokenizer"):
+        load_tokenizer(tmp_path / "damaged")

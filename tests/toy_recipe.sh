@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# The whole recipe at toy scale, in a temporary copy: every stage, again from the start, and with reference alignments.
+#   tests/toy_recipe.sh [DIRECTORY]     DIRECTORY keeps the result; without it everything is removed at the end
+set -uo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=local/path.sh
+. "$repo/local/path.sh" || exit 1
+export OMP_NUM_THREADS=1
+
+work=${1:-}
+if [ -z "$work" ]; then
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+fi
+mkdir -p "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
+work=$(cd "$work" && pwd -P)
+cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
+ln -sfn "$repo/egs2/TEMPLATE" "$work/egs2/TEMPLATE" # the driver follows the link to the repository and its environment
+cd "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
+
+passed=0
+failed=0
+check() { # NAME COMMAND...
+  local name=$1 start=$SECONDS
+  shift
+  if "$@"; then
+    echo "ok: $name ($((SECONDS - start)) s)"
+    passed=$((passed + 1))
+  else
+    echo "FAILED: $name ($((SECONDS - start)) s)"
+    failed=$((failed + 1))
+  fi
+}
+
+finish() {
+  echo "$passed passed, $failed failed"
+  [ "$failed" = 0 ]
+  exit
+}
+
+# run LOG OPTION...: the recipe with a micro model; the end of the log is shown when it fails.
+run() {
+  local log=$work/$1.log
+  shift
+  if ! ./run.sh --data-opts "--size tiny --nj 1" --vocab-size 60 --nj 1 --beam-size 2 --longform-factors 2 \
+    --train-config "$repo/tests/conf/train_micro.yaml" --aligner-config "$repo/tests/conf/train_aligner_micro.yaml" \
+    "$@" >"$log" 2>&1; then
+    tail -n 30 "$log" | sed 's/^/  | /'
+    return 1
+  fi
+}
+filled() { # FILE...: all there and none empty
+  local file bad=0
+  for file in "$@"; do
+    [ -s "$file" ] || { echo "  | missing or empty: $file"; bad=1; }
+  done
+  return $bad
+}
+same() { # WHAT EXPECTED FOUND
+  [[ -n $2 && $2 = "$3" ]] || { printf '  | %s: expected %s, found %s\n' "$1" "$2" "$3"; return 1; }
+}
+lines() { wc -l <"$1" | tr -d ' '; }
+says() { grep -q -- "$2" "$1" || { echo "  | no '$2' in $1"; return 1; }; }
+fails_with() { # STATUS TEXT OPTION...: run.sh refuses, in one line
+  local status=$1 text=$2 found
+  shift 2
+  found=$(./run.sh "$@" 2>&1 >/dev/null) && { echo "  | ./run.sh $* succeeded"; return 1; }
+  ./run.sh "$@" >/dev/null 2>&1
+  same status "$status" $? && same lines 1 "$(wc -l <<<"$found" | tr -d ' ')" && [[ $found == *"$text"* ]]
+}
+
+model=exp/speechllm_xl_micro
+tables() { grep '^|' RESULTS.md; }
+times() { # of what costs time to make; a change means that it was made again
+  # shellcheck disable=SC2012  # names are ours
+  ls -l --time-style=full-iso dump/raw/*/wav.scp data/tokens_bpe60/tokenizer.model exp/*/stats/.done exp/*/[0-9]*epoch.pth \
+    exp/*/*.ave.pth exp/aligner/aligned/*/char_ends "$model"/decode_*/*/text "$model"/decode_*/*/decode.json
+}
+every_utterance() { # aligned + left out = all
+  local set
+  for set in train dev test; do
+    same "$set aligned and failed" "$(lines "dump/raw/$set/text")" \
+      "$(cat exp/aligner/aligned/"$set"/{char_ends,failed} | wc -l | tr -d ' ')" || return 1
+  done
+}
+every_decoding() {
+  local set search
+  for search in greedy alsd; do
+    for set in dev test test_2x; do
+      same "$search $set" "$(lines "dump/raw/$set/text")" "$(lines "$model/decode_$search/$set/text")" || return 1
+    done
+  done
+}
+result_rows() { # three rates of two searches and three sets
+  same rows 18 "$(grep -c -E '^\|decode_(greedy|alsd)/(dev|test|test_2x)\|[0-9]+\|[0-9]+\|([0-9.]+\|){6}$' RESULTS.md)"
+}
+transcribed() {
+  local audio
+  audio=$(head -n 1 dump/raw/test/wav.scp | cut -d ' ' -f 2)
+  "$repo/local/run.sh" python3 -m espnet_speechllm_xl transcribe "$audio" --model "$model.zip" --format json \
+    >"$work/transcribe.json" 2>"$work/transcribe.err" || { cat "$work/transcribe.err"; return 1; }
+  filled "$work/transcribe.json"
+}
+
+check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "--longform-factors" && ./run.sh --help | grep -q "11 pack"'
+check "an unknown option is refused" fails_with 2 "unknown option --nope" --nope 1
+check "an unknown stage is refused" fails_with 2 "no stage 'trian'" --stage trian
+check "stages in the wrong order are refused" fails_with 2 "comes after" --stage score --stop-stage decode
+
+check "stages 1 to 6" run first --stop-stage align
+check "stages 7 to 11, by name" run second --stage train --stop-stage pack
+[ "$failed" = 0 ] || finish
+check "data and dump" filled data/{train,dev,test}/{wav.scp,text,utt2spk,spk2utt,ref.ctm} \
+  dump/raw/{train,dev,test,test_2x}/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type,ref.ctm}
+check "24 training utterances" same utterances 24 "$(lines dump/raw/train/text)"
+check "long form joins" same utterances $((($(lines dump/raw/test/text) + 1) / 2)) "$(lines dump/raw/test_2x/text)"
+check "tokens" filled data/tokens_bpe60/{tokenizer.model,tokens.txt}
+check "aligner" filled exp/aligner/{config.yaml,tokenizer.model,checkpoint.pth,valid.ter.ave.pth,valid.ter.best.pth,train.log} \
+  exp/aligner/stats/train/{feats_stats.npz,speech_shape,text_shape} exp/aligner/stats/valid/{speech_shape,text_shape}
+check "alignments" filled exp/aligner/aligned/{train,dev,test}/{char_ends,words.ctm,text,wav.scp,report.json,report/report.md}
+check "aligned + left out = all" every_utterance
+check "recogniser" filled "$model"/{config.yaml,tokenizer.model,checkpoint.pth,valid.acc_text.ave.pth,train.log} \
+  "$model"/stats/train/{feats_stats.npz,speech_shape,text_shape,ends_shape} "$model".zip
+check "learning curves for TensorBoard" filled "$model"/tensorboard/{train,valid}/events.*
+check "decodings" filled "$model"/decode_{greedy,alsd}/{dev,test,test_2x}/{score,decode.json} \
+  "$model"/decode_{greedy,alsd}/{dev,test,test_2x}/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}
+check "every utterance decoded" every_decoding
+check "RESULTS.md has all rows" result_rows
+check "figures" filled images/{aligner,speechllm_xl_micro}_learning_curve.png images/speechllm_xl_micro_test_length.png
+check "progress of both trainings was shown" same lines 4 "$(cat "$work"/{first,second}.log | grep -c '^epoch [12]/2: train loss')"
+check "the last line says how to transcribe" says "$work/second.log" "transcribe FILE --model .*speechllm_xl_micro.zip"
+check "one file transcribed with the packed model" transcribed
+
+times >"$work/times"
+tables >"$work/tables"
+check "everything again" run third
+check "nothing expensive was made again" diff "$work/times" <(times)
+check "the results are the same" diff "$work/tables" <(tables)
+
+check "reference alignments" run fourth --alignment ctm:ref --stage aligner --stop-stage train --tag reference \
+  --train-args "--max_epoch 1"
+check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing to do"
+check "all utterances have them" same utterances 24 "$(lines exp/reference/aligned/train/char_ends)"
+check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}
+
+finish

@@ -1,0 +1,143 @@
+"""Speech-like audio whose alignment is known, and real trainings on it with a micro model, in this process."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import yaml
+
+RATE = 16000
+FRAME = 640  # samples
+TONES = {"a": 300.0, "b": 650.0, "c": 1400.0, "d": 3000.0}  # Hz
+
+
+@dataclass(frozen=True)
+class ToyData:
+    """Sets ``train`` and ``valid`` (directories like those of the align stage), tokenizer, token list."""
+
+    train: Path
+    valid: Path
+    tokenizer: Path
+    tokens: Path
+
+
+def utterance(rng):
+    """Text, samples (16-bit) and the end frame of every character: each letter is a tone of 3 to 5 frames."""
+    text = " ".join("".join(rng.choices("abcd", k=rng.randint(1, 3))) for _ in range(rng.randint(2, 4)))
+    pieces, ends, frame = [], [], 0
+    for character in text:
+        length = 2 if character == " " else rng.randint(3, 5)
+        time = np.arange(length * FRAME) / RATE
+        level = 0.3 if character in TONES else 0.0
+        pieces.append(level * np.sin(2 * np.pi * TONES.get(character, 0.0) * time))
+        frame += length
+        ends.append(frame - 1)
+    # A window reaches 240 samples past the last frame; the rest is ragged.
+    samples = np.concatenate([*pieces, np.zeros(240 + rng.randrange(400))])
+    noise = np.random.default_rng(rng.randrange(1000)).normal(0, 0.003, len(samples))
+    return text, np.round((samples + noise) * 32767).astype(np.int16), ends
+
+
+def write_set(folder, count, seed, speakers=2):
+    """A directory with wav.scp, text, utt2spk, utt2num_samples and char_ends."""
+    rng = random.Random(seed)
+    tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples", "char_ends")}
+    for index in range(count):
+        text, samples, ends = utterance(rng)
+        speaker = f"s{index * speakers // count}"
+        name = f"{speaker}-{folder.name}{index:02d}"
+        path = folder / "audio" / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples, RATE)
+        values = (path, text, speaker, len(samples), " ".join(map(str, ends)))
+        for table, value in zip(tables.values(), values, strict=True):
+            table.append(f"{name} {value}\n")
+    for name, rows in tables.items():
+        (folder / name).write_text("".join(rows))
+
+
+def make_data(folder):
+    """:class:`ToyData` of 12 + 4 utterances below ``folder``."""
+    from espnet_speechllm_xl.bin.tokens import main
+
+    write_set(folder / "train", 12, seed=1)
+    write_set(folder / "valid", 4, seed=2)
+    assert main(["--text", str(folder / "train/text"), "--out", str(folder / "tokens"), "--type", "char"]) == 0
+    return ToyData(folder / "train", folder / "valid", folder / "tokens/tokenizer.model", folder / "tokens/tokens.txt")
+
+
+def task_of(name):
+    """The task of a name: "ctc" or "speechllm_xl"."""
+    from espnet_speechllm_xl.tasks.ctc import CTCTask
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    return {"ctc": CTCTask, "speechllm_xl": SpeechLLMXLTask}[name]
+
+
+def config(name, **changes):
+    """Settings of a micro model as a dict; ``changes`` replace or, being dicts, extend them."""
+    settings = {
+        "encoder_conf": {
+            "dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "segment": 8, "left_context": 8, "right_context": 2,
+            "dropout": 0.1,
+        },
+        "specaug_conf": {"freq_masks": 1, "freq_width": 4},
+        "batch_bins": 160, "max_epoch": 3, "optim": "adam", "optim_conf": {"lr": 0.01}, "grad_clip": 5.0,
+        "keep_nbest_models": 2, "seed": 3,
+    }  # fmt: skip
+    if name == "speechllm_xl":
+        settings["decoder_conf"] = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "dropout": 0.1}
+        settings["chunking_conf"] = {"chunk": 8, "context": 2}
+        settings["concat_conf"] = {"max_seconds": 4.0}
+        settings["loss_conf"] = {"ctc_weight": 0.1}
+    for key, value in changes.items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+    return settings
+
+
+def command(name, data, out, stats=None, options=(), **changes):
+    """Arguments of a training, or of the statistics stage when ``stats`` is None; writes ``<out>.yaml``."""
+    out = Path(out)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump(config(name, **changes)))
+    arguments = ["--config", file, "--output_dir", out, "--token_list", data.tokens, "--tokenizer", data.tokenizer]
+    for part in ("train", "valid"):
+        streams = ["wav.scp,speech,sound", "text,text,text", "utt2spk,spk,text"]
+        streams += ["char_ends,alignment,text"] if name == "speechllm_xl" else []
+        for stream in streams:
+            arguments += [f"--{part}_data_path_and_name_and_type", f"{getattr(data, part)}/{stream}"]
+        for shape in ("speech_shape", "text_shape") if stats else ():
+            arguments += [f"--{part}_shape_file", f"{stats}/{part}/{shape}"]
+    if stats:
+        arguments += ["--resume", "true", "--stats_file", f"{stats}/train/feats_stats.npz"]
+    else:
+        arguments += ["--collect_stats", "true"]
+    return [str(argument) for argument in [*arguments, *options]]
+
+
+def train(name, data, out, stats=None, options=(), **changes):
+    """Run a training in this process; see :func:`command`.  Returns the directory."""
+    task_of(name).main(cmd=command(name, data, out, stats, options, **changes))
+    return Path(out)
+
+
+def history(directory):
+    """ESPnet's figures of every epoch: ``{epoch: {"train": {...}, "valid": {...}}}``."""
+    import torch
+
+    return torch.load(Path(directory) / "checkpoint.pth", weights_only=False)["reporter"]["stats"]
+
+
+def weights(file):
+    """State dict of a file."""
+    import torch
+
+    return torch.load(file, weights_only=True)
+
+
+def same_weights(first, second):
+    """Whether two files hold the same names and, bit for bit, the same tensors."""
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
