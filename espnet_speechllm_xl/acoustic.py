@@ -8,7 +8,6 @@ Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from espnet_speechllm_xl.emformer import EmformerEncoder, EncoderState
@@ -52,8 +51,7 @@ class Acoustic(nn.Module):
         """Frames (B, T, D) and their counts (B,) of audio (B, N) with sample counts (B,)."""
         features, counts = self.features(speech, lengths)
         features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
-        past_end = torch.arange(features.shape[1], device=features.device)[None] >= counts[:, None]
-        frames, counts, _ = self.encoder(features.masked_fill(past_end[..., None], 0.0), counts)
+        frames, counts, _ = self.encoder(features, counts)
         return frames, counts
 
     def initial_state(self):

@@ -164,6 +164,6 @@ def from_word_times(text, words):
     for index, word in enumerate(words):
         last = max(last, timeline.frame_at(word.end))
         count = len(word.text) + (index > 0)  # the space before a word belongs to it
-        starts.extend([min(last, timeline.frame_at(word.start))] * count)
+        starts.extend([min(last, timeline.frame_from(word.start))] * count)
         ends.extend([last] * count)
     return [transfer(source, starts, text), transfer(source, ends, text)]

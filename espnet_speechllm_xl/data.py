@@ -11,9 +11,9 @@ import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
 
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import parse_char_ends, token_ends
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise
 
@@ -120,7 +120,19 @@ class BatchFactory(AbsIterFactory):
     """
 
     def __init__(
-        self, dataset, samples, tokens, speakers, concat, batch_bins, sample_rate, seed, train, workers, rank=0, world_size=1
+        self,
+        dataset,
+        samples,
+        tokens,
+        speakers,
+        concat,
+        batch_bins,
+        sample_rate,
+        seed,
+        train,
+        workers,
+        rank=0,
+        world_size=1,
     ):
         self.dataset = JoinedDataset(dataset, sample_rate)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
@@ -135,7 +147,7 @@ class BatchFactory(AbsIterFactory):
         for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
             lacking = sorted(samples.keys() - table.keys()) if table is not None else []
             if lacking:
-                raise DataError(f"{what} lacks {len(lacking)} utterances, first '{lacking[0]}': make the statistics again")
+                raise DataError(f"{what} lacks {len(lacking)} utterances, first '{lacking[0]}': remake the statistics")
         longest = max(self.frames, key=self._length)
         if self._length(longest) > batch_bins:
             raise DataError(

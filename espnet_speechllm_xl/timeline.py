@@ -59,6 +59,11 @@ def frame_at(seconds):
     return max(0, math.ceil(round(seconds / FRAME_SECONDS, 6)) - 1)
 
 
+def frame_from(seconds):
+    """The encoder frame whose span ``[40 t, 40 (t+1))`` ms holds the time ``seconds``: where a word begins."""
+    return max(0, math.floor(round(seconds / FRAME_SECONDS, 6)))
+
+
 def gap_frames(seconds):
     """Whole encoder frames nearest to a duration."""
     return round(seconds / FRAME_SECONDS)

@@ -9,7 +9,6 @@ resumed one; ``--init_param`` loads nothing, silently, when no name fits.
 import contextlib
 import os
 import pickle
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import espnet2.train.trainer as espnet_trainer
 import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.reporter import aggregate
-from tqdm import tqdm
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
@@ -56,13 +54,13 @@ class Trainer(espnet_trainer.Trainer):
 
     @classmethod
     def train_one_epoch(cls, *, iterator, optimizers, reporter, distributed_option, **kwargs):
-        """One epoch with a progress bar (rank 0)."""
+        """One epoch with progress lines (rank 0)."""
         for optimizer in optimizers:
             optimizer.zero_grad()
         quiet = distributed_option.distributed and distributed_option.dist_rank != 0
-        bar = cls.progress.bar(iterator, reporter, quiet)
+        watched = iterator if quiet else cls.progress.watch(iterator, reporter)
         result = super().train_one_epoch(
-            iterator=bar, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **kwargs
+            iterator=watched, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **kwargs
         )
         cls.progress.trained(reporter)
         return result
@@ -76,7 +74,7 @@ class Trainer(espnet_trainer.Trainer):
 
 
 class Progress:
-    """One line an epoch on standard output; a bar within the epoch, sparse when no terminal reads it."""
+    """One line an epoch on standard output, and one a minute within a long epoch."""
 
     def __init__(self, epochs):
         self.epochs = epochs
@@ -84,17 +82,19 @@ class Progress:
         self.done = 0
         self.train_loss = float("nan")
 
-    def bar(self, iterator, reporter, quiet):
-        """``iterator`` with a bar that says the epoch."""
-        return tqdm(
-            iterator,
-            desc=f"epoch {reporter.epoch}/{self.epochs}",
-            file=sys.stdout,
-            leave=False,
-            disable=quiet,
-            mininterval=0.5 if sys.stdout.isatty() else 60,
-            delay=0.5 if sys.stdout.isatty() else 60,
-        )
+    def watch(self, iterator, reporter):
+        """Pass ``iterator`` on; in a long epoch a line a minute says how far it is."""
+        start = said = time.monotonic()
+        for count, item in enumerate(iterator, 1):
+            yield item
+            if time.monotonic() - said >= 60:
+                said = time.monotonic()
+                left = (said - start) / count * (len(iterator) - count)
+                print(
+                    f"epoch {reporter.epoch}/{self.epochs}: batch {count}/{len(iterator)}, "
+                    f"{left / 60:.0f} min to the end of the epoch",
+                    flush=True,
+                )
 
     def trained(self, reporter):
         """Keep the training loss of the epoch."""
@@ -177,8 +177,9 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
     if not given or (wanted - given and not ignore_init_mismatch):
         lacking = sorted(wanted - given)
         raise CheckpointError(
-            f"init_param {init_param}: the file lacks {len(lacking)} of {len(wanted)} parts of '{target or 'the model'}', "
-            f"first '{lacking[0]}': give encoder_conf as that model had it, or --ignore_init_mismatch true"
+            f"init_param {init_param}: the file lacks {len(lacking)} of {len(wanted)} parts of "
+            f"'{target or 'the model'}', first '{lacking[0]}': give encoder_conf as that model had it, "
+            "or --ignore_init_mismatch true"
         )
     try:
         _load_pretrained_model(init_param, model, ignore_init_mismatch, map_location)

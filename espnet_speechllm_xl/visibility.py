@@ -36,8 +36,8 @@ def visible(query_position, query_chunk, key_position, key_chunk, context):
 def attention_mask(query_position, query_chunk, key_position, key_chunk, context, dtype):
     """Additive mask (B, 1, Q, K) from :func:`visible`; inputs are (B, Q) and (B, K).
 
-    The masked value is finite: a padded query sees nothing and must not become NaN, which its value
-    would carry into every later layer.
+    The masked value is finite: a query that sees nothing must not become NaN, which its value would carry into every
+    later layer.
     """
     seen = visible(
         query_position[:, :, None], query_chunk[:, :, None], key_position[:, None], key_chunk[:, None], context

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import training
 import yaml
@@ -29,7 +30,8 @@ def aligner(toy_data, toy_stats, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recogniser(toy_data, toy_stats, aligner, tmp_path_factory):
     start = ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
-    return training.train("speechllm_xl", toy_data, tmp_path_factory.mktemp("xl") / "exp", toy_stats, start, max_epoch=6)
+    out = tmp_path_factory.mktemp("xl") / "exp"
+    return training.train("speechllm_xl", toy_data, out, toy_stats, start, max_epoch=6)
 
 
 def test_statistics_stage(toy_data, toy_stats):
@@ -38,15 +40,12 @@ def test_statistics_stage(toy_data, toy_stats):
         assert table(toy_stats / part / "speech_shape") == table(folder / "utt2num_samples")
         lengths = {name: len(text) + 1 for name, text in table(folder / "text").items()}  # sentencepiece's first blank
         assert {name: int(count) for name, count in table(toy_stats / part / "text_shape").items()} == lengths
-    import soundfile
-
-    features = [
-        LogMel(FeatureConfig())(torch.tensor(soundfile.read(path, dtype="float32")[0])[None], torch.tensor([int(count)]))
-        for path, count in zip(
-            table(toy_data.train / "wav.scp").values(), table(toy_data.train / "utt2num_samples").values(), strict=True
-        )
-    ]
-    stacked = torch.cat([frames[0, : int(count[0])] for frames, count in features]).double().numpy()
+    log_mel, features = LogMel(FeatureConfig()), []
+    for path in table(toy_data.train / "wav.scp").values():
+        speech = torch.tensor(soundfile.read(path, dtype="float32")[0])[None]
+        frames, count = log_mel(speech, torch.tensor([speech.shape[1]]))
+        features.append(frames[0, : int(count[0])])
+    stacked = torch.cat(features).double().numpy()
     with np.load(toy_stats / "train" / "feats_stats.npz") as stats:
         assert stats["count"] == len(stacked)
         np.testing.assert_allclose(stats["sum"] / stats["count"], stacked.mean(0), rtol=1e-4, atol=1e-4)
@@ -61,8 +60,8 @@ def test_loss_falls_and_files_are_there(name, request):
         assert len(values) == 6
         assert values[-1] < 0.8 * values[0]
     criterion = {"aligner": "valid.ter", "recogniser": "valid.acc_text"}[name]
-    for file in ("checkpoint.pth", "config.yaml", "6epoch.pth", "latest.pth", f"{criterion}.best.pth", f"{criterion}.ave.pth"):
-        assert (directory / file).stat().st_size
+    for file in ("checkpoint", "6epoch", "latest", f"{criterion}.best", f"{criterion}.ave"):
+        assert (directory / f"{file}.pth").stat().st_size
     events = [*directory.glob("tensorboard/train/events.*"), *directory.glob("tensorboard/valid/events.*")]
     assert len(events) == 2 and all(event.stat().st_size for event in events)
 
@@ -90,19 +89,22 @@ def test_config_is_self_contained(toy_data, recogniser, tmp_path):
 def test_init_param_copies_the_acoustic_part(toy_data, toy_stats, aligner, tmp_path):
     start = ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
     still = {"max_epoch": 1, "optim_conf": {"lr": 0.0}}
-    copied = training.weights(training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, start, **still) / "1epoch.pth")
+    out = training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, start, **still)
+    copied = training.weights(out / "1epoch.pth")
     source = training.weights(aligner / "valid.ter.ave.pth")
     names = [name for name in copied if name.startswith("acoustic.")]
     assert {name for name in source if name.startswith("acoustic.")} == set(names)
     assert len(names) > 10
     assert all(copied[name].equal(source[name]) for name in names)
-    fresh = training.weights(training.train("speechllm_xl", toy_data, tmp_path / "fresh", toy_stats, **still) / "1epoch.pth")
+    out = training.train("speechllm_xl", toy_data, tmp_path / "fresh", toy_stats, **still)
+    fresh = training.weights(out / "1epoch.pth")
     assert any(not fresh[name].equal(source[name]) for name in names)
 
 
 def test_init_param_leaves_nothing_unloaded(toy_data, toy_stats, aligner, tmp_path):
     def start(value, **changes):
-        training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, ["--init_param", value], max_epoch=1, **changes)
+        options = ["--init_param", value]
+        training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, options, max_epoch=1, **changes)
 
     file = aligner / "valid.ter.ave.pth"
     with pytest.raises(CheckpointError, match=r"no_such\.pth does not exist"):
@@ -160,8 +162,7 @@ def test_alignment_of_other_text_or_audio_stops_the_training(toy_data, toy_stats
 
 def test_strict_loading(recogniser, aligner, toy_data, tmp_path):
     task = training.task_of("speechllm_xl")
-    for file in ("config.yaml",):
-        (tmp_path / file).write_bytes((recogniser / file).read_bytes())
+    (tmp_path / "config.yaml").write_bytes((recogniser / "config.yaml").read_bytes())
     (tmp_path / "tokenizer.model").write_bytes(toy_data.tokenizer.read_bytes())
     state = training.weights(recogniser / "valid.acc_text.ave.pth")
     torch.save(state, tmp_path / "model.pth")

@@ -32,10 +32,9 @@ check() { # NAME COMMAND...
   fi
 }
 
-finish() {
+summary() {
   echo "$passed passed, $failed failed"
   [ "$failed" = 0 ]
-  exit
 }
 
 # run LOG OPTION...: the recipe with a micro model; the end of the log is shown when it fails.
@@ -54,7 +53,7 @@ filled() { # FILE...: all there and none empty
   for file in "$@"; do
     [ -s "$file" ] || { echo "  | missing or empty: $file"; bad=1; }
   done
-  return $bad
+  [ "$bad" = 0 ]
 }
 same() { # WHAT EXPECTED FOUND
   [[ -n $2 && $2 = "$3" ]] || { printf '  | %s: expected %s, found %s\n' "$1" "$2" "$3"; return 1; }
@@ -109,7 +108,7 @@ check "stages in the wrong order are refused" fails_with 2 "comes after" --stage
 
 check "stages 1 to 6" run first --stop-stage align
 check "stages 7 to 11, by name" run second --stage train --stop-stage pack
-[ "$failed" = 0 ] || finish
+[ "$failed" = 0 ] || { summary; exit 1; }
 check "data and dump" filled data/{train,dev,test}/{wav.scp,text,utt2spk,spk2utt,ref.ctm} \
   dump/raw/{train,dev,test,test_2x}/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type,ref.ctm}
 check "24 training utterances" same utterances 24 "$(lines dump/raw/train/text)"
@@ -143,4 +142,4 @@ check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing 
 check "all utterances have them" same utterances 24 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}
 
-finish
+summary

@@ -42,9 +42,8 @@ class SpeechTask(abs_task.AbsTask):
         )
         group.add_argument("--stats_file", default=None, help="feats_stats.npz of the statistics stage")
         for section, conf in cls.sections.items():
-            group.add_argument(
-                f"--{section}", action=NestedDictAction, default=dataclasses.asdict(conf()), help=conf.__doc__.split("\n")[0]
-            )
+            default, text = dataclasses.asdict(conf()), conf.__doc__.split("\n")[0]
+            group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
         for choices in cls.class_choices_list:
             choices.add_arguments(group)
         parser.set_defaults(

@@ -204,7 +204,7 @@ train_model() {
   log "training: $out (log: $out/train.log; curves: tensorboard --logdir $out/tensorboard)"
   local distributed=()
   [ "$ngpu" -le 1 ] || distributed=(--multiprocessing_distributed true)
-  train_cmd --gpus "$ngpu" --progress '^epoch [0-9]+/[0-9]+: train loss' 1 "$out/train.log" \
+  train_cmd --gpus "$ngpu" --progress '^epoch [0-9]+/[0-9]+: ' 1 "$out/train.log" \
     python3 -m espnet_speechllm_xl "$command" "${common[@]}" --output_dir "$out" --resume true \
     --stats_file "$out/stats/train/feats_stats.npz" \
     --train_shape_file "$out/stats/train/speech_shape" --train_shape_file "$out/stats/train/text_shape" \
