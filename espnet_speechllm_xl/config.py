@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import inspect
 from dataclasses import dataclass
-from typing import Optional
 
 from espnet_speechllm_xl.errors import UserError
 
@@ -110,8 +109,8 @@ class EncoderConfig:
 class ChunkingConfig:
     """Chunks of the decoder: training masks *and* run time; a user may change them when decoding."""
 
-    chunk: Optional[int] = 32  # frames; None: one chunk holds all audio (non-streaming)
-    context: Optional[int] = 4  # previous chunks that stay visible; None: all
+    chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
+    context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # frames added to a token's end before its chunk is chosen
 
     def __post_init__(self):
@@ -141,7 +140,7 @@ class DecoderConfig:
     dropout: float = 0.0  # probability, on each residual branch
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
-    pretrained: Optional[str] = None  # directory of a Hugging Face causal LM; sizes above are then ignored
+    pretrained: str | None = None  # directory of a Hugging Face causal LM; sizes above are then ignored
     lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft) and the new `$` row
     lora_alpha: int = 32  # LoRA scale numerator
 

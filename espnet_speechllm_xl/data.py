@@ -18,6 +18,7 @@ from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise
 
 PAD_TOKEN = -1
+OVERSHOOT_SECONDS = 0.5  # as in audio.py
 
 
 class DataError(UserError):
@@ -46,8 +47,14 @@ class Preprocessor:
         arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
         if "alignment" in data:
             ends = parse_char_ends(utterance, data["alignment"], text)
-            arrays["ends"] = np.asarray(token_ends(ends, char_ends_of_tokens), dtype=np.int64)
+            ends = np.asarray(token_ends(ends, char_ends_of_tokens), dtype=np.int64)
+            arrays["ends"] = self._within(ends, len(speech))
         return arrays
+
+    def _within(self, ends, samples):
+        """Word times may end a little after the last complete frame; what ends much later is left to be refused."""
+        last = max(0, int(timeline.frames(samples, self.sample_rate)) - 1)
+        return np.where(ends <= last + timeline.gap_frames(OVERSHOOT_SECONDS), np.minimum(ends, last), ends)
 
 
 def collate(examples):

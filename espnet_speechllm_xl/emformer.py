@@ -24,7 +24,7 @@ from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import nn
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import EncoderConfig, from_dict
+from espnet_speechllm_xl.config import EncoderConfig, from_dict, signature
 from espnet_speechllm_xl.dropout import Dropout
 from espnet_speechllm_xl.features import stack_frames
 
@@ -414,9 +414,6 @@ class EmformerEncoder(AbsEncoder):
 
 
 # ESPnet reads the defaults of encoder_conf from the signature: they are declared once, in EncoderConfig.
-EmformerEncoder.__signature__ = inspect.Signature(
-    [
-        inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int),
-        *inspect.signature(EncoderConfig).parameters.values(),
-    ]
+EmformerEncoder.__signature__ = signature(
+    EncoderConfig, inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
 )

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import conform, read_audio
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, from_dict
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 from espnet_speechllm_xl.streaming import Stream, transcribe
 from espnet_speechllm_xl.text import load_tokenizer
@@ -82,7 +82,9 @@ def _device(name):
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = " ".join(str(error).split())[:100]
-        raise ConfigError(f"device '{name}' cannot be used ({reason}): use cpu, or cuda where there is a GPU") from error
+        raise ConfigError(
+            f"device '{name}' cannot be used ({reason}): use cpu, or cuda where there is a GPU"
+        ) from error
 
 
 def _dtype(name):

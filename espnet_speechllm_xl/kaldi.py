@@ -66,7 +66,7 @@ def _rows(path):
         raise KaldiError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _scan(path):
+def _scan(path, empty_values=False):
     """Read a table leniently: (first value of every key, list of problems)."""
     table, found, previous, name = {}, {}, "", str(path)
 
@@ -82,7 +82,7 @@ def _scan(path):
                 "duplicate id" if table[key] == value else "duplicate id with another value", f"'{key}', line {number}"
             )
             continue
-        if not value and path.name != "text":
+        if not value and not empty_values and path.name != "text":
             note("line without a value", f"'{key}', line {number}")
             continue
         if key < previous:
@@ -91,13 +91,16 @@ def _scan(path):
     return table, [Problem(name, what, *rest) for what, rest in found.items()]
 
 
-def read_table(path):
-    """Read ``key value`` lines into a dict, in the file's order; ``text`` lines may lack the value.
+def read_table(path, empty_values=False):
+    """Read ``key value`` lines into a dict, in the file's order.
+
+    Args:
+        empty_values: lines may lack the value, as those of a file named ``text`` always may (empty hypotheses).
 
     Raises:
         KaldiError: missing file, not UTF-8, blank line, duplicate key, or missing value.
     """
-    table, problems = _scan(Path(path))
+    table, problems = _scan(Path(path), empty_values)
     for problem in problems:
         if "sorted" not in problem.what:
             raise KaldiError(f"{problem}: mend it, or run `espnet_speechllm_xl.bin.data check --fix` on the directory")

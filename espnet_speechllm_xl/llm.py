@@ -142,7 +142,9 @@ class Decoder(nn.Module):
         return rotated / rotary.attention_scaling  # YaRN's factor, which the keys hold already
 
 
-Decoder.__signature__ = signature(DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+Decoder.__signature__ = signature(
+    DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+)
 
 
 def _llama(config, vocab_size):

@@ -52,7 +52,7 @@ class SpeechLLMXL(AbsESPnetModel):
         stats = {"loss_llm": loss.detach(), **_accuracy(logits, targets, self.decoder.eoc)}
         if self.ctc is not None:
             losses = self.ctc.loss(self.ctc(frames), counts, tokens, text_lengths)
-            ctc_loss = losses.sum() / text_lengths.sum().clamp(min=1)
+            ctc_loss = losses.sum() / len(targets)  # per target like the loss itself, so that DDP weights both right
             stats["loss_ctc"] = ctc_loss.detach()
             loss = loss + self.loss_config.ctc_weight * ctc_loss
         stats["loss"] = loss.detach()

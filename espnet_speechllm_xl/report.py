@@ -21,6 +21,7 @@ from . import metrics, plots
 from .ctm import read_ctm
 from .errors import UserError
 from .io import atomic_write
+from .kaldi import read_table
 from .metrics import Counts
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
@@ -28,32 +29,6 @@ BEGIN = "<!-- scores: begin (written by `speechllm-xl score`; text outside these
 END = "<!-- scores: end -->"
 
 log = logging.getLogger(__name__)
-
-
-# Kaldi tables
-
-
-def read_text(path):
-    """Read ``id rest`` lines of any name: ``{id: rest}``; the rest may be empty, as an empty hypothesis is.
-
-    Raises UserError naming file and line for an id that comes twice, a line without id, or bytes that are not UTF-8;
-    FileNotFoundError when there is no such file.
-    """
-    table = {}
-    number = 0
-    try:
-        # newline="\n": U+2028 and the like stay inside their line.
-        with open(path, encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, 1):
-                name, *rest = re.split(r"[ \t]+", line.rstrip("\r\n"), maxsplit=1)
-                if not name:
-                    raise UserError(f"{path}:{number}: the line has no id: remove it or begin it with an id")
-                if name in table:
-                    raise UserError(f"{path}:{number}: {name} comes twice: remove one of the two lines")
-                table[name] = rest[0].rstrip(" \t") if rest else ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
-    return table
 
 
 # Score directories
@@ -403,15 +378,15 @@ def score_decoded(directory, dump):
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
     info = _read_info(directory / "decode.json")
-    references, hypotheses = read_text(source / "text"), read_text(directory / "text")
+    references, hypotheses = read_table(source / "text"), read_table(directory / "text")
     model = directory.parent.parent / "tokenizer.model"
     tokens = (None, None)
     if model.is_file():
         emitted = directory / "token"
-        token_hypotheses = read_text(emitted) if emitted.is_file() else _tokenize(model, hypotheses)
+        token_hypotheses = read_table(emitted, empty_values=True) if emitted.is_file() else _tokenize(model, hypotheses)
         tokens = (_tokenize(model, references), token_hypotheses)
     title = "/".join(directory.parts[-3:])
-    scores = score_set(references, hypotheses, read_text(source / "utt2spk"), directory, *tokens, title=title)
+    scores = score_set(references, hypotheses, read_table(source / "utt2spk"), directory, *tokens, title=title)
     return Decoded(*directory.parts[-3:], scores, info)
 
 

@@ -118,7 +118,7 @@ class Stream:
         return chunks
 
     def _text(self, hypothesis):
-        # As the settled words joined: sentencepiece surrounds an unknown symbol by spaces of its own.
+        # Single spaces, as the settled words joined: a word-start piece may stand alone.
         return normalise(self.tokenizer.decode(hypothesis.tokens))
 
     def _transcript(self, hypothesis):

@@ -10,6 +10,7 @@ from pathlib import Path
 from espnet_speechllm_xl.errors import UserError
 
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
+UNKNOWN = "\N{DOUBLE QUESTION MARK}"
 
 
 class TokenizerError(UserError):
@@ -30,7 +31,9 @@ class SentencePieceTokenizer:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise TokenizerError(f"{path} is not a sentencepiece model ({error}): run the tokens stage again") from error
+            raise TokenizerError(
+                f"{path} is not a sentencepiece model ({error}): run the tokens stage again"
+            ) from error
         self.pieces = [self._model.id_to_piece(index) for index in range(self._model.get_piece_size())]
         self._unknown = self._model.unk_id()
 
@@ -47,8 +50,11 @@ class SentencePieceTokenizer:
         return "".join(piece.surface for piece in pieces if piece.id == self._unknown)
 
     def decode(self, ids):
-        """Text of token ids."""
-        return self._model.decode(list(ids))
+        """Text of token ids; an unknown token is U+2047 inside its word (sentencepiece puts spaces around it)."""
+        if not ids:
+            return ""  # sentencepiece gives no proto for nothing
+        pieces = self._model.decode(list(ids), out_type="immutable_proto").pieces
+        return "".join(UNKNOWN if piece.id == self._unknown else piece.surface for piece in pieces)
 
     def starts_word(self, token):
         """Whether a token begins a word."""

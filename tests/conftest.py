@@ -1,5 +1,6 @@
 """Shared fixtures.  Session-scoped where making them costs more than a blink."""
 
+import os
 import random
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Tiny tensors are slower on more threads."""
+    """Tiny tensors are slower on more threads, here and in the processes that tests start."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 

@@ -92,7 +92,7 @@ def test_help_is_instant(argv):
         assert done.returncode == 0 and done.stdout.startswith("usage: speechllm-xl") and done.stderr == ""
     assert min(seconds) < 1, seconds
     if not argv:
-        assert all(re.search(rf"^ +{command} ", done.stdout, re.M) for command in COMMANDS)
+        assert all(re.search(rf"^ +{command}\b", done.stdout, re.M) for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_settings_that_do_not_fit_are_one_line(capsys, tiny_model_dir):
         (["--context", "1"], "context 1.0 s is not a multiple of the chunk size 0.64 s"),
         (["--beam-size", "0"], "search beam_size must be at least 1"),
         (["--dtype", "float1"], "dtype 'float1' is unknown"),
-        (["--format", "srt", "b.wav"], "--format srt takes one FILE"),
+        (["--format", "srt"], "--format srt takes one FILE"),
     ):
-        code, out, error = run(capsys, "transcribe", "a.wav", "--model", tiny_model_dir, *option)
+        code, out, error = run(capsys, "transcribe", "a.wav", "b.wav", "--model", tiny_model_dir, *option)
         assert (code, out) == (2, "") and one_line(error).startswith(f"speechllm-xl: error: {says}")
 
 
@@ -169,7 +169,7 @@ def test_user_errors_are_what_they_should_be():
 def files(tmp_path_factory):
     """Audio of all kinds, good and bad, by name."""
     folder = tmp_path_factory.mktemp("audio")
-    speech = tiny.speech(3, 80000)
+    speech = tiny.speech(0, 96000)
     for name, samples, rate, options in (
         ("good.wav", speech, 16000, {}),
         ("nan.wav", np.array([0.1, np.nan, 0.2], np.float32), 16000, {"subtype": "FLOAT"}),
@@ -271,7 +271,7 @@ def _seconds(clock):
 def _check_captions(captions, expected):
     assert " ".join(text for _, text in captions) == expected.text
     times = [tuple(map(_seconds, line.split(" --> "))) for line, _ in captions]
-    assert all(0 <= start < end <= 5.01 for start, end in times)
+    assert all(0 <= start < end <= 6 for start, end in times)
     assert all(first[1] <= second[0] + 1e-9 for first, second in zip(times, times[1:], strict=False))
 
 
@@ -301,8 +301,8 @@ def read_all(directory):
 
 
 def decode_set(capsys, dump, model, out, *options):
-    base = ("--dump", dump, "--model", model, "--out", out, "--search", "greedy", "--batch-size", "2", "--dtype", "float64")
-    return run(capsys, "decode", *base, *options)
+    base = ("--dump", dump, "--model", model, "--out", out, "--search", "greedy", "--dtype", "float64")
+    return run(capsys, "decode", *base, "--batch-size", "2", *options)
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +401,7 @@ def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     [
         (lambda d: (d / "wav.scp").unlink(), "wav.scp does not exist: give a Kaldi data directory"),
         (lambda d: (d / "utt2num_samples").write_text("a-1 long\n"), "utt2num_samples: 'long' of 'a-1' is no number"),
-        (lambda d: [(d / n).write_text("") for n in ("wav.scp", "utt2num_samples")], "wav.scp is empty: run the format"),
+        (lambda d: [(d / n).write_text("") for n in ("wav.scp", "utt2num_samples")], "wav.scp is empty: run the"),
         (lambda d: (d / "wav.scp").write_text("a-1\n"), "wav.scp: line without a value"),
     ],
 )
@@ -416,7 +416,8 @@ def check_aligned(out, dump, failed):
     report = json.loads((out / "report.json").read_text())
     texts = {utterance: text for utterance, text in read_table(dump / "text").items()}
     good = {utterance: text for utterance, text in texts.items() if utterance not in failed}
-    assert report == {"aligned": len(good), "failed": len(failed), "total": len(texts)}
+    counts = [report[name] for name in ("aligned", "failed", "total")]
+    assert counts == [len(good), len(failed), len(texts)]
     assert read_table(out / "text") == good and read_table(out / "failed") == failed
     ends = {utterance: list(map(int, value.split())) for utterance, value in read_table(out / "char_ends").items()}
     samples = read_table(dump / "utt2num_samples")
@@ -470,7 +471,8 @@ def test_align_by_word_times(capsys, dump, tmp_path):
     lines = []
     for utterance, text in TEXTS.items():
         for index, word in enumerate(text.split()):
-            lines.append(f"{utterance} 1 {0.08 * index:.2f} 0.06 {word if utterance != 'a-2' else word.upper() + 'x'}\n")
+            word = f"x{word}" if utterance == "a-2" else word
+            lines.append(f"{utterance} 1 {0.04 * index:.2f} 0.03 {word}\n")
     lines = [line for line in lines if not line.startswith("b-4")]
     (tmp_path / "ctm").write_text("".join(lines), "utf-8")
     code, out, _ = run(capsys, "align", "--dump", dump, "--ctm", tmp_path / "ctm", "--out", tmp_path / "out")
@@ -478,9 +480,9 @@ def test_align_by_word_times(capsys, dump, tmp_path):
     failed = read_table(tmp_path / "out" / "failed")
     assert list(failed) == ["a-2", "b-4"] and failed["b-4"] == "not in the CTM"
     check_aligned(tmp_path / "out", dump, failed)
-    # "stop" ends at 0.06 s: in frame 1, which is 0.04 .. 0.08 s.  "it's late": 0.06 and 0.14 s.
+    # "stop" ends at 0.03 s: in frame 0, which is 0 .. 0.04 s.  "it's late": 0.03 and 0.07 s.
     ends = read_table(tmp_path / "out" / "char_ends")
-    assert ends["a-3"] == "1 1 1 1" and ends["b-3"] == "1 1 1 1 3 3 3 3 3"
+    assert ends["a-3"] == "0 0 0 0" and ends["b-3"] == "0 0 0 0 1 1 1 1 1"
 
 
 def test_align_by_a_damaged_ctm_is_one_line(capsys, dump, tmp_path):
@@ -489,7 +491,7 @@ def test_align_by_a_damaged_ctm_is_one_line(capsys, dump, tmp_path):
     code, _, error = run(capsys, "align", *base, tmp_path / "ctm")
     assert code == 2 and f"{tmp_path / 'ctm'}:1: 4 fields where a CTM line has 5 or 6" in one_line(error)
     code, _, error = run(capsys, "align", *base, tmp_path / "absent")
-    assert code == 2 and str(tmp_path / "absent") in one_line(error)
+    assert code == 2 and one_line(error).startswith(f"speechllm-xl: error: {tmp_path / 'absent'} does not exist: give")
 
 
 def test_score_after_decoding(capsys, dump, decoded):
@@ -499,7 +501,7 @@ def test_score_after_decoding(capsys, dump, decoded):
     code, out, _ = run(capsys, "score", *base)
     assert code == 0 and "sets found: 1, scored: 1, failed: 0" in out
     words = sum(len(text.split()) for text in TEXTS.values())
-    assert re.search(rf"tiny/decode_greedy/test\|7\|{words}\||\|\s*decode_greedy/test\|7\|{words}\|", results.read_text())
+    assert re.search(rf"\|\s*decode_greedy/test\s*\|\s*7\s*\|\s*{words}\s*\|", results.read_text("utf-8"))
     trn = (decoded / "score_wer" / "ref.trn").read_text("utf-8").splitlines()
     assert len(trn) == len(TEXTS) and "turn the light on\t(a-a-1)" in trn
     code, _, error = run(capsys, "score", *base[:2], "--dump", root / "nothing", "--results", results)
@@ -538,5 +540,6 @@ def test_ten_minutes_in_bounded_memory(tiny_model_dir, files, tmp_path):
         text=True,
     )
     *codes, megabytes = map(int, done.stderr.splitlines()[-1].split())
-    assert codes == [0, 0] and len(done.stdout.splitlines()[-1].split()) > 1000
+    assert len(done.stdout.splitlines()) == 2  # a transcript each and no other word
+    assert codes == [0, 0] and len(done.stdout.splitlines()[-1].split()) > 500
     assert megabytes < 400, megabytes

@@ -602,3 +602,11 @@ def test_an4_has_the_official_sizes(tmp_path):
     assert max(dev) < min(rest) and min(dev) == "fash-an251-b"
     letters = {character for text in dev.values() for character in text}
     assert letters == set(" ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def test_empty_values(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("u1 a  b \nu2\nu4\tx\u2028y\r\n", encoding="utf-8")
+    assert kaldi.read_table(path, empty_values=True) == {"u1": "a  b", "u2": "", "u4": "x\u2028y"}
+    with pytest.raises(kaldi.KaldiError, match="line without a value"):
+        kaldi.read_table(path)

@@ -145,20 +145,20 @@ def test_auxiliary_ctc_loss():
     utterances = random_utterances(seed=7)
     short = {"speech": utterances[0]["speech"][:6000], "text": [1] * 12, "ends": [3] * 12}  # no path: 8 frames
     utterances.append(short)
-    total, tokens = 0.0, 0
+    total = 0.0
     for utterance in utterances:
         frames, _ = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))
         logits = frames[0] @ model.ctc.output.weight.T + model.ctc.output.bias
         loss = slow_ctc(logits.log_softmax(-1).tolist(), utterance["text"], VOCABULARY)
         total += 0.0 if math.isinf(loss) else loss
-        tokens += len(utterance["text"])
     assert math.isinf(loss), "the last one has no path"
     batch = as_batch(utterances)
-    loss, stats, _ = model(**batch)
+    loss, stats, targets = model(**batch)
+    mean = total / int(targets)  # per text and `$` target, as the loss itself
     expected = plain(**batch)[0].item()
     assert stats["loss_llm"].item() == pytest.approx(expected, rel=1e-10)
-    assert stats["loss_ctc"].item() == pytest.approx(total / tokens, rel=1e-8)
-    assert loss.item() == pytest.approx(expected + 0.3 * total / tokens, rel=1e-8)
+    assert stats["loss_ctc"].item() == pytest.approx(mean, rel=1e-8)
+    assert loss.item() == pytest.approx(expected + 0.3 * mean, rel=1e-8)
 
 
 @torch.no_grad()

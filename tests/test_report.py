@@ -43,18 +43,6 @@ def avg(path):
     return [float(value) for value in line.replace("|", " ").split()[1:]]
 
 
-def test_read_text(tmp_path):
-    path = write(tmp_path / "text", "u1 a  b \nu2\nu3 \nu4\tx\u2028y\r\n")
-    assert report.read_text(path) == {"u1": "a  b", "u2": "", "u3": "", "u4": "x\u2028y"}
-    with pytest.raises(ValueError, match=r"text:2: u1 comes twice"):
-        report.read_text(write(path, "u1 a\nu1 b\n"))
-    with pytest.raises(ValueError, match=r"text:2: the line has no id"):
-        report.read_text(write(path, "u1 a\n b\n"))
-    path.write_bytes(b"u1 a\nu2 \xff\n")
-    with pytest.raises(ValueError, match=r"text: not UTF-8"):
-        report.read_text(path)
-
-
 def test_one_set(tmp_path, capsys):
     assert run(*one_set(tmp_path)) == 0
     out = tmp_path / "out"
@@ -110,7 +98,7 @@ def test_missing_hypothesis_counts_and_is_named(tmp_path, caplog):
     [
         ({"hyp": HYP + "s9-z hello\n"}, "s9-z not in the references (1 in all)"),
         ({"spk": SPK.replace("s2-c s2\n", "")}, "utt2spk lacks s2-c"),
-        ({"hyp": HYP + "s2-d again\n"}, "hyp:5: s2-d comes twice"),
+        ({"hyp": HYP + "s2-d again\n"}, "duplicate id with another value ('s2-d', line 5)"),
         ({"ref": ""}, "the references are empty"),
     ],
 )

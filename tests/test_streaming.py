@@ -100,8 +100,9 @@ def test_audio_shorter_than_a_frame_is_empty_text(tiny_model, method, length):
 
 
 def test_one_frame_is_decoded(tiny_model):
-    scores = [offline(tiny_model, (16, 2), search(m), tiny.speech(1, ONE_FRAME))[0][0].score for m in ("greedy", "alsd")]
-    assert max(scores) < 0  # `$` at least was chosen
+    for method in ("greedy", "chunk_sync", "alsd"):
+        (transcript,) = offline(tiny_model, (16, 2), search(method), tiny.speech(1, ONE_FRAME))[0]
+        assert transcript.score < 0  # `$` at least was chosen
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])
@@ -176,21 +177,21 @@ def test_a_word_that_any_hypothesis_may_lengthen_is_not_settled(tiny_model):
 @pytest.mark.parametrize("chunk", [4, 16])
 def test_later_audio_changes_nothing_that_was_settled(tiny_model, method, chunk):
     rng = random.Random(method)
-    audio, changed = tiny.speech(3, 56000), 0
+    audio, changed = tiny.speech(3, 40000), 0
     whole = offline(tiny_model, (chunk, 2), search(method), audio)[0][0]
-    for _ in range(3):
-        cut = rng.randint(15000, 50000)
+    for _ in range(2):
+        cut = rng.randint(12000, 36000)
         stream = Stream(*tiny_model, ChunkingConfig(chunk, 2), search(method))
         first = [stream.push(piece) for piece in cuts(audio[:cut], rng, 9000)]
         settled = [word for update in first for word in update.words]
         best = stream.search.best()
-        for tail in (audio[cut:], -audio[cut:] * 0.3, np.zeros(20000, np.float32), audio[:0]):
+        for tail in (audio[cut:], -audio[cut:] * 0.3, np.zeros(9000, np.float32), audio[:0]):
             other = offline(tiny_model, (chunk, 2), search(method), np.concatenate([audio[:cut], tail]))[0][0]
             same_words(other.words[: len(settled)], settled)
             if method == "greedy":  # a beam may still change its mind about what is not settled
                 assert other.token_ids[: len(best.tokens)] == best.tokens
             changed += other.token_ids != whole.token_ids
-    assert changed > 3
+    assert changed > 2
 
 
 @pytest.mark.parametrize("chunk", [4, 8, 16, 32])
@@ -206,7 +207,7 @@ def test_a_chunk_is_decoded_within_the_promised_latency(tiny_model, chunk):
         heard = (begin + 320 - tail) / RATE
         started = max(0, math.floor((heard - latency) / timeline.chunk_seconds(chunk) + 1e-9) + 1)
         assert started <= stream.search.chunk <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
-    assert started > 3
+    assert started > 2
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])

@@ -289,7 +289,7 @@ def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
     if name == "ctc":
         plain["ctc_conf"] = {"dropout": 0.0}
     else:
-        plain.update(decoder_conf={"dropout": 0.0}, loss_conf={"ctc_weight": 0.0})
+        plain.update(decoder_conf={"dropout": 0.0}, loss_conf={"ctc_weight": 0.1})
     one = training.train(name, toy_data, tmp_path / "one", toy_stats, **plain)
     options = ["--multiprocessing_distributed", "false", "--dist_backend", "gloo", "--ngpu", "0"]
     arguments = training.command(name, toy_data, tmp_path / "two", toy_stats, options, **plain)

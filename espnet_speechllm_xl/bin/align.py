@@ -130,8 +130,11 @@ def _align_one(log_probs, transcript, model, tokenizer):
 def _from_ctm(path, text):
     from espnet_speechllm_xl.alignment import AlignmentError, from_word_times
     from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.text import normalise
 
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist: give the CTM file with the word times of the set")
     words = read_ctm(path)
     results = {}
     for utterance, transcript in text.items():

@@ -23,7 +23,8 @@ def sample_counts(dump):
     counts = {}
     for utterance, value in read_table(dump / "utt2num_samples").items():
         if not value.isdecimal():
-            raise KaldiError(f"{dump / 'utt2num_samples'}: '{value}' of '{utterance}' is no number: format the set again")
+            where = dump / "utt2num_samples"
+            raise KaldiError(f"{where}: '{value}' of '{utterance}' is no number: format the set again")
         counts[utterance] = int(value)
     return counts
 

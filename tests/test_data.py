@@ -1,0 +1,259 @@
+"""What the model is fed: preprocessing, collation, batches, and utterances joined for training."""
+
+import random
+
+import numpy as np
+import pytest
+import training
+from slow import slow_sequence
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.alignment import AlignmentError
+from espnet_speechllm_xl.config import ConcatConfig
+from espnet_speechllm_xl.data import PAD_TOKEN, BatchFactory, DataError, Example, JoinedDataset, Preprocessor, collate
+from espnet_speechllm_xl.text import load_tokenizer
+
+RATE, FRAME = training.RATE, training.FRAME
+
+
+def test_preprocessor(toy_data):
+    tokenizer = load_tokenizer(toy_data.tokenizer)
+    data = {"speech": np.zeros(9000, np.float64), "text": " ab  c ", "spk": "s1", "alignment": "2 5 7 11"}
+    arrays = Preprocessor(tokenizer, RATE)("u1", data)
+    assert set(arrays) == {"speech", "text", "ends"}  # spk is for joining only
+    assert arrays["speech"].dtype == np.float32 and arrays["text"].dtype == arrays["ends"].dtype == np.int64
+    assert [tokenizer.pieces[token] for token in arrays["text"]] == ["▁", "a", "b", "▁", "c"]
+    assert arrays["ends"].tolist() == [2, 2, 5, 7, 11]  # the mark of the first word ends with its letter
+    assert set(Preprocessor(tokenizer, RATE)("u1", {"speech": data["speech"], "text": "ab"})) == {"speech", "text"}
+
+
+@pytest.mark.parametrize(
+    "text, alignment, error, message",
+    [
+        ("abc", "2 5 7 11", AlignmentError, "u1: 4 aligned characters for a transcript of 3: .* run the align stage"),
+        ("abcd", "2 5 x 11", AlignmentError, "u1: alignment is not a list of frames"),
+        ("abcd", "-", AlignmentError, "u1: 0 aligned characters for a transcript of 4"),
+    ],
+)
+def test_alignment_of_other_text(toy_data, text, alignment, error, message):
+    preprocess = Preprocessor(load_tokenizer(toy_data.tokenizer), RATE)
+    with pytest.raises(error, match=message):
+        preprocess("u1", {"speech": np.zeros(9000, np.float32), "text": text, "alignment": alignment})
+
+
+def test_stereo_is_refused(toy_data):
+    with pytest.raises(DataError, match=r"u1: audio of shape \(9000, 2\); the format stage makes it mono"):
+        Preprocessor(load_tokenizer(toy_data.tokenizer), RATE)("u1", {"speech": np.zeros((9000, 2)), "text": "a"})
+
+
+def test_collate():
+    first = {"speech": np.array([0.5, -0.5, 0.25], np.float32), "text": np.array([3]), "ends": np.array([7])}
+    second = {"speech": np.array([1.0], np.float32), "text": np.array([1, 2]), "ends": np.array([0, 4])}
+    names, batch = collate([("u1", first), ("u2", second)])
+    assert names == ["u1", "u2"]
+    assert batch["speech"].tolist() == [[0.5, -0.5, 0.25], [1.0, 0.0, 0.0]]
+    assert batch["text"].tolist() == [[3, PAD_TOKEN], [1, 2]]
+    assert batch["ends"].tolist() == [[7, PAD_TOKEN], [0, 4]]
+    assert [batch[f"{name}_lengths"].tolist() for name in ("speech", "text", "ends")] == [[3, 1], [1, 2], [1, 2]]
+
+
+def corpus(count=60, speakers=5, seed=0, longest=80000):
+    """Sample counts, token counts and speakers of utterances whose lengths are ragged."""
+    rng = random.Random(seed)
+    names = [f"u{index:02d}" for index in range(count)]
+    samples = {name: rng.randint(6000, longest) for name in names}
+    tokens = {name: rng.randint(1, 30) for name in names}
+    return samples, tokens, {name: f"s{rng.randrange(speakers)}" for name in names}
+
+
+def factory(samples, tokens, speakers, concat=None, bins=600, train=True, seed=1, **process):
+    return BatchFactory({}, samples, tokens, speakers, concat, bins, RATE, seed, train, 0, **process)
+
+
+CONCAT = ConcatConfig(max_seconds=12.0, probability=0.8, max_gap_seconds=0.5)
+
+
+def size(example, samples, tokens):
+    """Decoder inputs of an example, counted from the joined audio's samples."""
+    length = example.offsets[-1] * FRAME + samples[example.utterances[-1]]
+    return timeline.frames(length, RATE) + sum(tokens[name] for name in example.utterances)
+
+
+@pytest.mark.parametrize("concat", [None, CONCAT], ids=["single", "joined"])
+@pytest.mark.parametrize("train", [True, False], ids=["train", "valid"])
+@pytest.mark.parametrize("bins", [170, 600, 100000])
+def test_an_epoch_is_every_utterance_once_in_batches_that_fit(concat, train, bins):
+    samples, tokens, speakers = corpus()
+    batches = factory(samples, tokens, speakers, concat, bins, train)
+    for epoch in (1, 2, 3):
+        found = batches.batches(epoch)
+        names = [name for batch in found for example in batch for name in example.utterances]
+        assert sorted(names) == sorted(samples)
+        assert all(batch for batch in found)
+        for batch in found:
+            assert max(size(example, samples, tokens) for example in batch) * len(batch) <= bins
+        joined = max(len(example.utterances) for batch in found for example in batch)
+        assert (joined > 1) == (train and concat is not None)
+
+
+def test_epochs_differ_and_repeat_themselves():
+    arguments = corpus()
+    first, second = (factory(*arguments, CONCAT) for _ in range(2))
+    assert first.batches(1) == second.batches(1)
+    assert first.batches(2) == second.batches(2) != first.batches(1)
+    assert factory(*arguments, CONCAT, seed=2).batches(1) != first.batches(1)
+    examples = [{example.utterances for batch in first.batches(epoch) for example in batch} for epoch in (1, 2)]
+    assert examples[0] != examples[1]
+    valid = factory(*arguments, CONCAT, train=False)
+    assert valid.batches(1) == valid.batches(2)
+
+
+@pytest.mark.parametrize("bins", [300, 100000])
+def test_joined_examples(bins):
+    samples, tokens, speakers = corpus(count=80, speakers=4, longest=40000)
+    batches = factory(samples, tokens, speakers, CONCAT, bins)
+    mixed = several = longest = 0
+    gaps = set()
+    for epoch in range(1, 6):
+        for example in (example for batch in batches.batches(epoch) for example in batch):
+            if len(example.utterances) == 1:
+                assert example.offsets == (0,)
+                continue
+            several += 1
+            mixed += len({speakers[name] for name in example.utterances}) > 1
+            spans = zip(example.utterances, example.offsets, example.offsets[1:], strict=False)
+            for name, start, following in spans:
+                pause = (following - start) * FRAME - samples[name]
+                assert 0 <= pause < 0.5 * RATE + 2 * FRAME  # they never overlap
+                gaps.add(pause // FRAME)
+            seconds = (example.offsets[-1] * FRAME + samples[example.utterances[-1]]) / RATE
+            assert seconds <= CONCAT.max_seconds + 2 * FRAME / RATE
+            longest = max(longest, seconds)
+            assert size(example, samples, tokens) <= bins
+    assert several > 50
+    assert len(gaps) > 8
+    # A speaker's last utterances may be joined with the next speaker's first: at most speakers - 1 times an epoch.
+    assert mixed <= 5 * 3
+    assert longest > (10 if bins > 300 else 5)
+
+
+def test_share_of_joined_examples():
+    samples, tokens, speakers = corpus(count=400, speakers=1, longest=12000)
+    for probability in (0.0, 0.5, 1.0):
+        concat = ConcatConfig(max_seconds=30.0, probability=probability)
+        examples = sum(factory(samples, tokens, speakers, concat, 9999).batches(1), [])
+        share = sum(len(example.utterances) > 1 for example in examples) / len(examples)
+        assert share == 0 if probability == 0 else abs(share - probability) < 0.2
+    off = ConcatConfig(max_seconds=0.0, probability=1.0)
+    examples = sum(factory(samples, tokens, speakers, off, 9999).batches(1), [])
+    assert len(examples) == 400
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("bins", [170, 600])
+def test_processes_share_every_batch(world, bins):
+    samples, tokens, speakers = corpus()
+    factories = [factory(samples, tokens, speakers, CONCAT, bins, rank=rank, world_size=world) for rank in range(world)]
+    for epoch in (1, 2):
+        loaders = [each.build_iter(epoch).batch_sampler for each in factories]
+        assert len({len(loader) for loader in loaders}) == 1
+        for whole, *shares in zip(factories[0].batches(epoch), *loaders, strict=True):
+            assert all(shares)
+            taken = [example.utterances for share in shares for example in share]
+            assert sorted(taken) == sorted(example.utterances for example in whole)
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_does_not_fit_is_said():
+    samples, tokens, speakers = corpus()
+    longest = max(samples, key=lambda name: timeline.frames(samples[name], RATE) + tokens[name])
+    count = timeline.frames(samples[longest], RATE) + tokens[longest]
+    factory(samples, tokens, speakers, bins=count)
+    with pytest.raises(DataError, match=f"batch_bins {count - 1} is less than the {count} frames .* of {longest}"):
+        factory(samples, tokens, speakers, bins=count - 1)
+    with pytest.raises(DataError, match="2 examples for 3 processes, .* use fewer processes"):
+        two = [{name: table[name] for name in ("u00", "u01")} for table in (samples, tokens, speakers)]
+        factory(*two, rank=0, world_size=3).batches(1)
+    with pytest.raises(DataError, match="text_shape lacks 1 utterances, first 'u07'"):
+        factory(samples, {name: count for name, count in tokens.items() if name != "u07"}, speakers)
+
+
+class Planted:
+    """Every utterance is constant at its own level, with a mark at the start of each token's last frame."""
+
+    def __init__(self, count, seed=3):
+        rng = random.Random(seed)
+        self.items = {}
+        for index in range(count):
+            samples = rng.randint(9000, 20000)
+            ends = sorted(rng.sample(range(timeline.frames(samples, RATE)), 4))
+            speech = np.full(samples, (index + 1) / 100, np.float32)
+            speech[[end * FRAME for end in ends]] = -(index + 1) / 100
+            text = np.arange(4) + 10 * index
+            self.items[f"u{index}"] = {"speech": speech, "text": text, "ends": np.array(ends)}
+
+    def __getitem__(self, name):
+        return name, self.items[name]
+
+
+def test_shifted_ends_point_at_the_same_audio():
+    planted = Planted(6)
+    samples = {name: len(item["speech"]) for name, item in planted.items.items()}
+    concat = ConcatConfig(max_seconds=9.0, probability=1.0, max_gap_seconds=0.2)
+    batches = BatchFactory(planted, samples, dict.fromkeys(samples, 4), None, concat, 2000, RATE, 5, True, 0)
+    joined = 0
+    for epoch in range(1, 16):
+        for names, batch in batches.build_iter(epoch):
+            for row, name in enumerate(names):
+                parts = name.split("+")
+                joined += len(parts) > 1
+                count = int(batch["text_lengths"][row])
+                assert count == int(batch["ends_lengths"][row]) == 4 * len(parts)
+                tokens, ends = batch["text"][row, :count].tolist(), batch["ends"][row, :count].tolist()
+                assert tokens == [token for part in parts for token in planted.items[part]["text"]]
+                assert ends == sorted(ends)
+                for token, end in zip(tokens, ends, strict=True):
+                    level = -(token // 10 + 1) / 100
+                    assert batch["speech"][row, end * FRAME].item() == pytest.approx(level)
+                assert max(ends) < timeline.frames(int(batch["speech_lengths"][row]), RATE)
+    assert joined > 10
+
+
+def test_gaps_hold_quiet_noise_and_nothing_else_changes():
+    planted = Planted(3)
+    for item in planted.items.values():
+        item["speech"][2000:6000] = 0.001  # the quiet part
+    dataset = JoinedDataset(planted, RATE)
+    first, second = planted.items["u0"]["speech"], planted.items["u2"]["speech"]
+    offset = len(first) // FRAME + 12
+    name, arrays = dataset[Example(("u0", "u2"), (0, offset))]
+    speech = arrays["speech"]
+    assert name == "u0+u2" and speech.dtype == np.float32
+    assert np.array_equal(speech[: len(first)], first)
+    assert np.array_equal(speech[offset * FRAME :], second)
+    gap = speech[len(first) : offset * FRAME]
+    assert len(gap) > 5000 and 0.0009 < gap.std() < 0.0011 and len(set(gap.tolist())) > 1000
+    assert np.array_equal(dataset[Example(("u0", "u2"), (0, offset))][1]["speech"], speech)
+    alone_name, alone = dataset[Example(("u2",), (0,))]
+    assert alone_name == "u2" and alone["speech"] is second
+
+
+def test_joined_batches_build_the_slow_sequence():
+    """From the loader's joined example to the decoder's sequence: each token in the chunk of its own audio."""
+    from espnet_speechllm_xl.config import ChunkingConfig
+    from espnet_speechllm_xl.sequence import IGNORE, build_sequence
+
+    planted = Planted(5)
+    samples = {name: len(item["speech"]) for name, item in planted.items.items()}
+    concat = ConcatConfig(max_seconds=9.0, probability=1.0)
+    batches = BatchFactory(planted, samples, dict.fromkeys(samples, 4), None, concat, 2000, RATE, 5, True, 0)
+    for _, batch in batches.build_iter(1):
+        frames = timeline.frames(batch["speech_lengths"], RATE)
+        tokens = batch["text"].clamp(min=0)
+        sequence = build_sequence(frames, tokens, batch["text_lengths"], batch["ends"], ChunkingConfig(chunk=8), eoc=99)
+        for row in range(len(frames)):
+            count = int(batch["text_lengths"][row])
+            arguments = (int(frames[row]), tokens[row, :count].tolist(), batch["ends"][row, :count].tolist(), 8, 0, 99)
+            _, chunks, targets = slow_sequence(*arguments)
+            assert sequence.chunk[row, : len(chunks)].tolist() == chunks
+            assert sequence.target[row, : len(chunks)].tolist() == [IGNORE if t is None else t for t in targets]

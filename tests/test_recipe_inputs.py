@@ -1,0 +1,129 @@
+"""Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import training
+from espnet2.train.dataset import ESPnetDataset
+
+from espnet_speechllm_xl.bin import data as data_tool
+from espnet_speechllm_xl.config import FeatureConfig
+from espnet_speechllm_xl.data import Preprocessor, collate
+from espnet_speechllm_xl.features import LogMel
+from espnet_speechllm_xl.kaldi import read_table, write_table
+from espnet_speechllm_xl.text import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded(folder, tokenizer):
+    """The collated batch of a set as training reads it."""
+    streams = [(f"{folder}/{file}", name, kind) for file, name, kind in
+               (("wav.scp", "speech", "sound"), ("text", "text", "text"), ("utt2spk", "spk", "text"))]  # fmt: skip
+    dataset = ESPnetDataset(streams, preprocess=Preprocessor(load_tokenizer(tokenizer), training.RATE))
+    return collate([dataset[name] for name in sorted(read_table(folder / "text"))])
+
+
+@pytest.fixture
+def kaldi_dir(toy_data, tmp_path):
+    """Two recordings with segments, one of them read by a command: as Kaldi users have them."""
+    folder = tmp_path / "kaldi"
+    names = sorted(read_table(toy_data.train / "text"))[:4]
+    audio, text, speakers = (read_table(toy_data.train / file) for file in ("wav.scp", "text", "utt2spk"))
+    recordings, segments = {}, {}
+    for recording, pair in (("r1", names[:2]), ("r2", names[2:])):
+        pieces = [soundfile.read(audio[name], dtype="int16")[0] for name in pair]
+        file = tmp_path / f"{recording}.wav"
+        soundfile.write(file, np.concatenate(pieces), training.RATE)
+        recordings[recording] = f"cat {file} |" if recording == "r1" else str(file)
+        edge, total = len(pieces[0]) / training.RATE, sum(map(len, pieces)) / training.RATE
+        segments[pair[0]] = f"{recording} 0 {edge:.7f}"
+        segments[pair[1]] = f"{recording} {edge:.7f} {total:.7f}"
+    write_table(folder / "wav.scp", recordings)
+    write_table(folder / "segments", segments)
+    write_table(folder / "text", {name: text[name] for name in names})
+    write_table(folder / "utt2spk", {name: speakers[name] for name in names})
+    assert data_tool.main(["check", str(folder), "--fix"]) == 0
+    return folder
+
+
+@pytest.fixture
+def espnet_dump(toy_data, tmp_path):
+    """The same four utterances as ESPnet's format_wav_scp.py leaves them."""
+    folder = tmp_path / "espnet" / "raw" / "train"
+    names = sorted(read_table(toy_data.train / "text"))[:4]
+    for file in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
+        table = read_table(toy_data.train / file)
+        write_table(folder / file, {name: table[name] for name in names})
+    (folder / "feats_type").write_text("raw\n")
+    return folder
+
+
+def test_kaldi_and_dump_give_the_same_inputs(kaldi_dir, espnet_dump, toy_data, tmp_path):
+    formatted = tmp_path / "dump" / "raw" / "train"
+    assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(formatted), "--nj", "1"]) == 0
+    (names, batch), (expected_names, expected) = (loaded(path, toy_data.tokenizer) for path in (formatted, espnet_dump))
+    assert names == expected_names and len(names) == 4
+    assert batch.keys() == expected.keys()
+    for name in batch:
+        assert batch[name].equal(expected[name]), name
+    assert (formatted / "text").read_text() == (espnet_dump / "text").read_text()
+    assert (formatted / "utt2num_samples").read_text() == (espnet_dump / "utt2num_samples").read_text()
+    log_mel = LogMel(FeatureConfig())
+    features = [log_mel(each["speech"], each["speech_lengths"]) for each in (batch, expected)]
+    assert features[0][0].equal(features[1][0]) and features[0][1].equal(features[1][1])
+
+
+def test_a_dump_formatted_again_is_the_same(espnet_dump, toy_data, tmp_path):
+    again = tmp_path / "again"
+    assert data_tool.main(["format", "--data", str(espnet_dump), "--dump", str(again), "--nj", "1"]) == 0
+    batch, expected = loaded(again, toy_data.tokenizer)[1], loaded(espnet_dump, toy_data.tokenizer)[1]
+    assert all(batch[name].equal(expected[name]) for name in expected)
+
+
+def test_formatted_again_keeps_the_files_as_they_are(kaldi_dir, tmp_path):
+    """What has not changed keeps its time: later stages compare times."""
+    out = tmp_path / "dump"
+    times = []
+    for _ in range(2):
+        assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
+        times.append({path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()})
+    assert times[0] == times[1]
+    text = read_table(kaldi_dir / "text")
+    write_table(kaldi_dir / "text", {**text, next(iter(text)): "d d d"})
+    assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
+    changed = {path.name for path, time in times[0].items() if path.stat().st_mtime_ns != time}
+    assert "text" in changed and "wav.scp" not in changed
+
+
+def run_recipe(folder, *options):
+    """The driver in ``folder``, at the stages that need no training."""
+    driver = ROOT / "egs2/TEMPLATE/speechllm_xl1/speechllm_xl.sh"
+    folder.mkdir(exist_ok=True)
+    return subprocess.run([driver, *map(str, options)], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_driver_takes_both(kaldi_dir, espnet_dump, tmp_path):
+    common = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train", "--token-type", "char", "--nj", 1]
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "train").symlink_to(kaldi_dir)
+    kaldi = run_recipe(tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", *common)
+    assert kaldi.returncode == 0, kaldi.stderr
+    assert "stage 2: perturb: nothing to do (no --speed-perturb)" in kaldi.stdout
+    dump = run_recipe(tmp_path / "two", "--dumpdir", espnet_dump.parents[1], "--stop-stage", "tokens", *common)
+    assert dump.returncode == 0, dump.stderr
+    assert "stage 3: format: nothing to do (--dumpdir" in dump.stdout
+    files = [path / "data/tokens_char100/tokens.txt" for path in (tmp_path / "one", tmp_path / "two")]
+    assert files[0].read_text() == files[1].read_text() != ""
+
+
+def test_driver_names_what_is_wrong_with_a_directory(kaldi_dir, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "train").symlink_to(kaldi_dir)
+    (kaldi_dir / "text").unlink()
+    done = run_recipe(tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
+    assert done.returncode == 1
+    assert "text" in done.stderr and "Traceback" not in done.stderr
