@@ -10,6 +10,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
   --test-sets test \
   --speed-perturb "0.9 1.0 1.1" \
   --token-type bpe \
-  --vocab-size 30 \
+  --vocab-size 100 \
   --train-config train_an4.yaml \
   "$@"
