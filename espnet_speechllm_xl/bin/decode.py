@@ -40,16 +40,8 @@ def main(args):
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
     good = {utterance: item for utterance, item in done.items() if "failed" not in item}
-    write_table(out / "text", {utterance: item["nbest"][0]["text"] for utterance, item in good.items()})
-    write_table(out / "token", {utterance: " ".join(item["nbest"][0]["tokens"]) for utterance, item in good.items()})
-    write_table(
-        out / "token_int", {u: " ".join(map(str, item["nbest"][0]["token_ids"])) for u, item in good.items()}
-    )
-    write_table(out / "score", {utterance: str(item["nbest"][0]["score"]) for utterance, item in good.items()})
+    _write_texts(out, good, args.nbest or 1)
     write_table(out / "failed", failed)
-    if (args.nbest or 1) > 1:
-        with atomic_write(out / "nbest.jsonl") as stream:
-            stream.writelines(json.dumps({"utterance": u, "nbest": i["nbest"]}) + "\n" for u, i in good.items())
     summary = {
         "utterances": len(good),
         "failed": len(failed),
@@ -65,6 +57,26 @@ def main(args):
     jobs.finish(out / ".parts")
     _print_summary(out, summary, failed)
     return 1 if failed else 0
+
+
+def _write_texts(out, good, nbest):
+    """``text``, ``token``, ``token_int`` and ``score`` of the best, and ``nbest.jsonl`` when there are more."""
+    from espnet_speechllm_xl.io import atomic_write
+    from espnet_speechllm_xl.kaldi import write_table
+
+    best = {utterance: item["nbest"][0] for utterance, item in good.items()}
+    columns = {
+        "text": lambda one: one["text"],
+        "token": lambda one: " ".join(one["tokens"]),
+        "token_int": lambda one: " ".join(map(str, one["token_ids"])),
+        "score": lambda one: str(one["score"]),
+    }
+    for name, value in columns.items():
+        write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
+    if nbest > 1:
+        with atomic_write(out / "nbest.jsonl") as stream:
+            for utterance, item in good.items():
+                stream.write(json.dumps({"utterance": utterance, "nbest": item["nbest"]}) + "\n")
 
 
 def make_worker(settings):

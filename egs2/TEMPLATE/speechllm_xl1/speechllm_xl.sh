@@ -64,6 +64,8 @@ usage() {
 }
 option_lines() { sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | grep '^[a-z_]*='; }
 
+# For RESULTS.md: the options that make a difference, as they could be typed again.
+command=$(basename "${BASH_SOURCE[0]}")
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -75,6 +77,7 @@ while [ $# -gt 0 ]; do
       fi
       [ $# -ge 2 ] || die "option $1 needs a value"
       printf -v "$name" '%s' "$2"
+      case $name in stage | stop_stage | nj | downloads) ;; *) command+=$(printf ' %s %q' "$1" "$2") ;; esac
       shift 2
       ;;
     *) die "unexpected argument '$1'; ./run.sh --help" ;;
@@ -251,9 +254,8 @@ decode() {
   done
 }
 score() {
-  speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" --command "$(recipe_command)"
+  speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" --command "$command"
 }
-recipe_command() { echo "${SPEECHLLM_XL_COMMAND:-./run.sh}"; }
 
 if runs 8; then
   # shellcheck disable=SC2086
@@ -276,6 +278,10 @@ fi
 
 if runs 11; then
   speechllm_xl pack --model "$model" --out "$model.zip"
+  if [ -f "$results" ]; then
+    log "word error rates (all of it: $results)"
+    sed -n '/^### WER/,/^### CER/p' "$results" | grep '^|' || true
+  fi
   log "transcribe a file of your own with it:"
   echo "  $root/local/run.sh speechllm-xl transcribe FILE --model $PWD/$model.zip"
 fi

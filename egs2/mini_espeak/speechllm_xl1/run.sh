@@ -10,5 +10,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
   --valid-set dev \
   --test-sets test \
   --token-type bpe \
-  --vocab-size 200 \
+  --vocab-size 60 \
   "$@"
