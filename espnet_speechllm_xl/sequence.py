@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.visibility import PADDING
 
 IGNORE = -100  # target that does not count; torch's cross_entropy default
@@ -46,7 +47,7 @@ def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
         eoc: id of ``$``.
 
     Raises:
-        ValueError: a token ends after the last frame, or an utterance with tokens has no frame.
+        UserError: a token ends after the last frame, or an utterance with tokens has no frame.
     """
     device = tokens.device
     last_frame = frame_lengths[:, None] - 1
@@ -54,7 +55,7 @@ def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
     real_token = token_index < token_lengths[:, None]
     if bool((real_token & (ends > last_frame)).any()):
         worst = int((real_token & (ends > last_frame)).any(1).nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"utterance {worst} of the batch: a token ends at frame {int(ends[worst].max())} but the audio has "
             f"{int(frame_lengths[worst])} frames: the alignment belongs to other audio; run the align stage again"
         )

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.align import kind_of_reason
+from espnet_speechllm_xl.errors import UserError
 
 
 def get_parser():
@@ -42,7 +43,7 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     try:
         summary, failures = write_report(Path(args.aligned), Path(args.dump), args.chunk, args.plots)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"align_report: {error}", file=sys.stderr)
         return 1
     print(summary)
@@ -61,7 +62,7 @@ def write_report(aligned, dump, chunk=32, plots=3):
         plots: utterances drawn, evenly spaced in the list; at most all.
 
     Raises:
-        ValueError: a file is missing or damaged, or the two directories are not of the same utterances.
+        UserError: a file is missing or damaged, or the two directories are not of the same utterances.
     """
     from espnet_speechllm_xl.ctm import read_ctm
     from espnet_speechllm_xl.kaldi import read_table
@@ -70,7 +71,7 @@ def write_report(aligned, dump, chunk=32, plots=3):
     failed = read_table(aligned / "failed")
     everything = read_table(dump / "text")
     if {*audio, *failed} != set(everything):
-        raise ValueError(
+        raise UserError(
             f"{aligned} ({len(audio)} aligned, {len(failed)} failed) is not of {dump} ({len(everything)} utterances): "
             "run the align stage again"
         )

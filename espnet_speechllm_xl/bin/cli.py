@@ -53,6 +53,9 @@ def _run(module, args):
     except UserError as error:
         print(f"speechllm-xl: error: {error}", file=sys.stderr)
         return WRONG_USE
+    except PermissionError as error:
+        print(f"speechllm-xl: error: {error.filename} cannot be written or read: {error.strerror}", file=sys.stderr)
+        return WRONG_USE
     except KeyboardInterrupt:
         print("speechllm-xl: interrupted", file=sys.stderr)
         return 130
