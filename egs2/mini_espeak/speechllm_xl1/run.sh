@@ -11,4 +11,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
   --test-sets test \
   --token-type bpe \
   --vocab-size 60 \
+  --longform-factors 10 \
   "$@"
