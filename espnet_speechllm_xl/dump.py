@@ -332,8 +332,13 @@ def join_ctm(words, utterances, lengths, gap, sample_rate):
     return joined
 
 
-def longform_dir(source, out, factor, *, order="consecutive", seed=0, settings=None, nj=1, progress=None):
-    """Join ``factor`` utterances of a speaker at a time (paper, table IV) into a new dump.
+def longform_dir(
+    source, out, factor, *, order="consecutive", across_speakers=False, seed=0, settings=None, nj=1, progress=None
+):
+    """Join ``factor`` utterances at a time (paper, table IV) into a new dump.
+
+    They are of one speaker, so that a speaker's last group is shorter; with ``across_speakers`` all groups but the
+    last of the set are full, and a long utterance counts as its first speaker's.
 
     Long utterances are named ``<first utterance>-x<factor>``; ``utt2parts`` lists what they hold.  Texts are
     joined by a blank.  A long utterance with a part that has text but no ``ref.ctm`` words has no reference times.
@@ -352,7 +357,8 @@ def longform_dir(source, out, factor, *, order="consecutive", seed=0, settings=N
     bad = [item for item in directory.utterances if item not in directory.sources or item not in utt2spk]
     if bad:
         raise KaldiError(f"{source}: {len(bad)} utterances lack audio or speaker, first '{bad[0]}': run check --fix")
-    groups = {f"{items[0]}-x{factor}": items for items in group(utt2spk, factor, order, seed)}
+    together = dict.fromkeys(utt2spk, "all") if across_speakers else utt2spk
+    groups = {f"{items[0]}-x{factor}": items for items in group(together, factor, order, seed)}
     speeds = {directory.speed.get(item, 1.0) for item in utt2spk}
     if len(speeds) > 1:
         raise KaldiError(f"{source} mixes speeds (utt2speed): run `format` first and join its dump")

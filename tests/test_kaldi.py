@@ -472,6 +472,19 @@ def test_long_forms(tmp_path, gap, capsys):
     assert kaldi.check_dir(out) == []
 
 
+def test_long_forms_across_speakers_are_full(tmp_path):
+    format_dir(make(tmp_path / "d", LENGTHS), tmp_path / "o")
+    out = tmp_path / "x2"
+    assert main(["longform", "--dump", str(tmp_path / "o"), "--out", str(out), "--factor", "2", "--across-speakers"]) == 0
+    assert kaldi.read_table(out / "utt2parts") == {
+        "ann-1-x2": "ann-1 ann-2",
+        "ann-3-x2": "ann-3 bob-1",
+        "bob-2-x2": "bob-2",
+    }
+    assert kaldi.read_table(out / "utt2spk")["ann-3-x2"] == "ann"
+    assert kaldi.check_dir(out) == []
+
+
 def test_long_forms_lose_nothing_silently(tmp_path):
     data, dump = make(tmp_path / "d", LENGTHS, ctm=True), tmp_path / "o"
     words = read_ctm(data / "ref.ctm")

@@ -95,7 +95,7 @@ def _longform(args):
     from espnet_speechllm_xl.dump import longform_dir
 
     report = longform_dir(
-        args.dump, args.out, args.factor, order=args.order, seed=args.seed,
+        args.dump, args.out, args.factor, order=args.order, across_speakers=args.across_speakers, seed=args.seed,
         settings=_settings(args, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
     )  # fmt: skip
     print(f"{args.dump} -> {args.out}, {args.factor} at a time: {report}")
@@ -161,11 +161,12 @@ def get_parser():
     which.add_argument("--utt-list", metavar="FILE", help="utterance ids, first word of each line")
     subset.set_defaults(run=_subset)
 
-    long = commands.add_parser("longform", help="join consecutive utterances of a speaker")
+    long = commands.add_parser("longform", help="join consecutive utterances")
     long.add_argument("--dump", required=True, help="dump to read")
     long.add_argument("--out", required=True, help="dump to write")
     long.add_argument("--factor", type=_at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
     long.add_argument("--order", choices=("consecutive", "shuffled"), default="consecutive")
+    long.add_argument("--across-speakers", action="store_true", help="fill groups with the next speaker's utterances")
     long.add_argument("--gap-seconds", type=_at_least(float, 0), default=0.0, help="silence between utterances")
     long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
     _writers(long)

@@ -269,7 +269,7 @@ fi
 if runs 10; then
   for set in $test_sets; do
     for factor in $longform_factors; do
-      data_tool longform --dump "$dump/$set" --out "$dump/${set}_${factor}x" --factor "$factor"
+      data_tool longform --dump "$dump/$set" --out "$dump/${set}_${factor}x" --factor "$factor" --across-speakers
       decode "${set}_${factor}x"
     done
   done
