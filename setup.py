@@ -6,6 +6,7 @@ setup(
     name="espnet_speechllm_xl",
     version="0.1.0",
     description="SpeechLLM-XL: streaming speech recognition with a chunk-wise decoder-only LM, on ESPnet",
+    license="Apache-2.0",
     url="https://arxiv.org/abs/2410.03752",
     packages=find_packages(include=["espnet_speechllm_xl", "espnet_speechllm_xl.*"]),
     python_requires=">=3.10,<3.13",

@@ -475,7 +475,8 @@ def test_long_forms(tmp_path, gap, capsys):
 def test_long_forms_across_speakers_are_full(tmp_path):
     format_dir(make(tmp_path / "d", LENGTHS), tmp_path / "o")
     out = tmp_path / "x2"
-    assert main(["longform", "--dump", str(tmp_path / "o"), "--out", str(out), "--factor", "2", "--across-speakers"]) == 0
+    args = ["longform", "--dump", str(tmp_path / "o"), "--out", str(out), "--factor", "2", "--across-speakers"]
+    assert main(args) == 0
     assert kaldi.read_table(out / "utt2parts") == {
         "ann-1-x2": "ann-1 ann-2",
         "ann-3-x2": "ann-3 bob-1",
