@@ -16,6 +16,7 @@ that differ by rounding only (another batch, another device) are no ties and may
 Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` hypotheses being expanded.
 """
 
+import abc
 import math
 import sys
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,7 @@ def _log_add(a, b):
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
-class Search:
+class Search(abc.ABC):
     """What the searches share: expanding, pruning, n-best.
 
     ``config`` is a :class:`~espnet_speechllm_xl.config.SearchConfig`, ``initial_row`` the decoder state before the
@@ -87,16 +88,16 @@ class Search:
         self.eoc = eoc
         self.beam = [Hypothesis(_row=initial_row)]  # best first
 
+    @abc.abstractmethod
     def advance(self, frames):
         """Generator that takes the next chunk: ``frames`` (q, D), q >= 1; only the last chunk may be shorter."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self):
         """Generator that returns the n-best list of :class:`Hypothesis`: distinct texts, best first.
 
         Without any chunk that is one empty hypothesis with score 0.
         """
-        raise NotImplementedError
 
     def best(self):
         """The best :class:`Hypothesis` so far."""
