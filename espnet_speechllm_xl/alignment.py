@@ -77,6 +77,18 @@ def token_ends(char_ends, token_char_ends):
     return ends
 
 
+def whole_word_ends(char_ends, text):
+    """Character ends where all of a word, and the space before it, take the end of its last character.
+
+    Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
+    """
+    ends = list(char_ends)
+    for index in reversed(range(len(text) - 1)):
+        if text[index + 1] != " ":
+            ends[index] = ends[index + 1]
+    return ends
+
+
 def transfer(source, char_ends, target):
     """Character ends of ``source`` moved to ``target``, the same words in another spelling.
 

@@ -112,11 +112,13 @@ class ChunkingConfig:
     chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
     context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # frames added to a token's end before its chunk is chosen
+    unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
 
     def __post_init__(self):
         _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         _require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         _require(self.delay >= 0, f"delay {self.delay} must not be negative")
+        _require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
     def check_against(self, encoder):
         """Segment divides chunk or chunk divides segment (design rule; :class:`EncoderConfig`)."""

@@ -12,7 +12,7 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.alignment import parse_char_ends, token_ends
+from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise
@@ -31,11 +31,13 @@ class Preprocessor:
     Args:
         tokenizer: see text.py.
         sample_rate: Hz, to tell frames from samples.
+        whole_words: all tokens of a word take its end (``chunking_conf`` ``unit: word``).
     """
 
-    def __init__(self, tokenizer, sample_rate):
+    def __init__(self, tokenizer, sample_rate, whole_words=False):
         self.tokenizer = tokenizer
         self.sample_rate = sample_rate
+        self.whole_words = whole_words
 
     def __call__(self, utterance, data):
         """``{"speech", "text", "alignment"?, "spk"?}`` -> ``{"speech", "text", "ends"?}``."""
@@ -47,6 +49,8 @@ class Preprocessor:
         arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
         if "alignment" in data:
             ends = parse_char_ends(utterance, data["alignment"], text)
+            if self.whole_words:
+                ends = whole_word_ends(ends, text)
             ends = np.asarray(token_ends(ends, char_ends_of_tokens), dtype=np.int64)
             arrays["ends"] = self._within(ends, len(speech))
         return arrays

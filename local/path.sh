@@ -25,8 +25,6 @@ case :${PYTHONPATH:-}: in
   *) export PYTHONPATH=$SPEECHLLM_XL_ROOT${PYTHONPATH:+:$PYTHONPATH} ;;
 esac
 export LC_ALL=C PYTHONIOENCODING=UTF-8
-# Threads that wait by spinning make two jobs on the same cores ten times slower.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 # All cores for a single process up to 8, beyond which these model sizes gain nothing; cmd.sh divides them among shards.
 if [ -z "${OMP_NUM_THREADS:-}" ]; then
   OMP_NUM_THREADS=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)

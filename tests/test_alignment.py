@@ -16,6 +16,7 @@ from espnet_speechllm_xl.alignment import (
     token_ends,
     transfer,
     viterbi,
+    whole_word_ends,
     word_times,
 )
 from espnet_speechllm_xl.ctc import collapse
@@ -256,6 +257,26 @@ def test_moving_to_another_tokenizer(sentencepiece_model, sentences):
             _, other = tokenizer.encode(text)
             # Letters have a mark before the first character, so character i is piece i + 1.
             assert token_ends(ends, other) == [truth[place] for place in other]
+
+
+def test_whole_word_ends():
+    """Every character, and the space before a word, ends where the word ends."""
+    text = "no, I do"
+    assert whole_word_ends([1, 2, 3, 4, 5, 6, 7, 8], text) == [3, 3, 3, 5, 5, 8, 8, 8]
+    assert whole_word_ends([], "") == []
+    assert whole_word_ends([4], "a") == [4]
+
+
+@pytest.mark.parametrize("kind, size", [("char", 60), ("bpe", 60), ("unigram", 80)])
+def test_whole_words_give_what_a_word_level_ctm_gives(sentencepiece_model, kind, size):
+    """With the unit word an alignment of characters falls into the chunks of a CTM that has its words' ends."""
+    tokenizer = load_tokenizer(sentencepiece_model(kind, size))
+    text = "ada sees the old piano"
+    ends = [2 * index for index in range(len(text))]
+    words = word_times(text, ends, ends)
+    _, by_word = from_word_times(text, words)
+    _, places = tokenizer.encode(text)
+    assert token_ends(whole_word_ends(ends, text), places) == token_ends(by_word, places)
 
 
 def test_punctuated_target_with_byte_pieces(sentencepiece_model):

@@ -46,7 +46,7 @@ def test_from_dict():
         (ChunkingConfig, "chunking_conf", "chunks", "did you mean 'chunk'?"),
         (EncoderConfig, "encoder_conf", "rigth_context", "did you mean 'right_context'?"),
         (SearchConfig, "search_conf", "beamsize", "did you mean 'beam_size'?"),
-        (ChunkingConfig, "chunking_conf", "zzz", "known: chunk, context, delay"),
+        (ChunkingConfig, "chunking_conf", "zzz", "known: chunk, context, delay, unit"),
     ],
 )
 def test_unknown_names_give_a_hint(cls, section, name, hint):
@@ -74,6 +74,7 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (ChunkingConfig, {"chunk": 0}, "chunk 0: give frames >= 1, or null for infinity"),
         (ChunkingConfig, {"context": -1}, "context -1: give chunks >= 0, or null"),
         (ChunkingConfig, {"delay": -1}, "delay -1 must not be negative"),
+        (ChunkingConfig, {"unit": "phone"}, "chunking unit 'phone': use 'token' or 'word'"),
         (DecoderConfig, {"dim": 100}, "decoder dim 100 is not a multiple of heads 12"),
         (DecoderConfig, {"dim": 36, "heads": 12}, "must be even for rotary positions"),
         (DecoderConfig, {"lora_rank": 4}, "lora_rank > 0 needs decoder_conf pretrained"),

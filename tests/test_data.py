@@ -25,6 +25,8 @@ def test_preprocessor(toy_data):
     assert [tokenizer.pieces[token] for token in arrays["text"]] == ["▁", "a", "b", "▁", "c"]
     assert arrays["ends"].tolist() == [2, 2, 5, 7, 11]  # the mark of the first word ends with its letter
     assert set(Preprocessor(tokenizer, RATE)("u1", {"speech": data["speech"], "text": "ab"})) == {"speech", "text"}
+    whole = Preprocessor(tokenizer, RATE, whole_words=True)("u1", data)
+    assert whole["ends"].tolist() == [5, 5, 5, 11, 11]  # all of "▁ab", all of "▁c"
 
 
 @pytest.mark.parametrize(

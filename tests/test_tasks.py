@@ -70,7 +70,7 @@ def test_config_is_self_contained(toy_data, recogniser, tmp_path):
     values = yaml.safe_load((recogniser / "config.yaml").read_text())
     assert values["token_list"] == toy_data.tokens.read_text().rstrip("\n").split("\n")
     assert values["task"] == "speechllm_xl"
-    assert values["chunking_conf"] == {"chunk": 8, "context": 2, "delay": 0}  # defaults too
+    assert values["chunking_conf"] == {"chunk": 8, "context": 2, "delay": 0, "unit": "token"}  # defaults too
     moved = tmp_path / "moved"
     moved.mkdir()
     for file, target in (

@@ -68,7 +68,9 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def build_preprocess_fn(cls, args, train):
         """Tokenises and reads alignments; the same for training and evaluation."""
-        return Preprocessor(load_tokenizer(args.tokenizer), cls.section(args, "features_conf").sample_rate)
+        whole_words = "chunking_conf" in cls.sections and cls.section(args, "chunking_conf").unit == "word"
+        rate = cls.section(args, "features_conf").sample_rate
+        return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)
 
     @classmethod
     def build_collate_fn(cls, args, train):
