@@ -14,6 +14,7 @@ from pathlib import Path
 
 import espnet2.train.trainer as espnet_trainer
 import torch
+import yaml
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.reporter import aggregate
 
@@ -189,6 +190,38 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
             f"init_param {init_param} does not fit ({detail}): give encoder_conf as that model had it, "
             "or --ignore_init_mismatch true"
         ) from error
+
+
+def refuse_changes(directory, settings):
+    """Refuse to resume the training in ``directory`` with other ``settings`` than it was begun with.
+
+    ESPnet would restore the optimizer and its schedule from the checkpoint, take the other settings as they are now,
+    and do nothing at all when the epochs are done.
+
+    Args:
+        directory: of the experiment; without a checkpoint there, or with one of before a setting existed, all is well.
+        settings: ``{"section field" or "name": value}``, as they are wanted now.
+
+    Raises:
+        CheckpointError: some differ; the message names the first.
+    """
+    file = directory / "config.yaml"
+    if not ((directory / "checkpoint.pth").exists() and file.exists()):
+        return
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    changed = []
+    for name, value in settings.items():
+        section, _, field = name.partition(" ")
+        old = before.get(section, value)
+        old = old.get(field, value) if field else old
+        if old != value:
+            changed.append(f"{name} (was {old}, is {value})" if name != "token_list" else name)
+    if changed:
+        more = f" and {len(changed) - 1} more settings" if len(changed) > 1 else ""
+        raise CheckpointError(
+            f"{directory} was trained with another {changed[0]}{more}: give this training a name of its own "
+            f"(run.sh --tag or --aligner-tag), or remove {directory} to train again"
+        )
 
 
 def _first_line(error):

@@ -1,5 +1,7 @@
 """The ESPnet tasks, by real trainings of a micro model."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -64,6 +66,35 @@ def test_loss_falls_and_files_are_there(name, request):
         assert (directory / f"{file}.pth").stat().st_size
     events = [*directory.glob("tensorboard/train/events.*"), *directory.glob("tensorboard/valid/events.*")]
     assert len(events) == 2 and all(event.stat().st_size for event in events)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"chunking_conf": {"unit": "word"}}, "another chunking_conf unit \\(was token, is word\\): give this training"),
+        ({"decoder_conf": {"dropout": 0.3}}, "another decoder_conf dropout \\(was 0.1, is 0.3\\)"),
+        ({"encoder_conf": {"activation": "relu"}}, "another encoder_conf activation \\(was gelu, is relu\\)"),
+        ({"optim_conf": {"lr": 0.1}, "seed": 4}, "another seed \\(was 3, is 4\\) and 1 more settings"),
+    ],
+)
+def test_other_settings_are_not_taken_for_the_same_training(
+    toy_data, toy_stats, recogniser, tmp_path, change, message
+):
+    """Neither ignored, when all epochs are done, nor mixed with the old ones."""
+    copy = tmp_path / "copy"
+    shutil.copytree(recogniser, copy, symlinks=True)
+    before = (copy / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=f"{copy} was trained with {message}"):
+        training.train("speechllm_xl", toy_data, copy, toy_stats, **{"max_epoch": 6, **change})
+    assert (copy / "config.yaml").read_bytes() == before
+
+
+def test_what_may_change_in_a_training(toy_data, toy_stats, recogniser, tmp_path):
+    """More epochs, and how the model is decoded later."""
+    copy = tmp_path / "copy"
+    shutil.copytree(recogniser, copy, symlinks=True)
+    training.train("speechllm_xl", toy_data, copy, toy_stats, max_epoch=7, search_conf={"beam_size": 3})
+    assert (copy / "7epoch.pth").exists()
 
 
 def test_config_is_self_contained(toy_data, recogniser, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from espnet2.tasks import abs_task
 from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_speechllm_xl.acoustic import Acoustic
@@ -12,7 +13,12 @@ from espnet_speechllm_xl.config import ConcatConfig, ConfigError, FeatureConfig,
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.text import load_tokenizer
-from espnet_speechllm_xl.trainer import Trainer, load_part, replaced
+from espnet_speechllm_xl.trainer import Trainer, load_part, refuse_changes, replaced
+
+# ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
+TRAINING_SETTINGS = (
+    "normalize", "batch_bins", "accum_grad", "grad_clip", "seed", "optim", "optim_conf", "scheduler", "scheduler_conf",
+)  # fmt: skip
 
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
@@ -56,7 +62,9 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def main_worker(cls, args):
-        """ESPnet's, with ``--init_param`` that leaves nothing unloaded."""
+        """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
+        if args.resume and not args.collect_stats:
+            refuse_changes(Path(args.output_dir), cls.training_settings(args))
         with replaced(abs_task, "load_pretrained_model", load_part):
             super().main_worker(args)
 
@@ -64,6 +72,23 @@ class SpeechTask(abs_task.AbsTask):
     def section(cls, args, name):
         """One ``*_conf`` section as its dataclass."""
         return from_dict(cls.sections[name], getattr(args, name), name)
+
+    @classmethod
+    def training_settings(cls, args):
+        """What the weights after an epoch depend on, defaults filled in: ``{"encoder_conf dim": 144, ...}``."""
+        settings = {name: getattr(args, name) for name in TRAINING_SETTINGS}
+        settings["token_list"] = args.token_list
+        if isinstance(args.token_list, str):
+            settings["token_list"] = read_token_list(args.token_list)
+        conf = {name: dataclasses.asdict(cls.section(args, name)) for name in cls.sections}
+        for choices in cls.class_choices_list:
+            if choices.name != "search":  # that may change at any time
+                settings[choices.name] = getattr(args, choices.name)
+                defaults = get_default_kwargs(choices.get_class(settings[choices.name]))
+                conf[f"{choices.name}_conf"] = {**defaults, **getattr(args, f"{choices.name}_conf")}
+        for name, section in conf.items():
+            settings.update({f"{name} {field}": value for field, value in section.items()})
+        return settings
 
     @classmethod
     def build_preprocess_fn(cls, args, train):

@@ -20,6 +20,11 @@ class CTCTask(SpeechTask):
         parser.add_argument("--ctc_conf", action=NestedDictAction, default={"dropout": 0.1}, help="CTC head: dropout")
 
     @classmethod
+    def training_settings(cls, args):
+        """With those of the CTC head."""
+        return {**super().training_settings(args), "ctc_conf": args.ctc_conf}
+
+    @classmethod
     def build_model(cls, args: argparse.Namespace) -> CTCModel:
         """The model of ``args``."""
         acoustic = cls.build_acoustic(args)

@@ -179,7 +179,7 @@ fi
 # train_model COMMAND CONFIG TOKENS OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or
 # empty.
 train_model() {
-  local command=$1 config=$2 tokens=$3 out=$4 train=$5 valid=$6 with_alignment=$7 part dir file stale=''
+  local command=$1 config=$2 tokens=$3 out=$4 train=$5 valid=$6 with_alignment=$7 part dir files stamp
   shift 7
   local tokenizer=$tokens/tokenizer
   [ -d "$tokenizer" ] || tokenizer=$tokenizer.model
@@ -193,16 +193,19 @@ train_model() {
     [ -z "$with_alignment" ] \
       || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
   done
-  mkdir -p "$out"
-  if [ -d "$tokenizer" ]; then cp -r "$tokenizer" "$out/"; else cp "$tokenizer" "$out/tokenizer.model"; fi
-  for file in "$train/wav.scp" "$train/text" "$valid/wav.scp" "$valid/text" "$tokenizer"; do
-    if [ ! -f "$out/stats/.done" ] || [ "$file" -nt "$out/stats/.done" ]; then stale=1; fi
-  done
-  if [ -n "$stale" ]; then
+  files=("$train"/{wav.scp,text,utt2spk} "$valid"/{wav.scp,text,utt2spk})
+  [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
+  stamp=$(find -L "${files[@]}" "$tokenizer" -type f -print0 | sort -z | xargs -0 cat | cksum)
+  if [ "$(cat "$out/stats/.done" 2>/dev/null)" != "$stamp" ]; then
+    [ ! -f "$out/checkpoint.pth" ] \
+      || die "$out was trained on other data or tokens than there are now: give this training a name of its own" \
+        "(--tag or --aligner-tag), or remove $out to train again"
+    mkdir -p "$out"
+    if [ -d "$tokenizer" ]; then cp -r "$tokenizer" "$out/"; else cp "$tokenizer" "$out/tokenizer.model"; fi
     log "statistics: $out/stats (log: $out/stats.log)"
     train_cmd 1 "$out/stats.log" \
       python3 -m espnet_speechllm_xl "$command" "${common[@]}" --collect_stats true --ngpu 0 --output_dir "$out/stats" "$@"
-    touch "$out/stats/.done"
+    echo "$stamp" >"$out/stats/.done"
   fi
   log "training: $out (log: $out/train.log; curves: tensorboard --logdir $out/tensorboard)"
   local distributed=()
