@@ -65,12 +65,13 @@ class Batch:
         self.width, self.new = max(widths), max(counts)
         first = rows[0].keys_values
         total = self.width + self.new
-        self.buffer = first.new_zeros(first.shape[0], len(rows), first.shape[1], total, first.shape[3])
+        self.buffer = first.new_empty(first.shape[0], len(rows), first.shape[1], total, first.shape[3])
         self.position = rows[0].position.new_zeros(len(rows), total)
         self.chunk = torch.full_like(self.position, PADDING)
         steps = torch.arange(self.new, device=first.device)
         for index, (row, width) in enumerate(zip(rows, widths, strict=True)):
             self.buffer[:, index, :, :width] = row.keys_values
+            self.buffer[:, index, :, width : self.width] = 0  # unseen, but 0 * NaN would be NaN
             self.position[index, :width] = row.position
             self.chunk[index, :width] = row.chunk
             self.position[index, self.width :] = row.next_position + steps

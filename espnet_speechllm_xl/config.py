@@ -180,20 +180,25 @@ class ConcatConfig:
         _require(min(self.max_seconds, self.max_gap_seconds) >= 0, "concat_conf: no value may be negative")
 
 
+def _option(default, text):
+    """A field that is a command-line option as well, with its help."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+SEARCHES = ("greedy", "chunk_sync", "alsd")  # alsd: alignment-synchronous, the paper's
+
+
 @dataclass(frozen=True)
 class SearchConfig:
-    """Decoding; see search.py for what each method is."""
+    """Decoding; see search.py for what each method is.  The commands' options are made from these fields."""
 
-    method: str = "alsd"  # "greedy", "chunk_sync" or "alsd" (alignment-synchronous, the paper's)
-    beam_size: int = 8  # hypotheses; greedy has 1
-    nbest: int = 1  # distinct texts returned at most
-    max_tokens_per_chunk: int = 40  # then only `$` is allowed, and the event is reported
-    recombine: bool = False  # merge hypotheses of equal text in the same chunk (approximation)
+    method: str = _option("alsd", "the option --search")
+    beam_size: int = _option(8, "hypotheses; greedy has 1")
+    nbest: int = _option(1, "distinct texts returned at most")
+    max_tokens_per_chunk: int = _option(40, "cap: then only the end of the chunk is allowed; reported when hit")
+    recombine: bool = _option(False, "merge hypotheses of equal text in the same chunk (approximation)")
 
     def __post_init__(self):
-        _require(
-            self.method in ("greedy", "chunk_sync", "alsd"),
-            f"search method '{self.method}': use 'greedy', 'chunk_sync' or 'alsd'",
-        )
+        _require(self.method in SEARCHES, f"search method '{self.method}': use one of {', '.join(SEARCHES)}")
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             _require(getattr(self, name) >= 1, f"search {name} must be at least 1")

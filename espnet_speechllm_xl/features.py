@@ -24,9 +24,7 @@ BLOCK_FRAMES = 30000
 def stack_frames(features):
     """Join each ``timeline.STACK`` feature frames: (B, F, D) -> (B, F // 4, 4 D); an incomplete rest is dropped."""
     count = features.shape[1] // timeline.STACK
-    return features[:, : count * timeline.STACK].reshape(
-        features.shape[0], count, timeline.STACK * features.shape[2]
-    )
+    return features[:, : count * timeline.STACK].reshape(features.shape[0], count, timeline.STACK * features.shape[2])
 
 
 @dataclass(frozen=True)

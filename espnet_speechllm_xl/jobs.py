@@ -44,9 +44,7 @@ def run_batches(batches, make_worker, settings, parts, nj, title):
             with atomic_write(parts / f"{index}.json") as stream:
                 json.dump(result, stream)
             bar.update()
-    return [
-        item for index in range(len(batches)) for item in json.loads((parts / f"{index}.json").read_text("utf-8"))
-    ]
+    return [item for index in range(len(batches)) for item in json.loads((parts / f"{index}.json").read_text("utf-8"))]
 
 
 def finish(parts):

@@ -82,7 +82,7 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
         (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
         (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: no value may be negative"),
-        (SearchConfig, {"method": "beam"}, "search method 'beam': use 'greedy', 'chunk_sync' or 'alsd'"),
+        (SearchConfig, {"method": "beam"}, "search method 'beam': use one of greedy, chunk_sync, alsd"),
         (SearchConfig, {"beam_size": 0}, "search beam_size must be at least 1"),
         (SearchConfig, {"nbest": 0}, "search nbest must be at least 1"),
         (SearchConfig, {"max_tokens_per_chunk": 0}, "search max_tokens_per_chunk must be at least 1"),

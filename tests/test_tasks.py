@@ -71,15 +71,16 @@ def test_loss_falls_and_files_are_there(name, request):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"chunking_conf": {"unit": "word"}}, "another chunking_conf unit \\(was token, is word\\): give this training"),
+        (
+            {"chunking_conf": {"unit": "word"}},
+            "another chunking_conf unit \\(was token, is word\\): give this training",
+        ),
         ({"decoder_conf": {"dropout": 0.3}}, "another decoder_conf dropout \\(was 0.1, is 0.3\\)"),
         ({"encoder_conf": {"activation": "relu"}}, "another encoder_conf activation \\(was gelu, is relu\\)"),
         ({"optim_conf": {"lr": 0.1}, "seed": 4}, "another seed \\(was 3, is 4\\) and 1 more settings"),
     ],
 )
-def test_other_settings_are_not_taken_for_the_same_training(
-    toy_data, toy_stats, recogniser, tmp_path, change, message
-):
+def test_other_settings_are_not_taken_for_the_same_training(toy_data, toy_stats, recogniser, tmp_path, change, message):
     """Neither ignored, when all epochs are done, nor mixed with the old ones."""
     copy = tmp_path / "copy"
     shutil.copytree(recogniser, copy, symlinks=True)

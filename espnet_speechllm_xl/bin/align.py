@@ -44,9 +44,7 @@ def main(args):
         if before:
             print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
             return 0
-        aligned = dict(
-            jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"align {dump.name}")
-        )
+        aligned = dict(jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"align {dump.name}"))
     else:
         aligned = _from_ctm(args.ctm, text)
     if args.text:
