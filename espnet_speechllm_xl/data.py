@@ -124,7 +124,7 @@ class BatchFactory(AbsIterFactory):
     Args:
         dataset: ESPnet's, by utterance id.
         samples, tokens: dicts, utterance -> count.
-        speakers: dict, utterance -> speaker; utterances of one are joined first. None: all alike.
+        speakers: dict, utterance -> speaker; utterances of one are joined first (see ConcatConfig). None: all alike.
         concat: :class:`~espnet_speechllm_xl.config.ConcatConfig`, or None for no concatenation.
         batch_bins: most decoder inputs in a batch, padding included.
         rank, world_size: this process and the number of processes (DDP); each takes its share of every batch.
@@ -206,7 +206,7 @@ class BatchFactory(AbsIterFactory):
         utterances = sorted(self.frames)
         if not self.train or self.concat is None:
             return [Example((utterance,), (0,)) for utterance in utterances]
-        examples, queue = [], self._speaker_order(utterances, rng)
+        examples, queue = [], self._joining_order(utterances, rng)
         while queue:
             limit = 0.0
             if rng.random() < self.concat.probability:
@@ -228,11 +228,13 @@ class BatchFactory(AbsIterFactory):
             offsets.append(offset)
         return Example(tuple(taken), tuple(offsets))
 
-    def _speaker_order(self, utterances, rng):
-        """All utterances, those of a speaker together, both orders random."""
+    def _joining_order(self, utterances, rng):
+        """All utterances in random order, those of a speaker together; a share of them without regard to speakers."""
+        anyones = rng.random(len(utterances)) < self.concat.across_speakers
         groups = {}
-        for utterance in utterances:
-            groups.setdefault(self.speakers[utterance] if self.speakers else "", []).append(utterance)
+        for utterance, anyone in zip(utterances, anyones, strict=True):
+            speaker = "" if anyone or self.speakers is None else self.speakers[utterance]
+            groups.setdefault(speaker, []).append(utterance)
         order = []
         for speaker in rng.permutation(sorted(groups)):
             order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))

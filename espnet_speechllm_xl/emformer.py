@@ -288,6 +288,9 @@ class ConvFrontend(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=(0, 1))
         bands = -(-input_size // 4)  # each stride rounds up
         self.linear = nn.Linear(second * bands, dim)
+        # Without it the frames start out so small that the layers' averages over time drown them: CTC then stays at
+        # blanks only for thousands of steps.
+        self.norm = nn.LayerNorm(dim)
 
     def initial_state(self, batch):
         """The last 3 feature frames: (B, 3, M)."""
@@ -300,7 +303,7 @@ class ConvFrontend(nn.Module):
             return stacked.new_zeros(batch, 0, self.linear.out_features), state
         features = torch.cat([state.to(stacked), stacked.reshape(batch, -1, self.input_size)], dim=1)
         x = F.silu(self.conv2(F.silu(self.conv1(features[:, None]))))  # (B, C, T, bands)
-        return self.linear(x.transpose(1, 2).flatten(2)), _last(features, state.shape[1])
+        return self.norm(self.linear(x.transpose(1, 2).flatten(2))), _last(features, state.shape[1])
 
 
 FRONTENDS = {"stack": StackFrontend, "conv": ConvFrontend}

@@ -81,6 +81,7 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (LossConfig, {"label_smoothing": 1.0}, r"label_smoothing 1.0 is not in \[0, 1\)"),
         (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
         (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
+        (ConcatConfig, {"across_speakers": -0.5}, r"concat across_speakers -0.5 is not in \[0, 1\]"),
         (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: no value may be negative"),
         (SearchConfig, {"method": "beam"}, "search method 'beam': use one of greedy, chunk_sync, alsd"),
         (SearchConfig, {"beam_size": 0}, "search beam_size must be at least 1"),

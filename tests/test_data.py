@@ -151,6 +151,20 @@ def test_share_of_joined_examples():
     assert len(examples) == 400
 
 
+@pytest.mark.parametrize("share, expected", [(0.0, 0.0), (0.5, 0.375), (1.0, 0.75)])
+def test_share_joined_across_speakers(share, expected):
+    """Of four speakers' utterances in random order, three in four stand before one of another speaker."""
+    samples, tokens, speakers = corpus(count=600, speakers=4, longest=12000)
+    concat = ConcatConfig(max_seconds=30.0, probability=1.0, across_speakers=share)
+    pairs = [
+        speakers[first] != speakers[second]
+        for example in sum(factory(samples, tokens, speakers, concat, 9999).batches(1), [])
+        for first, second in zip(example.utterances, example.utterances[1:], strict=False)
+    ]
+    assert len(pairs) > 400
+    assert abs(sum(pairs) / len(pairs) - expected) < 0.08
+
+
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("bins", [170, 600])
 def test_processes_share_every_batch(world, bins):

@@ -9,7 +9,7 @@ import torchaudio
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_speechllm_xl.config import ConfigError, EncoderConfig
-from espnet_speechllm_xl.emformer import Emformer, EmformerEncoder, EncoderState
+from espnet_speechllm_xl.emformer import FRONTENDS, Emformer, EmformerEncoder, EncoderState
 
 SIZES = {"dim": 16, "layers": 3, "heads": 4, "ffn_dim": 24, "dropout": 0.0}
 # segment, left context, right context: R = 0, L = 0, L no multiple of S, L < S, R > S, S = 1
@@ -244,6 +244,15 @@ def test_causality(frontend, conv_kernel, shape):
         first = max(0, -(-(frame + 1 - right) // segment) - 1) * segment
         assert not differs[:first].any()
         assert differs[first:].all()
+
+
+@pytest.mark.parametrize("frontend", ["stack", "conv"])
+def test_front_ends_start_at_the_scale_of_the_layers(frontend):
+    """Frames that start out small are drowned by the layers' averages over time, and CTC does not leave the blanks."""
+    torch.manual_seed(5)
+    module = FRONTENDS[frontend](80, 144)
+    frames, _ = module(torch.randn(2, 50, 320), module.initial_state(2))
+    assert 0.4 < frames.std() < 1.6
 
 
 def test_left_context_reaches_as_far_as_configured():
