@@ -174,13 +174,14 @@ class ConcatConfig:
     max_seconds: float = 0.0  # longest concatenation; 0: off
     probability: float = 0.67  # share of the training examples that are concatenations
     max_gap_seconds: float = 0.5  # longest random pause put between two utterances
+    max_lead_seconds: float = 0.0  # longest random pause put before the first: its words fall anywhere in a chunk
     across_speakers: float = 0.0  # share of the utterances that are joined with any others, not with their speaker's
 
     def __post_init__(self):
         for name in ("probability", "across_speakers"):
             share = getattr(self, name)
             _require(0 <= share <= 1, f"concat {name} {share} is not in [0, 1]")
-        _require(min(self.max_seconds, self.max_gap_seconds) >= 0, "concat_conf: no value may be negative")
+        _require(min(self.max_seconds, self.max_gap_seconds, self.max_lead_seconds) >= 0, "concat_conf: no value may be negative")
 
 
 def _option(default, text):

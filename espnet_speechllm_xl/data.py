@@ -75,7 +75,7 @@ def collate(examples):
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: an utterance, or several joined."""
+    """One training example: an utterance, or several joined, with pauses before and between them."""
 
     utterances: tuple  # of utterance ids
     offsets: tuple  # start of each in encoder frames, from the start of the example
@@ -93,7 +93,7 @@ class JoinedDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, example):
         parts = [self.dataset[utterance] for utterance in example.utterances]
-        if len(parts) == 1:
+        if example.offsets == (0,):
             return parts[0]
         starts = [offset * self.frame_samples for offset in example.offsets]
         speech = np.zeros(starts[-1] + len(parts[-1][1]["speech"]), dtype=np.float32)
@@ -152,7 +152,7 @@ class BatchFactory(AbsIterFactory):
         self.span = {utterance: -(-count // per_frame) for utterance, count in samples.items()}
         self.tokens = tokens
         self.speakers = speakers
-        self.concat = concat if concat is not None and concat.max_seconds > 0 else None
+        self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -216,7 +216,9 @@ class BatchFactory(AbsIterFactory):
 
     def _take(self, queue, limit, rng):
         """Pop utterances off ``queue`` until the example would pass ``limit`` frames or the batch size."""
-        taken, offsets, tokens = [queue.pop()], [0], 0
+        taken, tokens = [queue.pop()], 0
+        lead = timeline.gap_frames(rng.uniform(0, self.concat.max_lead_seconds))
+        offsets = [min(lead, self.batch_bins - self._length(taken[0]))]
         while queue:
             tokens += self.tokens[taken[-1]]
             gap = timeline.gap_frames(rng.uniform(0, self.concat.max_gap_seconds))

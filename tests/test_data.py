@@ -215,7 +215,7 @@ class Planted:
 def test_shifted_ends_point_at_the_same_audio():
     planted = Planted(6)
     samples = {name: len(item["speech"]) for name, item in planted.items.items()}
-    concat = ConcatConfig(max_seconds=9.0, probability=1.0, max_gap_seconds=0.2)
+    concat = ConcatConfig(max_seconds=9.0, probability=1.0, max_gap_seconds=0.2, max_lead_seconds=0.5)
     batches = BatchFactory(planted, samples, dict.fromkeys(samples, 4), None, concat, 2000, RATE, 5, True, 0)
     joined = 0
     for epoch in range(1, 16):
@@ -235,6 +235,22 @@ def test_shifted_ends_point_at_the_same_audio():
     assert joined > 10
 
 
+@pytest.mark.parametrize("bins", [170, 600])
+@pytest.mark.parametrize("max_seconds", [0.0, 12.0])
+def test_pauses_before_the_first_utterance(bins, max_seconds):
+    """Of any length up to the largest, also without joining; batches still fit."""
+    samples, tokens, speakers = corpus()
+    concat = ConcatConfig(max_seconds=max_seconds, max_lead_seconds=1.28)
+    found = [batch for epoch in (1, 2, 3) for batch in factory(samples, tokens, speakers, concat, bins).batches(epoch)]
+    leads = [example.offsets[0] for batch in found for example in batch]
+    assert min(leads) <= 2 and 30 <= max(leads) <= 32
+    assert len(set(leads)) > 20
+    for batch in found:
+        assert max(size(example, samples, tokens) for example in batch) * len(batch) <= bins
+    valid = factory(samples, tokens, speakers, concat, bins, train=False).batches(1)
+    assert {example.offsets for batch in valid for example in batch} == {(0,)}
+
+
 def test_gaps_hold_quiet_noise_and_nothing_else_changes():
     planted = Planted(3)
     for item in planted.items.values():
@@ -250,6 +266,9 @@ def test_gaps_hold_quiet_noise_and_nothing_else_changes():
     gap = speech[len(first) : offset * FRAME]
     assert len(gap) > 5000 and 0.0009 < gap.std() < 0.0011 and len(set(gap.tolist())) > 1000
     assert np.array_equal(dataset[Example(("u0", "u2"), (0, offset))][1]["speech"], speech)
+    _, led = dataset[Example(("u2",), (3,))]
+    assert np.array_equal(led["speech"][3 * FRAME :], second) and 0.0009 < led["speech"][: 3 * FRAME].std() < 0.0011
+    assert np.array_equal(led["ends"], planted.items["u2"]["ends"] + 3)
     alone_name, alone = dataset[Example(("u2",), (0,))]
     assert alone_name == "u2" and alone["speech"] is second
 
