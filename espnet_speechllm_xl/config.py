@@ -181,7 +181,10 @@ class ConcatConfig:
         for name in ("probability", "across_speakers"):
             share = getattr(self, name)
             _require(0 <= share <= 1, f"concat {name} {share} is not in [0, 1]")
-        _require(min(self.max_seconds, self.max_gap_seconds, self.max_lead_seconds) >= 0, "concat_conf: no value may be negative")
+        _require(
+            min(self.max_seconds, self.max_gap_seconds, self.max_lead_seconds) >= 0,
+            "concat_conf: no value may be negative",
+        )
 
 
 def _option(default, text):
