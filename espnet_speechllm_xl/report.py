@@ -246,7 +246,7 @@ def environment(date=None):
         lines.append(f"- {label} version: `{version(name)}`")
     # A package inside some other repository's ignored folder (a venv) must not show that repository's commit.
     commit = _git("log", "-1", "--format=%H %ci") if _git("ls-files", Path(__file__).name) else None
-    others = (":/", ":(exclude,top,glob)**/RESULTS.md")
+    others = (":/", ":(exclude,top,glob)**/RESULTS.md", ":(exclude,top,glob)**/images/*.png")
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", *others))
     commit, _, when = (commit or "unknown").partition(" ")
     lines.append(f"- git hash: `{commit}`" + (" and changes not committed" if changed and when else ""))

@@ -7,6 +7,7 @@ resumed one; ``--init_param`` loads nothing, silently, when no name fits.
 """
 
 import contextlib
+import json
 import os
 import pickle
 import time
@@ -14,12 +15,11 @@ from pathlib import Path
 
 import espnet2.train.trainer as espnet_trainer
 import torch
-import yaml
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.reporter import aggregate
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.io import atomic_path, atomic_write
 
 
 class CheckpointError(UserError):
@@ -192,34 +192,34 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
         ) from error
 
 
-def refuse_changes(directory, settings):
-    """Refuse to resume the training in ``directory`` with other ``settings`` than it was begun with.
+def keep_settings(directory, settings):
+    """Write ``settings.json`` when a training begins; refuse to resume it with other settings.
 
     ESPnet would restore the optimizer and its schedule from the checkpoint, take the other settings as they are now,
     and do nothing at all when the epochs are done.
 
     Args:
-        directory: of the experiment; without a checkpoint there, or with one of before a setting existed, all is well.
-        settings: ``{"section field" or "name": value}``, as they are wanted now.
+        directory: of the experiment.
+        settings: ``{name: value}``, as they are wanted now.
 
     Raises:
-        CheckpointError: some differ; the message names the first.
+        CheckpointError: there is a checkpoint, and some settings differ; the message names the first.
     """
-    file = directory / "config.yaml"
-    if not ((directory / "checkpoint.pth").exists() and file.exists()):
+    file = directory / "settings.json"
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if not (directory / "checkpoint.pth").exists() or not file.exists():
+        with atomic_write(file) as stream:
+            json.dump(settings, stream, indent=1)
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    changed = []
-    for name, value in settings.items():
-        section, _, field = name.partition(" ")
-        old = before.get(section, value)
-        old = old.get(field, value) if field else old
-        if old != value:
-            changed.append(f"{name} (was {old}, is {value})" if name != "token_list" else name)
+    before = json.loads(file.read_text(encoding="utf-8"))
+    # What the program did not have when the training began cannot be compared.
+    changed = [name for name, value in settings.items() if before.get(name, value) != value]
     if changed:
+        name = changed[0]
+        values = "" if name == "token_list" else f" (was {before[name]}, is {settings[name]})"
         more = f" and {len(changed) - 1} more settings" if len(changed) > 1 else ""
         raise CheckpointError(
-            f"{directory} was trained with another {changed[0]}{more}: give this training a name of its own "
+            f"{directory} was trained with another {name}{values}{more}: give this training a name of its own "
             f"(run.sh --tag or --aligner-tag), or remove {directory} to train again"
         )
 

@@ -84,10 +84,10 @@ def test_other_settings_are_not_taken_for_the_same_training(toy_data, toy_stats,
     """Neither ignored, when all epochs are done, nor mixed with the old ones."""
     copy = tmp_path / "copy"
     shutil.copytree(recogniser, copy, symlinks=True)
-    before = (copy / "config.yaml").read_bytes()
+    files = {name: (copy / name).read_bytes() for name in ("config.yaml", "settings.json")}
     with pytest.raises(CheckpointError, match=f"{copy} was trained with {message}"):
         training.train("speechllm_xl", toy_data, copy, toy_stats, **{"max_epoch": 6, **change})
-    assert (copy / "config.yaml").read_bytes() == before
+    assert {name: (copy / name).read_bytes() for name in files} == files
 
 
 def test_what_may_change_in_a_training(toy_data, toy_stats, recogniser, tmp_path):

@@ -141,7 +141,7 @@ def test_damaged_checkpoint_is_one_clear_line(toy_data, toy_stats, tmp_path, dam
         file.write_bytes(content)
     changes = {"encoder_conf": {"dim": 32}} if damage == "other" else {}
     if damage == "other":
-        (out / "config.yaml").unlink()  # with it the change would be seen before
+        (out / "settings.json").unlink()  # with it the change would be seen before
     with pytest.raises(CheckpointError, match="cannot be resumed .* remove it to start again") as caught:
         training.train("ctc", toy_data, out, toy_stats, **changes)
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)

@@ -13,7 +13,7 @@ from espnet_speechllm_xl.config import ConcatConfig, ConfigError, FeatureConfig,
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.text import load_tokenizer
-from espnet_speechllm_xl.trainer import Trainer, load_part, refuse_changes, replaced
+from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, replaced
 
 # ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
 TRAINING_SETTINGS = (
@@ -64,7 +64,7 @@ class SpeechTask(abs_task.AbsTask):
     def main_worker(cls, args):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
         if args.resume and not args.collect_stats:
-            refuse_changes(Path(args.output_dir), cls.training_settings(args))
+            keep_settings(Path(args.output_dir), cls.training_settings(args))
         with replaced(abs_task, "load_pretrained_model", load_part):
             super().main_worker(args)
 
