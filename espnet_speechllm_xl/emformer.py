@@ -288,8 +288,8 @@ class ConvFrontend(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=(0, 1))
         bands = -(-input_size // 4)  # each stride rounds up
         self.linear = nn.Linear(second * bands, dim)
-        # Without it the frames start out so small that the layers' averages over time drown them: CTC then stays at
-        # blanks only for thousands of steps.
+        # Without it frames start out ten times smaller than those of the other front end, and what the layers add, at
+        # first averages over time, drowns them.
         self.norm = nn.LayerNorm(dim)
 
     def initial_state(self, batch):

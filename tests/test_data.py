@@ -43,6 +43,14 @@ def test_alignment_of_other_text(toy_data, text, alignment, error, message):
         preprocess("u1", {"speech": np.zeros(9000, np.float32), "text": text, "alignment": alignment})
 
 
+@pytest.mark.parametrize("last, kept", [(12, 12), (13, 12), (24, 12), (25, 25)])
+def test_ends_a_little_after_the_audio_are_moved_to_its_last_frame(toy_data, last, kept):
+    """Word times of others end up to half a second late; what ends later is other audio, and is refused later on."""
+    data = {"speech": np.zeros(240 + 13 * FRAME, np.float32), "text": "ab", "alignment": f"3 {last}"}
+    arrays = Preprocessor(load_tokenizer(toy_data.tokenizer), RATE)("u1", data)
+    assert arrays["ends"].tolist() == [3, 3, kept]
+
+
 def test_stereo_is_refused(toy_data):
     with pytest.raises(DataError, match=r"u1: audio of shape \(9000, 2\); the format stage makes it mono"):
         Preprocessor(load_tokenizer(toy_data.tokenizer), RATE)("u1", {"speech": np.zeros((9000, 2)), "text": "a"})

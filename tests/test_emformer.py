@@ -248,7 +248,7 @@ def test_causality(frontend, conv_kernel, shape):
 
 @pytest.mark.parametrize("frontend", ["stack", "conv"])
 def test_front_ends_start_at_the_scale_of_the_layers(frontend):
-    """Frames that start out small are drowned by the layers' averages over time, and CTC does not leave the blanks."""
+    """Frames that start out small would be drowned by what the layers add."""
     torch.manual_seed(5)
     module = FRONTENDS[frontend](80, 144)
     frames, _ = module(torch.randn(2, 50, 320), module.initial_state(2))
