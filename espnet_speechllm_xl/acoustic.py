@@ -8,18 +8,42 @@ Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from espnet_speechllm_xl.emformer import EmformerEncoder, EncoderState
 from espnet_speechllm_xl.features import GlobalNormalizer, LogMel, LogMelState, SpecAugment
+from espnet_speechllm_xl.state import Streams
 
 
 @dataclass(frozen=True)
-class AcousticState:
-    """What a stream of audio carries from one push to the next."""
+class AcousticState(Streams):
+    """What streams of audio carry from one push to the next."""
 
     features: LogMelState
     encoder: EncoderState
+
+    @property
+    def batch(self):
+        return self.features.batch
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """One stream wants its next samples encoded; answered by ``(frames (t, D), next state)``."""
+
+    samples: torch.Tensor  # (n,), n >= 0
+    final: bool  # no audio follows
+    state: AcousticState  # of this one stream
+
+    kind = "encode"
+
+    @property
+    def signature(self):
+        """Requests of equal signature are encoded as one batch."""
+        encoder = self.state.encoder
+        buffered = [self.state.features.samples, encoder.features, encoder.frames]
+        return (len(self.samples), self.final, *(tensor.shape[1] for tensor in buffered))
 
 
 class Acoustic(nn.Module):
@@ -54,17 +78,31 @@ class Acoustic(nn.Module):
         frames, counts, _ = self.encoder(features, counts)
         return frames, counts
 
-    def initial_state(self):
-        """State of one stream before its first sample."""
-        return AcousticState(self.log_mel.initial_state(), self.encoder.initial_state(batch=1))
+    def initial_state(self, batch=1):
+        """State of ``batch`` streams before their first sample."""
+        return AcousticState(self.log_mel.initial_state(batch), self.encoder.initial_state(batch))
 
     def push(self, samples, state, final=False):
-        """The frames (t, D) that ``samples`` (n,) complete, and the next state.
+        """The frames (B, t, D) that ``samples`` (B, n) complete, and the next state.
 
         Args:
             final: no audio follows; the look-ahead that is missing is zeros, as in :meth:`forward`.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
-        features = self.normalizer(features)[None].to(next(self.encoder.parameters()).dtype)
+        features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
         frames, encoder_state = self.encoder.push(features, state.encoder, final=final)
-        return frames[0], AcousticState(feature_state, encoder_state)
+        return frames, AcousticState(feature_state, encoder_state)
+
+    @torch.no_grad()
+    def encode(self, requests):
+        """Answers to a list of :class:`EncodeRequest`, in order; those of streams in step share a batch."""
+        groups, answers = {}, [None] * len(requests)
+        for index, request in enumerate(requests):
+            groups.setdefault(request.signature, []).append(index)
+        for indices in groups.values():
+            samples = torch.stack([requests[index].samples for index in indices])
+            state = AcousticState.stack(requests[index].state for index in indices)
+            frames, state = self.push(samples, state, final=requests[indices[0]].final)
+            for index, answer in zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True):
+                answers[index] = answer
+        return answers

@@ -7,11 +7,13 @@ keys, Hugging Face's attention writes those in place, and the rows after the cal
 Shape legend: ``R`` rows, ``H`` key heads, ``W`` cached slots, ``q`` new inputs, ``d`` head dimension.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from espnet_speechllm_xl.visibility import PADDING
+from espnet_speechllm_xl.visibility import PADDING, oldest_visible_chunk
+
+EVERY_CHUNK = 1 << 62  # more than there are
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,19 @@ class Row:
     position: torch.Tensor  # (W,) rotary position of each slot
     chunk: torch.Tensor  # (W,) chunk id, PADDING where a slot holds nothing
     next_position: int  # position of the next input
+    context: int | None  # previous chunks that stay visible; None: all
 
-    def evict(self, oldest_chunk):
-        """Drop the slots of chunks before ``oldest_chunk``, and empty ones: nothing can see them any more."""
-        keep = (self.chunk >= max(oldest_chunk, 0)).nonzero()[:, 0]
-        return Row(self.keys_values[:, :, keep], self.position[keep], self.chunk[keep], self.next_position)
+    def evict(self, chunk):
+        """Drop what inputs of ``chunk``, and all later ones, cannot see, and empty slots."""
+        keep = (self.chunk >= max(oldest_visible_chunk(chunk, self.context), 0)).nonzero()[:, 0]
+        kept = self.keys_values[:, :, keep], self.position[keep], self.chunk[keep]
+        return Row(*kept, self.next_position, self.context)
+
+    def alone(self):
+        """A copy that does not hold the buffer of the batch it came from."""
+        return replace(
+            self, keys_values=self.keys_values.clone(), position=self.position.clone(), chunk=self.chunk.clone()
+        )
 
     def rebase(self, limit, rotate):
         """Move all positions back to start at 0 once the first reaches ``limit``; only differences matter to RoPE.
@@ -42,13 +52,15 @@ class Row:
             return self
         moved = self.keys_values.clone()
         moved[0::2] = rotate(self.keys_values[0::2], -shift)
-        return Row(moved, self.position - shift, self.chunk, self.next_position - shift)
+        position = self.position - shift
+        return replace(self, keys_values=moved, position=position, next_position=self.next_position - shift)
 
 
-def empty_row(layers, heads, head_dim, dtype, device):
+def empty_row(layers, heads, head_dim, dtype, device, context):
     """The past before the first input."""
     nothing = torch.empty(0, dtype=torch.long, device=device)
-    return Row(torch.empty(2 * layers, heads, 0, head_dim, dtype=dtype, device=device), nothing, nothing, 0)
+    keys_values = torch.empty(2 * layers, heads, 0, head_dim, dtype=dtype, device=device)
+    return Row(keys_values, nothing, nothing, 0, context)
 
 
 class Batch:
@@ -77,6 +89,7 @@ class Batch:
             self.position[index, self.width :] = row.next_position + steps
             self.chunk[index, self.width : self.width + counts[index]] = chunks[index]
         self.next_positions = [row.next_position + count for row, count in zip(rows, counts, strict=True)]
+        self.contexts = [row.context for row in rows]
 
     @property
     def query_position(self):
@@ -87,6 +100,14 @@ class Batch:
     def query_chunk(self):
         """(R, q) chunk ids of the new inputs, PADDING where a row has fewer than the others."""
         return self.chunk[:, self.width :]
+
+    @property
+    def context(self):
+        """(R, 1, 1) previous chunks that each row sees, or one number or None for all of them."""
+        if len(set(self.contexts)) == 1:
+            return self.contexts[0]
+        numbers = [EVERY_CHUNK if context is None else context for context in self.contexts]
+        return torch.tensor(numbers, device=self.chunk.device)[:, None, None]
 
     def update(self, keys, values, layer, *_):
         """Store one layer's new keys and values (R, H, q, d); return all of that layer's (R, H, W + q, d)."""
@@ -101,6 +122,6 @@ class Batch:
     def rows(self):
         """The rows after the call."""
         return [
-            Row(self.buffer[:, index], self.position[index], self.chunk[index], next_position)
-            for index, next_position in enumerate(self.next_positions)
+            Row(self.buffer[:, index], self.position[index], self.chunk[index], next_position, context)
+            for index, (next_position, context) in enumerate(zip(self.next_positions, self.contexts, strict=True))
         ]

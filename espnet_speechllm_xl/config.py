@@ -11,6 +11,7 @@ Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encod
 import dataclasses
 import difflib
 import inspect
+import math
 from dataclasses import dataclass
 
 from espnet_speechllm_xl.errors import UserError
@@ -190,6 +191,24 @@ class ConcatConfig:
 def _option(default, text):
     """A field that is a command-line option as well, with its help."""
     return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """When a live stream settles text and ends segments; see streaming.py.  infinity: never."""
+
+    settle_seconds: float = _option(10.0, "age at which text that the beam still disputes is settled")
+    endpoint_silence: float = _option(1.5, "seconds without text after which a segment ends")
+    endpoint_length: float = _option(20.0, "seconds after which a segment ends at its last complete word")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _require(getattr(self, field.name) > 0, f"stream {field.name} must be positive (inf: never)")
+
+    @property
+    def has_endpoints(self):
+        """Whether segments ever end before the stream does."""
+        return min(self.endpoint_silence, self.endpoint_length) < math.inf
 
 
 SEARCHES = ("greedy", "chunk_sync", "alsd")  # alsd: alignment-synchronous, the paper's

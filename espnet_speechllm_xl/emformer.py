@@ -27,46 +27,13 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import EncoderConfig, from_dict, signature
 from espnet_speechllm_xl.dropout import Dropout
 from espnet_speechllm_xl.features import stack_frames
+from espnet_speechllm_xl.state import Streams
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
-class _Streams:
-    """State of B streams: a frozen dataclass of tensors (B, ...), tuples of them, or other such states."""
-
-    @classmethod
-    def stack(cls, states):
-        """One state of all streams, in order.  They may differ in age, not in what they buffer (ValueError)."""
-        return _stack(list(states))
-
-    def unstack(self):
-        """A list of states of one stream each."""
-        return [_select(self, i) for i in range(self.batch)]
-
-
-def _stack(parts):
-    first = parts[0]
-    if isinstance(first, torch.Tensor):
-        if len({part.shape[1:] for part in parts}) > 1:
-            shapes = sorted({tuple(part.shape[1:]) for part in parts})
-            raise ValueError(f"streams that buffer different amounts {shapes} cannot be stacked: push them one by one")
-        return torch.cat(parts)
-    if isinstance(first, tuple):
-        return tuple(_stack(list(group)) for group in zip(*parts, strict=True))
-    names = [field.name for field in dataclasses.fields(first)]
-    return type(first)(**{name: _stack([getattr(part, name) for part in parts]) for name in names})
-
-
-def _select(part, i):
-    if isinstance(part, torch.Tensor):
-        return part[i : i + 1]
-    if isinstance(part, tuple):
-        return tuple(_select(item, i) for item in part)
-    return type(part)(**{field.name: _select(getattr(part, field.name), i) for field in dataclasses.fields(part)})
-
-
 @dataclass(frozen=True)
-class LayerState(_Streams):
+class LayerState(Streams):
     """What a layer remembers of the segments before."""
 
     key_value: torch.Tensor  # (B, L, 2 D) keys and values, side by side; slots older than the stream hold zeros
@@ -78,7 +45,7 @@ class LayerState(_Streams):
 
 
 @dataclass(frozen=True)
-class EmformerState(_Streams):
+class EmformerState(Streams):
     """What the layers remember, and how many frames each stream has behind it."""
 
     layers: tuple  # of LayerState
@@ -310,7 +277,7 @@ FRONTENDS = {"stack": StackFrontend, "conv": ConvFrontend}
 
 
 @dataclass(frozen=True)
-class EncoderState(_Streams):
+class EncoderState(Streams):
     """An encoder stream between two pushes."""
 
     features: torch.Tensor  # (B, < 4, M) feature frames that complete no frame yet

@@ -16,6 +16,7 @@ from torch import nn
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.state import Streams
 
 # Frames computed at once (5 minutes): the spectra of an hour would take gigabytes.
 BLOCK_FRAMES = 30000
@@ -28,10 +29,14 @@ def stack_frames(features):
 
 
 @dataclass(frozen=True)
-class LogMelState:
-    """A feature stream between two pushes: the samples from the start of the next frame on, (n,)."""
+class LogMelState(Streams):
+    """Feature streams between two pushes."""
 
-    samples: torch.Tensor
+    samples: torch.Tensor  # (B, n) from the start of the next frame on
+
+    @property
+    def batch(self):
+        return self.samples.shape[0]
 
 
 class LogMel(nn.Module):
@@ -66,16 +71,16 @@ class LogMel(nn.Module):
         """
         return self._log_mel(speech), timeline.feature_frames(lengths, self.config.sample_rate)
 
-    def initial_state(self):
-        """State of a stream that has not begun."""
-        return LogMelState(self.window.new_zeros(0))
+    def initial_state(self, batch=1):
+        """State of ``batch`` streams that have not begun."""
+        return LogMelState(self.window.new_zeros(batch, 0))
 
     def push(self, samples, state):
-        """Take samples (n,), n >= 0, give the frames they complete: ((f, M), next state)."""
-        samples = torch.cat([state.samples, samples.to(state.samples)])
-        features = self._log_mel(samples[None])[0]
-        used = features.shape[0] * timeline.hop_samples(self.config.sample_rate)
-        return features, LogMelState(samples[used:].clone())
+        """Take samples (B, n), n >= 0, give the frames they complete: ((B, f, M), next state)."""
+        samples = torch.cat([state.samples, samples.to(state.samples)], dim=1)
+        features = self._log_mel(samples)
+        used = features.shape[1] * timeline.hop_samples(self.config.sample_rate)
+        return features, LogMelState(samples[:, used:].clone())
 
     def _log_mel(self, samples):
         """(B, N) -> (B, F, M)"""

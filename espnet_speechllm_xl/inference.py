@@ -13,7 +13,7 @@ import yaml
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import conform, read_audio
-from espnet_speechllm_xl.config import ConfigError, SearchConfig, from_dict
+from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 from espnet_speechllm_xl.streaming import Stream, transcribe
@@ -177,11 +177,7 @@ class Speech2Text:
         with _unpacked(Path(path)) as directory:
             model, tokenizer, args = load_model(directory, SpeechLLMXLTask, weights, device, dtype)
         settings = {**args.search_conf, "method": search or args.search, **search_conf}
-        chunking = model.chunking
-        if chunk_size is not None:
-            chunking = dataclasses.replace(chunking, chunk=timeline.frames_from_seconds(chunk_size, "chunk size"))
-        if context is not None:
-            chunking = dataclasses.replace(chunking, context=timeline.chunks_from_seconds(context, chunking.chunk))
+        chunking = _rechunk(model.chunking, chunk_size, context)
         chunking.check_against(model.acoustic.encoder.config)
         return cls(model, tokenizer, from_dict(SearchConfig, settings, "search_conf"), chunking)
 
@@ -209,11 +205,31 @@ class Speech2Text:
         """The n-best lists of several recordings (n,), decoded together; each as if alone."""
         return transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
 
-    def stream(self, search="chunk_sync"):
-        """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving."""
-        if search == "alsd":
-            raise ConfigError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
-        return Stream(self.model, self.tokenizer, self.chunking, dataclasses.replace(self.search, method=search))
+    def stream(self, search="chunk_sync", chunk_size=None, context=None, **stream_conf):
+        """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving.
+
+        Args:
+            search: "chunk_sync" or "greedy".
+            chunk_size, context: seconds, in place of this object's.
+            stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
+
+        Raises:
+            ConfigError: an unknown field, or the search "alsd", which needs all audio before the first word.
+            UserError: a duration off the grid of frames and chunks.
+        """
+        chunking = _rechunk(self.chunking, chunk_size, context)
+        config = from_dict(StreamConfig, stream_conf, "stream_conf")
+        method = dataclasses.replace(self.search, method=search)
+        return Stream(self.model, self.tokenizer, chunking, method, config)
+
+
+def _rechunk(chunking, chunk_size, context):
+    """``chunking`` with a user's chunk size and context in seconds, where given."""
+    if chunk_size is not None:
+        chunking = dataclasses.replace(chunking, chunk=timeline.frames_from_seconds(chunk_size, "chunk size"))
+    if context is not None:
+        chunking = dataclasses.replace(chunking, context=timeline.chunks_from_seconds(context, chunking.chunk))
+    return chunking
 
 
 def pack(directory, target, weights=None):

@@ -16,7 +16,7 @@ from espnet_speechllm_xl import cache
 from espnet_speechllm_xl.config import ConfigError, DecoderConfig, from_dict, signature
 from espnet_speechllm_xl.dropout import dropout
 from espnet_speechllm_xl.search import Result
-from espnet_speechllm_xl.visibility import attention_mask, oldest_visible_chunk
+from espnet_speechllm_xl.visibility import attention_mask
 
 REBASE_POSITION = 2048  # float32 angles up to here err by 1e-4 rad; see Row.rebase
 
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
 
         Args:
             position, chunk: (B, L) integer tensors of the inputs.
-            context: previous chunks that stay visible; None: all.
+            context: previous chunks that stay visible, a number or a tensor (B, 1, 1); None: all.
             past: :class:`~espnet_speechllm_xl.cache.Batch` or None (training: empty).
         """
         key_position, key_chunk = (position, chunk) if past is None else (past.position, past.chunk)
@@ -87,39 +87,37 @@ class Decoder(nn.Module):
         """Scores (..., V + 1) of the next token or ``$``."""
         return self.lm.get_output_embeddings()(hidden)
 
-    def initial_row(self):
-        """The past of a hypothesis before any input."""
+    def initial_row(self, context):
+        """The past of a hypothesis before any input, which will see ``context`` previous chunks (None: all)."""
         config = self.lm.config
         weight = self.lm.get_output_embeddings().weight
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cache.empty_row(config.num_hidden_layers, heads, head_dim, weight.dtype, weight.device)
+        return cache.empty_row(config.num_hidden_layers, heads, head_dim, weight.dtype, weight.device, context)
 
     @torch.no_grad()
-    def extend(self, requests, context):
+    def extend(self, requests):
         """Advance hypotheses, any number in one call, each by a chunk of audio or by one token.
 
         Args:
             requests: list of :class:`~espnet_speechllm_xl.search.Request`; frames are (q, D) inputs.
-            context: previous chunks that stay visible; None: all.
 
         Returns:
             list of :class:`~espnet_speechllm_xl.search.Result`, log-probabilities (V + 1,) after the last input.
         """
-        rows = [self._trim(request, context) for request in requests]
+        rows = [self._trim(request) for request in requests]
         counts = [1 if request.frames is None else len(request.frames) for request in requests]
         past = cache.Batch(rows, counts, [request.chunk for request in requests])
-        hidden = self(self._inputs(requests), past.query_position, past.query_chunk, context, past)
+        hidden = self(self._inputs(requests), past.query_position, past.query_chunk, past.context, past)
         last = hidden[torch.arange(len(requests)), [count - 1 for count in counts]]
         log_probs = F.log_softmax(self.logits(last).to(torch.promote_types(last.dtype, torch.float32)), dim=-1)
         return [Result(row, scores) for row, scores in zip(past.rows(), log_probs, strict=True)]
 
-    def _trim(self, request, context):
+    def _trim(self, request):
         """A new chunk puts older ones out of sight for good: evict them, and re-base what is left."""
         if request.frames is None:
             return request.row
-        row = request.row.evict(oldest_visible_chunk(request.chunk, context))
-        return row.rebase(REBASE_POSITION, self._rotate)
+        return request.row.evict(request.chunk).rebase(REBASE_POSITION, self._rotate)
 
     def _inputs(self, requests):
         """Decoder inputs (R, q, D) of the requests, zero-padded."""

@@ -1,7 +1,7 @@
 """Hypotheses and the searches over them: greedy, chunk-synchronous beam, alignment-synchronous beam.
 
 A search never calls the decoder.  Its methods are generators that yield the decoder steps they want
-(``list[Request]``) and are sent what came out (``list[Result]``, same order); :func:`run` drives any number
+(``list[Request]``) and are sent what came out (``list[Result]``, same order); engine.py drives any number
 of them together, so utterances, streams and hypotheses share the decoder's batches.
 
     inside a chunk    the chosen token is fed to the decoder         Request(row, chunk, token=w)
@@ -39,6 +39,11 @@ class Request:
     frames: Tensor | None = None  # (q, D) encodings of the chunk (prefill)
     token: int | None = None  # one text token
 
+    @property
+    def kind(self):
+        """Steps of one kind make one batch (prefills of different lengths too)."""
+        return "token" if self.frames is None else "prefill"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -59,6 +64,7 @@ class Hypothesis:
     capped: int = 0  # chunks that `$` ended because max_tokens_per_chunk was reached
     _chunk: int = field(default=0, repr=False, compare=False)  # chunk of the next output
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
+    _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
     _row: Any = field(default=None, repr=False, compare=False)
     _log_probs: Tensor | None = field(default=None, repr=False, compare=False)
 
@@ -80,12 +86,16 @@ class Search(abc.ABC):
     """What the searches share: expanding, pruning, n-best.
 
     ``config`` is a :class:`~espnet_speechllm_xl.config.SearchConfig`, ``initial_row`` the decoder state before the
-    first chunk, ``eoc`` the index V of `$`.  A generator that is dropped midway leaves the search as it was.
+    first chunk, ``eoc`` the index V of `$`.  ``openers`` (V,) bool, if given, says which tokens may be the first of
+    a chunk: those that begin a word, for a model that was trained with whole words in a chunk; the first token of all
+    is free.  A generator that is dropped midway leaves the search as it was.
     """
 
-    def __init__(self, config, initial_row, eoc):
+    def __init__(self, config, initial_row, eoc, openers=None):
         self.config = config
         self.eoc = eoc
+        # (V,) added to the scores of a chunk's first token
+        self._closed = None if openers is None else torch.zeros(eoc).masked_fill(~openers, -math.inf)
         self.beam = [Hypothesis(_row=initial_row)]  # best first
 
     @abc.abstractmethod
@@ -139,6 +149,9 @@ class Search(abc.ABC):
         full = [i for i, h in enumerate(hypotheses) if h._emitted >= self.config.max_tokens_per_chunk]
         if full:
             totals[full, : self.eoc] = -math.inf
+        if self._closed is not None:
+            opening = [not h._emitted and bool(h.tokens or h._forgotten) for h in hypotheses]
+            totals[opening, : self.eoc] += self._closed.to(totals)
         return steps, totals
 
     def _prune(self, hypotheses, steps, totals, ended=()):
@@ -162,17 +175,9 @@ class Search(abc.ABC):
     def _grow(self, h, token, score, step):
         if token == self.eoc:
             capped = h.capped + (h._emitted >= self.config.max_tokens_per_chunk)
-            return Hypothesis(h.tokens, h.chunks, h.token_scores, score, capped, h._chunk + 1, 0, h._row)
-        return Hypothesis(
-            (*h.tokens, token),
-            (*h.chunks, h._chunk),
-            (*h.token_scores, step),
-            score,
-            h.capped,
-            h._chunk,
-            h._emitted + 1,
-            h._row,
-        )
+            return Hypothesis(h.tokens, h.chunks, h.token_scores, score, capped, h._chunk + 1, 0, h._forgotten, h._row)
+        tokens, chunks, scores = (*h.tokens, token), (*h.chunks, h._chunk), (*h.token_scores, step)
+        return Hypothesis(tokens, chunks, scores, score, h.capped, h._chunk, h._emitted + 1, h._forgotten, h._row)
 
 
 class ChunkSync(Search):
@@ -182,8 +187,8 @@ class ChunkSync(Search):
     the best B, until those have all ended it.
     """
 
-    def __init__(self, config, initial_row, eoc):
-        super().__init__(config, initial_row, eoc)
+    def __init__(self, *args):
+        super().__init__(*args)
         self.chunk = 0  # chunks taken
 
     def advance(self, frames):
@@ -203,6 +208,29 @@ class ChunkSync(Search):
     def finish(self):
         yield from ()
         return self._nbest(self.beam)
+
+    def commit(self, count):
+        """Drop the hypotheses that do not begin with the first ``count`` tokens of the best."""
+        prefix = self.beam[0].tokens[:count]
+        self.beam = [h for h in self.beam if h.tokens[:count] == prefix]
+
+    def forget(self, count):
+        """Drop the first ``count`` tokens, which all hypotheses share, from their results; scores stay totals."""
+        self.beam = [
+            replace(
+                h,
+                tokens=h.tokens[count:],
+                chunks=h.chunks[count:],
+                token_scores=h.token_scores[count:],
+                _forgotten=h._forgotten + count,
+            )
+            for h in self.beam
+        ]
+
+    def rest(self):
+        """Let go of the batches that the last steps ran in, as no step may follow for long."""
+        rows = {id(h._row): h._row.alone() for h in self.beam}
+        self.beam = [replace(h, _row=rows[id(h._row)]) for h in self.beam]
 
     def _recombine(self, ended, open_, totals):
         """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``totals``.
@@ -233,8 +261,8 @@ class AlignmentSync(Search):
     :meth:`advance`; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
     """
 
-    def __init__(self, config, initial_row, eoc):
-        super().__init__(config, initial_row, eoc)
+    def __init__(self, *args):
+        super().__init__(*args)
         self.frames = []  # (q, D) of each chunk
         self._start = self.beam
 
@@ -281,45 +309,10 @@ def _check_chunk(frames, chunk):
         raise ValueError(f"chunk {chunk} has shape {tuple(frames.shape)}: give (frames, size), 1 frame at least")
 
 
-def make_search(config, initial_row, eoc):
+def make_search(config, initial_row, eoc, openers=None):
     """The :class:`Search` that ``config.method`` names (``SearchConfig`` has checked it); greedy has a beam of 1."""
     if config.method == "alsd":
-        return AlignmentSync(config, initial_row, eoc)
+        return AlignmentSync(config, initial_row, eoc, openers)
     if config.method == "greedy":
         config = replace(config, beam_size=1)
-    return ChunkSync(config, initial_row, eoc)
-
-
-def run(generators, extend):
-    """Drive searches together; returns their return values in order.
-
-    In every round the requests of all unfinished generators make at most two batches, one of prefills (their
-    lengths q may differ) and one of single tokens: ``extend(list[Request]) -> list[Result]``, same order.  Results
-    on the CPU are cheapest, as each search looks at its own rows.  Raises ValueError when a result is missing.
-    """
-    generators = list(generators)
-    returned = [None] * len(generators)
-    answers = dict.fromkeys(range(len(generators)))
-    while answers:
-        wanted = {}
-        for index, answer in answers.items():
-            try:
-                wanted[index] = generators[index].send(answer)
-            except StopIteration as stop:
-                returned[index] = stop.value
-        answers = {index: [None] * len(requests) for index, requests in wanted.items()}
-        for prefill in (True, False):
-            places = [
-                (index, i)
-                for index, requests in wanted.items()
-                for i, request in enumerate(requests)
-                if (request.frames is not None) == prefill
-            ]
-            if not places:
-                continue
-            results = extend([wanted[index][i] for index, i in places])
-            if len(results) != len(places):
-                raise ValueError(f"the decoder gave {len(results)} results for {len(places)} requests")
-            for (index, i), result in zip(places, results, strict=True):
-                answers[index][i] = result
-    return returned
+    return ChunkSync(config, initial_row, eoc, openers)

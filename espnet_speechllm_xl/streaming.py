@@ -1,12 +1,15 @@
-"""A stream: push samples, get text.  Offline decoding is a stream that is pushed once and closed.
+"""A stream: push samples, get text.  Offline decoding is a stream that is pushed once and drained.
 
-    samples -> Acoustic.push -> frames -> cut into chunks -> Search.advance -> hypotheses -> words
+    samples -> AudioChunks -> frames of a chunk -> Search.advance -> hypotheses -> settled tokens -> words -> segments
 
-Word times: the model emits text a chunk at a time.  The tokens of a chunk are spread evenly over it, so a time is
-exact to the chunk only.  A word's confidence is the geometric mean of its token probabilities.
+Everything happens chunk by chunk, so results do not depend on how the audio was cut.  Text is *settled* once all
+hypotheses share it and no later token can lengthen its last word, or, as the best has it, once it is
+``settle_seconds`` old.  Hypotheses that disagree with settled text are dropped, and so are settled tokens: a stream
+holds the open end only and can run for ever.
+
+A word's confidence is the geometric mean of its token probabilities.  Its times: token_times.py.
 """
 
-import bisect
 import dataclasses
 import math
 import sys
@@ -15,19 +18,55 @@ from dataclasses import dataclass
 import torch
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.acoustic import EncodeRequest
 from espnet_speechllm_xl.audio import AudioError
+from espnet_speechllm_xl.config import ConfigError, StreamConfig
 from espnet_speechllm_xl.ctm import Word
-from espnet_speechllm_xl.search import make_search, run
+from espnet_speechllm_xl.engine import answer, run
+from espnet_speechllm_xl.search import make_search
 from espnet_speechllm_xl.text import normalise, word_spans
+from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The text between two endpoints."""
+
+    index: int  # 0-based
+    words: tuple = ()
+    tokens: tuple = ()  # token strings
+    timestamps: tuple = ()  # start of each token, seconds from the start of the stream
+
+    @property
+    def text(self):
+        """Its words, with single spaces."""
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def start(self):
+        """Start of the first word in seconds; None without words."""
+        return self.words[0].start if self.words else None
+
+    @property
+    def end(self):
+        """End of the last word in seconds; None without words."""
+        return self.words[-1].end if self.words else None
+
+    @property
+    def confidence(self):
+        """Mean of the words'; None without words."""
+        return sum(word.confidence for word in self.words) / len(self.words) if self.words else None
 
 
 @dataclass(frozen=True)
 class Update:
     """What a push changed."""
 
-    text: str  # newly settled text, never taken back
-    partial: str  # follows the settled text, may still change
-    words: tuple  # newly settled words
+    text: str = ""  # newly settled text, never taken back
+    partial: str = ""  # follows the settled text, may still change
+    words: tuple = ()  # newly settled words
+    segments: tuple = ()  # segments that ended, settled whole
+    segment: Segment | None = None  # the open one with the words settled so far; None where endpoints are off
 
 
 @dataclass(frozen=True)
@@ -42,6 +81,67 @@ class Transcript:
     capped: int  # chunks cut off at max_tokens_per_chunk
 
 
+class AudioChunks:
+    """Samples of one recording in, encoder frames out, cut into chunks."""
+
+    def __init__(self, acoustic, chunking):
+        encoder = acoustic.encoder.config
+        chunking.check_against(encoder)
+        rate = acoustic.config.sample_rate
+        self._size = chunking.chunk
+        # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
+        self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
+        self._hop = timeline.samples_of_frames(encoder.segment, rate)
+        self._most = encoder.block_segments
+        self._state = acoustic.initial_state()
+        self._samples = []  # not encoded yet
+        self._count = 0  # of those
+        self._needed = self._first  # to encode the next segment
+        self._frames = []  # (t, D) that complete no chunk yet
+
+    def take(self, samples, final):
+        """Generator of encoder requests; returns the chunks (c, D) completed, when final also the last, short one."""
+        self._samples.append(samples)
+        self._count += len(samples)
+        if final or self._count >= self._needed:
+            for request in self._requests(torch.cat(self._samples), final):
+                ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
+                self._frames.append(frames)
+        return self._cut(final)
+
+    def _requests(self, samples, final):
+        """``(samples, final)`` of each encoder call; the rest of ``samples`` is kept."""
+        while len(samples) >= self._needed:
+            segments = min(self._most, 1 + (len(samples) - self._needed) // self._hop)
+            count = self._needed + (segments - 1) * self._hop
+            yield samples[:count], False
+            samples, self._needed = samples[count:], self._hop
+        self._samples, self._count = [samples.clone()], len(samples)
+        if final:
+            yield samples, True
+
+    def _cut(self, final):
+        if not self._frames:
+            return []
+        waiting = torch.cat(self._frames)
+        size = self._size or max(1, len(waiting))
+        whole = len(waiting) // size if self._size else 0
+        chunks, rest = list(waiting[: whole * size].split(size)) if whole else [], waiting[whole * size :]
+        if final and len(rest):
+            chunks.append(rest)
+            rest = rest[:0]
+        self._frames = [rest.clone()]
+        return chunks
+
+
+def _search(model, tokenizer, chunking, config):
+    """The search of one recording; after training with whole words, a chunk's first token begins a word."""
+    openers = None
+    if chunking.unit == "word":
+        openers = torch.tensor([tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))])
+    return make_search(config, model.decoder.initial_row(chunking.context), model.decoder.eoc, openers)
+
+
 class Stream:
     """One recording as it arrives.
 
@@ -49,134 +149,171 @@ class Stream:
         model: :class:`~espnet_speechllm_xl.model.SpeechLLMXL`, in evaluation mode.
         tokenizer: see text.py.
         chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`; may differ from training's.
-        search: :class:`~espnet_speechllm_xl.config.SearchConfig`.
+        search: :class:`~espnet_speechllm_xl.config.SearchConfig`; "greedy" or "chunk_sync".
+        config: :class:`~espnet_speechllm_xl.config.StreamConfig`.
+
+    Raises:
+        ConfigError: the search needs all audio before the first word.
     """
 
-    def __init__(self, model, tokenizer, chunking, search):
-        chunking.check_against(model.acoustic.encoder.config)
-        self.model, self.tokenizer, self.chunking = model, tokenizer, chunking
-        every = dataclasses.replace(search, nbest=sys.maxsize)
-        self.search = make_search(every, model.decoder.initial_row(), model.decoder.eoc)
-        self._nbest = search.nbest
-        self._acoustic = model.acoustic.initial_state()
-        self._waiting = []  # frames (t, D) that complete no chunk yet
-        self._frames = 0  # frames of complete chunks so far
-        self._settled = 0  # tokens given out as settled words
+    def __init__(self, model, tokenizer, chunking, search, config=None):
+        if search.method == "alsd":
+            raise ConfigError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
+        self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
+        self.search = _search(model, tokenizer, chunking, search)
         self.closed = False
+        self._audio = AudioChunks(model.acoustic, chunking)
+        self._times = TokenTimes(model.ctc, chunking)
+        chunk_seconds = timeline.chunk_seconds(chunking.chunk)
+        self._settle_chunks = self.config.settle_seconds / chunk_seconds
+        self._last_end = 0.0  # frames, end of the last settled token
+        self._segment = Segment(0) if self.config.has_endpoints else None
+        self._words, self._ended = [], []  # since the last update
+
+    @property
+    def seconds(self):
+        """Audio decoded so far."""
+        return timeline.frame_start_seconds(self._times.frames)
+
+    @property
+    def capped(self):
+        """Chunks cut off at ``max_tokens_per_chunk`` so far."""
+        return self.search.best().capped
 
     def push(self, samples):
         """Take samples (n,), n >= 0, float in [-1, 1] at the model's rate; return an :class:`Update`.
 
         Raises AudioError for anything else; the stream goes on as if it had not been pushed.
         """
-        run([self.consume(_checked(samples))], self.extend)
-        return self._update()
+        return run([self.consume(samples)], answer(self.model))[0]
 
     def close(self):
         """End the stream; return an :class:`Update` whose partial text is empty."""
-        self.transcripts = run([self.consume(None, final=True)], self.extend)[0]
-        return self._update()
-
-    def extend(self, requests):
-        """The decoder calls of this stream's search."""
-        return self.model.decoder.extend(requests, self.chunking.context)
+        return run([self.consume((), final=True)], answer(self.model))[0]
 
     def consume(self, samples, final=False):
-        """Generator of decoder requests (search.py) that takes ``samples`` and, if ``final``, ends the stream.
+        """Generator of requests (engine.py) that takes ``samples`` and, if ``final``, ends the stream.
 
-        Returns the n-best :class:`Transcript` list when final.
+        Returns an :class:`Update`.  One such generator of a stream must end before the next may begin.
         """
+        samples = _checked(samples, self.model)
         if self.closed:
             raise ValueError("the stream is closed: open another one")
-        self.closed = final
-        for frames in self._chunks(samples, final):
-            self._frames += len(frames)
-            yield from self.search.advance(frames)
+        self.closed = True  # for good if what follows fails
+        for frames in (yield from self._audio.take(samples, final)):
+            self._times.add(frames)
+            yield from self.search.advance(_inputs(self.model, frames))
+            self._settle_shared()
+            self._settle_old()
+            self._end_segment_by_rule()
+            self.search.rest()
+            self._times.forget(next(iter(self.search.best().chunks), self.search.chunk))
         if final:
-            hypotheses = yield from self.search.finish()
-            texts = {}  # several token sequences can spell one text
-            for hypothesis in hypotheses:
-                texts.setdefault(self._text(hypothesis), hypothesis)
-            return [self._transcript(hypothesis) for hypothesis in list(texts.values())[: self._nbest]]
-
-    @torch.no_grad()
-    def _chunks(self, samples, final):
-        """The chunks (c, D) that ``samples`` complete; when final also the last, short one."""
-        weight = self.model.projection.weight
-        samples = torch.as_tensor(() if samples is None else samples, device=weight.device)
-        frames, self._acoustic = self.model.acoustic.push(samples, self._acoustic, final=final)
-        # Projected frame by frame, so that results do not depend on how the audio was cut.
-        waiting = torch.cat([*self._waiting, self.model.projection(frames)])
-        size = self.chunking.chunk or max(1, len(waiting))
-        whole = len(waiting) // size if self.chunking.chunk else 0
-        chunks = list(waiting[: whole * size].split(size)) if whole else []
-        rest = waiting[whole * size :]
-        if final and len(rest):
-            chunks.append(rest)
-            rest = rest[:0]
-        self._waiting = [rest]
-        return chunks
-
-    def _text(self, hypothesis):
-        # Single spaces, as the settled words joined: a word-start piece may stand alone.
-        return normalise(self.tokenizer.decode(hypothesis.tokens))
-
-    def _transcript(self, hypothesis):
-        return Transcript(
-            text=self._text(hypothesis),
-            score=hypothesis.score,
-            tokens=tuple(self.tokenizer.pieces[token] for token in hypothesis.tokens),
-            token_ids=hypothesis.tokens,
-            words=tuple(self._words(hypothesis, 0, len(hypothesis.tokens))),
-            capped=hypothesis.capped,
-        )
+            self._settle_all()
+            self._end_segment()
+        self.closed = final
+        return self._update()
 
     def _update(self):
-        """Settled words are those that all hypotheses share and that no later token can lengthen."""
+        words, ended = tuple(self._words), tuple(self._ended)
+        self._words, self._ended = [], []
+        text = " ".join(word.text for word in words)
+        partial = normalise(self.tokenizer.decode(self.search.best().tokens))
+        return Update(text, partial, words, ended, self._segment)
+
+    def _settle_shared(self):
+        """Settle the words that all hypotheses share and that no later token can lengthen."""
+        self._settle(self._whole_words(self.search.settled(), self.search.beam))
+
+    def _settle_old(self):
+        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old."""
         best = self.search.best()
-        shared = len(best.tokens) if self.closed else self.search.settled()
-        if not self.closed:
-            while shared > self._settled and not self._ends_word(shared):
-                shared -= 1
-        settled = tuple(self._words(best, self._settled, shared))
-        self._settled = shared
-        return Update(
-            text=" ".join(word.text for word in settled),
-            partial=normalise(self.tokenizer.decode(best.tokens[shared:])),
-            words=settled,
-        )
+        oldest = self.search.chunk - self._settle_chunks
+        count = sum(chunk + 1 <= oldest for chunk in best.chunks)
+        self._commit(self._whole_words(count, [best]))
 
-    def _ends_word(self, index):
-        """Whether the word before ``index`` is over: every hypothesis goes on there with another."""
-        hypotheses = self.search.beam
-        return all(index < len(h.tokens) and self.tokenizer.starts_word(h.tokens[index]) for h in hypotheses)
+    def _settle_all(self):
+        self._commit(len(self.search.best().tokens))
 
-    def _words(self, hypothesis, first, after):
-        tokens = hypothesis.tokens[first:after]
-        for text, begin, last in word_spans(self.tokenizer, tokens):
-            begin, last = first + begin, first + last
-            scores = hypothesis.token_scores[begin : last + 1]
-            yield Word(
-                text,
-                self._token_span(hypothesis, begin)[0],
-                self._token_span(hypothesis, last)[1],
-                math.exp(sum(scores) / len(scores)),
+    def _commit(self, count):
+        self.search.commit(count)
+        self._settle(count)
+
+    def _whole_words(self, count, hypotheses):
+        """``count`` tokens or fewer, so that all ``hypotheses`` have ended their word there."""
+        while count and not all(self._word_ends(h.tokens, count) for h in hypotheses):
+            count -= 1
+        return count
+
+    def _word_ends(self, tokens, index):
+        if index < len(tokens):
+            return self.tokenizer.starts_word(tokens[index])
+        return self.chunking.unit == "word"  # then no word goes on in the next chunk
+
+    def _settle(self, count):
+        """Turn the first ``count`` tokens, which all hypotheses share, into words, and forget them."""
+        if not count:
+            return
+        best = self.search.best()
+        spans = hypothesis_spans(self._times, best.tokens, best.chunks, self._last_end)[:count]
+        words = _words(self.tokenizer, best.tokens[:count], best.token_scores, spans)
+        self._words += words
+        if self._segment is not None:
+            self._segment = dataclasses.replace(
+                self._segment,
+                words=(*self._segment.words, *words),
+                tokens=(*self._segment.tokens, *(self.tokenizer.pieces[token] for token in best.tokens[:count])),
+                timestamps=(*self._segment.timestamps, *(timeline.frame_start_seconds(start) for start, _ in spans)),
             )
+        self._last_end = spans[-1][1]
+        self.search.forget(count)
 
-    def _token_span(self, hypothesis, index):
-        """Seconds that token ``index`` gets when the tokens of its chunk share the chunk evenly."""
-        chunks = hypothesis.chunks  # never decreasing
-        chunk = chunks[index]
-        first = bisect.bisect_left(chunks, chunk)
-        count = bisect.bisect_right(chunks, chunk) - first
-        begin, end = timeline.chunk_span_seconds(chunk, self.chunking.chunk, self._frames)
-        width = (end - begin) / count
-        return begin + (index - first) * width, begin + (index - first + 1) * width
+    def _end_segment_by_rule(self):
+        """Endpoints: enough silence after the last token, or a segment that grew too long."""
+        best = self.search.best()
+        if self._segment is None or not (self._segment.words or best.tokens):
+            return
+        last = self._last_end
+        if best.tokens:
+            last = hypothesis_spans(self._times, best.tokens, best.chunks, last)[-1][1]
+        if self.seconds - timeline.frame_start_seconds(last) >= self.config.endpoint_silence:
+            self._settle_all()
+            self._end_segment()
+        elif self.seconds - self._segment_start(best) >= self.config.endpoint_length:
+            self._commit(self._whole_words(len(best.tokens), [best]))
+            self._end_segment()
+
+    def _segment_start(self, best):
+        if self._segment.words:
+            return self._segment.start
+        begin, _ = timeline.chunk_span_frames(best.chunks[0], self.chunking.chunk, self._times.frames)
+        return timeline.frame_start_seconds(begin)
+
+    def _end_segment(self):
+        if self._segment is not None and self._segment.words:
+            self._ended.append(self._segment)
+            self._segment = Segment(self._segment.index + 1)
 
 
-def _checked(samples):
+@torch.no_grad()
+def _inputs(model, frames):
+    """Decoder inputs (c, D) of a chunk; frame by frame, so that they do not depend on how the audio was cut."""
+    return model.projection(frames)
+
+
+def _words(tokenizer, tokens, scores, spans):
+    """Words of ``tokens`` with times and confidence."""
+    words = []
+    for text, first, last in word_spans(tokenizer, tokens):
+        start, end = (timeline.frame_start_seconds(frame) for frame in (spans[first][0], spans[last][1]))
+        of_word = scores[first : last + 1]
+        words.append(Word(text, start, end, math.exp(sum(of_word) / len(of_word))))
+    return words
+
+
+def _checked(samples, model):
     """Samples of a push as a tensor (n,); raises AudioError for what is no audio of the documented form."""
-    samples = torch.as_tensor(samples)
+    samples = torch.as_tensor(samples, device=model.projection.weight.device)
     if samples.dim() != 1 or not (samples.is_floating_point() or len(samples) == 0):
         raise AudioError(
             "unreadable",
@@ -184,11 +321,46 @@ def _checked(samples):
         )
     if not torch.isfinite(samples).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
-    return samples
+    return samples.to(torch.promote_types(model.projection.weight.dtype, torch.float32))
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):
     """The n-best :class:`Transcript` list of each recording (n,) in a list, decoded as one batch."""
-    streams = [Stream(model, tokenizer, chunking, search) for _ in recordings]
-    steps = [stream.consume(samples, final=True) for stream, samples in zip(streams, recordings, strict=True)]
-    return run(steps, streams[0].extend) if streams else []
+    return run([decode(model, tokenizer, chunking, search, samples) for samples in recordings], answer(model))
+
+
+def decode(model, tokenizer, chunking, search, samples):
+    """Generator of requests (engine.py) that decodes one recording (n,); returns its n-best :class:`Transcript` list.
+
+    Any search will do; nothing is settled or forgotten before the end.
+    """
+    every = dataclasses.replace(search, nbest=sys.maxsize)
+    searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
+    chunks = yield from AudioChunks(model.acoustic, chunking).take(_checked(samples, model), final=True)
+    for frames in chunks:
+        times.add(frames)
+        yield from searching.advance(_inputs(model, frames))
+    texts = distinct_texts(tokenizer, (yield from searching.finish()))
+    return [_transcript(tokenizer, times, *item) for item in list(texts.items())[: search.nbest]]
+
+
+def distinct_texts(tokenizer, hypotheses):
+    """``{text: its best hypothesis}``, best first: several token sequences can spell one text."""
+    texts = {}
+    for hypothesis in hypotheses:
+        # Single spaces, as the settled words joined: a word-start piece may stand alone.
+        texts.setdefault(normalise(tokenizer.decode(hypothesis.tokens)), hypothesis)
+    return texts
+
+
+def _transcript(tokenizer, times, text, hypothesis):
+    tokens = hypothesis.tokens
+    spans = hypothesis_spans(times, tokens, hypothesis.chunks)
+    return Transcript(
+        text=text,
+        score=hypothesis.score,
+        tokens=tuple(tokenizer.pieces[token] for token in tokens),
+        token_ids=tokens,
+        words=tuple(_words(tokenizer, tokens, hypothesis.token_scores, spans)),
+        capped=hypothesis.capped,
+    )

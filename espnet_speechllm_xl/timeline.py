@@ -44,13 +44,18 @@ def samples_for_frames(count, sample_rate):
     return (count * STACK - 1) * hop_samples(sample_rate) + window_samples(sample_rate)
 
 
+def samples_of_frames(count, sample_rate):
+    """Samples between the starts of two encoder frames ``count`` apart."""
+    return count * STACK * hop_samples(sample_rate)
+
+
 def frame_end_seconds(frame):
     """End of encoder frame ``frame`` (0-based), in seconds."""
     return (frame + 1) * FRAME_SECONDS
 
 
 def frame_start_seconds(frame):
-    """Start of encoder frame ``frame`` (0-based), in seconds."""
+    """Start of encoder frame ``frame`` (0-based; a fraction lies inside it), in seconds."""
     return frame * FRAME_SECONDS
 
 
@@ -112,11 +117,11 @@ def frames_from_seconds(seconds, what):
     return count
 
 
-def chunk_span_seconds(index, chunk, num_frames):
-    """Start and end of chunk ``index`` in seconds, in audio of ``num_frames`` frames."""
+def chunk_span_frames(index, chunk, num_frames):
+    """First frame of chunk ``index`` and the frame after its last, in audio of ``num_frames`` frames."""
     if chunk is None:
-        return 0.0, num_frames * FRAME_SECONDS
-    return index * chunk * FRAME_SECONDS, min((index + 1) * chunk, num_frames) * FRAME_SECONDS
+        return 0, num_frames
+    return index * chunk, min((index + 1) * chunk, num_frames)
 
 
 def chunks_from_seconds(seconds, chunk):

@@ -22,7 +22,7 @@ def visible(query_position, query_chunk, key_position, key_chunk, context):
     Args:
         query_position, query_chunk: integer tensors that broadcast against the keys'.
         key_position, key_chunk: integer tensors; a key of chunk ``PADDING`` is never seen.
-        context: previous chunks that stay visible; None: all of them.
+        context: previous chunks that stay visible, a number or a tensor that broadcasts; None: all of them.
 
     Returns:
         Boolean tensor, the broadcast shape.

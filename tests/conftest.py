@@ -75,6 +75,7 @@ def tiny_model_dir(tmp_path_factory, tiny_tokens):
         [
             *tiny.conf("decoder_conf", tiny.DECODER),
             *tiny.conf("chunking_conf", ["chunk=16", "context=2"]),
+            *tiny.conf("loss_conf", ["ctc_weight=0.1"]),
             *tiny.conf("search_conf", ["beam_size=4", "max_tokens_per_chunk=12"]),
         ],
         seed=3,

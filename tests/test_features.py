@@ -52,9 +52,9 @@ def test_frame_counts_offline_and_stream(count, frames):
     features, lengths = logmel(torch.zeros(2, count), torch.tensor([count, count // 2]))
     assert features.shape == (2, frames, 80)
     assert lengths.tolist() == [frames, timeline.feature_frames(count // 2, RATE)]
-    pushed, state = logmel.push(torch.zeros(count), logmel.initial_state())
-    assert pushed.shape == (frames, 80)
-    assert len(state.samples) == count - 160 * frames
+    pushed, state = logmel.push(torch.zeros(1, count), logmel.initial_state())
+    assert pushed.shape == (1, frames, 80)
+    assert state.samples.shape[1] == count - 160 * frames
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -67,9 +67,9 @@ def test_stream_equals_offline_for_random_cuts(seed, dtype, tolerance):
     offline = logmel(samples[None], torch.tensor([total]))[0][0]
     state, parts = logmel.initial_state(), []
     for begin, end in cut(total, generator, int(generator.integers(1, 60))):
-        features, state = logmel.push(samples[begin:end], state)
-        parts.append(features)
-        assert len(state.samples) < 400
+        features, state = logmel.push(samples[None, begin:end], state)
+        parts.append(features[0])
+        assert state.samples.shape[1] < 400
     stream = torch.cat(parts)
     assert stream.shape == offline.shape
     assert stream.dtype == dtype
@@ -77,12 +77,12 @@ def test_stream_equals_offline_for_random_cuts(seed, dtype, tolerance):
 
 
 def test_state_can_be_forked():
-    samples = torch.randn(3000) * 0.1
+    samples = torch.randn(1, 3000) * 0.1
     logmel = LogMel(FeatureConfig())
-    _, state = logmel.push(samples[:1000], logmel.initial_state())
-    first = logmel.push(samples[1000:], state)[0]
-    logmel.push(torch.randn(500), state)
-    assert torch.equal(first, logmel.push(samples[1000:], state)[0])
+    _, state = logmel.push(samples[:, :1000], logmel.initial_state())
+    first = logmel.push(samples[:, 1000:], state)[0]
+    logmel.push(torch.randn(1, 500), state)
+    assert torch.equal(first, logmel.push(samples[:, 1000:], state)[0])
 
 
 def test_batch_equals_alone_and_long_audio_equals_its_blocks(monkeypatch):

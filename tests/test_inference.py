@@ -171,24 +171,15 @@ def test_nbest_texts_are_distinct_and_ordered(tiny_model_dir):
 def test_two_spellings_of_one_text_are_one(tiny_model_dir):
     """The same text by other pieces is no further entry of the n-best list."""
     from espnet_speechllm_xl.search import Hypothesis
+    from espnet_speechllm_xl.streaming import distinct_texts
 
-    speech2text = load(tiny_model_dir, nbest=2)
-    pieces = speech2text.tokenizer.pieces.index
-    spelt = [("▁the",), ("▁t", "he"), ("▁a",), ("▁on",)]
-
-    class Finished:
-        def finish(self):
-            yield from ()
-            return [
-                Hypothesis(tuple(map(pieces, words)), (0,) * len(words), (-1.0,) * len(words), -float(rank))
-                for rank, words in enumerate(spelt)
-            ]
-
-    stream = speech2text.stream()
-    stream.search = Finished()
-    with pytest.raises(StopIteration) as stopped:
-        next(stream.consume(None, final=True))
-    assert [(one.text, one.score) for one in stopped.value.value] == [("the", 0.0), ("a", -2.0)]
+    tokenizer = load(tiny_model_dir).tokenizer
+    hypotheses = []
+    for rank, words in enumerate([("▁the",), ("▁t", "he"), ("▁a",), ("▁on",)]):
+        tokens = tuple(map(tokenizer.pieces.index, words))
+        hypotheses.append(Hypothesis(tokens, (0,) * len(words), (-1.0,) * len(words), -float(rank)))
+    texts = distinct_texts(tokenizer, hypotheses)
+    assert [(text, one.score) for text, one in texts.items()] == [("the", 0.0), ("a", -2.0), ("on", -3.0)]
 
 
 def test_audio_in_any_form(tiny_model_dir, tmp_path):

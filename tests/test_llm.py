@@ -77,14 +77,14 @@ def run_streams(decoder, context, seed, rounds=40, forks=True):
     """Hypotheses of different ages, some forked, extended together in random groups."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    dtype = decoder.initial_row().keys_values.dtype
-    streams = [Stream(decoder.initial_row())]
+    dtype = decoder.initial_row(None).keys_values.dtype
+    streams = [Stream(decoder.initial_row(context))]
     for _ in range(rounds):
         if len(streams) < 7 and rng.random() < 0.4:
             old = rng.choice(streams)
-            streams.append(old.fork() if forks and rng.random() < 0.6 else Stream(decoder.initial_row()))
+            streams.append(old.fork() if forks and rng.random() < 0.6 else Stream(decoder.initial_row(context)))
         group = rng.sample(streams, rng.randint(1, len(streams)))
-        results = decoder.extend([stream.request(rng, decoder.dim, dtype) for stream in group], context)
+        results = decoder.extend([stream.request(rng, decoder.dim, dtype) for stream in group])
         for stream, result in zip(group, results, strict=True):
             stream.accept(result)
     return streams
@@ -117,10 +117,10 @@ def test_the_context_matters(decoder):
 
 @pytest.mark.parametrize("context", [0, 2])
 def test_eviction_bounds_the_cache(decoder, context):
-    row = decoder.initial_row()
+    row = decoder.initial_row(context)
     for chunk in range(30):
-        row = decoder.extend([Request(row, chunk, frames=torch.randn(4, 16, dtype=torch.float64))], context)[0].row
-        row = decoder.extend([Request(row, chunk, token=3)], context)[0].row
+        row = decoder.extend([Request(row, chunk, frames=torch.randn(4, 16, dtype=torch.float64))])[0].row
+        row = decoder.extend([Request(row, chunk, token=3)])[0].row
         assert row.keys_values.shape[2] == len(row.chunk) == len(row.position) == 5 * (min(chunk, context) + 1)
 
 
@@ -142,7 +142,7 @@ def test_hour_10_equals_the_start():
     for dtype in (torch.float32, torch.float64):
         decoder = make_decoder(dtype)
         frames = torch.randn(2, 7, 16, dtype=dtype)
-        young = decoder.extend([Request(decoder.initial_row(), 0, frames=frames[0])], 1)[0].row
+        young = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames[0])])[0].row
         late = 900_000 + torch.randint(1000, (1,)).item()
         keys_values = young.keys_values.clone()
         keys_values[0::2] = decoder._rotate(keys_values[0::2], late)
@@ -155,16 +155,16 @@ def test_hour_10_equals_the_start():
         )
         for _ in range(3):
             requests = [Request(young, 1, frames=frames[1]), Request(old, 28_001, frames=frames[1])]
-            results = decoder.extend(requests, 1)
+            results = decoder.extend(requests)
             assert (results[0].log_probs - results[1].log_probs).abs().max() < ANGLES
             young_token, old_token = decoder.extend(
-                [Request(results[0].row, 1, token=4), Request(results[1].row, 28_001, token=4)], 1
+                [Request(results[0].row, 1, token=4), Request(results[1].row, 28_001, token=4)]
             )
             assert (young_token.log_probs - old_token.log_probs).abs().max() < ANGLES
             assert old_token.row.next_position == 15, "re-based to the start"
-        new = dataclasses.replace(decoder.initial_row(), next_position=late)
-        requests = [Request(decoder.initial_row(), 0, frames=frames[0]), Request(new, 9, frames=frames[0])]
-        first = decoder.extend(requests, 1)
+        new = dataclasses.replace(decoder.initial_row(1), next_position=late)
+        requests = [Request(decoder.initial_row(1), 0, frames=frames[0]), Request(new, 9, frames=frames[0])]
+        first = decoder.extend(requests)
         assert (first[0].log_probs - first[1].log_probs).abs().max() < 1e-5
 
 
@@ -173,14 +173,14 @@ def test_a_long_stream_does_not_drift():
     decoder = make_decoder(torch.float32, layers=2)
     torch.manual_seed(1)
     recent = [torch.randn(100, 16) for _ in range(3)]
-    row, highest = decoder.initial_row(), 0
+    row, highest = decoder.initial_row(1), 0
     for chunk in range(197):
-        row = decoder.extend([Request(row, chunk, frames=torch.randn(100, 16))], 1)[0].row
+        row = decoder.extend([Request(row, chunk, frames=torch.randn(100, 16))])[0].row
         highest = max(highest, row.next_position)
     assert highest <= llm.REBASE_POSITION + 200
-    fresh = decoder.initial_row()
+    fresh = decoder.initial_row(1)
     for chunk, frames in enumerate(recent):
-        old, new = decoder.extend([Request(row, 197 + chunk, frames=frames), Request(fresh, chunk, frames=frames)], 1)
+        old, new = decoder.extend([Request(row, 197 + chunk, frames=frames), Request(fresh, chunk, frames=frames)])
         row, fresh = old.row, new.row
     assert (old.log_probs - new.log_probs).abs().max() < 1e-3
     assert (old.log_probs - new.log_probs).abs().max() < 1e-2 * new.log_probs.std()
@@ -191,26 +191,26 @@ def test_a_large_position_would_err_in_float32(monkeypatch):
     decoder = make_decoder(torch.float32)
     monkeypatch.setattr(llm, "REBASE_POSITION", 10**9)
     frames = torch.randn(40, 16)
-    late = dataclasses.replace(decoder.initial_row(), next_position=900_000)
-    start, end = decoder.extend([Request(decoder.initial_row(), 0, frames=frames), Request(late, 0, frames=frames)], 1)
+    late = dataclasses.replace(decoder.initial_row(1), next_position=900_000)
+    start, end = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames), Request(late, 0, frames=frames)])
     assert (start.log_probs - end.log_probs).abs().max() > 1e-3
 
 
 def test_forks_do_not_disturb_each_other(decoder):
     torch.manual_seed(3)
     frames = torch.randn(5, 16, dtype=torch.float64)
-    parent = decoder.extend([Request(decoder.initial_row(), 0, frames=frames)], 1)[0].row
+    parent = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames)])[0].row
     before = {name: getattr(parent, name).clone() for name in ("keys_values", "position", "chunk")}
-    together = decoder.extend([Request(parent, 0, token=t) for t in (1, 2, 3)] + [Request(parent, 1, frames=frames)], 1)
-    alone = [decoder.extend([Request(parent, 0, token=t)], 1)[0] for t in (1, 2, 3)]
-    alone += decoder.extend([Request(parent, 1, frames=frames)], 1)
+    together = decoder.extend([Request(parent, 0, token=t) for t in (1, 2, 3)] + [Request(parent, 1, frames=frames)])
+    alone = [decoder.extend([Request(parent, 0, token=t)])[0] for t in (1, 2, 3)]
+    alone += decoder.extend([Request(parent, 1, frames=frames)])
     for one, other in zip(together, alone, strict=True):
         assert (one.log_probs - other.log_probs).abs().max() < ROUND_OFF
         assert one.row.next_position == other.row.next_position
     assert (together[0].log_probs - together[1].log_probs).abs().max() > 1e-3
     for name, value in before.items():
         assert torch.equal(getattr(parent, name), value)
-    deeper = decoder.extend([Request(together[1].row, 0, token=5), Request(together[0].row, 0, token=5)], 1)
+    deeper = decoder.extend([Request(together[1].row, 0, token=5), Request(together[0].row, 0, token=5)])
     inputs = [(0, frames), (0, 2), (0, 5)]
     assert (deeper[0].log_probs - full_forward(decoder, inputs, 1)[-1]).abs().max() < ROUND_OFF
 
@@ -321,7 +321,7 @@ def test_pretrained_in_full(checkpoint, vocabulary):
     assert torch.equal(decoder.lm.get_input_embeddings().weight[:kept], saved["model.embed_tokens.weight"][:kept])
     assert torch.equal(decoder.lm.model.layers[1].mlp.up_proj.weight, saved["model.layers.1.mlp.up_proj.weight"])
     assert decoder.eoc == vocabulary and decoder.logits(torch.zeros(1, 16)).shape == (1, vocabulary + 1)
-    assert decoder.dim == 16 and decoder.initial_row().keys_values.shape == (4, 2, 0, 4)
+    assert decoder.dim == 16 and decoder.initial_row(0).keys_values.shape == (4, 2, 0, 4)
     assert all(weight.requires_grad for weight in decoder.parameters())
 
 

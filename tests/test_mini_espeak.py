@@ -148,9 +148,18 @@ def test_joined_words_have_times_of_their_own():
 
 def test_planted_events():
     word, phoneme = 1, 7
-    events = [(word, 0, 1, b""), (phoneme, 10, 1, b"g"), (phoneme, 20, 1, b"oU"), (phoneme, 45, 1, b"_:"),
-              (word, 60, 4, b""), (phoneme, 65, 4, b"I"), (phoneme, 70, 4, b"n"), (phoneme, 80, 4, b"D"),
-              (phoneme, 84, 4, b"@"), (5, 99, 9, b"")]
+    events = [
+        (word, 0, 1, b""),
+        (phoneme, 10, 1, b"g"),
+        (phoneme, 20, 1, b"oU"),
+        (phoneme, 45, 1, b"_:"),
+        (word, 60, 4, b""),
+        (phoneme, 65, 4, b"I"),
+        (phoneme, 70, 4, b"n"),
+        (phoneme, 80, 4, b"D"),
+        (phoneme, 84, 4, b"@"),
+        (5, 99, 9, b""),
+    ]
     assert synthesise.word_times("go in the", events, 99) == [("go", 0, 45), ("in", 60, 80), ("the", 80, 99)]
     with pytest.raises(ValueError, match="no time for some word of 'go in it'"):
         synthesise.word_times("go in it", events, 99)
@@ -223,7 +232,7 @@ def test_wrong_options_and_data_script(tmp_path):
     run = subprocess.run([LOCAL / "data.sh", "--size", "huge"], cwd=tmp_path, env=environment, capture_output=True)
     assert run.returncode == 2 and b"invalid choice: 'huge'" in run.stderr
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(f"#!/bin/sh\nexec {sys.executable} -S -I \"$@\"\n")
+    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     (tmp_path / "bin" / "python3").chmod(0o755)
     bare = {**environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=bare, capture_output=True)

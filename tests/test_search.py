@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from espnet_speechllm_xl.config import SearchConfig
-from espnet_speechllm_xl.search import AlignmentSync, ChunkSync, Result, make_search, run
+from espnet_speechllm_xl.engine import run
+from espnet_speechllm_xl.search import AlignmentSync, ChunkSync, Result, make_search
 
 
 class Toy:
@@ -293,7 +294,7 @@ def test_generators_driven_together_equal_each_alone(recombine):
 
 def test_run_needs_one_result_per_request_and_nothing_for_nothing():
     toy = Toy(0, 2)
-    with pytest.raises(ValueError, match="0 results for 1 requests"):
+    with pytest.raises(ValueError, match="the model gave 0 results for 1 requests"):
         run([ChunkSync(config(), (), 2).advance(torch.zeros(4, 2))], lambda requests: [])
     assert run([], toy.extend) == []
     assert toy.calls == []

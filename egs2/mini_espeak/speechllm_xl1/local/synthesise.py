@@ -42,8 +42,29 @@ ACCENTS = {
 # "" is the accent's own voice.  No voice of dev or test shares its variant with a voice of train.
 VARIANTS = {
     "train": (
-        "", "m1", "m5", "m7", "f1", "f3", "f5", "Alex", "Andrea", "Andy", "Annie", "Michael", "Mike", "Nguyen",
-        "adam", "antonio", "edward", "linda", "max", "pedro", "quincy", "rob", "sandro",
+        "",
+        "m1",
+        "m5",
+        "m7",
+        "f1",
+        "f3",
+        "f5",
+        "Alex",
+        "Andrea",
+        "Andy",
+        "Annie",
+        "Michael",
+        "Mike",
+        "Nguyen",
+        "adam",
+        "antonio",
+        "edward",
+        "linda",
+        "max",
+        "pedro",
+        "quincy",
+        "rob",
+        "sandro",
     ),
     "dev": ("m4", "steph"),
     "test": ("m3", "m6", "f2", "Mario"),
@@ -177,8 +198,11 @@ def word_times(sentence, events, length):
     words = sentence.split()
     # espeak-ng counts characters from 1.
     offsets = {1 + len(" ".join([*words[:index], ""])): index for index in range(len(words))}
-    marks = [(sample, offsets.get(position), None) if kind == _EVENT_WORD else (sample, None, string)
-             for kind, sample, position, string in events if kind in (_EVENT_WORD, _EVENT_PHONEME)]
+    marks = [
+        (sample, offsets.get(position), None) if kind == _EVENT_WORD else (sample, None, string)
+        for kind, sample, position, string in events
+        if kind in (_EVENT_WORD, _EVENT_PHONEME)
+    ]
     reported = {word for _, word, phoneme in marks if phoneme is None}
     starts, ends, current = [None] * len(words), [None] * len(words), None
     for place, (sample, word, phoneme) in enumerate(marks):

@@ -1,0 +1,119 @@
+"""Results written down: text, JSON, CTM, SRT and WebVTT of a recording; JSON and captions of a live stream."""
+
+import json
+import re
+from pathlib import Path
+
+from espnet_speechllm_xl.ctm import format_word
+
+
+def live_results(update, seconds):
+    """What an :class:`~espnet_speechllm_xl.streaming.Update` of a stream with endpoints says, as JSON objects.
+
+    One for each segment that ended (``is_final``), then, unless the open segment is empty, one for that.  ``text``,
+    ``tokens``, ``timestamps`` (seconds from ``start_time``), ``start_time``, ``segment`` and ``is_final`` mean what they
+    mean in sherpa-onnx; ``words`` have times from the start of the stream; ``time`` is the audio decoded so far.
+    """
+    results = [_result(segment, "", True, seconds) for segment in update.segments]
+    if update.segment is not None and (update.segment.words or update.partial):
+        results.append(_result(update.segment, update.partial, False, seconds))
+    return results
+
+
+def _result(segment, partial, final, seconds):
+    start = segment.start
+    return {
+        "text": f"{segment.text} {partial}".strip(),
+        "settled": segment.text,
+        "partial": partial,
+        "tokens": list(segment.tokens),
+        "timestamps": [round(time - segment.timestamps[0], 3) for time in segment.timestamps],
+        "start_time": start,
+        "segment": segment.index,
+        "is_final": final,
+        "words": [word_dict(word) for word in segment.words],
+        "confidence": segment.confidence,
+        "time": seconds,
+    }
+
+
+def word_dict(word):
+    """A :class:`~espnet_speechllm_xl.ctm.Word` for JSON: times in seconds to 1 ms, confidence to 4 digits."""
+    return {
+        "text": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+    }
+
+
+class Captions:
+    """Words to captions of one track, "srt" or "vtt"; ``header`` comes first."""
+
+    def __init__(self, kind):
+        self.kind, self._number = kind, 0
+        self.header = "WEBVTT\n\n" if kind == "vtt" else ""
+
+    def add(self, words):
+        """The text of the captions that show ``words``."""
+        return "".join(self._caption(*caption) for caption in _captions(words))
+
+    def all(self, words):
+        """A whole file of captions."""
+        return self.header + self.add(words)
+
+    def _caption(self, start, end, text):
+        if self.kind == "vtt":
+            return f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n"
+        self._number += 1
+        return f"{self._number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
+
+
+def _captions(words, most_seconds=5.0, most_words=10):
+    """Words cut into captions: ``(start, end, text)``."""
+    caption = []
+    for word in words:
+        if caption and (len(caption) == most_words or word.end - caption[0].start > most_seconds):
+            yield caption[0].start, caption[-1].end, " ".join(each.text for each in caption)
+            caption = []
+        caption.append(word)
+    if caption:
+        yield caption[0].start, caption[-1].end, " ".join(each.text for each in caption)
+
+
+def _clock(seconds, separator):
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{separator}{rest % 1000:03d}"
+
+
+def _text(file, nbest, several):
+    return f"{file}\t{nbest[0].text}\n" if several else f"{nbest[0].text}\n"
+
+
+def _json(file, nbest, _several):
+    result = {
+        "file": file,
+        "text": nbest[0].text,
+        "score": nbest[0].score,
+        "words": [word_dict(word) for word in nbest[0].words],
+        "nbest": [{"text": one.text, "score": one.score} for one in nbest],
+    }
+    return json.dumps(result, ensure_ascii=False) + "\n"
+
+
+def _ctm(file, nbest, _several):
+    name = re.sub(r"\s", "_", Path(file).stem)
+    return "".join(format_word(name, word) + "\n" for word in nbest[0].words)
+
+
+def _srt(_file, nbest, _several):
+    return Captions("srt").all(nbest[0].words)
+
+
+def _vtt(_file, nbest, _several):
+    return Captions("vtt").all(nbest[0].words)
+
+
+# Each: (file name, n-best list of Transcript, whether there are several files) -> text
+FORMATS = {"text": _text, "json": _json, "ctm": _ctm, "srt": _srt, "vtt": _vtt}
