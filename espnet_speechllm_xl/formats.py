@@ -11,8 +11,8 @@ def live_results(update, seconds):
     """What an :class:`~espnet_speechllm_xl.streaming.Update` of a stream with endpoints says, as JSON objects.
 
     One for each segment that ended (``is_final``), then, unless the open segment is empty, one for that.  ``text``,
-    ``tokens``, ``timestamps`` (seconds from ``start_time``), ``start_time``, ``segment`` and ``is_final`` mean what they
-    mean in sherpa-onnx; ``words`` have times from the start of the stream; ``time`` is the audio decoded so far.
+    ``tokens``, ``timestamps`` (seconds from ``start_time``), ``start_time``, ``segment`` and ``is_final`` mean what
+    they mean in sherpa-onnx; ``words`` have times from the start of the stream; ``time`` is the audio decoded so far.
     """
     results = [_result(segment, "", True, seconds) for segment in update.segments]
     if update.segment is not None and (update.segment.words or update.partial):
