@@ -226,11 +226,11 @@ class Stream:
         self._settle(self._whole_words(self.search.settled(), self.search.beam))
 
     def _settle_old(self):
-        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old."""
+        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old; one that never ends is cut."""
         best = self.search.best()
         oldest = self.search.chunk - self._settle_chunks
         count = sum(chunk + 1 <= oldest for chunk in best.chunks)
-        self._commit(self._whole_words(count, [best]))
+        self._commit(self._whole_words(count, [best]) or count)
 
     def _settle_all(self):
         self._commit(len(self.search.best().tokens))
