@@ -25,6 +25,7 @@ setup(
         "matplotlib>=3.9,<4",
         "pyyaml>=6.0,<7",
         "tqdm>=4.66,<5",
+        "rich>=13.9,<16",
         "tensorboard>=2.19,<3",  # ESPnet's trainer imports it by default
         "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
     ],

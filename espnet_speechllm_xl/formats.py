@@ -7,17 +7,29 @@ from pathlib import Path
 from espnet_speechllm_xl.ctm import format_word
 
 
-def live_results(update, seconds):
-    """What an :class:`~espnet_speechllm_xl.streaming.Update` of a stream with endpoints says, as JSON objects.
+class LiveResults:
+    """Updates of a stream with endpoints to JSON objects; what has not changed is not said again."""
 
-    One for each segment that ended (``is_final``), then, unless the open segment is empty, one for that.  ``text``,
-    ``tokens``, ``timestamps`` (seconds from ``start_time``), ``start_time``, ``segment`` and ``is_final`` mean what
-    they mean in sherpa-onnx; ``words`` have times from the start of the stream; ``time`` is the audio decoded so far.
-    """
-    results = [_result(segment, "", True, seconds) for segment in update.segments]
-    if update.segment is not None and (update.segment.words or update.partial):
-        results.append(_result(update.segment, update.partial, False, seconds))
-    return results
+    def __init__(self):
+        self._said = None  # last about the segment that goes on
+
+    def of(self, update, seconds):
+        """What an :class:`~espnet_speechllm_xl.streaming.Update` changed; ``seconds`` of audio are decoded.
+
+        One object for each segment that ended (``is_final``), then one for the open segment.  ``text``, ``tokens``,
+        ``timestamps`` (seconds from ``start_time``), ``start_time``, ``segment`` and ``is_final`` mean what they mean
+        in sherpa-onnx; ``words`` have times from the start of the stream; ``time`` is the audio decoded so far.
+        """
+        results = [_result(segment, "", True, seconds) for segment in update.segments]
+        begun = update.segment.words or update.partial
+        if begun or (self._said is not None and self._said["segment"] == update.segment.index):  # or taken back
+            results.append(_result(update.segment, update.partial, False, seconds))
+        news = [result for result in results if not self._known(result)]
+        self._said = results[-1] if results and not results[-1]["is_final"] else None
+        return news
+
+    def _known(self, result):
+        return self._said is not None and {**result, "time": self._said["time"]} == self._said
 
 
 def _result(segment, partial, final, seconds):

@@ -13,6 +13,7 @@ COMMANDS = {
     "align": "force-align a dump set, or take word times from a CTM",
     "decode": "decode a dump set",
     "transcribe": "transcribe audio files",
+    "stream": "live text from a file, a pipe or a microphone",
     "score": "WER, CER, TER and RESULTS.md",
     "pack": "make one file of a trained model",
 }
@@ -59,6 +60,9 @@ def _run(module, args):
     except PermissionError as error:
         print(f"speechllm-xl: error: {error.filename} cannot be written or read: {error.strerror}", file=sys.stderr)
         return WRONG_USE
+    except BrokenPipeError:  # whoever read the output is gone; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
     except KeyboardInterrupt:
         print("speechllm-xl: interrupted", file=sys.stderr)
         return 130

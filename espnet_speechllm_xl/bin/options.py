@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from espnet_speechllm_xl.config import SEARCHES, SearchConfig
+from espnet_speechllm_xl.config import SEARCHES, SearchConfig, StreamConfig
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
@@ -20,6 +20,20 @@ def add_model_arguments(parser):
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
     parser.add_argument("--chunk-size", type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
     parser.add_argument("--context", type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
+
+
+def add_stream_arguments(parser):
+    """When a stream settles text and ends segments."""
+    for field in dataclasses.fields(StreamConfig):
+        text = f"{field.metadata['help']}; inf: never (default %(default)s)"
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(name, type=float, metavar="SECONDS", default=field.default, help=text)
+
+
+def stream_settings(args):
+    """Keyword arguments of ``Speech2Text.stream``; chunk size and context are those of :func:`load_settings`."""
+    names = [field.name for field in dataclasses.fields(StreamConfig)]
+    return {"search": args.search or "chunk_sync", **{name: getattr(args, name) for name in names}}
 
 
 def sample_counts(dump):

@@ -1,0 +1,228 @@
+"""``stream``: live text from a file, from PCM on standard input, or from a microphone."""
+
+import contextlib
+import json
+import math
+import queue
+import signal
+import sys
+import time
+
+from espnet_speechllm_xl.bin.options import (
+    add_model_arguments,
+    add_stream_arguments,
+    load_settings,
+    stream_settings,
+)
+from espnet_speechllm_xl.errors import UserError
+
+BLOCK_SECONDS = 0.1  # pushed at a time
+
+
+def add_arguments(parser):
+    """Options of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="audio file, - for raw PCM on standard input, or microphone")
+    parser.add_argument("--format", default="terminal", choices=sorted(WRITERS), help="default %(default)s")
+    parser.add_argument("--realtime", action="store_true", help="hear a file at the pace at which it was spoken")
+    parser.add_argument("--rate", type=int, metavar="HZ", help="of raw PCM (default: the model's)")
+    parser.add_argument("--encoding", default="s16", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
+    parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
+    add_stream_arguments(parser)
+    add_model_arguments(parser)
+
+
+def main(args):
+    """Stream to the end of the audio or to Ctrl-C; returns 0."""
+    from espnet_speechllm_xl.inference import Speech2Text
+
+    settings = stream_settings(args)
+    if math.isinf(settings["endpoint_length"]) and math.isinf(settings["endpoint_silence"]):
+        raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
+    speech2text = Speech2Text.from_pretrained(**load_settings(args))
+    stream = speech2text.stream(**settings)
+    with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate)) as blocks:
+        with WRITERS[args.format]() as writer:
+            while (block := interrupt.wait_for(blocks)) is not None:
+                writer.write(stream.push(block), stream.seconds)
+            writer.write(stream.close(), stream.seconds)
+    if stream.capped:
+        print(f"speechllm-xl stream: {stream.capped} chunks hit the token cap", file=sys.stderr)
+    return 0
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM end the audio: at once while waiting for it, after the chunk while decoding one."""
+
+    def __init__(self):
+        self._waiting = self._stopped = False
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait_for(self, blocks):
+        """The next block, or None at the end of the audio."""
+        try:
+            self._waiting = True
+            return None if self._stopped else next(blocks, None)
+        except KeyboardInterrupt:
+            return None
+        finally:
+            self._waiting = False
+
+    def _handle(self, *_):
+        if self._waiting or self._stopped:  # the second one while decoding: leave at once
+            raise KeyboardInterrupt
+        self._stopped = True
+
+
+# Sources: generators of blocks (n,) of samples at the model's rate
+
+
+def _blocks(args, sample_rate):
+    if args.source == "microphone":
+        return _microphone(args.microphone_device, sample_rate)
+    if args.source == "-":
+        return _standard_input(args.encoding, args.rate or sample_rate, sample_rate)
+    return _file(args.source, sample_rate, args.realtime)
+
+
+def _file(path, sample_rate, realtime):
+    from espnet_speechllm_xl.audio import read_audio
+
+    samples, begin = read_audio(path, sample_rate), time.monotonic()
+    size = round(BLOCK_SECONDS * sample_rate)
+    for first in range(0, len(samples), size):
+        block = samples[first : first + size]
+        if realtime:
+            time.sleep(max(0.0, begin + (first + len(block)) / sample_rate - time.monotonic()))
+        yield block
+
+
+def _standard_input(encoding, rate, sample_rate):
+    from espnet_speechllm_xl.pcm import Pcm
+
+    pcm = Pcm(encoding, rate, sample_rate)
+    size = round(BLOCK_SECONDS * pcm.bytes_per_second)
+    while data := sys.stdin.buffer.read1(size):
+        yield pcm.samples(data)
+    if pcm.bytes_left:
+        print("speechllm-xl stream: the last sample is cut and left out", file=sys.stderr)
+    yield pcm.rest()
+
+
+def _microphone(device, sample_rate):
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: no PortAudio
+        raise UserError(f"no microphone ({error}): pip install sounddevice, and PortAudio (libportaudio2)") from error
+    from espnet_speechllm_xl.pcm import Pcm
+
+    blocks = queue.SimpleQueue()
+    try:
+        rate = int(sounddevice.query_devices(device, "input")["default_samplerate"])
+        pcm = Pcm("s16", rate, sample_rate)
+        recorder = sounddevice.RawInputStream(
+            rate, device=device, channels=1, dtype="int16", callback=lambda data, *_: blocks.put(bytes(data))
+        )
+        with recorder:
+            while True:
+                yield pcm.samples(blocks.get())
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise UserError(f"no microphone ({error}): connect one, or name another with --microphone-device") from error
+
+
+# Writers: what is shown of each update
+
+
+class _Writer(contextlib.AbstractContextManager):
+    def __exit__(self, *_):
+        pass
+
+    def write(self, update, seconds):
+        """Show what changed; ``seconds`` of audio are decoded."""
+        for segment in update.segments:
+            self.segment(segment)
+
+    def _print(self, text):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+class _Text(_Writer):
+    """A line for each segment."""
+
+    def segment(self, segment):
+        self._print(f"{segment.text}\n")
+
+
+class _Json(_Writer):
+    """A JSON object a line, whenever something changed."""
+
+    def __init__(self):
+        from espnet_speechllm_xl.formats import LiveResults
+
+        self._results = LiveResults()
+
+    def write(self, update, seconds):
+        for result in self._results.of(update, seconds):
+            self._print(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+class _Captions(_Writer):
+    """SRT or WebVTT, segment by segment."""
+
+    def __init__(self, kind):
+        from espnet_speechllm_xl.formats import Captions
+
+        self._captions = Captions(kind)
+        self._print(self._captions.header)
+
+    def segment(self, segment):
+        self._print(self._captions.add(segment.words))
+
+
+class _Terminal(_Writer):
+    """The open segment in place, settled text solid and partial text dim; ended ones above it.
+
+    Where standard output is no terminal: a line for each segment.
+    """
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self._text, self._shown = Text, None
+        self._live = Live(console=Console(highlight=False), auto_refresh=False, transient=True)
+
+    def __enter__(self):
+        self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        self._live.stop()
+
+    def write(self, update, seconds):
+        super().write(update, seconds)
+        shown = self._text(update.segment.text)
+        shown.append(f" {update.partial}" if shown and update.partial else update.partial, style="dim italic")
+        if shown != self._shown and self._live.console.is_terminal:
+            self._live.update(shown, refresh=True)
+            self._shown = shown
+
+    def segment(self, segment):
+        self._live.console.print(self._text(segment.text), soft_wrap=True)
+
+
+WRITERS = {
+    "terminal": _Terminal,
+    "text": _Text,
+    "json": _Json,
+    "srt": lambda: _Captions("srt"),
+    "vtt": lambda: _Captions("vtt"),
+}

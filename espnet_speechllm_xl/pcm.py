@@ -1,0 +1,56 @@
+"""Raw PCM as it arrives (pipe, microphone, socket), to samples at the model's rate."""
+
+import numpy as np
+import soxr
+
+from espnet_speechllm_xl.audio import AudioError
+
+FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
+RATES = range(8000, 192001)  # Hz
+
+
+class Pcm:
+    """Mono PCM of one stream.
+
+    Args:
+        form: "s16" or "f32" (in [-1, 1]; what exceeds it is clipped).
+        rate: of the PCM, in Hz; resampled with soxr, in pieces, to ``sample_rate``.
+
+    Raises:
+        AudioError: unknown form or rate.
+    """
+
+    def __init__(self, form, rate, sample_rate):
+        if form not in FORMATS:
+            raise AudioError("format", f"PCM format '{form}': use one of {', '.join(FORMATS)}")
+        if rate not in RATES:
+            raise AudioError("rate", f"rate {rate}: give whole Hz from {RATES[0]} to {RATES[-1]}")
+        self.rate, self._type = rate, FORMATS[form]
+        self._resampler = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
+        self.bytes_left = b""  # of a sample whose other bytes have not come yet
+
+    @property
+    def bytes_per_second(self):
+        """Of the PCM."""
+        return self.rate * self._type.itemsize
+
+    def samples(self, data):
+        """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for NaN."""
+        data = self.bytes_left + data
+        whole = len(data) - len(data) % self._type.itemsize
+        self.bytes_left = data[whole:]
+        samples = np.frombuffer(data[:whole], self._type)
+        if self._type.kind == "i":
+            samples = samples.astype(np.float32) / 32768
+        elif not np.isfinite(samples).all():
+            raise AudioError("not-finite", "PCM with NaN or infinite samples: mend the source of the audio")
+        else:
+            samples = samples.astype(np.float32).clip(-1, 1)
+        return self._resample(samples, last=False)
+
+    def rest(self):
+        """Samples (n,) that the resampler holds back until the end."""
+        return self._resample(np.zeros(0, np.float32), last=True)
+
+    def _resample(self, samples, last):
+        return samples if self._resampler is None else self._resampler.resample_chunk(samples, last=last)

@@ -1,0 +1,216 @@
+"""``speechllm-xl stream``: every source, every format, Ctrl-C."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+
+from espnet_speechllm_xl.bin import cli
+from espnet_speechllm_xl.pcm import Pcm
+
+RULES = ["--endpoint-length", "2.5", "--endpoint-silence", "0.6"]
+
+
+@pytest.fixture(scope="module")
+def audio():
+    """Samples that 16 bits hold exactly."""
+    return (np.round(tiny.speech(11, 90000) * 32767) / 32768).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def wav(audio, tmp_path_factory):
+    path = tmp_path_factory.mktemp("wav") / "speech.wav"
+    soundfile.write(path, audio, 16000)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model_dir, audio):
+    """Segments of the same audio, pushed at once."""
+    from espnet_speechllm_xl import Speech2Text
+
+    stream = Speech2Text.from_pretrained(tiny_model_dir).stream("greedy", endpoint_length=2.5, endpoint_silence=0.6)
+    segments = [*stream.push(audio).segments, *stream.close().segments]
+    assert len(segments) > 1
+    return segments
+
+
+def stream(capsys, model, *options, search="greedy"):
+    code = cli.main(["stream", "--model", str(model), "--search", search, *RULES, *options])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_text_of_a_file(capsys, tiny_model_dir, wav, expected):
+    for form in ("text", "terminal"):  # no terminal here: the same lines
+        code, out, _ = stream(capsys, tiny_model_dir, wav, "--format", form)
+        assert (code, out.splitlines()) == (0, [segment.text for segment in expected])
+
+
+def test_json_lines(capsys, tiny_model_dir, wav, expected):
+    code, out, _ = stream(capsys, tiny_model_dir, wav, "--format", "json")
+    results = [json.loads(line) for line in out.splitlines()]
+    final = [result for result in results if result["is_final"]]
+    assert code == 0 and [one["text"] for one in final] == [segment.text for segment in expected]
+    for one, segment in zip(final, expected, strict=True):
+        assert (one["segment"], one["partial"], one["settled"]) == (segment.index, "", one["text"])
+        assert [word["text"] for word in one["words"]] == [word.text for word in segment.words]
+        assert one["start_time"] == one["words"][0]["start"] and one["timestamps"][0] == 0
+        assert len(one["tokens"]) == len(one["timestamps"]) and 0 < one["confidence"] <= 1
+    assert len(results) > len(final)
+    texts = [{**result, "time": 0} for result in results]
+    assert all(one != other for one, other in zip(texts, texts[1:], strict=False))  # nothing is said twice
+    times = [result["time"] for result in results]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+def test_captions_are_those_of_the_segments(capsys, tiny_model_dir, wav, expected, form):
+    code, out, _ = stream(capsys, tiny_model_dir, wav, "--format", form)
+    blocks = [block.splitlines() for block in out.strip().split("\n\n")]
+    if form == "vtt":
+        assert blocks.pop(0) == ["WEBVTT"]
+    else:
+        assert [block.pop(0) for block in blocks] == [str(number) for number in range(1, len(blocks) + 1)]
+    assert code == 0 and all(" --> " in block[0] for block in blocks)
+    assert " ".join(block[1] for block in blocks) == " ".join(segment.text for segment in expected)
+
+
+def pipe(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data))))
+
+
+def test_pcm_on_standard_input(capsys, monkeypatch, tiny_model_dir, audio, expected):
+    texts = [segment.text for segment in expected]
+    pipe(monkeypatch, (audio * 32768).astype("<i2").tobytes())
+    assert stream(capsys, tiny_model_dir, "-", "--format", "text")[1].splitlines() == texts
+    pipe(monkeypatch, audio.astype("<f4").tobytes() + b"abc")
+    code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text", "--encoding", "f32")
+    assert (code, out.splitlines()) == (0, texts) and "the last sample is cut" in err
+
+
+def test_pcm_at_another_rate(capsys, monkeypatch, tiny_model_dir, audio):
+    import soxr
+
+    high = soxr.resample(audio, 16000, 44100)
+    whole = Pcm("f32", 44100, 16000)
+    once = np.concatenate([whole.samples(high.astype("<f4").tobytes()), whole.rest()])
+    assert len(once) == pytest.approx(len(audio), abs=2)
+    pieces, data = Pcm("f32", 44100, 16000), high.astype("<f4").tobytes()
+    cut = [pieces.samples(data[first : first + 4411]) for first in range(0, len(data), 4411)]
+    np.testing.assert_allclose(np.concatenate([*cut, pieces.rest()]), once, atol=1e-6)
+    assert np.abs(once[200:-200] - audio[200 : len(once) - 200]).std() < 0.3 * audio.std()  # the top is filtered
+    pipe(monkeypatch, data)
+    code, out, _ = stream(capsys, tiny_model_dir, "-", "--rate", "44100", "--encoding", "f32", "--format", "text")
+    assert code == 0 and out.strip()
+
+
+def test_real_time_takes_as_long_as_the_audio(capsys, tiny_model_dir, tmp_path, audio):
+    soundfile.write(tmp_path / "short.wav", audio[:32000], 16000)
+    arguments = [str(tmp_path / "short.wav"), "--format", "text"]
+    started = time.monotonic()
+    slow = stream(capsys, tiny_model_dir, *arguments, "--realtime")
+    assert time.monotonic() - started > 1.9
+    assert slow == stream(capsys, tiny_model_dir, *arguments)
+
+
+def test_interrupt_ends_with_the_last_words(tiny_model_dir, wav):
+    """What was heard before Ctrl-C comes out, also what was still partial; no traceback, exit code 0."""
+    command = [sys.executable, "-m", "espnet_speechllm_xl", "stream", "-", "--model", str(tiny_model_dir)]
+    process = subprocess.Popen(
+        [*command, "--search", "greedy", "--format", "json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False,
+    )  # fmt: skip
+    samples, _ = soundfile.read(wav, dtype="int16")
+    process.stdin.write(samples[:40000].tobytes())
+    process.stdin.flush()
+    first = json.loads(process.stdout.readline())
+    time.sleep(0.5)  # the rest of what was sent
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    last = json.loads(out.splitlines()[-1])
+    assert process.returncode == 0 and b"Traceback" not in err
+    assert not first["is_final"] and last["is_final"] and last["partial"] == "" and last["time"] == pytest.approx(2.48)
+
+
+def test_output_that_nobody_reads_is_no_traceback(tiny_model_dir, wav):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "espnet_speechllm_xl", "stream", wav, "--model", str(tiny_model_dir)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--search", "alsd"], "search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'"),
+        (["--endpoint-silence", "inf", "--endpoint-length", "inf"], "are both inf"),
+        (["--settle-seconds", "0"], "settle_seconds must be positive"),
+        (["--chunk-size", "0.05"], "chunk size 0.05 s is not a multiple of 0.04 s"),
+    ],
+)
+def test_wrong_settings(capsys, tiny_model_dir, wav, options, message):
+    assert cli.main(["stream", wav, "--model", str(tiny_model_dir), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_sources(capsys, monkeypatch, tiny_model_dir, tmp_path):
+    assert stream(capsys, tiny_model_dir, str(tmp_path / "no.wav"))[0] == 2
+    pipe(monkeypatch, np.array([0.1, np.nan], "<f4").tobytes())
+    code, _, err = stream(capsys, tiny_model_dir, "-", "--encoding", "f32")
+    assert code == 2 and "NaN or infinite samples" in err
+    pipe(monkeypatch, b"")
+    code, _, err = stream(capsys, tiny_model_dir, "-", "--rate", "5")
+    assert code == 2 and "rate 5: give whole Hz from 8000 to 192000" in err
+    pipe(monkeypatch, b"")
+    assert stream(capsys, tiny_model_dir, "-", "--format", "text")[:2] == (0, "")
+
+
+def test_a_microphone_that_is_not_there(capsys, monkeypatch, tiny_model_dir):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    code, _, err = stream(capsys, tiny_model_dir, "microphone")
+    assert code == 2 and "pip install sounddevice" in err
+
+
+def test_a_microphone(capsys, monkeypatch, tiny_model_dir, audio, expected):
+    """A stand-in for sounddevice, which needs a device: it plays ``audio``, then somebody presses Ctrl-C."""
+
+    class Recorder:
+        def __init__(self, rate, device, channels, dtype, callback):
+            assert (rate, device, channels, dtype) == (16000, "desk", 1, "int16")
+            self.callback = callback
+
+        def __enter__(self):
+            for block in np.array_split((audio * 32768).astype("<i2"), 40):
+                self.callback(block.tobytes(), len(block), None, None)
+            signal.setitimer(signal.ITIMER_REAL, 3.0)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setitem(
+        sys.modules,
+        "sounddevice",
+        types.SimpleNamespace(
+            query_devices=lambda device, kind: {"default_samplerate": 16000.0},
+            RawInputStream=Recorder,
+            PortAudioError=OSError,
+        ),
+    )
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        code, out, _ = stream(capsys, tiny_model_dir, "microphone", "--microphone-device", "desk", "--format", "text")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (code, out.splitlines()) == (0, [segment.text for segment in expected])
