@@ -26,6 +26,7 @@ setup(
         "pyyaml>=6.0,<7",
         "tqdm>=4.66,<5",
         "rich>=13.9,<16",
+        "psutil>=5.9,<8",
         "tensorboard>=2.19,<3",  # ESPnet's trainer imports it by default
         "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
     ],

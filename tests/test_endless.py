@@ -1,0 +1,62 @@
+"""The command that runs a stream for hours, for a few loops; its verdicts on planted measurements."""
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+
+from espnet_speechllm_xl.bin import cli, endless
+from espnet_speechllm_xl.bin.endless import Hour
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for seed, samples in enumerate([20000, 31000]):
+        soundfile.write(tmp_path / f"{seed}.wav", tiny.speech(seed, samples), 16000)
+        paths.append(str(tmp_path / f"{seed}.wav"))
+    return paths
+
+
+def test_a_short_run(capsys, monkeypatch, tiny_model_dir, files):
+    monkeypatch.setattr(endless, "MEMORY_PERCENT", 3.0)  # seconds, not hours: allocators have not come to rest
+    options = ["--hours", "0.05", "--silence", "3", "--pause", "0.5", "--search", "greedy"]
+    code = cli.main(["endless", *files, "--model", str(tiny_model_dir), *options])
+    out, err = capsys.readouterr()
+    assert code == 0, out
+    row = [cell.strip() for cell in out.splitlines()[2].strip("|").split("|")]
+    loops, words, changed = map(int, row[1:4])
+    seconds = 7.68  # 51000 samples, two pauses, silence; rounded up to chunks of 0.64 s
+    assert (loops, changed) == (round(180 / seconds), 0) and words >= loops
+    assert "loop of 0.1 minutes, 2 files" in err and "0 loops changed their words" in out
+
+
+def test_the_loop_is_whole_chunks(tiny_model_dir):
+    from espnet_speechllm_xl import Speech2Text
+
+    stream = Speech2Text.from_pretrained(tiny_model_dir).stream()
+    first, second = np.ones(8000, np.float32), np.full(100, 2, np.float32)
+    loop = np.concatenate(endless.make_loop([first, second], stream, 0.5, 1.0))
+    assert len(loop) == 4 * 10240  # of 40100 samples
+    assert (loop[:8000] == 1).all() and (loop[16000:16100] == 2).all()
+    assert not loop[8000:16000].any() and not loop[16100:].any()
+
+
+@pytest.mark.parametrize(
+    "second, code",
+    [
+        (Hour([0.0104] * 3, [1009, 1001], 50, 5, 0), 0),
+        (Hour([0.0106] * 3, [1001], 50, 5, 0), 1),  # slower
+        (Hour([0.01] * 3, [1011], 50, 5, 0), 1),  # larger
+        (Hour([0.01] * 3, [1000], 50, 5, 1), 1),  # another text
+    ],
+)
+def test_verdicts(capsys, second, code):
+    assert endless.report([Hour([0.01, 0.01, 0.5], [1000, 1000], 50, 5, 0), second]) == code
+    assert capsys.readouterr().out.count("\n| ") == 2
+
+
+def test_an_infinite_window_is_refused(capsys, tiny_model_dir, files):
+    for options in (["--context", "inf"], ["--chunk-size", "inf"]):
+        assert cli.main(["endless", *files, "--model", str(tiny_model_dir), *options]) == 2
+        assert "an infinite chunk or context has no end to its memory" in capsys.readouterr().err
