@@ -197,7 +197,7 @@ def _option(default, text):
 class StreamConfig:
     """When a live stream settles text and ends segments; see streaming.py.  infinity: never."""
 
-    settle_seconds: float = _option(10.0, "age at which text that the beam still disputes is settled")
+    settle_seconds: float = _option(1.28, "age at which text that the beam still disputes is settled")
     endpoint_silence: float = _option(1.5, "seconds without text after which a segment ends")
     endpoint_length: float = _option(20.0, "seconds after which a segment ends at its last complete word")
 
