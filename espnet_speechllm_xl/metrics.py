@@ -8,6 +8,8 @@ Text is compared as it stands: no case folding, no Unicode normalisation (a comb
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -223,6 +225,24 @@ def end_differences(words_by_utterance, reference, left_out=None):
             result.non_final.extend(values[:-1])
             result.final.append(values[-1])
     return result
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and percentiles (linear between ranks, as numpy's) of ``count`` values; None without values."""
+
+    count: int
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+def spread(values):
+    """:class:`Spread` of a list of numbers, in their unit."""
+    if not values:
+        return Spread(0)
+    return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 99)).tolist())
 
 
 def real_time_factor(seconds, audio_seconds):
