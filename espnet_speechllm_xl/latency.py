@@ -42,7 +42,8 @@ class Run:
     @classmethod
     def from_json(cls, values):
         """The run of which ``dataclasses.asdict`` made ``values``."""
-        return cls(**{**values, "words": tuple(Emission(**word) for word in values["words"])})
+        words, chunks = tuple(Emission(**word) for word in values["words"]), tuple(values["chunk_seconds"])
+        return cls(**{**values, "words": words, "chunk_seconds": chunks})
 
 
 def stream_through(stream, samples, sample_rate, block, clock=time.perf_counter):

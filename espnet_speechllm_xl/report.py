@@ -574,8 +574,10 @@ def latency_report(out_dir, setup, sizes, command=None, date=None):
     else:
         lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
     lines += ["", "## Words", "", *counts_table(sizes)]
+    plot = out_dir / "latency.png"
+    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
     if points:
-        lines += ["", f"![accuracy and latency]({plots.plot_latency(out_dir / 'latency.png', points, title).name})"]
+        lines += ["", f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})"]
     with atomic_write(out_dir / "LATENCY.md") as stream:
         stream.write("\n".join(lines) + "\n")
     return table
