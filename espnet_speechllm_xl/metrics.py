@@ -8,8 +8,6 @@ Text is compared as it stands: no case folding, no Unicode normalisation (a comb
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -242,6 +240,8 @@ def spread(values):
     """:class:`Spread` of a list of numbers, in their unit."""
     if not values:
         return Spread(0)
+    import numpy as np
+
     return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 99)).tolist())
 
 

@@ -283,8 +283,10 @@ def test_what_was_streamed_is_not_streamed_again(capsys, monkeypatch, tiny_model
     *_, other = run_command(capsys, tiny_model_dir, dump, *options, "--reference", tmp_path / "other.ctm")
     assert made == [] and other["chunk_sizes"][0]["words"]["measured"] == 0
     assert not (tmp_path / "out/latency.png").exists()  # of the reference before
-    *_, longer = run_command(capsys, tiny_model_dir, dump, *options, "--tail", "1")
-    assert len(made) == 1 and made[0]["tail"] == 16000
+    endpoints = ("--endpoint-silence", "0.64")
+    *_, longer = run_command(capsys, tiny_model_dir, dump, *options, *endpoints, "--tail", "1")
+    assert len(made) == 1 and made[0]["tail"] == 16000 and made[0]["stream"]["endpoint_silence"] == 0.64
+    assert (first["endpoint_silence"], longer["endpoint_silence"]) == ("inf", "0.64")
     difference = longer["chunk_sizes"][0]["audio_seconds"] - first["chunk_sizes"][0]["audio_seconds"]
     assert difference == pytest.approx(3)
 
