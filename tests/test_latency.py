@@ -311,7 +311,7 @@ def test_unusable_audio_is_named_and_counted(capsys, tiny_model_dir, dump):
         (["--chunk-sizes", "0.48"], "chunk 12 and encoder segment 8 do not divide one another"),
         (["--chunk-sizes", "0.64", "--context", "1"], "context 1.0 s is not a multiple of the chunk size 0.64 s"),
         (["--chunk-sizes", "some"], "argument --chunk-sizes: invalid list of seconds value: 'some'"),
-        (["--search", "alsd"], "argument --search: invalid choice: 'alsd'"),
+        (["--search", "alsd"], "search 'alsd' needs all audio before the first word"),
         (["--block", "0"], "argument --block: 0 is no duration above 0"),
         (["--tail", "-1"], "argument --tail: -1 is no duration above 0"),
         (["--endpoint-silence", "0"], "stream endpoint_silence must be positive"),

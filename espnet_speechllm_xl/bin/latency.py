@@ -78,7 +78,7 @@ def main(args):
     if not audio or not set(audio) <= set(texts):
         raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
     reference, times = _reference(args.reference, dump)
-    chunkings, rate = _chunkings(args)
+    chunkings, rate, beam_size = _chunkings(args)
     batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": _load(args),
@@ -90,7 +90,7 @@ def main(args):
     }
     sizes, failed = [], {}
     for chunking in chunkings:
-        runs, failures = _streamed({**shared, "stream": {**chunking["stream"], **stream_settings(args)}}, batches, out)
+        runs, failures = _streamed({**shared, "stream": chunking["stream"]}, batches, out)
         failed.update(failures)
         figures = latency.summary(runs, latency.compare(runs, texts, times))
         sizes.append({**chunking["figures"], **figures})
@@ -98,12 +98,12 @@ def main(args):
         "model": args.model,
         "set": str(dump),
         "reference": reference and str(reference),
-        "search": args.search,
+        **{name: str(value) for name, value in stream_settings(args).items()},
+        "beam_size": beam_size,
         "device": args.device,
         "block_seconds": args.block,
         "tail_seconds": args.tail,
         "nj": args.nj,
-        **{name: str(value) for name, value in stream_settings(args).items()},
         "failed": len(failed),
     }
     print("\n".join(report.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
@@ -132,7 +132,7 @@ def _load(args):
 
 
 def _chunkings(args):
-    """``Stream`` options and figures of each chunk size, and the sample rate; raises UserError before any work."""
+    """Stream options and figures of each chunk size, the sample rate, the beam; raises UserError before any work."""
     from espnet_speechllm_xl import timeline
     from espnet_speechllm_xl.inference import Speech2Text
 
@@ -142,13 +142,13 @@ def _chunkings(args):
         context = args.context
         if context is None:
             context = timeline.same_context_seconds(trained, timeline.frames_from_seconds(seconds, "chunk size"))
-        options = {"search": args.search, "chunk_size": seconds, "context": context}
-        chunking = speech2text.stream(**options, **stream_settings(args)).chunking
-        latency = timeline.latency_seconds(encoder, chunking)
+        options = {**stream_settings(args), "chunk_size": seconds, "context": context}
+        latency = timeline.latency_seconds(encoder, speech2text.stream(**options).chunking)
         values = {"chunk_seconds": seconds, "context_seconds": context, "algorithmic_seconds": latency}
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append({"stream": options, "figures": figures})
-    return found, speech2text.sample_rate
+    beam_size = 1 if stream_settings(args)["search"] == "greedy" else speech2text.search.beam_size
+    return found, speech2text.sample_rate, beam_size
 
 
 def _streamed(settings, batches, out):
