@@ -225,6 +225,26 @@ def end_differences(words_by_utterance, reference, left_out=None):
     return result
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Mean and percentiles (linear between ranks, as numpy's) of ``count`` values; None without values."""
+
+    count: int
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+def spread(values):
+    """:class:`Spread` of a list of numbers, in their unit."""
+    if not values:
+        return Spread(0)
+    import numpy as np
+
+    return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 99)).tolist())
+
+
 def real_time_factor(seconds, audio_seconds):
     """Time spent / duration of the audio, both in seconds; None without audio."""
     return seconds / audio_seconds if audio_seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Figures: learning curve, delay histogram, one utterance with its tokens and chunks, WER by length.
+"""Figures: learning curve, delay histogram, one utterance with tokens and chunks, WER by length and by latency.
 
 Each function writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a figure is drawn.
 """
@@ -169,5 +169,28 @@ def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
         legend = figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)
+    panel.set_title(title, parse_math=False)
+    return _save(figure, path)
+
+
+def plot_latency(path, points, title=""):
+    """The accuracy-latency curve: WER over emission delay, a whisker from the median to the 90th percentile.
+
+    ``points``: (label, WER in percent, P50 in seconds, P90 in seconds), one for each chunk size; they are joined in
+    their order.  Raises UserError when there is none.
+    """
+    if not points:
+        raise UserError(f"{title or path}: no word to measure the delay of: nothing to plot")
+    labels, rates, medians, tails = zip(*points, strict=True)
+    figure, (panel,) = _figure(7, 4.2)
+    whiskers = [[0] * len(points), [max(0, tail - median) for median, tail in zip(medians, tails, strict=True)]]
+    panel.errorbar(medians, rates, xerr=whiskers, color=COLOURS[0], ecolor=COLOURS[5], marker="o", capsize=4)
+    for label, rate, median in zip(labels, rates, medians, strict=True):
+        panel.annotate(label, (median, rate), (-7, 5), textcoords="offset points", ha="right", parse_math=False)
+    panel.set_xlabel("emission delay, s (dot: median, whisker: to the 90th percentile)")
+    panel.set_ylabel("WER (%)")
+    panel.set_ylim(0, 1.15 * max(rates) or 1)
+    panel.margins(x=0.12)
+    panel.grid(alpha=0.3)
     panel.set_title(title, parse_math=False)
     return _save(figure, path)

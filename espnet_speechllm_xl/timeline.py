@@ -135,3 +135,10 @@ def chunks_from_seconds(seconds, chunk):
             "give a multiple, 0 or inf"
         )
     return count // chunk
+
+
+def same_context_seconds(chunking, chunk):
+    """Seconds of the fewest chunks of ``chunk`` frames that see as far back as ``chunking`` does; may be infinite."""
+    if None in (chunking.chunk, chunking.context, chunk) or chunk < 1:
+        return math.inf
+    return chunk_seconds(-(-chunking.chunk * chunking.context // chunk) * chunk)

@@ -101,7 +101,7 @@ transcribed() {
   filled "$work/transcribe.json"
 }
 
-check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "--longform-factors" && ./run.sh --help | grep -q "11 pack"'
+check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "--longform-factors" && ./run.sh --help | grep -q "11 pack 12 latency"'
 check "an unknown option is refused" fails_with 2 "unknown option --nope" --nope 1
 check "an unknown stage is refused" fails_with 2 "no stage 'trian'" --stage trian
 check "stages in the wrong order are refused" fails_with 2 "comes after" --stage score --stop-stage decode
@@ -135,6 +135,11 @@ tables >"$work/tables"
 check "everything again" run third
 check "nothing expensive was made again" diff "$work/times" <(times)
 check "the results are the same" diff "$work/tables" <(tables)
+
+check "stage 12, the latency of two chunk sizes" run latency --stage latency --stop-stage latency \
+  --latency-args "--chunk-sizes 0.32,0.64"
+check "latency report" filled "$model"/latency/test/{LATENCY.md,latency.json,streamed_0.32.json,streamed_0.64.json}
+check "it has a row for both" same rows 2 "$(grep -c -E '^\|0\.(32|64)\|1\.28\|' "$model/latency/test/LATENCY.md")"
 
 check "reference alignments" run fourth --alignment ctm:ref --stage aligner --stop-stage train --tag reference \
   --train-args "--max_epoch 1"

@@ -14,6 +14,7 @@ COMMANDS = {
     "decode": "decode a dump set",
     "transcribe": "transcribe audio files",
     "stream": "live text from a file, a pipe or a microphone",
+    "latency": "emission delay, speed and accuracy of streams, by chunk size",
     "score": "WER, CER, TER and RESULTS.md",
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",
@@ -46,6 +47,7 @@ def main(argv=None):
             module = importlib.import_module(f"espnet_speechllm_xl.bin.{command}")
             module.add_arguments(subparser)
     args = parser.parse_args(argv)
+    args.argv = argv  # as typed, for reports
     return _run(module, args)
 
 

@@ -7,8 +7,8 @@ from espnet_speechllm_xl.config import SEARCHES, SearchConfig, StreamConfig
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
 
-def add_model_arguments(parser):
-    """Which model, where it runs and how it decodes."""
+def add_model_arguments(parser, chunk_size=True):
+    """Which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
     parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
@@ -18,8 +18,8 @@ def add_model_arguments(parser):
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": "N"}
         text = f"{field.metadata['help']} (default: the model's configuration)"
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
-    parser.add_argument("--chunk-size", type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
-    parser.add_argument("--context", type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
+    for name in ("--chunk-size", "--context") if chunk_size else ("--context",):
+        parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
 
 
 def add_stream_arguments(parser):
@@ -52,5 +52,5 @@ def sample_counts(dump):
 def load_settings(args):
     """Keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what the user gave."""
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
-    settings = {"path": args.model, **{name: getattr(args, name) for name in names}}
+    settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}

@@ -2,18 +2,18 @@
 # The driver of every recipe: from audio to RESULTS.md in stages.  A corpus' run.sh sets the variables below by options
 # (--name value) and calls it from the recipe's directory; a user's options come last and win.
 #
-#   ./run.sh                                everything
+#   ./run.sh                                everything but the latency stage, which streams all test sets
 #   ./run.sh --stage 5 --stop-stage 6       some stages; names work too: --stage aligner --stop-stage align
 #   ./run.sh --help                         the stages and options with their values
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=$(cd "$here/../../.." && pwd -P)
 
-stages=(data perturb format tokens aligner align train decode score longform pack)
+stages=(data perturb format tokens aligner align train decode score longform pack latency)
 
 # options begin
 stage=1               # first stage, number or name
-stop_stage=11         # last stage
+stop_stage=pack       # last stage; latency comes after it: --stage latency --stop-stage latency
 nj=2                  # processes for formatting, aligning and decoding
 ngpu=0                # GPUs for training on one machine; more than one: DDP
 device=               # of aligning and decoding: cpu or cuda (default: cuda if ngpu > 0)
@@ -44,6 +44,7 @@ beam_size=8
 decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
 decode_tag=           # appended to decode_<search>
 longform_factors="2 10"
+latency_args=         # further options of speechllm-xl latency, e.g. "--chunk-sizes 0.64,1.28 --search greedy"
 expdir=exp
 results=RESULTS.md
 # options end
@@ -287,4 +288,12 @@ if runs 11; then
   fi
   log "transcribe a file of your own with it:"
   echo "  $root/local/run.sh speechllm-xl transcribe FILE --model $PWD/$model.zip"
+fi
+
+if runs 12; then
+  for set in $test_sets; do
+    # shellcheck disable=SC2086
+    speechllm_xl latency --model "$model" --dump "$dump/$set" --out "$model/latency$decode_tag/$set" --device "$device" \
+      --beam-size "$beam_size" $latency_args
+  done
 fi

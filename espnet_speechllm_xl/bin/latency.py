@@ -1,0 +1,214 @@
+"""``latency``: stream a dump set at several chunk sizes; how late words come, how right they are, what it computes.
+
+OUT gets ``LATENCY.md``, ``latency.json``, ``latency.png``, and ``streamed_<chunk size>.json`` with every word and push:
+a chunk size that was streamed before by the same weights and settings is only compared again.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from espnet_speechllm_xl.bin.options import add_model_arguments, add_stream_arguments, load_settings, stream_settings
+
+BATCH = 8  # utterances after which a killed run goes on
+
+
+def add_arguments(parser):
+    """Options of the command."""
+    parser.add_argument("--dump", required=True, metavar="DIR", help="dump set to stream (dump/raw/SET)")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="directory for LATENCY.md, its figures and its plot"
+    )
+    parser.add_argument("--reference", metavar="CTM", help="when words ended (default: ref.ctm of the set, if there)")
+    parser.add_argument(
+        "--chunk-sizes",
+        type=_chunk_sizes,
+        default="0.32,0.64,1.28,2.56",
+        metavar="SECONDS,...",
+        help="default %(default)s; inf is allowed",
+    )
+    parser.add_argument(
+        "--block", type=_duration, default=0.04, metavar="SECONDS", help="audio pushed at a time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--tail",
+        type=_tail,
+        default=0.0,
+        metavar="SECONDS",
+        help="silence pushed after each recording, as if the microphone stayed open (default %(default)s)",
+    )
+    parser.add_argument(
+        "--nj", type=int, default=1, help="processes (default %(default)s; more disturb one another's compute times)"
+    )
+    add_model_arguments(parser, chunk_size=False)
+    add_stream_arguments(parser)
+    parser.set_defaults(endpoint_silence=math.inf, endpoint_length=math.inf)
+
+
+def _chunk_sizes(text):
+    return list(dict.fromkeys(float(part) for part in text.split(",")))
+
+
+def _duration(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no duration above 0")
+    return float(text)
+
+
+def _tail(text):
+    return 0.0 if float(text) == 0 else _duration(text)
+
+
+_chunk_sizes.__name__ = "list of seconds"  # for argparse's message
+_duration.__name__ = _tail.__name__ = "number of seconds"
+
+
+def main(args):
+    """Measure and report; returns the exit code, 1 when some audio could not be read."""
+    from espnet_speechllm_xl import jobs, latency, report
+    from espnet_speechllm_xl.bin.options import sample_counts
+    from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.kaldi import read_table
+
+    dump, out = Path(args.dump), Path(args.out)
+    texts, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
+    if not audio or not set(audio) <= set(texts):
+        raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
+    reference, times = _reference(args.reference, dump)
+    chunkings, rate, beam_size = _chunkings(args)
+    batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
+    shared = {
+        "load": _load(args),
+        "dump": str(dump),
+        "stamp": jobs.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp"),
+        "block": max(1, round(args.block * rate)),
+        "tail": round(args.tail * rate),
+        "nj": args.nj,
+    }
+    sizes, failed = [], {}
+    for chunking in chunkings:
+        runs, failures = _streamed({**shared, "stream": chunking["stream"]}, batches, out)
+        failed.update(failures)
+        figures = latency.summary(runs, latency.compare(runs, texts, times))
+        sizes.append({**chunking["figures"], **figures})
+    setup = {
+        "model": args.model,
+        "set": str(dump),
+        "reference": reference and str(reference),
+        **{name: str(value) for name, value in stream_settings(args).items()},
+        "beam_size": beam_size,
+        "device": args.device,
+        "block_seconds": args.block,
+        "tail_seconds": args.tail,
+        "nj": args.nj,
+        "failed": len(failed),
+    }
+    print("\n".join(report.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
+    print(f"written: {out / 'LATENCY.md'}")
+    for utterance, reason in failed.items():
+        print(f"speechllm-xl latency: failed: {utterance}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _reference(path, dump):
+    """The CTM file and its words by utterance; None and None where there is none and none was asked for."""
+    from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.errors import UserError
+
+    file = Path(path or dump / "ref.ctm")
+    if file.is_file():
+        return file, read_ctm(file)
+    if path:
+        raise UserError(f"--reference {path}: no such file: give a CTM with the word times of {dump}")
+    return None, None
+
+
+def _load(args):
+    """The context belongs to the streams: it need not fit the chunks of training."""
+    return {name: value for name, value in load_settings(args).items() if name != "context"}
+
+
+def _chunkings(args):
+    """Stream options and figures of each chunk size, the sample rate, the beam; raises UserError before any work."""
+    from espnet_speechllm_xl import timeline
+    from espnet_speechllm_xl.inference import Speech2Text
+
+    speech2text = Speech2Text.from_pretrained(**_load(args))
+    trained, encoder, found = speech2text.model.chunking, speech2text.model.acoustic.encoder.config, []
+    for seconds in args.chunk_sizes:
+        context = args.context
+        if context is None:
+            context = timeline.same_context_seconds(trained, timeline.frames_from_seconds(seconds, "chunk size"))
+        options = {**stream_settings(args), "chunk_size": seconds, "context": context}
+        latency = timeline.latency_seconds(encoder, speech2text.stream(**options).chunking)
+        values = {"chunk_seconds": seconds, "context_seconds": context, "algorithmic_seconds": latency}
+        figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
+        found.append({"stream": options, "figures": figures})
+    beam_size = 1 if stream_settings(args)["search"] == "greedy" else speech2text.search.beam_size
+    return found, speech2text.sample_rate, beam_size
+
+
+def _streamed(settings, batches, out):
+    """``{utterance: Run}`` and ``{utterance: why its audio was not read}``, from an earlier run where there is one."""
+    from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.io import atomic_write
+    from espnet_speechllm_xl.latency import Run
+
+    task = {"settings": settings, "batches": batches}
+    size = f"{settings['stream']['chunk_size']:g}"
+    path, parts, name = out / f"streamed_{size}.json", out / f".parts_{size}", Path(settings["dump"]).name
+    content = jobs.summary_of(path, task)
+    if content is None or content["failed"]:
+        title = f"stream {name}, chunks of {size} s"
+        items = jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title)
+        items = sorted(items, key=lambda item: item["utterance"])
+        content = {
+            "task": jobs.digest(task),
+            "runs": {item["utterance"]: item["run"] for item in items if "run" in item},
+            "failed": {item["utterance"]: item["failed"] for item in items if "failed" in item},
+        }
+        with atomic_write(path) as stream:
+            json.dump(content, stream, ensure_ascii=False)
+        jobs.finish(parts)
+        print(f"{path}: {len(content['runs'])} utterances streamed, {len(content['failed'])} failed", flush=True)
+    else:
+        print(f"{path}: {len(content['runs'])} utterances were streamed before by the same weights and settings")
+    return {utterance: Run.from_json(values) for utterance, values in content["runs"].items()}, content["failed"]
+
+
+def make_worker(settings):
+    """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.inference import Speech2Text
+    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.latency import stream_through
+
+    speech2text = Speech2Text.from_pretrained(**settings["load"])
+    audio, rate = read_table(Path(settings["dump"]) / "wav.scp"), speech2text.sample_rate
+    tail = np.zeros(settings["tail"], np.float32)
+
+    def measured(samples):
+        samples = np.concatenate([samples, tail])
+        return stream_through(speech2text.stream(**settings["stream"]), samples, rate, settings["block"])
+
+    measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
+
+    def work(utterances):
+        items = [{"utterance": utterance} for utterance in utterances]
+        for item in items:
+            try:
+                if item["utterance"] not in audio:
+                    raise AudioError("missing", "not in wav.scp")
+                item["run"] = asdict(measured(speech2text.load(audio[item["utterance"]])))
+            except AudioError as error:
+                item["failed"] = str(error)
+        return items
+
+    return work

@@ -1,0 +1,120 @@
+"""Mboshi (Godard et al., LREC 2018) as Kaldi directories with reference word times, from the data pack.
+
+    python3 local/mboshi_data.py --pack DIR --out DATA      DIR: mboshi.tar, data/, ref_alignments/
+
+DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash, so that none is in both) and ``dev``
+(the corpus's own, for reporting); the audio goes to ``DATA/mboshi``.  Word times:
+
+    ref.ctm           words_train.tsv, 60 ms earlier, because that aligner is late by so much; not the start of the
+                      first word, and not the utterances with a word of more than 1.5 s, whose alignment failed
+    dev/ref.ctm       words_dev_limsi.tsv: a more accurate aligner, two thirds of the utterances
+    dev/shifted.ctm   words_dev.tsv, mended as that of train; ends of last words are unreliable
+"""
+
+import argparse
+import csv
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+from espnet_speechllm_xl.ctm import Word, write_ctm
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.kaldi import read_table, spk2utt, subset_dir, write_table
+
+LATE = 0.06  # seconds
+LONGEST = 1.5  # seconds
+VALID_SHARE = 20  # one sentence of so many
+
+
+def read_words(path):
+    """``{utterance: [Word]}`` of a table with the columns utt_id, start_s, end_s, word; raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give --pack the directory with mboshi.tar and ref_alignments/")
+    words = {}
+    with open(path, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE):
+            words.setdefault(row["utt_id"], []).append(Word(row["word"], float(row["start_s"]), float(row["end_s"])))
+    return words
+
+
+def earlier(words, seconds):
+    """The words ``seconds`` earlier, except the start of the first; none begins before the one before it."""
+    starts = [words[0].start, *(word.start - seconds for word in words[1:])]
+    starts = [min(start, word.end - seconds) for start, word in zip(starts, words, strict=True)]
+    return [Word(word.text, start, word.end - seconds) for start, word in zip(starts, words, strict=True)]
+
+
+def shifted(path):
+    """Word times of a table, 60 ms earlier: ``{utterance: [Word]}`` without the failed alignments."""
+    words = read_words(path)
+    return {
+        utterance: earlier(row, LATE)
+        for utterance, row in words.items()
+        if all(word.end - word.start <= LONGEST for word in row)
+    }
+
+
+def write_part(pack, part, audio, out):
+    """One Kaldi directory with its CTM files; prints what it holds."""
+    text, speakers, files = (read_table(pack / "data" / part / name) for name in ("text", "utt2spk", "audio.tsv"))
+    wav_scp = {utterance: audio / name for utterance, name in files.items()}
+    tables = {"wav.scp": wav_scp, "text": text, "utt2spk": speakers, "spk2utt": spk2utt(speakers)}
+    for name, table in tables.items():
+        write_table(out / name, table)
+    times = {"ref.ctm": shifted(pack / "ref_alignments" / f"words_{part}.tsv")}
+    if part == "dev":
+        better = read_words(pack / "ref_alignments/words_dev_limsi.tsv")
+        times = {"ref.ctm": better, "shifted.ctm": times["ref.ctm"]}
+    counts = []
+    for name, words in times.items():
+        known = {utterance: words[utterance] for utterance in files if utterance in words}
+        write_ctm(out / name, known)
+        counts.append(f"{len(known)} in {name}")
+    print(f"{out}: {len(files)} utterances, word times of {', '.join(counts)}")
+
+
+def extract(archive, out):
+    """The archive in ``out``, once."""
+    if not archive.is_file():
+        raise UserError(f"{archive} does not exist: give --pack the directory that holds mboshi.tar")
+    done = out / ".extracted"
+    if not done.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as tar:
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(out, **safe)
+        with atomic_path(done):
+            pass
+
+
+def build(pack, out):
+    """Write all directories."""
+    audio = (out / "mboshi").resolve()
+    extract(pack / "mboshi.tar", audio)
+    for part in ("train", "dev"):
+        write_part(pack, part, audio, out / (part if part == "dev" else "all_train"))
+    text = read_table(out / "all_train/text")
+    valid = {utterance for utterance, words in text.items() if zlib.crc32(words.encode()) % VALID_SHARE == 0}
+    for name, chosen in (("valid", valid), ("train", set(text) - valid)):
+        subset_dir(out / "all_train", out / name, utterances=sorted(chosen))
+        print(f"{out / name}: {len(chosen)} utterances")
+
+
+def main(argv=None):
+    """Command line.  Returns 0, or 1 with one line on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", type=Path, required=True, help="holds mboshi.tar, data/ and ref_alignments/")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
+    args = parser.parse_args(argv)
+    try:
+        build(args.pack, args.out)
+    except (UserError, OSError, tarfile.TarError) as error:
+        print(f"mboshi_data: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
