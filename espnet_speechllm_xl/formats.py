@@ -68,7 +68,7 @@ class Captions:
 
     def add(self, words):
         """The text of the captions that show ``words``."""
-        return "".join(self._caption(*caption) for caption in _captions(words))
+        return "".join(self._caption(*caption) for caption in captions(words))
 
     def all(self, words):
         """A whole file of captions."""
@@ -81,7 +81,7 @@ class Captions:
         return f"{self._number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
 
 
-def _captions(words, most_seconds=5.0, most_words=10):
+def captions(words, most_seconds=5.0, most_words=10):
     """Words cut into captions: ``(start, end, text)``."""
     caption = []
     for word in words:

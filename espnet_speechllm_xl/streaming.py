@@ -82,9 +82,12 @@ class Transcript:
 
 
 class AudioChunks:
-    """Samples of one recording in, encoder frames out, cut into chunks."""
+    """Samples of one recording in, encoder frames out, cut into chunks.
 
-    def __init__(self, acoustic, chunking):
+    ``most_segments`` are encoded at once; None: what the encoder's configuration says.
+    """
+
+    def __init__(self, acoustic, chunking, most_segments=None):
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
         rate = acoustic.config.sample_rate
@@ -92,12 +95,17 @@ class AudioChunks:
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
         self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
         self._hop = timeline.samples_of_frames(encoder.segment, rate)
-        self._most = encoder.block_segments
+        self._most = most_segments or encoder.block_segments
         self._state = acoustic.initial_state()
         self._samples = []  # not encoded yet
         self._count = 0  # of those
         self._needed = self._first  # to encode the next segment
         self._frames = []  # (t, D) that complete no chunk yet
+
+    @property
+    def wanted(self):
+        """Samples that complete the next encoder segment."""
+        return self._needed - self._count
 
     def take(self, samples, final):
         """Generator of encoder requests; returns the chunks (c, D) completed, when final also the last, short one."""
@@ -174,6 +182,11 @@ class Stream:
     def seconds(self):
         """Audio decoded so far."""
         return timeline.frame_start_seconds(self._times.frames)
+
+    @property
+    def wanted(self):
+        """Samples, at least one, that complete what can be encoded next; pushes of fewer are only kept."""
+        return self._audio.wanted
 
     @property
     def capped(self):
@@ -329,14 +342,16 @@ def transcribe(model, tokenizer, chunking, search, recordings):
     return run([decode(model, tokenizer, chunking, search, samples) for samples in recordings], answer(model))
 
 
-def decode(model, tokenizer, chunking, search, samples):
+def decode(model, tokenizer, chunking, search, samples, most_segments=None):
     """Generator of requests (engine.py) that decodes one recording (n,); returns its n-best :class:`Transcript` list.
 
-    Any search will do; nothing is settled or forgotten before the end.
+    Any search will do; nothing is settled or forgotten before the end.  ``most_segments`` of the encoder are asked for
+    at once: where others wait for the same engine, few.
     """
     every = dataclasses.replace(search, nbest=sys.maxsize)
     searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
-    chunks = yield from AudioChunks(model.acoustic, chunking).take(_checked(samples, model), final=True)
+    audio = AudioChunks(model.acoustic, chunking, most_segments)
+    chunks = yield from audio.take(_checked(samples, model), final=True)
     for frames in chunks:
         times.add(frames)
         yield from searching.advance(_inputs(model, frames))

@@ -205,6 +205,8 @@ logging.disable()
 shown = ["torch", "torchaudio", "espnet", "transformers"]
 for name in "setuptools torch torchaudio transformers peft jiwer sentencepiece kaldiio soundfile soxr matplotlib".split():
     importlib.import_module(name)
+for name in ["starlette", "uvicorn", "websockets", "python_multipart", "prometheus_client"]:
+    importlib.import_module(name)
 for name in ["tensorboard", "espeakng_loader", "espnet2.tasks.abs_task", "espnet_speechllm_xl"]:
     importlib.import_module(name)
 print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in shown))

@@ -18,7 +18,7 @@ from espnet_speechllm_xl.dump import format_dir
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
-COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "score", "pack"]
+COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "serve", "score", "pack"]
 TEXTS = {
     "a-1": "turn the light on",
     "a-2": "no rain today",

@@ -15,6 +15,7 @@ COMMANDS = {
     "transcribe": "transcribe audio files",
     "stream": "live text from a file, a pipe or a microphone",
     "latency": "emission delay, speed and accuracy of streams, by chunk size",
+    "serve": "live streams over WebSocket, whole files over HTTP",
     "score": "WER, CER, TER and RESULTS.md",
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",

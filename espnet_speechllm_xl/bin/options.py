@@ -54,3 +54,21 @@ def load_settings(args):
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def add_config_arguments(parser, cls):
+    """An option for each field of a configuration dataclass whose fields say their help."""
+    for field in dataclasses.fields(cls):
+        default = "" if field.default == "" else " (default %(default)s)"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=field.type,
+            default=field.default,
+            metavar="SECONDS" if field.name.endswith("_seconds") else field.name.split("_")[-1].upper(),
+            help=field.metadata["help"] + default,
+        )
+
+
+def load_config(args, cls):
+    """The dataclass ``cls`` of the options that :func:`add_config_arguments` made; raises ConfigError."""
+    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})

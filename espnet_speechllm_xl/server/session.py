@@ -1,0 +1,311 @@
+"""One live stream: PCM messages in, results out.
+
+    socket -> _read -> AudioQueue -> _decode -> socket
+
+The queue is bounded: while it is full the socket is not read, and TCP holds the client back.  Audio goes to the engine
+in pieces of one encoder segment, so that streams stay in step and none can ask for much at once.  Whatever ends the
+audio, what was sent before is decoded and its results are sent first.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from starlette.websockets import WebSocketDisconnect
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.audio import AudioError
+from espnet_speechllm_xl.config import StreamConfig
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.formats import LiveResults
+from espnet_speechllm_xl.pcm import Pcm
+from espnet_speechllm_xl.server.refusal import Refusal
+
+LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the audio ended: the client said so, or ``refusal``, or the server stops."""
+
+    reason: str = "end"
+    close: int = 1000
+    refusal: Refusal | None = None
+
+
+class SlowReader(Exception):
+    """The client does not take its results."""
+
+
+class AudioQueue:
+    """Samples that wait to be decoded, each message with the time when it arrived."""
+
+    def __init__(self, most):
+        self.count = 0  # samples
+        self.ending = None
+        self._most = most
+        self._pieces = deque()  # (samples, arrival)
+        self._changed = asyncio.Condition()
+
+    async def put(self, samples):
+        """Add samples (n,), then wait until there is room again."""
+        async with self._changed:
+            self._pieces.append((samples, time.monotonic()))
+            self.count += len(samples)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self.count <= self._most)
+
+    async def end(self, samples, ending):
+        """Add the last samples (n,)."""
+        async with self._changed:
+            self._pieces.append((samples, time.monotonic()))
+            self.count += len(samples)
+            self.ending = ending
+            self._changed.notify_all()
+
+    async def take(self, wanted):
+        """Wait for ``wanted`` samples or the end: ``(samples (n,), arrival of the last, whether that is the end)``."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.count >= wanted or self.ending is not None)
+            taken, missing, arrival = [], wanted, 0.0
+            while self._pieces and missing > 0:
+                samples, arrival = self._pieces.popleft()
+                if len(samples) > missing:
+                    self._pieces.appendleft((samples[missing:], arrival))
+                taken.append(samples[:missing])
+                missing -= len(taken[-1])
+            self.count -= wanted - missing
+            self._changed.notify_all()
+            return np.concatenate(taken), arrival, missing > 0
+
+
+class Session:
+    """The connection of one client; ``await Session(service, socket).run()``."""
+
+    def __init__(self, service, socket):
+        self._service, self._socket, self._config = service, socket, service.config
+
+    async def run(self):
+        """Serve the stream to its end, whatever that is; counts it."""
+        reason = "disconnected"
+        try:
+            await self._socket.accept()
+            try:
+                self._service.authorise(self._socket)
+                with self._service.place("stream"):
+                    ending = await self._serve()
+            except Refusal as refusal:
+                ending = _refused(refusal)
+            if ending.refusal:
+                await self._send({"type": "error", "code": ending.reason, "message": str(ending.refusal)})
+            await self._socket.close(ending.close, ending.reason)
+            reason = ending.reason
+        except SlowReader:
+            reason = "slow-reader"
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self._service.metrics.ended.labels(reason).inc()
+
+    async def _serve(self):
+        """Decode the stream and send all results; returns its :class:`Ending`, or raises."""
+        self._open()
+        await self._greet()
+        reader, decoder = asyncio.create_task(self._read()), asyncio.create_task(self._decode())
+        self._stopping = asyncio.create_task(self._service.stopping.wait())
+        try:
+            await asyncio.wait({reader, decoder}, return_when=asyncio.FIRST_COMPLETED)
+            if not decoder.done():
+                reader.result()
+                raise WebSocketDisconnect
+            return decoder.result()
+        finally:
+            for task in (reader, decoder, self._stopping):
+                task.cancel()
+            await asyncio.gather(reader, decoder, self._stopping, return_exceptions=True)
+            self._service.engine.cancel(self._stream)
+
+    def _open(self):
+        """Make the stream that the query asks for; raises Refusal."""
+        try:
+            rate, form, settings = _settings(self._socket.query_params, self._service.sample_rate)
+            self._pcm = Pcm(form, rate, self._service.sample_rate)
+            self._stream = self._service.open_stream(**settings)
+        except Refusal:
+            raise
+        except AudioError as error:
+            raise Refusal("bad-rate" if error.reason == "rate" else "bad-setting", str(error)) from error
+        except UserError as error:
+            raise Refusal("bad-setting", str(error)) from error
+        rate_of_model = self._service.sample_rate
+        self._queue = AudioQueue(max(self._stream.wanted, self._config.max_queue_seconds * rate_of_model))
+        self._most = self._config.max_stream_seconds * rate_of_model  # samples
+        self._began = self._heard = time.monotonic()
+
+    async def _greet(self):
+        encoder, chunking = self._stream.model.acoustic.encoder.config, self._stream.chunking
+        await self._send(
+            {
+                "type": "ready",
+                "sample_rate": self._service.sample_rate,
+                "chunk_seconds": timeline.chunk_seconds(chunking.chunk),
+                "lookahead_seconds": timeline.frame_start_seconds(encoder.right_context),
+                "model": self._service.name,
+            }
+        )
+
+    async def _send(self, message):
+        try:
+            await asyncio.wait_for(self._socket.send_json(message), self._config.send_seconds)
+        except asyncio.TimeoutError:
+            raise SlowReader from None
+
+    # Reading
+
+    async def _read(self):
+        """Take messages until the client is gone; after the end of the audio they are ignored."""
+        while (message := await self._message())["type"] != "websocket.disconnect":
+            if self._queue.ending is None:
+                try:
+                    await self._take(message)
+                except Refusal as refusal:
+                    await self._end(_refused(refusal))
+
+    async def _message(self):
+        """The next message; while there is none, limits may end the audio."""
+        receive = asyncio.ensure_future(self._socket.receive())
+        try:
+            while True:
+                left, ending = self._limit()
+                if left <= 0:
+                    await self._end(ending)
+                elif receive.done():
+                    return receive.result()
+                waits = {receive} if self._stopping.done() else {receive, self._stopping}
+                timeout = left if 0 < left < math.inf else None
+                await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            receive.cancel()
+
+    def _limit(self):
+        """Seconds until the audio ends if nothing happens, and the :class:`Ending` that it then has."""
+        if self._queue.ending is not None:
+            return math.inf, None
+        idle, most = self._config.idle_seconds, self._config.max_stream_seconds
+        advice = 'send audio, or {"type": "end"} after the last'
+        limits = [
+            (self._heard + idle, _refused(Refusal("idle", f"no audio for {idle} s: {advice}"))),
+            (self._began + most, _refused(_too_long(most))),
+            (self._service.stopped + LAST_WORDS, Ending("stopping", 1001)),
+        ]
+        when, ending = min(limits, key=lambda limit: limit[0])
+        return when - time.monotonic(), ending
+
+    async def _take(self, message):
+        """Queue the audio of a message, or end it; raises Refusal."""
+        data = message.get("bytes")
+        if data is None:
+            return await self._command(message["text"])
+        if len(data) > self._config.max_message_bytes:
+            most = self._config.max_message_bytes
+            raise Refusal("too-big", f"a message of {len(data)} bytes: send at most {most} bytes at a time")
+        samples = self._samples(data)
+        if len(samples) > self._most:
+            await self._queue.put(samples[: int(self._most)])
+            raise _too_long(self._config.max_stream_seconds)
+        self._most -= len(samples)
+        await self._queue.put(samples)
+        if data:
+            self._heard = time.monotonic()
+
+    def _samples(self, data):
+        try:
+            samples = self._pcm.samples(data)
+        except AudioError as error:
+            raise Refusal("bad-audio", str(error)) from error
+        if self._pcm.bytes_left:
+            raise Refusal("bad-message", f"a message of {len(data)} bytes holds half a sample: send whole ones")
+        return samples
+
+    async def _command(self, text):
+        try:
+            command = json.loads(text)
+        except ValueError:
+            command = None
+        if not isinstance(command, dict) or command.get("type") != "end":
+            raise Refusal(
+                "bad-message", f'text message {text[:50]!r}: only {{"type": "end"}} is known; audio is binary'
+            )
+        await self._end(Ending())
+
+    async def _end(self, ending):
+        await self._queue.end(self._pcm.rest(), ending)
+
+    # Decoding
+
+    async def _decode(self):
+        """Decode what is queued and send the results, to the end of the audio; returns its :class:`Ending`."""
+        results, final, seconds = LiveResults(), False, 0.0
+        while not final:
+            samples, arrival, final = await self._queue.take(self._stream.wanted)
+            update = await self._advance(samples, final)
+            before, seconds = seconds, self._stream.seconds
+            self._service.metrics.audio.labels("stream").inc(seconds - before)
+            news = results.of(update, seconds)
+            for result in news:
+                await self._send_result(result, arrival)
+            if seconds > before and not news:
+                await self._send({"type": "progress", "time": seconds})
+        if self._queue.ending.refusal is None:
+            await self._send({"type": "end", "time": seconds})
+        return self._queue.ending
+
+    async def _advance(self, samples, final):
+        try:
+            return await asyncio.wrap_future(
+                self._service.engine.submit(self._stream, self._stream.consume(samples, final))
+            )
+        except Exception as error:
+            logging.exception("a stream failed")
+            raise Refusal(
+                "failed", "the model failed on this stream: connect again; the server's log says more"
+            ) from error
+
+    async def _send_result(self, result, arrival):
+        latency = time.monotonic() - arrival
+        self._service.metrics.latency.observe(latency)
+        await self._send({"type": "result", **result, "latency": round(latency, 4)})
+
+
+def _refused(refusal):
+    return Ending(refusal.code, refusal.close, refusal)
+
+
+def _too_long(seconds):
+    return Refusal("too-long", f"a stream may last {seconds} s: open another one")
+
+
+def _settings(query, sample_rate):
+    """``(rate in Hz, format, keyword arguments of Service.open_stream)`` of a query; raises Refusal."""
+    known = ["search", "chunk_size", "context", *(field.name for field in dataclasses.fields(StreamConfig))]
+    for name in query:
+        if name not in ("rate", "format", "token", *known):
+            raise Refusal(
+                "bad-setting", f"'{name}' is no setting of a stream: known are rate, format, {', '.join(known)}"
+            )
+    rate, form = query.get("rate", str(sample_rate)), query.get("format", "s16")
+    if not rate.isdecimal():
+        raise Refusal("bad-rate", f"rate {rate}: give whole Hz")
+    settings = {name: query[name] for name in known if query.get(name)}
+    for name in settings.keys() - {"search"}:
+        try:
+            settings[name] = float(settings[name])
+        except ValueError:
+            raise Refusal("bad-setting", f"{name} '{settings[name]}' is no number: give seconds") from None
+    return int(rate), form, settings
