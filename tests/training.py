@@ -40,12 +40,12 @@ def utterance(rng):
     return text, np.round((samples + noise) * 32767).astype(np.int16), ends
 
 
-def write_set(folder, count, seed, speakers=2):
-    """A directory with wav.scp, text, utt2spk, utt2num_samples and char_ends."""
+def write_set(folder, count, seed, speakers=2, make=utterance):
+    """A directory with wav.scp, text, utt2spk, utt2num_samples and char_ends; ``make`` makes an utterance."""
     rng = random.Random(seed)
     tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples", "char_ends")}
     for index in range(count):
-        text, samples, ends = utterance(rng)
+        text, samples, ends = make(rng)
         speaker = f"s{index * speakers // count}"
         name = f"{speaker}-{folder.name}{index:02d}"
         path = folder / "audio" / f"{name}.flac"
