@@ -195,11 +195,11 @@ def _option(default, text):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """When a live stream settles text and ends segments; see streaming.py.  infinity: never."""
+    """When a live stream settles text and ends segments; see streaming.py.  All in seconds."""
 
-    settle_seconds: float = _option(1.28, "age at which text that the beam still disputes is settled")
-    endpoint_silence: float = _option(1.5, "seconds without text after which a segment ends")
-    endpoint_length: float = _option(20.0, "seconds after which a segment ends at its last complete word")
+    settle_seconds: float = _option(1.28, "age at which text that the beam still disputes is settled; inf: never")
+    endpoint_silence: float = _option(1.5, "time without text after which a segment ends; inf: never")
+    endpoint_length: float = _option(20.0, "length at which a segment ends at its last whole word; inf: none")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field
 
 from espnet_speechllm_xl.bin.options import (
+    add_config_arguments,
     add_model_arguments,
-    add_stream_arguments,
     load_settings,
     stream_settings,
 )
+from espnet_speechllm_xl.config import StreamConfig
 
 WARM_UP_SECONDS = 600  # of audio, after which memory must stay the same
 MEMORY_PERCENT = 1.0  # that RSS may grow after the warm-up
@@ -23,7 +24,7 @@ def add_arguments(parser):
     parser.add_argument("--hours", type=float, default=10.0, help="of audio (default %(default)s)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two files (default %(default)s)")
     parser.add_argument("--silence", type=float, default=60.0, help="seconds after the last (default %(default)s)")
-    add_stream_arguments(parser)
+    add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
 
 

@@ -11,7 +11,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_model_arguments, add_stream_arguments, load_settings, stream_settings
+from espnet_speechllm_xl.bin.options import add_config_arguments, add_model_arguments, load_settings, stream_settings
+from espnet_speechllm_xl.config import StreamConfig
 
 BATCH = 8  # utterances after which a killed run goes on
 
@@ -44,7 +45,7 @@ def add_arguments(parser):
         "--nj", type=int, default=1, help="processes (default %(default)s; more disturb one another's compute times)"
     )
     add_model_arguments(parser, chunk_size=False)
-    add_stream_arguments(parser)
+    add_config_arguments(parser, StreamConfig)
     parser.set_defaults(endpoint_silence=math.inf, endpoint_length=math.inf)
 
 

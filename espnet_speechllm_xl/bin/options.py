@@ -22,12 +22,17 @@ def add_model_arguments(parser, chunk_size=True):
         parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
 
 
-def add_stream_arguments(parser):
-    """When a stream settles text and ends segments."""
-    for field in dataclasses.fields(StreamConfig):
-        text = f"{field.metadata['help']}; inf: never (default %(default)s)"
-        name = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(name, type=float, metavar="SECONDS", default=field.default, help=text)
+def add_config_arguments(parser, cls):
+    """An option for each field of a configuration dataclass whose fields say their help."""
+    for field in dataclasses.fields(cls):
+        default = "" if field.default == "" else " (default %(default)s)"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=field.type,
+            default=field.default,
+            metavar="SECONDS" if field.type is float else field.name.split("_")[-1].upper(),
+            help=field.metadata["help"] + default,
+        )
 
 
 def stream_settings(args):
@@ -54,19 +59,6 @@ def load_settings(args):
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def add_config_arguments(parser, cls):
-    """An option for each field of a configuration dataclass whose fields say their help."""
-    for field in dataclasses.fields(cls):
-        default = "" if field.default == "" else " (default %(default)s)"
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=field.type,
-            default=field.default,
-            metavar="SECONDS" if field.name.endswith("_seconds") else field.name.split("_")[-1].upper(),
-            help=field.metadata["help"] + default,
-        )
 
 
 def load_config(args, cls):

@@ -9,11 +9,12 @@ import sys
 import time
 
 from espnet_speechllm_xl.bin.options import (
+    add_config_arguments,
     add_model_arguments,
-    add_stream_arguments,
     load_settings,
     stream_settings,
 )
+from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.errors import UserError
 
 BLOCK_SECONDS = 0.1  # pushed at a time
@@ -27,7 +28,7 @@ def add_arguments(parser):
     parser.add_argument("--rate", type=int, metavar="HZ", help="of raw PCM (default: the model's)")
     parser.add_argument("--encoding", default="s16", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
     parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
-    add_stream_arguments(parser)
+    add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
 
 
