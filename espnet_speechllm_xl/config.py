@@ -14,6 +14,7 @@ import inspect
 import math
 from dataclasses import dataclass
 
+from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -114,8 +115,13 @@ class ChunkingConfig:
     context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # frames added to a token's end before its chunk is chosen
     unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
+    train_chunks: list | None = None  # frames, chunk sizes of which training draws one a batch; null: ``chunk`` only
 
     def __post_init__(self):
+        _require(
+            self.train_chunks is None or (self.train_chunks and min(self.train_chunks) >= 1),
+            f"train_chunks {self.train_chunks}: give a list of frames >= 1, or null",
+        )
         _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         _require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         _require(self.delay >= 0, f"delay {self.delay} must not be negative")
@@ -123,12 +129,18 @@ class ChunkingConfig:
 
     def check_against(self, encoder):
         """Segment divides chunk or chunk divides segment (design rule; :class:`EncoderConfig`)."""
-        c, s = self.chunk, encoder.segment
-        _require(
-            c is None or c % s == 0 or s % c == 0,
-            f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
-            f"{s} * n frames or a divisor of {s}",
-        )
+        s = encoder.segment
+        for c in (self.chunk, *(self.train_chunks or ())):
+            _require(
+                c is None or c % s == 0 or s % c == 0,
+                f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
+                f"{s} * n frames or a divisor of {s}",
+            )
+
+    def resized(self, chunk):
+        """With chunks of ``chunk`` frames (None: infinite) that see as far back as these, at least."""
+        other = dataclasses.replace(self, chunk=chunk)
+        return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk))
 
 
 @dataclass(frozen=True)

@@ -224,9 +224,9 @@ class Speech2Text:
 
 
 def _rechunk(chunking, chunk_size, context):
-    """``chunking`` with a user's chunk size and context in seconds, where given."""
+    """``chunking`` with a user's chunk size and context in seconds; a context that is not given keeps its length."""
     if chunk_size is not None:
-        chunking = dataclasses.replace(chunking, chunk=timeline.frames_from_seconds(chunk_size, "chunk size"))
+        chunking = chunking.resized(timeline.frames_from_seconds(chunk_size, "chunk size"))
     if context is not None:
         chunking = dataclasses.replace(chunking, context=timeline.chunks_from_seconds(context, chunking.chunk))
     return chunking

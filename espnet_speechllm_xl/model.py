@@ -3,6 +3,7 @@
 Shape legend: ``B`` batch, ``N`` samples, ``T`` frames, ``U`` tokens, ``L`` decoder sequence, ``V`` tokenizer size.
 """
 
+import torch
 import torch.nn.functional as F
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -40,11 +41,12 @@ class SpeechLLMXL(AbsESPnetModel):
             text: (B, U) token ids, text_lengths (B,).
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
+        chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
-        sequence = build_sequence(counts, tokens, text_lengths, ends, self.chunking, self.decoder.eoc)
+        sequence = build_sequence(counts, tokens, text_lengths, ends, chunking, self.decoder.eoc)
         inputs = gather_inputs(sequence, self.projection(frames), self.decoder.embed(tokens))
-        hidden = self.decoder(inputs, sequence.position, sequence.chunk, self.chunking.context)
+        hidden = self.decoder(inputs, sequence.position, sequence.chunk, chunking.context)
         scored = sequence.target != IGNORE
         targets = sequence.target[scored]
         logits = self.decoder.logits(hidden[scored])
@@ -57,6 +59,13 @@ class SpeechLLMXL(AbsESPnetModel):
             loss = loss + self.loss_config.ctc_weight * ctc_loss
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, len(targets)), loss.device)
+
+    def _draw_chunking(self):
+        """The chunking of a batch: the configured one, in training with one of its ``train_chunks``."""
+        sizes = self.chunking.train_chunks
+        if not self.training or not sizes:
+            return self.chunking
+        return self.chunking.resized(sizes[int(torch.randint(len(sizes), ()))])
 
     def collect_feats(self, speech, speech_lengths, **_):
         """Features for ESPnet's statistics stage."""

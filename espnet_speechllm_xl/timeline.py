@@ -98,6 +98,11 @@ def chunk_seconds(chunk):
     return math.inf if chunk is None else chunk * FRAME_SECONDS
 
 
+def context_seconds(chunking):
+    """How far back the chunks before the current one reach, in seconds; may be infinite."""
+    return math.inf if chunking.context is None else chunking.context * chunk_seconds(chunking.chunk)
+
+
 def latency_seconds(encoder, chunking):
     """Worst-case algorithmic latency: max(segment, c) + look-ahead, in seconds."""
     if chunking.chunk is None:
@@ -137,8 +142,6 @@ def chunks_from_seconds(seconds, chunk):
     return count // chunk
 
 
-def same_context_seconds(chunking, chunk):
-    """Seconds of the fewest chunks of ``chunk`` frames that see as far back as ``chunking`` does; may be infinite."""
-    if None in (chunking.chunk, chunking.context, chunk) or chunk < 1:
-        return math.inf
-    return chunk_seconds(-(-chunking.chunk * chunking.context // chunk) * chunk)
+def same_context(chunk, context, other):
+    """The fewest chunks of ``other`` frames that see as far back as ``context`` ones of ``chunk``; None: all."""
+    return None if None in (chunk, context, other) else -(-chunk * context // other)

@@ -91,12 +91,12 @@ def test_defaults_are_the_configuration(tiny_model_dir):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        ({"chunk_size": 0.32}, (8, 2)),
+        ({"chunk_size": 0.32}, (8, 4)),
         ({"chunk_size": 0.16, "context": 0.48}, (4, 3)),
         ({"chunk_size": 1.28, "context": 0}, (32, 0)),
         ({"context": 0.64}, (16, 1)),
         ({"context": math.inf}, (16, None)),
-        ({"chunk_size": math.inf}, (None, 2)),
+        ({"chunk_size": math.inf}, (None, None)),
         ({"chunk_size": math.inf, "context": math.inf}, (None, None)),
     ],
 )

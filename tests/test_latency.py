@@ -167,11 +167,12 @@ def test_summary():
     assert found["rtf"] == pytest.approx(0.25)
 
 
-def test_same_context():
+def test_another_chunk_size_sees_as_far_back():
     trained = ChunkingConfig(chunk=32, context=4)
-    seconds = [timeline.same_context_seconds(trained, chunk) for chunk in (8, 32, 64, 100, None)]
-    assert seconds == pytest.approx([5.12, 5.12, 5.12, 8.0, np.inf])
-    assert timeline.same_context_seconds(ChunkingConfig(chunk=32, context=None), 8) == np.inf
+    assert [trained.resized(chunk).context for chunk in (8, 32, 64, 100, None)] == [16, 4, 2, 2, None]
+    assert ChunkingConfig(chunk=32, context=None).resized(8) == ChunkingConfig(chunk=8, context=None)
+    assert timeline.context_seconds(trained.resized(100)) == 8.0
+    assert timeline.context_seconds(trained.resized(None)) == np.inf
 
 
 # The command, with a model of random weights

@@ -255,3 +255,25 @@ def test_ctc_model_batch_equals_alone(encoder):
     loss, stats, weight = model(**batch)
     assert loss.item() == pytest.approx(total / len(utterances), rel=1e-8) and int(weight) == len(utterances)
     assert 0 <= stats["ter"] < 20
+
+
+def test_training_draws_chunk_sizes_and_evaluation_does_not():
+    model = make_model(chunk=8, context=2)
+    batch = as_batch(random_utterances(3))
+    sizes = {8: 2, 4: 4, 16: 1}  # chunk: context that reaches as far back
+    losses = {chunk: make_model(chunk=chunk, context=context)(**batch)[0].item() for chunk, context in sizes.items()}
+    model.chunking = ChunkingConfig(8, 2, train_chunks=[4, 8, 16])
+    assert {model(**batch)[0].item() for _ in range(5)} == {losses[8]}
+    model.training = True  # the parts stay in evaluation: no dropout, no SpecAugment
+    torch.manual_seed(1)
+    drawn = [model(**batch)[0].item() for _ in range(30)]
+    assert len(set(losses.values())) == 3 and set(drawn) == set(losses.values())
+    assert min(drawn.count(value) for value in losses.values()) >= 3
+
+
+def test_every_drawn_chunk_size_must_fit_the_segment():
+    model = make_model()
+    with pytest.raises(ConfigError, match="chunk 6 and encoder segment 4 do not divide one another"):
+        SpeechLLMXL(model.acoustic, model.decoder, ChunkingConfig(8, 1, train_chunks=[4, 6]), LossConfig())
+    with pytest.raises(ConfigError, match=r"train_chunks \[0\]: give a list of frames >= 1, or null"):
+        ChunkingConfig(8, 1, train_chunks=[0])

@@ -138,14 +138,15 @@ def _chunkings(args):
     from espnet_speechllm_xl.inference import Speech2Text
 
     speech2text = Speech2Text.from_pretrained(**_load(args))
-    trained, encoder, found = speech2text.model.chunking, speech2text.model.acoustic.encoder.config, []
+    encoder, found = speech2text.model.acoustic.encoder.config, []
     for seconds in args.chunk_sizes:
-        context = args.context
-        if context is None:
-            context = timeline.same_context_seconds(trained, timeline.frames_from_seconds(seconds, "chunk size"))
-        options = {**stream_settings(args), "chunk_size": seconds, "context": context}
-        latency = timeline.latency_seconds(encoder, speech2text.stream(**options).chunking)
-        values = {"chunk_seconds": seconds, "context_seconds": context, "algorithmic_seconds": latency}
+        options = {**stream_settings(args), "chunk_size": seconds, "context": args.context}
+        chunking = speech2text.stream(**options).chunking
+        values = {
+            "chunk_seconds": seconds,
+            "context_seconds": timeline.context_seconds(chunking),
+            "algorithmic_seconds": timeline.latency_seconds(encoder, chunking),
+        }
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append({"stream": options, "figures": figures})
     beam_size = 1 if stream_settings(args)["search"] == "greedy" else speech2text.search.beam_size
