@@ -37,6 +37,7 @@ setup(
         "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
     ],
     extras_require={
+        "microphone": ["sounddevice>=0.5,<1"],
         "test": [
             "pytest>=8.0,<10",
             "pytest-timeout>=2.3,<3",
