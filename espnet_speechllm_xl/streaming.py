@@ -11,6 +11,7 @@ A word's confidence is the geometric mean of its token probabilities.  Its times
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -144,10 +145,14 @@ class AudioChunks:
 
 def _search(model, tokenizer, chunking, config):
     """The search of one recording; after training with whole words, a chunk's first token begins a word."""
-    openers = None
-    if chunking.unit == "word":
-        openers = torch.tensor([tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))])
+    openers = _word_starts(tokenizer) if chunking.unit == "word" else None
     return make_search(config, model.decoder.initial_row(chunking.context), model.decoder.eoc, openers)
+
+
+@functools.lru_cache(maxsize=4)  # a large vocabulary takes a while, and a server opens many streams
+def _word_starts(tokenizer):
+    """(V,) bool: the tokens that begin a word."""
+    return torch.tensor([tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))])
 
 
 class Stream:

@@ -27,9 +27,8 @@ def add_arguments(parser):
     parser.add_argument(
         "--chunk-sizes",
         type=_chunk_sizes,
-        default="0.32,0.64,1.28,2.56",
         metavar="SECONDS,...",
-        help="default %(default)s; inf is allowed",
+        help="default: those that the model was trained with; inf is allowed",
     )
     parser.add_argument(
         "--block", type=_duration, default=0.04, metavar="SECONDS", help="audio pushed at a time (default %(default)s)"
@@ -139,7 +138,9 @@ def _chunkings(args):
 
     speech2text = Speech2Text.from_pretrained(**_load(args))
     encoder, found = speech2text.model.acoustic.encoder.config, []
-    for seconds in args.chunk_sizes:
+    trained = speech2text.model.chunking
+    known = [timeline.chunk_seconds(chunk) for chunk in trained.train_chunks or [trained.chunk]]
+    for seconds in args.chunk_sizes or known:
         options = {**stream_settings(args), "chunk_size": seconds, "context": args.context}
         chunking = speech2text.stream(**options).chunking
         values = {
