@@ -23,12 +23,12 @@ def test_a_short_run(capsys, monkeypatch, tiny_model_dir, files):
     options = ["--hours", "0.05", "--silence", "3", "--pause", "0.5", "--search", "greedy"]
     code = cli.main(["endless", *files, "--model", str(tiny_model_dir), *options])
     out, err = capsys.readouterr()
-    assert code == 0, out
     row = [cell.strip() for cell in out.splitlines()[2].strip("|").split("|")]
     loops, words, changed = map(int, row[1:4])
     seconds = 7.68  # 51000 samples, two pauses, silence; rounded up to chunks of 0.64 s
-    assert (loops, changed) == (round(180 / seconds), 0) and words >= loops
-    assert "loop of 0.1 minutes, 2 files" in err and "0 loops changed their words" in out
+    assert loops == round(180 / seconds) and words >= loops and "loop of 0.1 minutes, 2 files" in err
+    # An untrained model writes in silence too: words that go on from one loop to the next tell the first loop apart.
+    assert changed <= 1 and code == changed and f"{changed} loops changed their words" in out
 
 
 def test_the_loop_is_whole_chunks(tiny_model_dir):
@@ -38,8 +38,8 @@ def test_the_loop_is_whole_chunks(tiny_model_dir):
     first, second = np.ones(8000, np.float32), np.full(100, 2, np.float32)
     loop = np.concatenate(endless.make_loop([first, second], stream, 0.5, 1.0))
     assert len(loop) == 4 * 10240  # of 40100 samples
-    assert (loop[:8000] == 1).all() and (loop[16000:16100] == 2).all()
-    assert not loop[8000:16000].any() and not loop[16100:].any()
+    assert (loop[8000:16000] == 1).all() and (loop[24000:24100] == 2).all()
+    assert not loop[:8000].any() and not loop[16000:24000].any() and not loop[24100:].any()
 
 
 @pytest.mark.parametrize(

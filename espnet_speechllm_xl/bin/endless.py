@@ -23,7 +23,12 @@ def add_arguments(parser):
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio that is looped")
     parser.add_argument("--hours", type=float, default=10.0, help="of audio (default %(default)s)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two files (default %(default)s)")
-    parser.add_argument("--silence", type=float, default=60.0, help="seconds after the last (default %(default)s)")
+    parser.add_argument(
+        "--silence",
+        type=float,
+        default=60.0,
+        help="seconds, half before the first file and half after the last (default %(default)s)",
+    )
     add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
 
@@ -51,7 +56,7 @@ class Hour:
     rss: list = field(default_factory=list)  # bytes, after each loop that ended later than the warm-up
     words: int = 0
     loops: int = 0
-    changed: int = 0  # loops whose words were not those of the second loop
+    changed: int = 0  # loops whose words or their times were not those of the loop before
 
 
 def chunk_seconds(stream):
@@ -62,15 +67,18 @@ def chunk_seconds(stream):
 
 
 def make_loop(recordings, stream, pause, silence):
-    """The recordings (n,) with pauses and silence as a list of chunks of samples; a whole number of chunks."""
+    """The recordings (n,) with pauses and silence as a list of chunks of samples; a whole number of chunks.
+
+    Silence on both sides, so that the first loop meets the stream as the others do, and ends as they do.
+    """
     import numpy as np
 
     from espnet_speechllm_xl import timeline
 
     rate = stream.model.acoustic.config.sample_rate
-    gap = np.zeros(round(pause * rate), np.float32)
+    gap, half = (np.zeros(round(seconds * rate), np.float32) for seconds in (pause, silence / 2))
     parts = [part for recording in recordings for part in (recording, gap)]
-    audio = np.concatenate([*parts, np.zeros(round(silence * rate), np.float32)])
+    audio = np.concatenate([half, *parts, half])
     size = timeline.samples_of_frames(stream.chunking.chunk, rate)
     audio = np.concatenate([audio, np.zeros(-len(audio) % size, np.float32)])
     return list(audio.reshape(-1, size))
@@ -81,7 +89,7 @@ def play(stream, loop, seconds):
     import psutil
     from tqdm import tqdm
 
-    process, hours, second = psutil.Process(), {}, None
+    process, hours, before = psutil.Process(), {}, None
     chunk, heard = chunk_seconds(stream), 0.0
     length = len(loop) * chunk
     count = max(3, round(seconds / length))
@@ -94,9 +102,9 @@ def play(stream, loop, seconds):
             hour.cpu_seconds.append(time.process_time() - started)
             words += [(word.text, round(word.start - number * length, 2)) for word in update.words]
         heard += length
-        second = words if number == 1 else second
         hour.loops, hour.words = hour.loops + 1, hour.words + len(words)
-        hour.changed += number > 1 and words != second
+        hour.changed += number > 0 and words != before
+        before = words
         if heard >= min(WARM_UP_SECONDS, seconds / 3):
             hour.rss.append(process.memory_info().rss)
     stream.close()
