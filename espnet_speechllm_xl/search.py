@@ -214,6 +214,24 @@ class ChunkSync(Search):
         prefix = self.beam[0].tokens[:count]
         self.beam = [h for h in self.beam if h.tokens[:count] == prefix]
 
+    def commit_until(self, end):
+        """Drop the hypotheses whose tokens of the chunks that end by ``end`` (in chunks) are not those of the best.
+
+        Returns the number of these tokens.
+        """
+
+        def old(hypothesis):
+            return hypothesis.tokens[: sum(chunk + 1 <= end for chunk in hypothesis.chunks)]
+
+        of_best = old(self.beam[0])
+        self.beam = [h for h in self.beam if old(h) == of_best]
+        return len(of_best)
+
+    @property
+    def oldest(self):
+        """The first chunk that any hypothesis has a token in; without tokens, the next chunk."""
+        return min((h.chunks[0] for h in self.beam if h.chunks), default=self.chunk)
+
     def forget(self, count):
         """Drop the first ``count`` tokens, which all hypotheses share, from their results; scores stay totals."""
         self.beam = [

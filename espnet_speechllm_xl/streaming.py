@@ -225,7 +225,7 @@ class Stream:
             self._settle_old()
             self._end_segment_by_rule()
             self.search.rest()
-            self._times.forget(next(iter(self.search.best().chunks), self.search.chunk))
+            self._times.forget(self.search.oldest)
         if final:
             self._settle_all()
             self._end_segment()
@@ -244,11 +244,12 @@ class Stream:
         self._settle(self._whole_words(self.search.settled(), self.search.beam))
 
     def _settle_old(self):
-        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old; one that never ends is cut."""
-        best = self.search.best()
-        oldest = self.search.chunk - self._settle_chunks
-        count = sum(chunk + 1 <= oldest for chunk in best.chunks)
-        self._commit(self._whole_words(count, [best]) or count)
+        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old; one that never ends is cut.
+
+        That there are no more of them is settled as well: in silence a rival with one word more could stay for ever.
+        """
+        count = self.search.commit_until(self.search.chunk - self._settle_chunks)
+        self._settle(self._whole_words(count, [self.search.best()]) or count)
 
     def _settle_all(self):
         self._commit(len(self.search.best().tokens))

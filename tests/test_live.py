@@ -130,35 +130,55 @@ class Scripted(ChunkSync):
     """A search whose hypotheses after each chunk are given: lists of [(token, chunk), ...], best first."""
 
     def __init__(self, script):
-        self.script, self.chunk, self.dropped, self.committed, self.beam = script, 0, 0, (), [Hypothesis()]
+        self.script, self.chunk, self.dropped, self.beam = script, 0, 0, [Hypothesis()]
+        self.dead = []  # (outputs of a hypothesis that was dropped, chunks by then)
 
     def advance(self, frames):
         yield from ()
-        beam = []
-        for outputs in self.script[self.chunk]:
-            outputs = outputs[self.dropped :]
-            tokens, chunks = [token for token, _ in outputs], [chunk for _, chunk in outputs]
-            beam.append(Hypothesis(tuple(tokens), tuple(chunks), (-1.0,) * len(tokens)))
-        self.beam = [h for h in beam if h.tokens[: len(self.committed)] == self.committed]
+        self.outputs = [outputs for outputs in self.script[self.chunk] if not self.continues_a_dead_one(outputs)]
+        self.beam = []
+        for outputs in self.outputs:
+            tokens, chunks = zip(*outputs[self.dropped :], strict=True) if outputs[self.dropped :] else ((), ())
+            self.beam.append(Hypothesis(tokens, chunks, (-1.0,) * len(tokens)))
         self.chunk += 1
 
+    def continues_a_dead_one(self, outputs):
+        return any(
+            outputs[: len(dead)] == dead and all(chunk >= died for _, chunk in outputs[len(dead) :])
+            for dead, died in self.dead
+        )
+
     def commit(self, count):
-        self.committed = self.beam[0].tokens[:count]
+        before = self.beam
         super().commit(count)
+        self.bury(before)
+
+    def commit_until(self, end):
+        before = self.beam
+        count = super().commit_until(end)
+        self.bury(before)
+        return count
+
+    def bury(self, before):
+        alive = {id(hypothesis) for hypothesis in self.beam}
+        pairs = list(zip(before, self.outputs, strict=True))
+        self.outputs = [outputs for hypothesis, outputs in pairs if id(hypothesis) in alive]
+        self.dead += [(outputs, self.chunk) for hypothesis, outputs in pairs if id(hypothesis) not in alive]
 
     def forget(self, count):
         super().forget(count)
         self.dropped += count
-        self.committed = ()
 
     def rest(self):
         pass
 
 
-def scripted(model, script, config, unit="token"):
+def scripted(model, script, config, unit="token", ctc=False):
     """A stream that hears silence and whose search follows ``script``; returns its updates, one a chunk of 0.64 s."""
     stream = open_stream(model, "chunk_sync", ChunkingConfig(16, 2, unit=unit), config)
-    stream.search, stream._times._ctc = Scripted(script), None
+    stream.search = Scripted(script)
+    if not ctc:
+        stream._times._ctc = None
     rate = model[0].acoustic.config.sample_rate
     look_ahead = timeline.samples_for_frames(2, rate)
     block = timeline.samples_of_frames(16, rate)
@@ -184,6 +204,27 @@ def test_disputed_text_is_settled_when_it_is_old(model, piece):
     assert [update.partial for update in updates] == ["the", "the on", "on", "", ""]
     never = scripted(model, script, OFF)
     assert all(update.text == "" for update in never) and never[-1].partial == "the on"
+
+
+def test_that_nothing_was_said_is_settled_when_it_is_old(model, piece):
+    the, on = piece["▁the"], piece["▁on"]
+    none, one = [], [(the, 0)]
+    script = [[none, one]] * 4 + [[[*one, (on, 4)], [*none, (on, 4)]]] * 3
+    config = StreamConfig(settle_seconds=1.28, endpoint_silence=math.inf, endpoint_length=math.inf)
+    updates = scripted(model, script, config)
+    # The rival comes to the front too late: it is not there any more.
+    assert [update.partial for update in updates] == ["", "", "", "", "on", "on", ""]
+    assert [update.text for update in updates][-1] == "on"
+    late = scripted(model, script, OFF)
+    assert [update.partial for update in late][-1] == "the on"
+
+
+def test_a_rival_that_begins_earlier_may_come_to_the_front(model, piece):
+    the, on = piece["▁the"], piece["▁on"]
+    first, second = [(on, 6)], [(the, 1), (on, 6)]
+    script = [[[]]] + [[[], second[:1]]] * 5 + [[first, second]] * 2 + [[second]]
+    updates = scripted(model, script, OFF, ctc=True)  # its times are asked for after those of the other were
+    assert [update.text for update in updates][-1] == "the" and updates[-1].words[0].start < 1.28
 
 
 def test_silence_after_text_ends_a_segment(model, piece):
