@@ -58,7 +58,7 @@ class TokenTimes:
     @torch.no_grad()
     def _aligned(self, tokens, begin, end):
         if begin < self._first:
-            raise ValueError(f"times from frame {begin} on are asked for, but frames before {self._first} are forgotten")
+            raise ValueError(f"times from frame {begin} on: the frames before {self._first} are forgotten")
         size = self._chunking.chunk or self.frames
         skipped = (begin - self._first) // size
         chunks = self._chunks[skipped : (end - 1 - self._first) // size + 1]
