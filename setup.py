@@ -23,6 +23,7 @@ setup(
         "soundfile>=0.13,<1",
         "soxr>=1.0,<2",
         "numpy>=2.0,<3",
+        "scipy>=1.15,<2",
         "matplotlib>=3.9,<4",
         "pyyaml>=6.0,<7",
         "tqdm>=4.66,<5",

@@ -32,6 +32,13 @@ class Row:
         kept = self.keys_values[:, :, keep], self.position[keep], self.chunk[keep]
         return Row(*kept, self.next_position, self.context)
 
+    def first(self, count):
+        """The past of its first ``count`` inputs, of which none was evicted."""
+        inputs = (self.chunk != PADDING).nonzero()[:, 0]
+        keep = inputs[:count]
+        kept = self.keys_values[:, :, keep], self.position[keep], self.chunk[keep]
+        return Row(*kept, self.next_position - (len(inputs) - len(keep)), self.context)
+
     def alone(self):
         """A copy that does not hold the buffer of the batch it came from."""
         return replace(

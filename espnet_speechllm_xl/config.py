@@ -89,7 +89,7 @@ class EncoderConfig:
     layers: int = 20
     heads: int = 8
     ffn_dim: int = 4096  # hidden units of the feed-forward layers
-    segment: int = 32  # frames, hop of the encoder
+    segment: int | None = 32  # frames, hop of the encoder; None: the whole utterance at once (cannot stream)
     left_context: int = 32  # frames of keys and values before the segment
     right_context: int = 6  # frames of look-ahead
     conv_kernel: int = 0  # frames, causal convolution module in every layer; 0: none (paper)
@@ -102,7 +102,11 @@ class EncoderConfig:
         _require(self.dim % self.heads == 0, f"encoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require(self.activation in ("gelu", "relu", "silu"), f"encoder activation '{self.activation}' is unknown")
         for name in ("segment", "layers", "block_segments"):
-            _require(getattr(self, name) >= 1, f"encoder {name} must be at least 1")
+            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"encoder {name} must be at least 1")
+        _require(
+            self.segment is not None or self.left_context == self.right_context == 0,
+            "encoder segment null sees the whole utterance: set left_context and right_context to 0",
+        )
         for name in ("left_context", "right_context", "conv_kernel"):
             _require(getattr(self, name) >= 0, f"encoder {name} must not be negative")
 
@@ -132,7 +136,7 @@ class ChunkingConfig:
         s = encoder.segment
         for c in (self.chunk, *(self.train_chunks or ())):
             _require(
-                c is None or c % s == 0 or s % c == 0,
+                c is None or s is None or c % s == 0 or s % c == 0,
                 f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
                 f"{s} * n frames or a divisor of {s}",
             )
@@ -169,6 +173,25 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class LabelDecoderConfig:
+    """The decoder of the chunked AED: LSTM over labels, blocks of cross-attention to the chunk and feed-forward."""
+
+    dim: int = 768
+    lstm_layers: int = 2
+    blocks: int = 6
+    heads: int = 12  # of the cross-attention
+    ffn_dim: int = 3072  # hidden units of the feed-forward layers
+    dropout: float = 0.1  # probability, on the LSTM's output and on each residual branch
+    embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
+
+    def __post_init__(self):
+        _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
+        _require(self.dim % 2 == 0, f"decoder dim {self.dim} must be even: frames are numbered by sines and cosines")
+        for name in ("lstm_layers", "blocks"):
+            _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Training loss (paper section 2: cross-entropy over text and `$` targets)."""
 
@@ -178,6 +201,41 @@ class LossConfig:
     def __post_init__(self):
         _require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} is not in [0, 1)")
         _require(self.ctc_weight >= 0, f"ctc_weight {self.ctc_weight} must not be negative")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """CTC-prompt-LM (Tsunoo et al. 2024, a baseline): prefix prompts in training, the end of a block in decoding."""
+
+    layout: str = "prompts_first"  # of LM inputs: "prompts_first", then all text; or "interleaved" block by block
+    prefix_probability: float = 0.5  # share of the training prompts that are cut after a random block
+    prefixes: int = 1  # prompts that training cuts of each utterance in a batch, each with its text
+    end_ctc_weight: float = 0.3  # CTC's share in the log-probability that a block's text ends; 0: the LM alone
+
+    def __post_init__(self):
+        _require(
+            self.layout in ("prompts_first", "interleaved"),
+            f"prompt layout '{self.layout}': use 'prompts_first' or 'interleaved'",
+        )
+        for name in ("prefix_probability", "end_ctc_weight"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, f"prompt {name} {share} is not in [0, 1]")
+        _require(self.prefixes >= 1, f"prompt prefixes {self.prefixes} must be at least 1")
+
+    def check_against(self, chunking, loss):
+        """What :class:`ChunkingConfig` and :class:`LossConfig` must be like for this model."""
+        _require(loss.ctc_weight > 0, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0")
+        _require(
+            chunking.context is None or self.layout == "interleaved",
+            f"chunking_conf context {chunking.context}: the prompts of all blocks stay visible: set it to null, or "
+            "prompt_conf layout to interleaved",
+        )
+        _require(chunking.train_chunks is None, "chunking_conf train_chunks: blocks have one size: leave it at null")
+        _require(
+            chunking.unit == "token" or self.end_ctc_weight == 0,
+            "prompt_conf end_ctc_weight: CTC wants the first half of a word in the block where it was said: set it "
+            "to 0, or chunking_conf unit to token",
+        )
 
 
 @dataclass(frozen=True)
@@ -223,12 +281,12 @@ class StreamConfig:
         return min(self.endpoint_silence, self.endpoint_length) < math.inf
 
 
-SEARCHES = ("greedy", "chunk_sync", "alsd")  # alsd: alignment-synchronous, the paper's
-
-
 @dataclass(frozen=True)
 class SearchConfig:
-    """Decoding; see search.py for what each method is.  The commands' options are made from these fields."""
+    """Decoding; see search.py for what each method is.  The commands' options are made from these fields.
+
+    Each task of tasks/ has methods of its own.
+    """
 
     method: str = _option("alsd", "the option --search")
     beam_size: int = _option(8, "hypotheses; greedy has 1")
@@ -237,7 +295,6 @@ class SearchConfig:
     recombine: bool = _option(False, "merge hypotheses of equal text in the same chunk (approximation)")
 
     def __post_init__(self):
-        _require(self.method in SEARCHES, f"search method '{self.method}': use one of {', '.join(SEARCHES)}")
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             _require(getattr(self, name) >= 1, f"search {name} must be at least 1")
 

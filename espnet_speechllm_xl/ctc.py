@@ -42,7 +42,7 @@ class CTCHead(nn.Module):
 
 def collapse(path, blank):
     """Token ids of a frame-wise path (list of int): repeats merged, blanks removed."""
-    return [token for token, before in zip(path, [blank, *path[:-1]], strict=True) if token not in (blank, before)]
+    return [token for token, before in zip(path, [blank, *path], strict=False) if token not in (blank, before)]
 
 
 class CTCModel(AbsESPnetModel):

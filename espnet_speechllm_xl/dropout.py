@@ -21,6 +21,14 @@ def dropout(x, probability, training):
     return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
 
+def drop_tokens(embedded, probability, training):
+    """Token embeddings (B, U, D) of which, in training, some are zeroed whole; nothing is scaled."""
+    if not training or probability == 0.0:
+        return embedded
+    kept = torch.rand(embedded.shape[:-1], device=embedded.device) >= probability
+    return embedded * kept[..., None]
+
+
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout`` by :func:`dropout`."""
 

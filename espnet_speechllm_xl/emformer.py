@@ -9,6 +9,8 @@ values to the next one.  One query's row of the mask, for S = 4, L = 6, in the t
 
     [left context | segment | right context]     [1 1 1 1 1 1 | 1 1 1 1 | 1 1]     [0 0 0 0 0 0 | 1 1 1 1 | 1 1]
 
+With ``segment`` None an utterance is one segment (full context): nothing streams, and a batch is masked by length.
+
 Parameters are named as in :class:`torchaudio.models.Emformer` (``max_memory_size=0``): its weights load, with the same
 outputs.
 """
@@ -79,7 +81,7 @@ def _last(stream, count):
 class _Attention(nn.Module):
     def __init__(self, config, gain):
         super().__init__()
-        self.segment, self.heads = config.segment, config.heads
+        self.right_context, self.heads = config.right_context, config.heads
         self.emb_to_key_value = nn.Linear(config.dim, 2 * config.dim)
         self.emb_to_query = nn.Linear(config.dim, config.dim)
         self.out_proj = nn.Linear(config.dim, config.dim)
@@ -90,8 +92,9 @@ class _Attention(nn.Module):
         """(B, N, S + R, D), left (B, L, 2 D), mask (B N, 1, 1, L + S + R) bool -> (B, N, S + R, D), next left."""
         batch, count, width, dim = x.shape
         key_value = self.emb_to_key_value(x)
-        stream = torch.cat([left.to(key_value), key_value[:, :, : self.segment].flatten(1, 2)], dim=1)
-        window = _windows(stream, left.shape[1], count, key_value[:, :, self.segment :])
+        segment, tail = key_value.split([width - self.right_context, self.right_context], dim=2)
+        stream = torch.cat([left.to(key_value), segment.flatten(1, 2)], dim=1)
+        window = _windows(stream, left.shape[1], count, tail)
         key, value = window.view(batch * count, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query = self.emb_to_query(x).view(batch * count, width, self.heads, -1).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -108,7 +111,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.segment = config.segment
+        self.right_context = config.right_context
         self.norm_input = nn.LayerNorm(config.dim)
         self.expand = nn.Linear(config.dim, 2 * config.dim)
         self.depthwise = nn.Conv1d(config.dim, config.dim, config.conv_kernel, groups=config.dim)
@@ -120,8 +123,9 @@ class _Convolution(nn.Module):
         """(B, N, S + R, D), history (B, K - 1, D) -> (B, N, S + R, D), next history."""
         batch, count, width, dim = x.shape
         gated = F.glu(self.expand(self.norm_input(x)))
-        stream = torch.cat([history.to(gated), gated[:, :, : self.segment].flatten(1, 2)], dim=1)
-        window = _windows(stream, history.shape[1], count, gated[:, :, self.segment :])
+        segment, tail = gated.split([width - self.right_context, self.right_context], dim=2)
+        stream = torch.cat([history.to(gated), segment.flatten(1, 2)], dim=1)
+        window = _windows(stream, history.shape[1], count, tail)
         mixed = self.depthwise(window.flatten(0, 1).transpose(1, 2)).transpose(1, 2)  # (B N, S + R, D)
         mixed = self.project(F.silu(self.norm(mixed))).view(batch, count, width, dim)
         return self.dropout(mixed), _last(stream, history.shape[1])
@@ -176,25 +180,27 @@ class Emformer(nn.Module):
         )
         return EmformerState((layer,) * config.layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, lengths=None):
         """Any number of whole segments, N >= 1, and the right context of the last.
 
         Args:
             x: (B, N S + R, D)
             state: of the B streams; None where they begin.
+            lengths: (B,) frames of each utterance where a segment is a whole utterance, else None.
 
         Returns:
             (B, N S, D), next state.  The last R input frames are to be given again as the next segment.
 
         Raises ValueError for another number of frames.
         """
-        segment, right = self.config.segment, self.config.right_context
         batch, frames, dim = x.shape
+        right = self.config.right_context
+        segment = self.config.segment or frames
         count = (frames - right) // segment
         if count < 1 or frames != count * segment + right:
             raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of right context")
         state = self.initial_state(batch) if state is None else state
-        mask = self._visible(state.past, count)
+        mask = self._visible(state.past, count) if lengths is None else _within(lengths, frames)
         x = _segments(x, count, segment, right)
         layers = []
         for layer, layer_state in zip(self.emformer_layers, state.layers, strict=True):
@@ -209,6 +215,11 @@ class Emformer(nn.Module):
         starts = past[:, None, None] + torch.arange(count, device=past.device)[:, None] * segment
         slots = torch.arange(-left, segment + right, device=past.device)
         return (starts + slots >= 0).view(-1, 1, 1, left + segment + right)
+
+
+def _within(lengths, frames):
+    """False at the padding: (B, 1, 1, frames) bool; an empty utterance keeps a frame, lest its outputs be NaN."""
+    return (torch.arange(frames, device=lengths.device) < lengths.clamp(min=1)[:, None])[:, None, None]
 
 
 def _segments(x, count, segment, right):
@@ -330,8 +341,18 @@ class EmformerEncoder(AbsEncoder):
         places = torch.arange(longest, device=xs_pad.device)
         ended = places >= (olens * timeline.STACK).to(xs_pad.device)[:, None]
         features = xs_pad[:, :longest].masked_fill(ended[:, :, None], 0.0)
+        if self.config.segment is None:
+            return self._whole(features, olens.to(xs_pad.device)), olens, None
         ys, _ = self.push(features, self.initial_state(len(features)), final=True)
         return ys, olens, None
+
+    def _whole(self, features, lengths=None):
+        """Frames (B, T, D) of whole utterances (B, 4 T, M) of ``lengths`` (B,) frames, by default T."""
+        frames, _ = self.frontend(stack_frames(features), self.frontend.initial_state(len(features)))
+        if frames.shape[1] == 0:
+            return frames
+        lengths = torch.full_like(frames[:, 0, 0], frames.shape[1], dtype=torch.long) if lengths is None else lengths
+        return self.emformer(frames, lengths=lengths)[0]
 
     def initial_state(self, batch=1):
         """State of ``batch`` streams that have not begun."""
@@ -355,6 +376,10 @@ class EmformerEncoder(AbsEncoder):
         Returns:
             (B, t, D) the frames that became complete (t >= 0), next state (after ``final``, one that has not begun).
         """
+        if self.config.segment is None:
+            if not final:
+                raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
+            return self._whole(features), self.initial_state(state.batch)
         block = self.config.block_segments * self.config.segment * timeline.STACK
         outputs = []
         for part in features.split(block, dim=1):

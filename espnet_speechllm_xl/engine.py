@@ -94,7 +94,7 @@ def run(generators, answer):
 
 
 def answer(model):
-    """The function of :class:`Rounds` for a :class:`~espnet_speechllm_xl.model.SpeechLLMXL`."""
+    """The function of :class:`Rounds` for a :class:`~espnet_speechllm_xl.model.ChunkwiseModel`."""
 
     def of_one_kind(requests):
         part = model.acoustic.encode if requests[0].kind == "encode" else model.decoder.extend

@@ -129,3 +129,4 @@ def _vtt(_file, nbest, _several):
 
 # Each: (file name, n-best list of Transcript, whether there are several files) -> text
 FORMATS = {"text": _text, "json": _json, "ctm": _ctm, "srt": _srt, "vtt": _vtt}
+TIMED = ("ctm", "srt", "vtt")  # of words only, with their times

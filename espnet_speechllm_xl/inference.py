@@ -1,5 +1,6 @@
 """Load a trained model and transcribe: ``Speech2Text``."""
 
+import argparse
 import copy
 import dataclasses
 import shutil
@@ -16,7 +17,8 @@ from espnet_speechllm_xl.audio import conform, read_audio
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
-from espnet_speechllm_xl.streaming import Stream, transcribe
+from espnet_speechllm_xl.streaming import Stream
+from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
 
 CONFIG, TOKENIZER, WEIGHTS = "config.yaml", "tokenizer", "model.pth"
@@ -26,12 +28,12 @@ class ModelError(UserError):
     """A model directory or packed file cannot be used; the message names it and what to do."""
 
 
-def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
-    """Model and tokenizer of an experiment directory, ready to evaluate.
+def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"):
+    """Model, tokenizer and configuration of an experiment directory, ready to evaluate.
 
     Args:
         directory: holds ``config.yaml``, the tokenizer and the weights.
-        task: the :class:`~espnet_speechllm_xl.tasks.common.SpeechTask` it must be of.
+        task: name of the task it must be of (tasks/); None: any.
         weights: file name in the directory; None: the averaged best.
         device, dtype: of the result.
 
@@ -40,7 +42,7 @@ def load_model(directory, task, weights=None, device="cpu", dtype="float32"):
     """
     directory = Path(directory)
     device, dtype = _device(device), _dtype(dtype)
-    args = _read_config(directory, task)
+    args, task = _read_config(directory, task)
     tokenizer = load_tokenizer(_find_tokenizer(directory, args))
     args.stats_file = None  # mean and variance are in the weights
     if len(tokenizer.pieces) != len(args.token_list):
@@ -94,9 +96,8 @@ def _dtype(name):
     return dtype
 
 
-def _read_config(directory, task):
-    import argparse
-
+def _read_config(directory, wanted_task=None):
+    """``config.yaml`` as a namespace, and the task; raises ModelError, also unless it is of ``wanted_task``."""
     path = directory / CONFIG
     if not path.exists():
         raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
@@ -105,16 +106,17 @@ def _read_config(directory, task):
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not readable YAML: it is truncated; restore it or train again") from error
     found = values.get("task") if isinstance(values, dict) else None
-    if found != task.name:
-        raise ModelError(f"{path} is of task '{found}', not '{task.name}': give the directory of a {task.name} model")
-    args = argparse.Namespace(**values)
+    if found not in TASKS or found != (wanted_task or found):
+        known = wanted_task or f"one of {', '.join(TASKS)}"
+        raise ModelError(f"{path} is of task '{found}', not {known}: give the directory of such a model")
+    task, args = find_task(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
     choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
     wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
     missing = [name for name in wanted if name not in values]
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
-    return args
+    return args, task
 
 
 def _find_tokenizer(directory, args):
@@ -132,17 +134,18 @@ def _default_weights(directory, task):
 
 
 class Speech2Text:
-    """Transcribe files and arrays.
+    """Transcribe files and arrays, with a SpeechLLM-XL or a baseline.
 
     >>> s2t = Speech2Text.from_pretrained("exp/speechllm_xl_tiny")
     >>> s2t("speech.wav")[0].text
     """
 
-    def __init__(self, model, tokenizer, search, chunking=None):
+    def __init__(self, task, model, tokenizer, search, chunking):
+        self.task = task
         self.model = model
         self.tokenizer = tokenizer
         self.search = search
-        self.chunking = chunking or model.chunking
+        self.chunking = chunking  # None: the model has no chunks
 
     @classmethod
     def from_pretrained(
@@ -164,7 +167,8 @@ class Speech2Text:
             dtype: "float32", "float64", "bfloat16", ...
             weights: file name of the weights in the directory; None: the averaged best.
             chunk_size, context: seconds, in place of training's; infinity is allowed.
-            search: "greedy", "chunk_sync" or "alsd"; None: as the model's configuration says.
+            search: "greedy", "chunk_sync" or "alsd", or as the baseline's task has them; None: as the model's
+                configuration says.
             search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
 
         Raises:
@@ -172,14 +176,22 @@ class Speech2Text:
             TokenizerError: the tokenizer is missing or damaged.
             UserError: a setting does not fit (ConfigError), or is off the grid of frames and chunks.
         """
-        from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
-
         with _unpacked(Path(path)) as directory:
-            model, tokenizer, args = load_model(directory, SpeechLLMXLTask, weights, device, dtype)
-        settings = {**args.search_conf, "method": search or args.search, **search_conf}
-        chunking = _rechunk(model.chunking, chunk_size, context)
-        chunking.check_against(model.acoustic.encoder.config)
-        return cls(model, tokenizer, from_dict(SearchConfig, settings, "search_conf"), chunking)
+            model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+        task = find_task(args.task)
+        choices = task.search_choices
+        # An aligner of before it could be decoded has no settings for that.
+        method = search or getattr(args, "search", choices.default)
+        settings = {**getattr(args, "search_conf", {}), **search_conf, "method": method}
+        config = from_dict(SearchConfig, settings, "search_conf")
+        if config.method not in choices.classes:
+            raise ConfigError(
+                f"search '{config.method}': a model of task '{task.name}' has {', '.join(choices.classes)}"
+            )
+        chunking = _rechunk(getattr(model, "chunking", None), chunk_size, context)
+        if chunking is not None:
+            chunking.check_against(model.acoustic.encoder.config)
+        return cls(task, model, tokenizer, config, chunking)
 
     @property
     def sample_rate(self):
@@ -203,7 +215,7 @@ class Speech2Text:
 
     def transcribe_batch(self, recordings):
         """The n-best lists of several recordings (n,), decoded together; each as if alone."""
-        return transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
+        return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
 
     def stream(self, search="chunk_sync", chunk_size=None, context=None, **stream_conf):
         """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving.
@@ -214,9 +226,15 @@ class Speech2Text:
             stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
-            ConfigError: an unknown field, or the search "alsd", which needs all audio before the first word.
+            ConfigError: an unknown field, the search "alsd", which needs all audio before the first word, or a
+                model without chunks.
             UserError: a duration off the grid of frames and chunks.
         """
+        if self.chunking is None:
+            raise ConfigError(
+                f"a model of task '{self.task.name}' decodes whole recordings only: a live stream needs one that "
+                "writes chunk by chunk"
+            )
         chunking = _rechunk(self.chunking, chunk_size, context)
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         method = dataclasses.replace(self.search, method=search)
@@ -225,6 +243,8 @@ class Speech2Text:
 
 def _rechunk(chunking, chunk_size, context):
     """``chunking`` with a user's chunk size and context in seconds; a context that is not given keeps its length."""
+    if chunking is None and (chunk_size, context) != (None, None):
+        raise ConfigError("this model has no chunks: leave out the chunk size and the context")
     if chunk_size is not None:
         chunking = chunking.resized(timeline.frames_from_seconds(chunk_size, "chunk size"))
     if context is not None:
@@ -234,14 +254,12 @@ def _rechunk(chunking, chunk_size, context):
 
 def pack(directory, target, weights=None):
     """One file to share: configuration, tokenizer and weights of an experiment directory (zip)."""
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
-
     directory = Path(directory)
-    args = _read_config(directory, SpeechLLMXLTask)
-    load_model(directory, SpeechLLMXLTask, weights)  # what does not load is not packed
+    args, task = _read_config(directory)
+    load_model(directory, None, weights)  # what does not load is not packed
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.write(directory / CONFIG, CONFIG)
-        archive.write(directory / (weights or _default_weights(directory, SpeechLLMXLTask)), WEIGHTS)
+        archive.write(directory / (weights or _default_weights(directory, task)), WEIGHTS)
         tokenizer = Path(_find_tokenizer(directory, args))
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
         for file in files:

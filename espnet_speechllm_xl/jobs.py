@@ -1,4 +1,4 @@
-"""Work on many utterances: batches over processes, with progress, resumed batch by batch after a kill."""
+"""Work on many utterances: batches over processes and machines, with progress, resumed batch by batch after a kill."""
 
 import hashlib
 import json
@@ -17,23 +17,28 @@ from espnet_speechllm_xl.io import atomic_write
 _work = None  # the function of this worker process
 
 
-def run_batches(batches, make_worker, settings, parts, nj, title):
-    """Results of ``worker(batch)`` for every batch, in order.
+def run_batches(batches, make_worker, settings, parts, nj, title, shard=None):
+    """Results of ``worker(batch)`` for every batch, in order; of a shard None.
 
     Args:
         batches: list of JSON values.
         make_worker: ``settings -> (batch -> list of JSON values)``; called once in each process.
         settings: JSON value; results of other settings or batches are not taken over.
-        parts: directory for the results of finished batches; remove it (:func:`finish`) when all is written.
+        parts: directory for the results of finished batches; remove it (:func:`finish`) when all is written.  Machines
+            that share it may work on shards at the same time.
         nj: processes; 1 works in this one.
         title: of the progress bar.
+        shard: (i, n): do the i-th (from 1) of n parts of the batches only.
     """
-    parts = Path(parts)
-    _claim(parts, {"settings": settings, "batches": batches})
-    todo = [index for index in range(len(batches)) if not (parts / f"{index}.json").exists()]
+    own = digest({"settings": settings, "batches": batches})[:16]
+    if shard is None:
+        _remove_others(Path(parts), own)
+    parts = Path(parts) / own
+    wanted = range(len(batches))[shard[0] - 1 :: shard[1]] if shard else range(len(batches))
+    todo = [index for index in wanted if not (parts / f"{index}.json").exists()]
     bar = tqdm(
-        total=len(batches),
-        initial=len(batches) - len(todo),
+        total=len(wanted),
+        initial=len(wanted) - len(todo),
         desc=title,
         file=sys.stdout,
         mininterval=0.5 if sys.stdout.isatty() else 30,
@@ -44,6 +49,8 @@ def run_batches(batches, make_worker, settings, parts, nj, title):
             with atomic_write(parts / f"{index}.json") as stream:
                 json.dump(result, stream)
             bar.update()
+    if shard is not None:
+        return None
     return [item for index in range(len(batches)) for item in json.loads((parts / f"{index}.json").read_text("utf-8"))]
 
 
@@ -81,13 +88,11 @@ def batches_by_length(lengths, most):
     return [ordered[start : start + most] for start in range(0, len(ordered), most)]
 
 
-def _claim(parts, task):
-    """Empty ``parts`` unless it holds results of the same task."""
-    marker = parts / "task"
-    if not marker.exists() or marker.read_text() != digest(task):
-        finish(parts)
-        with atomic_write(marker) as stream:
-            stream.write(digest(task))
+def _remove_others(parts, own):
+    """Remove what was left of other tasks."""
+    for path in parts.glob("*"):
+        if path.is_dir() and path.name != own:
+            finish(path)
 
 
 def _results(tasks, make_worker, settings, nj):

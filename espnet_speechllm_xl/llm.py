@@ -14,7 +14,7 @@ from torch import nn
 
 from espnet_speechllm_xl import cache
 from espnet_speechllm_xl.config import ConfigError, DecoderConfig, from_dict, signature
-from espnet_speechllm_xl.dropout import dropout
+from espnet_speechllm_xl.dropout import drop_tokens, dropout
 from espnet_speechllm_xl.search import Result
 from espnet_speechllm_xl.visibility import attention_mask
 
@@ -58,11 +58,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens):
         """Text tokens (B, U) -> inputs (B, U, D); in training some embeddings are dropped whole."""
-        embedded = self.lm.get_input_embeddings()(tokens)
-        if self.training and self.config.embed_dropout:
-            kept = torch.rand(tokens.shape, device=tokens.device) >= self.config.embed_dropout
-            embedded = embedded * kept[..., None]
-        return embedded
+        return drop_tokens(self.lm.get_input_embeddings()(tokens), self.config.embed_dropout, self.training)
 
     def forward(self, inputs, position, chunk, context, past=None):
         """Hidden states (B, L, D) of ``inputs`` (B, L, D) behind ``past``.

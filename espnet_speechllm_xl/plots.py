@@ -1,4 +1,4 @@
-"""Figures: learning curve, delay histogram, one utterance with tokens and chunks, WER by length and by latency.
+"""Figures: learning curve, delay histogram, one utterance with tokens and chunks, error rates.
 
 Each function writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a figure is drawn.
 """
@@ -13,6 +13,7 @@ from .timeline import chunk_seconds
 
 # A colour-blind safe order (Okabe and Ito 2008).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = "osD^vP*X"
 INCHES_PER_SECOND = 2.0
 
 
@@ -166,9 +167,7 @@ def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
     panel.grid(axis="y", alpha=0.3)
     panel.set_axisbelow(True)
     if series:
-        legend = figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=8)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _without_math(figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=8))
     panel.set_title(title, parse_math=False)
     return _save(figure, path)
 
@@ -194,3 +193,85 @@ def plot_latency(path, points, title=""):
     panel.grid(alpha=0.3)
     panel.set_title(title, parse_math=False)
     return _save(figure, path)
+
+
+def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="WER (%)"):
+    """Values with their intervals over named places.
+
+    ``ticks``: names of the places; ``series``: ``{label: [Interval or None, ...]}``, one a place
+    (``significance.Interval``, percent); ``joined``: the places are in an order, so draw a line through each series.
+    """
+    figure, (panel,) = _figure(max(5.5, 1.15 * len(ticks)), 4.2)
+    for row, (label, values) in enumerate(series.items()):
+        shift = 0.16 * (row - (len(series) - 1) / 2)
+        points = [(index + shift, value) for index, value in enumerate(values) if value is not None]
+        _draw_intervals(panel, points, label, row, "-" if joined else "none")
+    panel.set_xticks(range(len(ticks)), ticks)
+    for text in panel.get_xticklabels():
+        text.set_parse_math(False)
+        if len(ticks) > 4:
+            text.set(rotation=20, ha="right")
+    panel.set_xlim(-0.5, len(ticks) - 0.5)
+    panel.set_xlabel(xlabel, parse_math=False)
+    _finish_rates(panel, title, ylabel)
+    if series:
+        _without_math(panel.legend(fontsize=8))
+    return _save(figure, path)
+
+
+def plot_systems(path, points, title="", ylabel="WER (%)"):
+    """Error rate of systems over their latency.
+
+    ``points``: (label, worst-case algorithmic latency in seconds, ``significance.Interval``); systems that cannot
+    stream have an infinite latency and stand at the right.  Equal latencies are drawn side by side.
+    """
+    figure, (panel,) = _figure(10, 5)
+    finite = [latency for _, latency, _ in points if math.isfinite(latency)]
+    span = max(finite, default=1.0)
+    whole, step = 1.35 * span, 0.02 * span
+    seen = {}
+    for row, (label, latency, value) in enumerate(points):
+        place = latency if math.isfinite(latency) else whole
+        beside = seen[place] = seen.get(place, -1) + 1
+        _draw_intervals(panel, [(place + beside * step, value)], label, row, "none")
+    if len(finite) < len(points):
+        panel.axvline(1.2 * span, color="grey", linestyle=":")
+        panel.annotate("not streaming", (1.21 * span, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
+    panel.set_xlim(0, 1.7 * span if len(finite) < len(points) else 1.2 * span)
+    panel.set_xticks([tick for tick in panel.get_xticks() if tick <= 1.2 * span])
+    panel.set_xlabel("worst-case algorithmic latency, s (systems of equal latency side by side)")
+    _finish_rates(panel, title, ylabel)
+    if points:
+        _without_math(figure.legend(loc="outside right upper", fontsize=8))
+    return _save(figure, path)
+
+
+def _draw_intervals(panel, points, label, row, line):
+    """Points (x, Interval) of one series; borders that are None are not drawn."""
+    if not points:
+        return
+    places, values = zip(*points, strict=True)
+    below = [value.value - (value.value if value.low is None else value.low) for value in values]
+    above = [(value.value if value.high is None else value.high) - value.value for value in values]
+    panel.errorbar(
+        places,
+        [value.value for value in values],
+        yerr=[[max(0, size) for size in below], [max(0, size) for size in above]],
+        color=COLOURS[row % len(COLOURS)],
+        marker=MARKERS[row % len(MARKERS)],
+        linestyle=line,
+        capsize=4,
+        label=label,
+    )
+
+
+def _finish_rates(panel, title, ylabel):
+    panel.set_ylabel(ylabel)
+    panel.set_ylim(bottom=0)
+    panel.grid(axis="y", alpha=0.3)
+    panel.set_title(title, parse_math=False)
+
+
+def _without_math(legend):
+    for text in legend.get_texts():
+        text.set_parse_math(False)

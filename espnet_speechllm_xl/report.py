@@ -246,7 +246,8 @@ def environment(date=None):
         lines.append(f"- {label} version: `{version(name)}`")
     # A package inside some other repository's ignored folder (a venv) must not show that repository's commit.
     commit = _git("log", "-1", "--format=%H %ci") if _git("ls-files", Path(__file__).name) else None
-    others = (":/", ":(exclude,top,glob)**/RESULTS.md", ":(exclude,top,glob)**/images/*.png")
+    made = ("RESULTS.md", "TABLES.md", "images/*.png")
+    others = (":/", *(f":(exclude,top,glob)**/{name}" for name in made))
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", *others))
     commit, _, when = (commit or "unknown").partition(" ")
     lines.append(f"- git hash: `{commit}`" + (" and changes not committed" if changed and when else ""))
@@ -271,13 +272,18 @@ def _shown(value, form="{}"):
     return "-" if value is None else form.format(value)
 
 
+def real_time_factor(info):
+    """Decoding time / duration of the audio, from the contents of ``decode.json``; None where they lack it."""
+    audio, seconds = info.get("audio_seconds"), info.get("seconds")
+    return None if audio is None or seconds is None else metrics.real_time_factor(seconds, audio)
+
+
 def speed_table(rows):
     """Table of decoding speed; ``rows``: (dataset, contents of its ``decode.json``) pairs."""
     lines = ["|dataset|Utt|audio (s)|decoding (s)|RTF|device|capped|failed|", "|---|---|---|---|---|---|---|---|"]
     for name, info in rows:
-        audio, seconds = info.get("audio_seconds"), info.get("seconds")
-        rtf = None if audio is None or seconds is None else metrics.real_time_factor(seconds, audio)
-        times = (_shown(audio, "{:.1f}"), _shown(seconds, "{:.1f}"), _shown(rtf, "{:.3f}"))
+        times = (_shown(info.get("audio_seconds"), "{:.1f}"), _shown(info.get("seconds"), "{:.1f}"))
+        times += (_shown(real_time_factor(info), "{:.3f}"),)
         cells = [_shown(info.get("utterances")), *times]
         cells += [_shown(info.get(key)) for key in ("device", "capped", "failed")]
         lines.append(f"|{name}|{'|'.join(cells)}|")
@@ -374,8 +380,12 @@ def _tokenize(model, table):
     return {name: " ".join(processor.encode(text, out_type=str)) for name, text in table.items()}
 
 
-def score_decoded(directory, dump):
-    """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
+def read_decoded(directory, dump):
+    """What ``<exp>/<model>/decode_*/<set>`` is scored with.
+
+    Returns (references, hypotheses, speakers, info): tables by utterance, the first and the third of the set in
+    ``dump``, and the contents of ``decode.json``.  Raises UserError or OSError.
+    """
     directory = Path(directory)
     if not (directory / "text").is_file():
         raise UserError(f"{directory}: no text file: the set was not decoded to its end, run the decode stage again")
@@ -383,7 +393,13 @@ def score_decoded(directory, dump):
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
     info = _read_info(directory / "decode.json")
-    references, hypotheses = read_table(source / "text"), read_table(directory / "text")
+    return read_table(source / "text"), read_table(directory / "text"), read_table(source / "utt2spk"), info
+
+
+def score_decoded(directory, dump):
+    """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
+    directory = Path(directory)
+    references, hypotheses, speakers, info = read_decoded(directory, dump)
     model = directory.parent.parent / "tokenizer.model"
     tokens = (None, None)
     if model.is_file():
@@ -391,7 +407,7 @@ def score_decoded(directory, dump):
         token_hypotheses = read_table(emitted, empty_values=True) if emitted.is_file() else _tokenize(model, hypotheses)
         tokens = (_tokenize(model, references), token_hypotheses)
     title = "/".join(directory.parts[-3:])
-    scores = score_set(references, hypotheses, read_table(source / "utt2spk"), directory, *tokens, title=title)
+    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title)
     return Decoded(*directory.parts[-3:], scores, info)
 
 

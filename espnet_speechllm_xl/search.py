@@ -77,7 +77,8 @@ def _rank(hypothesis):
     return -hypothesis.score, hypothesis.tokens, hypothesis.chunks
 
 
-def _log_add(a, b):
+def log_add(a, b):
+    """log(exp(a) + exp(b)) of two floats."""
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
@@ -263,7 +264,7 @@ class ChunkSync(Search):
                 kept.append(h)
                 continue
             other = totals[source, self.eoc].item()
-            both = _log_add(h.score, other)
+            both = log_add(h.score, other)
             if h.score >= other:
                 kept.append(replace(h, score=both))
             totals[source, self.eoc] = -math.inf if h.score >= other else both
@@ -318,8 +319,8 @@ class AlignmentSync(Search):
                 continue
             ending, growing = (i, self.eoc), (j, h.tokens[-1])
             a, b = totals[ending].item(), totals[growing].item()
-            totals[ending] = _log_add(a, b) if a >= b else -math.inf
-            totals[growing] = _log_add(a, b) if a < b else -math.inf
+            totals[ending] = log_add(a, b) if a >= b else -math.inf
+            totals[growing] = log_add(a, b) if a < b else -math.inf
 
 
 def _check_chunk(frames, chunk):
@@ -327,10 +328,13 @@ def _check_chunk(frames, chunk):
         raise ValueError(f"chunk {chunk} has shape {tuple(frames.shape)}: give (frames, size), 1 frame at least")
 
 
+SEARCHES = {"greedy": ChunkSync, "chunk_sync": ChunkSync, "alsd": AlignmentSync}  # alsd: the paper's
+
+
 def make_search(config, initial_row, eoc, openers=None):
-    """The :class:`Search` that ``config.method`` names (``SearchConfig`` has checked it); greedy has a beam of 1."""
-    if config.method == "alsd":
-        return AlignmentSync(config, initial_row, eoc, openers)
+    """The :class:`Search` that ``config.method`` names; greedy has a beam of 1.  Raises UserError for another name."""
+    if config.method not in SEARCHES:
+        raise UserError(f"search '{config.method}': use one of {', '.join(SEARCHES)}")
     if config.method == "greedy":
         config = replace(config, beam_size=1)
-    return ChunkSync(config, initial_row, eoc, openers)
+    return SEARCHES[config.method](config, initial_row, eoc, openers)

@@ -94,8 +94,10 @@ class AudioChunks:
         rate = acoustic.config.sample_rate
         self._size = chunking.chunk
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
-        self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
-        self._hop = timeline.samples_of_frames(encoder.segment, rate)
+        self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
+        if encoder.segment is not None:
+            self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
+            self._hop = timeline.samples_of_frames(encoder.segment, rate)
         self._most = most_segments or encoder.block_segments
         self._state = acoustic.initial_state()
         self._samples = []  # not encoded yet
@@ -159,19 +161,21 @@ class Stream:
     """One recording as it arrives.
 
     Args:
-        model: :class:`~espnet_speechllm_xl.model.SpeechLLMXL`, in evaluation mode.
+        model: :class:`~espnet_speechllm_xl.model.ChunkwiseModel`, in evaluation mode.
         tokenizer: see text.py.
         chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`; may differ from training's.
         search: :class:`~espnet_speechllm_xl.config.SearchConfig`; "greedy" or "chunk_sync".
         config: :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
     Raises:
-        ConfigError: the search needs all audio before the first word.
+        ConfigError: the search, or the encoder, needs all audio before the first word.
     """
 
     def __init__(self, model, tokenizer, chunking, search, config=None):
         if search.method == "alsd":
             raise ConfigError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
+        if model.acoustic.encoder.config.segment is None:
+            raise ConfigError("this model's encoder needs all audio (encoder_conf segment: null): it cannot stream")
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
         self.search = _search(model, tokenizer, chunking, search)
         self.closed = False
@@ -214,7 +218,7 @@ class Stream:
 
         Returns an :class:`Update`.  One such generator of a stream must end before the next may begin.
         """
-        samples = _checked(samples, self.model)
+        samples = checked_samples(samples, self.model)
         if self.closed:
             raise ValueError("the stream is closed: open another one")
         self.closed = True  # for good if what follows fails
@@ -275,7 +279,7 @@ class Stream:
             return
         best = self.search.best()
         spans = hypothesis_spans(self._times, best.tokens, best.chunks, self._last_end)[:count]
-        words = _words(self.tokenizer, best.tokens[:count], best.token_scores, spans)
+        words = timed_words(self.tokenizer, best.tokens[:count], best.token_scores, spans)
         self._words += words
         if self._segment is not None:
             self._segment = dataclasses.replace(
@@ -320,8 +324,11 @@ def _inputs(model, frames):
     return model.projection(frames)
 
 
-def _words(tokenizer, tokens, scores, spans):
-    """Words of ``tokens`` with times and confidence."""
+def timed_words(tokenizer, tokens, scores, spans):
+    """Words of ``tokens`` with times and confidence, as :class:`~espnet_speechllm_xl.ctm.Word`.
+
+    ``scores``: log-probability of each token; ``spans``: its start and end in frames.
+    """
     words = []
     for text, first, last in word_spans(tokenizer, tokens):
         start, end = (timeline.frame_start_seconds(frame) for frame in (spans[first][0], spans[last][1]))
@@ -330,9 +337,10 @@ def _words(tokenizer, tokens, scores, spans):
     return words
 
 
-def _checked(samples, model):
-    """Samples of a push as a tensor (n,); raises AudioError for what is no audio of the documented form."""
-    samples = torch.as_tensor(samples, device=model.projection.weight.device)
+def checked_samples(samples, model):
+    """``samples`` as a tensor (n,) where the model is; raises AudioError for what is no audio of that form."""
+    like = next(model.parameters())
+    samples = torch.as_tensor(samples, device=like.device)
     if samples.dim() != 1 or not (samples.is_floating_point() or len(samples) == 0):
         raise AudioError(
             "unreadable",
@@ -340,7 +348,7 @@ def _checked(samples, model):
         )
     if not torch.isfinite(samples).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
-    return samples.to(torch.promote_types(model.projection.weight.dtype, torch.float32))
+    return samples.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):
@@ -357,7 +365,7 @@ def decode(model, tokenizer, chunking, search, samples, most_segments=None):
     every = dataclasses.replace(search, nbest=sys.maxsize)
     searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
     audio = AudioChunks(model.acoustic, chunking, most_segments)
-    chunks = yield from audio.take(_checked(samples, model), final=True)
+    chunks = yield from audio.take(checked_samples(samples, model), final=True)
     for frames in chunks:
         times.add(frames)
         yield from searching.advance(_inputs(model, frames))
@@ -382,6 +390,6 @@ def _transcript(tokenizer, times, text, hypothesis):
         score=hypothesis.score,
         tokens=tuple(tokenizer.pieces[token] for token in tokens),
         token_ids=tokens,
-        words=tuple(_words(tokenizer, tokens, hypothesis.token_scores, spans)),
+        words=tuple(timed_words(tokenizer, tokens, hypothesis.token_scores, spans)),
         capped=hypothesis.capped,
     )

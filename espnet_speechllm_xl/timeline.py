@@ -84,6 +84,11 @@ def chunk_of_frame(frame, chunk):
     return frame * 0 if chunk is None else frame // chunk
 
 
+def place_in_chunk(frame, chunk):
+    """Place of ``frame`` within its chunk, from 0 (int or integer tensor)."""
+    return frame if chunk is None else frame % chunk
+
+
 def chunk_of_token(end, chunk, delay, chunks):
     """Chunk of a token whose last frame is ``end``: min(floor((e + d) / c), K - 1).
 
@@ -104,10 +109,10 @@ def context_seconds(chunking):
 
 
 def latency_seconds(encoder, chunking):
-    """Worst-case algorithmic latency: max(segment, c) + look-ahead, in seconds."""
-    if chunking.chunk is None:
+    """Worst-case algorithmic latency: max(segment, c) + look-ahead + delay, in seconds; infinite when one is."""
+    if chunking.chunk is None or encoder.segment is None:
         return math.inf
-    return (max(encoder.segment, chunking.chunk) + encoder.right_context) * FRAME_SECONDS
+    return (max(encoder.segment, chunking.chunk) + encoder.right_context + chunking.delay) * FRAME_SECONDS
 
 
 def frames_from_seconds(seconds, what):
@@ -144,4 +149,6 @@ def chunks_from_seconds(seconds, chunk):
 
 def same_context(chunk, context, other):
     """The fewest chunks of ``other`` frames that see as far back as ``context`` ones of ``chunk``; None: all."""
+    if context == 0:
+        return 0
     return None if None in (chunk, context, other) else -(-chunk * context // other)

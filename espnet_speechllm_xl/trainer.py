@@ -8,6 +8,7 @@ resumed one; ``--init_param`` loads nothing, silently, when no name fits.
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import time
@@ -20,6 +21,8 @@ from espnet2.train.reporter import aggregate
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path, atomic_write
+
+SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
 
 
 class CheckpointError(UserError):
@@ -106,8 +109,10 @@ class Progress:
         self.done += 1
         elapsed = time.monotonic() - self.start
         left = elapsed / self.done * (self.epochs - reporter.epoch)
-        shown = [name for name in ("loss", "acc", "ter") if name in reporter.stats]
-        valid = ", ".join(f"{name} {float(aggregate(reporter.stats[name])):.3f}" for name in shown)
+        stats = {name: float(aggregate(reporter.stats[name])) for name in SHOWN if name in reporter.stats}
+        # ESPnet's models without a decoder report an accuracy of no value.
+        shown = [name for name, value in stats.items() if name == "loss" or not math.isnan(value)]
+        valid = ", ".join(f"{name} {stats[name]:.3f}" for name in shown)
         print(
             f"epoch {reporter.epoch}/{self.epochs}: train loss {self.train_loss:.3f}; valid {valid}; "
             f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",

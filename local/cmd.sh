@@ -6,6 +6,12 @@
 #
 # run NJ copies of COMMAND side by side, with JOB in LOG and in every argument replaced by 1..NJ, and wait for all of
 # them. When any fails: status 1, the number that failed, and name and last lines of the first one's log.
+#
+#   pooled_cmd  NJ LOG COMMAND...                COMMAND --nj NJ, with Slurm as one job of kind data
+#   sharded_cmd [--gpus N] NJ LOG COMMAND...     COMMAND --nj NJ, with Slurm as NJ jobs COMMAND --shard JOB/NJ and then
+#                                                COMMAND, which puts together what they made
+#
+# are for commands that work on a set with processes of their own: on one machine they show their own progress.
 # --progress shows the lines of the first job's log that match, as they come. Slurm options stand in conf/slurm.conf
 # (another file: slurm_conf=FILE).
 
@@ -15,6 +21,28 @@ slurm_conf=${slurm_conf:-$_cmd_dir/../conf/slurm.conf}
 
 train_cmd() { run_jobs --kind train "$@"; }
 decode_cmd() { run_jobs --kind decode "$@"; }
+
+pooled_cmd() {
+  local nj=$1 log=$2
+  shift 2
+  if [ "$cmd_backend" = slurm ]; then run_jobs --kind data 1 "$log" "$@" --nj "$nj"; else "$@" --nj "$nj"; fi
+}
+
+sharded_cmd() {
+  local gpus=0
+  if [ "$1" = --gpus ]; then
+    gpus=$2
+    shift 2
+  fi
+  local nj=$1 log=$2
+  shift 2
+  if [ "$cmd_backend" = slurm ]; then
+    decode_cmd --gpus "$gpus" "$nj" "$log" "$@" --shard "JOB/$nj" || return
+    "$@"
+  else
+    "$@" --nj "$nj"
+  fi
+}
 
 run_jobs() {
   local kind=all gpus=0 progress=""

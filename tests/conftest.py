@@ -2,6 +2,9 @@
 
 import os
 import random
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import tiny
@@ -107,3 +110,25 @@ def toy_stats(toy_data, tmp_path_factory):
     import training
 
     return training.train("ctc", toy_data, tmp_path_factory.mktemp("stats") / "stats")
+
+
+@pytest.fixture(scope="session")
+def run_driver(tmp_path_factory):
+    """``run(driver, folder, *options) -> CompletedProcess``: a driver of egs2/TEMPLATE, at work in ``folder``.
+
+    From a copy of the scripts without the installation step, so that tests leave their environment as it is.
+    """
+    repository, copy = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("repository")
+    template = Path("egs2/TEMPLATE/speechllm_xl1")
+    for part in (template, Path("local")):
+        shutil.copytree(repository / part, copy / part)
+    for part in ("conf", "espnet_speechllm_xl"):
+        (copy / part).symlink_to(repository / part)
+    (copy / "local/install.sh").write_text("#!/bin/sh\n")
+
+    def run(driver, folder, *options):
+        folder.mkdir(exist_ok=True)
+        command = [copy / template / driver, *map(str, options)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+    return run

@@ -1,5 +1,7 @@
 """Slow, obvious references in plain Python that several tests share."""
 
+import math
+
 
 def slow_sequence(num_frames, tokens, ends, chunk, delay, eoc):
     """The decoder sequence of one utterance: lists of inputs (('frame' or 'token', index)), chunk ids, targets.
@@ -18,6 +20,14 @@ def slow_sequence(num_frames, tokens, ends, chunk, delay, eoc):
     return inputs, chunks, targets
 
 
+def slow_label_sequence(num_frames, tokens, ends, chunk, delay, eoc):
+    """The same for a decoder that is fed labels only: inputs are labels, the first of a chunk being ``eoc``."""
+    _, chunks, targets = slow_sequence(num_frames, tokens, ends, chunk, delay, eoc)
+    scored = [(k, target) for k, target in zip(chunks, targets, strict=True) if target is not None]
+    own_chunks, own_targets = [k for k, _ in scored], [target for _, target in scored]
+    return [eoc, *own_targets][: len(own_targets)], own_chunks, own_targets
+
+
 def slow_visible(chunks, context):
     """``seen[i][j]``: whether input i sees input j, from the chunk ids of one sequence."""
     seen = [[False] * len(chunks) for _ in chunks]
@@ -25,3 +35,18 @@ def slow_visible(chunks, context):
         for j, n in enumerate(chunks):
             seen[i][j] = j <= i and (context is None or m - n <= context)
     return seen
+
+
+def lattice_loss(log_probs, labels):
+    """-log of the sum of all paths of ``labels`` through ``log_probs`` (T, U + 1, V + 1); blank is 0."""
+    frames, count = log_probs.shape[0], len(labels)
+    total = {(0, 0): 0.0}
+    for t in range(frames):
+        for u in range(count + 1):
+            ways = [total[t, u]] if (t, u) == (0, 0) else []
+            if t:
+                ways.append(total[t - 1, u] + float(log_probs[t - 1, u, 0]))
+            if u:
+                ways.append(total[t, u - 1] + float(log_probs[t, u - 1, labels[u - 1]]))
+            total[t, u] = math.log(sum(math.exp(way) for way in ways))
+    return -(total[frames - 1, count] + float(log_probs[frames - 1, count, 0]))

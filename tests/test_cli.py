@@ -387,6 +387,24 @@ def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir
     assert read_all(tmp_path / "out") == read_all(decoded)
 
 
+def test_shards_give_what_one_run_gives(capsys, monkeypatch, dump, decoded, tiny_model_dir, tiny_aligner_dir, tmp_path):
+    out, batches = tmp_path / "out", []
+    for shard in ("2/2", "1/2"):
+        assert decode_set(capsys, dump, tiny_model_dir, out, "--shard", shard)[0] == 0
+        assert not (out / "text").exists()
+    monkeypatch.setattr(decode, "make_worker", counting(decode.make_worker, batches))
+    assert decode_set(capsys, dump, tiny_model_dir, out)[0] == 0
+    assert read_all(out) == read_all(decoded) and batches == []
+    base = ("align", "--dump", dump, "--model", tiny_aligner_dir, "--batch-size", "3", "--out")
+    assert run(capsys, *base, tmp_path / "whole")[0] == 0
+    for options in (["--shard", "1/2"], ["--shard", "2/2"], []):
+        assert run(capsys, *base, tmp_path / "aligned", *options)[0] == 0
+    for name in ("char_ends", "words.ctm", "failed"):
+        assert (tmp_path / "aligned" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, out, "--shard", "3/2")
+    assert code == 2 and "3/2 is not I/N with 1 <= I <= N" in error
+
+
 def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     options = ("--search", "chunk_sync", "--nbest", "3", "--batch-size", "8")
     assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", *options)[0] == 0

@@ -413,3 +413,26 @@ def test_stock_espnet_asr_trains_with_it(frontend, conv_kernel):
     for i, n in enumerate(text_lengths.tolist()):
         path = torch.unique_consecutive(best[i, : counts[i]])
         assert path[path != 0].tolist() == text[i, :n].tolist()
+
+
+@pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
+def test_full_context_is_one_segment_and_batch_equals_alone(frontend, conv_kernel):
+    whole = encoder(frontend, conv_kernel, shape=(None, 0, 0))
+    features, lengths = torch.randn(3, 61, MELS, dtype=torch.float64), torch.tensor([61, 37, 3])
+    ys, counts, _ = whole(features, lengths)
+    assert counts.tolist() == [15, 9, 0] and torch.isfinite(ys).all()
+    for index, count in enumerate(counts.tolist()):
+        segment = max(count, 1)
+        alone = encoder(frontend, conv_kernel, shape=(segment, 0, 0))  # the same weights: the seed is
+        wanted, _, _ = alone(features[index : index + 1, : lengths[index]], lengths[index : index + 1])
+        assert torch.allclose(ys[index, :count], wanted[0, :count], atol=1e-12)
+        pushed, _ = whole.push(features[index : index + 1, : lengths[index]], whole.initial_state(), final=True)
+        assert torch.allclose(pushed[0], wanted[0, :count], atol=1e-12)
+
+
+def test_full_context_cannot_stream():
+    whole = encoder(shape=(None, 0, 0))
+    with pytest.raises(ValueError, match="takes whole utterances"):
+        whole.push(torch.zeros(1, 8, MELS, dtype=torch.float64), whole.initial_state())
+    with pytest.raises(ConfigError, match="set left_context and right_context to 0"):
+        EncoderConfig(segment=None)

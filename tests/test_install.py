@@ -390,22 +390,45 @@ def test_stopping_the_script_stops_the_jobs_children(tmp_path):
         assert not status.exists() or "zombie" in status.read_text()
 
 
-def test_slurm_array_gets_options_and_runs_every_shard(tmp_path):
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a queue of two tasks that runs them at once."""
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(
         '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >args\nstatus=0\n'
-        'for task in 1 2; do SLURM_CPUS_PER_TASK=4 SLURM_ARRAY_TASK_ID=$task bash "${@: -1}" || status=$?; done\n'
+        "for task in 1 2; do [[ $* != *--array=1-1* || $task = 1 ]] || continue; "
+        'SLURM_CPUS_PER_TASK=4 SLURM_ARRAY_TASK_ID=$task bash "${@: -1}" || status=$?; done\n'
         "exit $status\n"
     )
     sbatch.chmod(0o755)
-    env = {"cmd_backend": "slurm", "PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
-    done = run_shell("decode_cmd --gpus 2 2 logs/d.JOB.log bash -c 'echo \"$OMP_NUM_THREADS\" JOB'", tmp_path, **env)
+    return {"cmd_backend": "slurm", "PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
+
+
+def test_slurm_array_gets_options_and_runs_every_shard(tmp_path, slurm):
+    done = run_shell("decode_cmd --gpus 2 2 logs/d.JOB.log bash -c 'echo \"$OMP_NUM_THREADS\" JOB'", tmp_path, **slurm)
     assert done.returncode == 0, done.stderr
     asked = (tmp_path / "args").read_text().splitlines()
     assert {"--wait", "--array=1-2", "--gres=gpu:2", "--cpus-per-task=1", "--time=24:00:00"} <= set(asked)
     assert "--cpus-per-task=4" not in asked
     assert [(tmp_path / f"logs/d.{job}.log").read_text().splitlines()[2] for job in "12"] == ["4 1", "4 2"]
-    done = run_shell("decode_cmd 2 logs/d.JOB.log bash -c '[ JOB = 1 ]'", tmp_path, **env)
+    done = run_shell("decode_cmd 2 logs/d.JOB.log bash -c '[ JOB = 1 ]'", tmp_path, **slurm)
     assert done.returncode == 1 and "1 of 2 jobs failed (2)" in done.stderr
     assert not any(re.match("--gres", option) for option in (tmp_path / "args").read_text().splitlines())
+
+
+def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):
+    done = run_shell("sharded_cmd --gpus 1 2 logs/d.JOB.log echo set; pooled_cmd 2 logs/p.log echo set", tmp_path)
+    assert done.stdout == "set --nj 2\nset --nj 2\n" and not (tmp_path / "logs").exists()
+    done = run_shell("sharded_cmd --gpus 1 2 logs/d.JOB.log echo set", tmp_path, **slurm)
+    assert done.stdout == "set\n"  # puts the shards together
+    assert [(tmp_path / f"logs/d.{job}.log").read_text().splitlines()[2] for job in "12"] == [
+        "set --shard 1/2",
+        "set --shard 2/2",
+    ]
+    assert {"--array=1-2", "--gres=gpu:1"} <= set((tmp_path / "args").read_text().splitlines())
+    assert run_shell("pooled_cmd 2 logs/p.log echo set", tmp_path, **slurm).stdout == ""
+    assert (tmp_path / "logs/p.log").read_text().splitlines()[2] == "set --nj 2"
+    assert {"--array=1-1", "--mem=8G", "--cpus-per-task=4"} <= set((tmp_path / "args").read_text().splitlines())
+    done = run_shell("sharded_cmd 2 logs/d.JOB.log false; echo on", tmp_path, **slurm)
+    assert done.returncode == 1 and done.stdout == "" and "2 of 2 jobs failed (1 2)" in done.stderr

@@ -32,8 +32,9 @@ def dying(settings):
     os._exit(9)
 
 
-def run(tmp_path, *, batches=BATCHES, worker=squares, nj=1, **settings):
-    return jobs.run_batches(batches, worker, {"log": str(tmp_path / "log"), **settings}, tmp_path / "parts", nj, "test")
+def run(tmp_path, *, batches=BATCHES, worker=squares, nj=1, shard=None, **settings):
+    settings = {"log": str(tmp_path / "log"), **settings}
+    return jobs.run_batches(batches, worker, settings, tmp_path / "parts", nj, "test", shard)
 
 
 def log(tmp_path):
@@ -56,7 +57,7 @@ def test_finished_batches_are_not_done_again(tmp_path, monkeypatch):
     write, written = jobs.atomic_write, []
 
     def killed(path, *args):
-        if len(written) == 3:  # the marker and two batches are there
+        if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
         return write(path, *args)
@@ -86,7 +87,8 @@ def test_other_settings_or_batches_discard_what_was_done(tmp_path):
 def test_a_half_written_part_is_none(tmp_path):
     run(tmp_path)
     log(tmp_path)
-    (tmp_path / "parts" / "2.json").rename(tmp_path / "parts" / ".2.json.x.json")
+    (part,) = (tmp_path / "parts").glob("*/2.json")
+    part.rename(part.with_name(".2.json.x.json"))
     assert run(tmp_path) == EXPECTED and log(tmp_path) == [4]
 
 
@@ -111,6 +113,17 @@ def test_several_processes(tmp_path):
     assert run(tmp_path, nj=2) == EXPECTED
     assert sorted(log(tmp_path)) == [1, 3, 4, 7, 8]
     assert run(tmp_path) == EXPECTED and log(tmp_path) == []  # the number of processes is no setting
+
+
+def test_shards_are_put_together_without_working_again(tmp_path):
+    assert run(tmp_path, shard=(2, 3)) is None and log(tmp_path) == [3, 8]
+    assert run(tmp_path, shard=(1, 3)) is None and log(tmp_path) == [1, 7]
+    assert run(tmp_path, shard=(1, 3)) is None and log(tmp_path) == []
+    run(tmp_path, shard=(1, 3), beam=4)  # of another task: beside them
+    log(tmp_path)
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == [4]  # the third shard was never done
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+    assert run(tmp_path, shard=(9, 9), batches=BATCHES) is None and log(tmp_path) == []
 
 
 def test_batches_by_length():

@@ -23,9 +23,8 @@ MARGIN = 1e-3  # top-2 difference of log-probabilities above which single precis
 def model(request, tiny_model_dir):
     """(model, tokenizer, dtype name)"""
     from espnet_speechllm_xl.inference import load_model
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
 
-    return (*load_model(tiny_model_dir, SpeechLLMXLTask, dtype=request.param)[:2], request.param)
+    return (*load_model(tiny_model_dir, dtype=request.param)[:2], request.param)
 
 
 def open_stream(model, method, chunking=CHUNKING, config=OFF):

@@ -11,7 +11,7 @@ import soundfile
 from espnet_speechllm_xl.ctm import Word, read_ctm
 from espnet_speechllm_xl.kaldi import check_dir, read_table
 
-SCRIPT = Path(__file__).parents[1] / "local/mboshi_data.py"
+SCRIPT = Path(__file__).parents[1] / "egs2/mboshi/speechllm_xl1/local/data_prep.py"
 TEXT = {
     "train": {"a_1": "wa ámitúúngá", "a_2": "ngá", "b_1": "wa ámitúúngá", "b_2": "twεrε ya"},
     "dev": {"a_3": "wó twεrε", "b_3": "ya poo"},
@@ -62,7 +62,7 @@ def test_directories_and_word_times(mboshi, pack, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(mboshi, "VALID_SHARE", 2)
     out = tmp_path / "data"
     for _ in range(2):  # the second time over what is there
-        assert mboshi.main(["--pack", str(pack), "--out", str(out)]) == 0
+        assert mboshi.main(["--downloads", str(pack), "--out", str(out)]) == 0
     for name in ("train", "valid", "dev"):
         assert check_dir(out / name) == []
         assert all(Path(path).is_file() for path in read_table(out / name / "wav.scp").values())
@@ -82,6 +82,6 @@ def test_directories_and_word_times(mboshi, pack, tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize("lost", ["mboshi.tar", "ref_alignments/words_dev_limsi.tsv", "data/dev/text"])
 def test_an_incomplete_pack_is_one_line(mboshi, pack, tmp_path, lost, capsys):
     (pack / lost).unlink()
-    assert mboshi.main(["--pack", str(pack), "--out", str(tmp_path / "data")]) == 1
+    assert mboshi.main(["--downloads", str(pack), "--out", str(tmp_path / "data")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"mboshi_data: {pack / lost} does not exist") and error.count("\n") == 1
+    assert error.startswith(f"mboshi data: {pack / lost} does not exist") and error.count("\n") == 1

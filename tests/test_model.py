@@ -1,31 +1,18 @@
 """The recogniser's loss against slow computations; batch == alone; causality; gradients.  Eval mode, float64."""
 
 import math
-import random
 
 import pytest
 import torch
+from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random_utterances
 from slow import slow_sequence
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.acoustic import Acoustic
-from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, FeatureConfig, LossConfig, SpecAugmentConfig
+from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, LossConfig
 from espnet_speechllm_xl.ctc import CTCModel
-from espnet_speechllm_xl.data import collate
 from espnet_speechllm_xl.llm import Decoder
 from espnet_speechllm_xl.model import SpeechLLMXL
 from espnet_speechllm_xl.sequence import build_sequence, gather_inputs
-
-VOCABULARY = 9
-ENCODERS = {
-    "paper": {"frontend": "stack", "conv_kernel": 0},
-    "conv": {"frontend": "conv", "conv_kernel": 3},
-}
-SHAPE = {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 24, "segment": 4, "left_context": 4, "right_context": 2}
-
-
-def make_acoustic(encoder="conv"):
-    return Acoustic(FeatureConfig(), SpecAugmentConfig(), encoder_conf={**SHAPE, **ENCODERS[encoder]})
 
 
 def make_model(encoder="conv", chunk=8, context=1, delay=0, **loss):
@@ -36,34 +23,7 @@ def make_model(encoder="conv", chunk=8, context=1, delay=0, **loss):
         for weight in decoder.parameters():
             if weight.ndim > 1:
                 weight.normal_(0, 0.3)
-        # A made-up corpus' statistics.
-        model.acoustic.normalizer.mean.fill_(-4.0)
-        model.acoustic.normalizer.std.fill_(2.0)
     return model.double().eval()
-
-
-def random_utterances(seed, count=4):
-    """Ragged: whole chunks, a short last one, no text at all."""
-    rng = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
-    lengths = [timeline.samples_for_frames(16, 16000), *(rng.randint(4000, 40000) for _ in range(count - 1))]
-    utterances = []
-    for index, samples in enumerate(lengths):
-        frames = timeline.frames(samples, 16000)
-        tokens = 0 if index == 1 else rng.randint(1, 9)
-        speech = torch.randn(samples, generator=generator, dtype=torch.float64) * 0.1
-        text = [rng.randrange(VOCABULARY) for _ in range(tokens)]
-        utterances.append(
-            {"speech": speech, "text": text, "ends": sorted(rng.randrange(frames) for _ in range(tokens))}
-        )
-    return utterances
-
-
-def as_batch(utterances):
-    """Through the collate function that training uses."""
-    integers = ("text", "ends")
-    arrays = [{n: torch.tensor(v).long() if n in integers else v for n, v in u.items()} for u in utterances]
-    return collate([(f"u{index}", item) for index, item in enumerate(arrays)])[1]
 
 
 @torch.no_grad()

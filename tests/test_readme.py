@@ -13,7 +13,10 @@ from espnet_speechllm_xl.bin import cli
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text(encoding="utf-8")
-DRIVER = (REPO / "egs2/TEMPLATE/speechllm_xl1/speechllm_xl.sh").read_text(encoding="utf-8")
+TEMPLATE = REPO / "egs2/TEMPLATE/speechllm_xl1"
+DRIVER, SHARED, ESPNET = (
+    (TEMPLATE / f"{name}.sh").read_text(encoding="utf-8") for name in ("speechllm_xl", "options", "espnet_asr")
+)
 PACKAGE = REPO / "espnet_speechllm_xl"
 
 
@@ -55,8 +58,13 @@ def test_messages_are_those_of_the_code():
             assert fragment.strip() in source, f"no message of the code holds: {fragment!r}"
 
 
+def declared(script):
+    """Names of the options that a script declares between its two marks."""
+    return set(re.findall(r"^([a-z_]+)=", script.split("# options begin")[1].split("# options end")[0], re.M))
+
+
 def test_options_of_the_driver_exist():
-    options = set(re.findall(r"^([a-z_]+)=", DRIVER.split("# options begin")[1].split("# options end")[0], re.M))
+    options = declared(DRIVER) | declared(SHARED)
     calls = re.findall(r"(?:\./run\.sh|speechllm_xl\.sh) ((?:[^`\n#\\]|\\\n)*)", README)
     # What stands in quotes is handed on to ESPnet or to a command.
     calls = [re.sub(r'"[^"]*"', "", call) for call in calls]
@@ -65,6 +73,17 @@ def test_options_of_the_driver_exist():
         named.update(re.findall(r"`--([a-z-]+)[ `]", section(title)))
     assert len(named) > 15
     assert not {name for name in named if name.replace("-", "_") not in options}
+
+
+def test_options_of_the_espnet_driver_exist():
+    calls = re.findall(r"run_espnet\.sh ([^`\n#]*)", README)
+    named = {name.replace("-", "_") for call in calls for name in re.findall(r"--([a-z][a-z-]+)", call)} - {"help"}
+    assert named and named <= declared(ESPNET) | declared(SHARED)
+
+
+def test_no_option_is_declared_twice():
+    for driver in (DRIVER, ESPNET):
+        assert not declared(driver) & declared(SHARED)
 
 
 def test_stages_are_those_of_the_driver():

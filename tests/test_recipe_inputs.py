@@ -1,8 +1,5 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
@@ -15,8 +12,6 @@ from espnet_speechllm_xl.data import Preprocessor, collate
 from espnet_speechllm_xl.features import LogMel
 from espnet_speechllm_xl.kaldi import read_table, write_table
 from espnet_speechllm_xl.text import load_tokenizer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def loaded(folder, tokenizer):
@@ -99,31 +94,28 @@ def test_formatted_again_keeps_the_files_as_they_are(kaldi_dir, tmp_path):
     assert "text" in changed and "wav.scp" not in changed
 
 
-def run_recipe(folder, *options):
-    """The driver in ``folder``, at the stages that need no training."""
-    driver = ROOT / "egs2/TEMPLATE/speechllm_xl1/speechllm_xl.sh"
-    folder.mkdir(exist_ok=True)
-    return subprocess.run([driver, *map(str, options)], cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-def test_driver_takes_both(kaldi_dir, espnet_dump, tmp_path):
+def test_driver_takes_both(run_driver, kaldi_dir, espnet_dump, tmp_path):
     common = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train", "--token-type", "char", "--nj", 1]
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "train").symlink_to(kaldi_dir)
-    kaldi = run_recipe(tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", *common)
+    kaldi = run_driver(
+        "speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", *common
+    )
     assert kaldi.returncode == 0, kaldi.stderr
     assert "stage 2: perturb: nothing to do (no --speed-perturb)" in kaldi.stdout
-    dump = run_recipe(tmp_path / "two", "--dumpdir", espnet_dump.parents[1], "--stop-stage", "tokens", *common)
+    dump = run_driver(
+        "speechllm_xl.sh", tmp_path / "two", "--dumpdir", espnet_dump.parents[1], "--stop-stage", "tokens", *common
+    )
     assert dump.returncode == 0, dump.stderr
     assert "stage 3: format: nothing to do (--dumpdir" in dump.stdout
     files = [path / "data/tokens_char100/tokens.txt" for path in (tmp_path / "one", tmp_path / "two")]
     assert files[0].read_text() == files[1].read_text() != ""
 
 
-def test_driver_names_what_is_wrong_with_a_directory(kaldi_dir, tmp_path):
+def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_path):
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "train").symlink_to(kaldi_dir)
     (kaldi_dir / "text").unlink()
-    done = run_recipe(tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
     assert done.returncode == 1
     assert "text" in done.stderr and "Traceback" not in done.stderr

@@ -4,10 +4,17 @@ import random
 
 import pytest
 import torch
-from slow import slow_sequence
+from slow import slow_label_sequence, slow_sequence
 
 from espnet_speechllm_xl.config import ChunkingConfig
-from espnet_speechllm_xl.sequence import IGNORE, build_sequence, gather_inputs, sequence_length
+from espnet_speechllm_xl.sequence import (
+    IGNORE,
+    build_label_sequence,
+    build_sequence,
+    frame_chunks,
+    gather_inputs,
+    sequence_length,
+)
 from espnet_speechllm_xl.visibility import PADDING
 
 TABLE = """
@@ -83,6 +90,35 @@ def test_random_batches_against_the_slow_builder(chunk, delay):
             assert [t for t in targets if t not in (None, eoc)] == words, "every token once, in order"
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 4, 32, None])
+@pytest.mark.parametrize("delay", [0, 7])
+def test_label_sequences_against_the_slow_builder(chunk, delay):
+    rng = random.Random(f"labels {chunk} {delay}")
+    eoc = 9
+    for _ in range(25):
+        utterances = random_batch(rng)
+        frame_lengths, tokens, token_lengths, ends = tensors(utterances)
+        chunking = ChunkingConfig(chunk, context=0, delay=delay)
+        sequence = build_label_sequence(frame_lengths, tokens.clamp(min=0), token_lengths, ends, chunking, eoc)
+        most_chunks = 1 if chunk is None else -(-int(frame_lengths.max()) // chunk)
+        labels = gather_inputs(sequence, torch.full((len(tokens), most_chunks, 1), eoc), tokens[..., None])[..., 0]
+        for b, (count, words, own_ends) in enumerate(utterances):
+            expected, chunks, targets = slow_label_sequence(count, words, own_ends, chunk, delay, eoc)
+            padding = [PADDING] * (labels.shape[1] - len(expected))
+            assert labels[b, : len(expected)].tolist() == expected
+            assert sequence.chunk[b].tolist() == chunks + padding
+            assert sequence.target[b].tolist() == targets + [IGNORE] * len(padding)
+
+
+def test_chunks_of_frames():
+    assert frame_chunks(torch.tensor([5, 2, 0]), 2).tolist() == [
+        [0, 0, 1, 1, 2],
+        [0, 0, PADDING, PADDING, PADDING],
+        [PADDING] * 5,
+    ]
+    assert frame_chunks(torch.tensor([3, 1]), None).tolist() == [[0, 0, 0], [0, PADDING, PADDING]]
+
+
 def test_an_utterance_without_frames_or_text_is_all_padding():
     nothing = torch.zeros(2, 0).long()
     sequence = build_sequence(torch.tensor([0, 3]), nothing, torch.tensor([0, 0]), nothing, ChunkingConfig(2), 5)
@@ -99,8 +135,9 @@ def test_a_token_past_the_audio_is_refused(frames, ends, said):
     message = (
         f"utterance {utterance} of the batch: a token ends at frame {end} but the audio has {count} frames: .*align"
     )
-    with pytest.raises(ValueError, match=message):
-        build_sequence(torch.tensor(frames), tokens, lengths, torch.tensor(ends), ChunkingConfig(4), 9)
+    for build in (build_sequence, build_label_sequence):
+        with pytest.raises(ValueError, match=message):
+            build(torch.tensor(frames), tokens, lengths, torch.tensor(ends), ChunkingConfig(4), 9)
 
 
 def test_padded_ends_are_not_looked_at():

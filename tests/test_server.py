@@ -162,7 +162,7 @@ def test_other_rates_are_resampled_as_one_piece(server, speech2text, rate):
         ("?format=mp3", "bad-setting", 1008, "PCM format 'mp3': use one of s16, f32"),
         ("?speed=2", "bad-setting", 1008, "'speed' is no setting of a stream: known are rate, format, search"),
         ("?search=alsd", "bad-setting", 1008, "use 'greedy' or 'chunk_sync'"),
-        ("?search=magic", "bad-setting", 1008, "search method 'magic': use one of"),
+        ("?search=magic", "bad-setting", 1008, "search 'magic': use one of"),
         ("?chunk_size=0.65", "bad-setting", 1008, "chunk size 0.65 s is not a multiple of 0.04 s"),
         ("?chunk_size=much", "bad-setting", 1008, "chunk_size 'much' is no number: give seconds"),
         ("?chunk_size=nan", "bad-setting", 1008, "chunk size nan s is not a multiple"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import cuts, play, said
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, SearchConfig, StreamConfig
@@ -24,9 +25,8 @@ CHUNKINGS = [(16, 2), (4, 3), (8, 0), (32, 1), (16, None), (None, None)]
 def tiny_model(tiny_model_dir):
     """(model, tokenizer) in float64."""
     from espnet_speechllm_xl.inference import load_model
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
 
-    return load_model(tiny_model_dir, SpeechLLMXLTask, dtype="float64")[:2]
+    return load_model(tiny_model_dir, dtype="float64")[:2]
 
 
 def search(method, beam=4, cap=8, nbest=1):
@@ -39,25 +39,6 @@ def offline(tiny_model, chunking, config, *recordings):
 
 def live(tiny_model, chunking, config, stream_config=OFF):
     return Stream(*tiny_model, ChunkingConfig(*chunking), config, stream_config)
-
-
-def cuts(audio, rng, most):
-    """``audio`` in random pieces; pieces of 0 and 1 samples, and near the hop, are frequent."""
-    pieces, begin = [audio[:0]], 0
-    while begin < len(audio):
-        size = rng.choice([0, 1, 159, 160, 161, rng.randint(1, most), rng.randint(1, most)])
-        pieces.append(audio[begin : begin + size])
-        begin += size
-    return [*pieces, audio[:0]]
-
-
-def play(stream, pieces):
-    """All updates of a stream, the last one from ``close``."""
-    return [*(stream.push(piece) for piece in pieces), stream.close()]
-
-
-def said(updates):
-    return " ".join(update.text for update in updates if update.text)
 
 
 def same(first, second):
@@ -269,8 +250,9 @@ def test_what_is_no_audio_is_refused_and_the_stream_goes_on(tiny_model):
 
 def test_alsd_cannot_stream(tiny_model):
     from espnet_speechllm_xl import Speech2Text
+    from espnet_speechllm_xl.tasks import find_task
 
-    speech2text = Speech2Text(*tiny_model, search("alsd"))
+    speech2text = Speech2Text(find_task("speechllm_xl"), *tiny_model, search("alsd"), tiny_model[0].chunking)
     with pytest.raises(ConfigError, match="'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'"):
         speech2text.stream(search="alsd")
     updates = play(speech2text.stream(), np.array_split(tiny.speech(2, 40000), 7))

@@ -1,4 +1,4 @@
-"""Models of random weights, in directories as training leaves them, and audio to decode."""
+"""Models of random weights, in directories as training leaves them, audio to decode, and streams of it."""
 
 import shutil
 
@@ -80,3 +80,22 @@ def speech(seed, samples):
     colour = rng.uniform(0, 1, (pieces, 1))
     mixed = (colour * smooth + (1 - colour) * noise) * rng.choice([0.003, 0.03, 0.2], (pieces, 1))
     return np.clip(mixed.reshape(-1)[:samples], -1, 1).astype(np.float32)
+
+
+def cuts(audio, rng, most):
+    """``audio`` in random pieces; pieces of 0 and 1 samples, and near the hop, are frequent."""
+    pieces, begin = [audio[:0]], 0
+    while begin < len(audio):
+        size = rng.choice([0, 1, 159, 160, 161, rng.randint(1, most), rng.randint(1, most)])
+        pieces.append(audio[begin : begin + size])
+        begin += size
+    return [*pieces, audio[:0]]
+
+
+def play(stream, pieces):
+    """All updates of a stream, the last one from ``close``."""
+    return [*(stream.push(piece) for piece in pieces), stream.close()]
+
+
+def said(updates):
+    return " ".join(update.text for update in updates if update.text)

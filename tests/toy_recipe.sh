@@ -14,7 +14,7 @@ if [ -z "$work" ]; then
 fi
 mkdir -p "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
 work=$(cd "$work" && pwd -P)
-cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
+cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run*.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
 ln -sfn "$repo/egs2/TEMPLATE" "$work/egs2/TEMPLATE" # the driver follows the link to the repository and its environment
 cd "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
 
@@ -38,10 +38,11 @@ summary() {
 }
 
 # run LOG OPTION...: the recipe with a micro model; the end of the log is shown when it fails.
+script=run.sh
 run() {
   local log=$work/$1.log
   shift
-  if ! ./run.sh --data-opts "--size tiny --nj 1" --vocab-size 60 --nj 1 --beam-size 2 --longform-factors 2 \
+  if ! "./$script" --data-opts "--size tiny --nj 1" --vocab-size 60 --nj 1 --beam-size 2 --longform-factors 2 \
     --train-config "$repo/tests/conf/train_micro.yaml" --aligner-config "$repo/tests/conf/train_aligner_micro.yaml" \
     "$@" >"$log" 2>&1; then
     tail -n 30 "$log" | sed 's/^/  | /'
@@ -146,5 +147,31 @@ check "reference alignments" run fourth --alignment ctm:ref --stage aligner --st
 check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing to do"
 check "all utterances have them" same utterances 24 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}
+
+# baseline SCRIPT TAG "SEARCHES" OPTION...: trained for an epoch on what is there, decoded with every search
+baseline() {
+  local script=$1 tag=$2 searches=$3 search
+  shift 3
+  run "$tag" --stage aligner --stop-stage pack --tag "$tag" "$@" || return 1
+  for search in $searches; do
+    filled "exp/$tag/decode_$search/"{dev,test,test_2x}/{text,decode.json,score_wer/result.txt} || return 1
+    says RESULTS.md "^|decode_$search/test_2x|" || return 1
+  done
+  filled "exp/$tag.zip"
+}
+check "CTC" baseline run_ctc.sh ctc "greedy prefix_beam" --train-config "$repo/tests/conf/train_ctc_micro.yaml"
+check "transducer" baseline run_transducer.sh transducer "greedy default alsd" \
+  --train-config "$repo/tests/conf/train_transducer_micro.yaml"
+check "chunked AED" baseline run_chunked_aed.sh chunked_aed "greedy alsd" \
+  --train-config "$repo/tests/conf/train_chunked_aed_micro.yaml"
+check "CTC-prompt-LM" baseline run_ctc_prompt_lm.sh ctc_prompt_lm "greedy alsd" \
+  --train-config "$repo/tests/conf/train_ctc_prompt_lm_micro.yaml"
+check "a baseline needs no alignment" says "$work/transducer.log" "stage 6: align: nothing to do (--system transducer)"
+check "a baseline on the aligner's encoder" run init --stage train --stop-stage train --system ctc --init aligner --tag init \
+  --train-config "$repo/tests/conf/train_ctc_micro.yaml"
+check "non-streaming SpeechLLM" baseline run_nonstreaming.sh nonstreaming "greedy alsd" \
+  --train-args "--max_epoch 1 --chunking_conf chunk=null --chunking_conf context=null"
+check "ReaLLM" baseline run_reallm.sh reallm "greedy alsd" \
+  --train-args "--max_epoch 1 --chunking_conf chunk=8 --chunking_conf context=null --chunking_conf delay=4"
 
 summary

@@ -10,6 +10,12 @@ import yaml
 
 RATE = 16000
 FRAME = 640  # samples
+# Tasks that train on aligned text: what their micro decoders add to decoder_conf, and the context in chunks.
+ALIGNED = {
+    "speechllm_xl": ({"layers": 1}, 2),
+    "chunked_aed": ({"lstm_layers": 1, "blocks": 1}, 0),
+    "ctc_prompt_lm": ({"layers": 1}, None),
+}
 TONES = {"a": 300.0, "b": 650.0, "c": 1400.0, "d": 3000.0}  # Hz
 
 
@@ -69,11 +75,10 @@ def make_data(folder):
 
 
 def task_of(name):
-    """The task of a name: "ctc" or "speechllm_xl"."""
-    from espnet_speechllm_xl.tasks.ctc import CTCTask
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+    """The task of a name: "ctc", "speechllm_xl", ..."""
+    from espnet_speechllm_xl.tasks import find_task
 
-    return {"ctc": CTCTask, "speechllm_xl": SpeechLLMXLTask}[name]
+    return find_task(name)
 
 
 def config(name, **changes):
@@ -87,9 +92,13 @@ def config(name, **changes):
         "batch_bins": 160, "max_epoch": 3, "optim": "adam", "optim_conf": {"lr": 0.01}, "grad_clip": 5.0,
         "keep_nbest_models": 2, "seed": 3,
     }  # fmt: skip
-    if name == "speechllm_xl":
-        settings["decoder_conf"] = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "dropout": 0.1}
-        settings["chunking_conf"] = {"chunk": 8, "context": 2}
+    if name == "transducer":
+        settings["decoder_conf"] = {"hidden_size": 16}
+        settings["joint_network_conf"] = {"joint_space_size": 16}
+    if name in ALIGNED:
+        decoder, context = ALIGNED[name]
+        settings["decoder_conf"] = {"dim": 16, "heads": 2, "ffn_dim": 32, "dropout": 0.1, **decoder}
+        settings["chunking_conf"] = {"chunk": 8, "context": context}
         settings["concat_conf"] = {"max_seconds": 4.0}
         settings["loss_conf"] = {"ctc_weight": 0.1}
     for key, value in changes.items():
@@ -105,7 +114,7 @@ def command(name, data, out, stats=None, options=(), **changes):
     arguments = ["--config", file, "--output_dir", out, "--token_list", data.tokens, "--tokenizer", data.tokenizer]
     for part in ("train", "valid"):
         streams = ["wav.scp,speech,sound", "text,text,text", "utt2spk,spk,text"]
-        streams += ["char_ends,alignment,text"] if name == "speechllm_xl" else []
+        streams += ["char_ends,alignment,text"] if name in ALIGNED else []
         for stream in streams:
             arguments += [f"--{part}_data_path_and_name_and_type", f"{getattr(data, part)}/{stream}"]
         for shape in ("speech_shape", "text_shape") if stats else ():

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import add_jobs_arguments
+
 
 def add_arguments(parser):
     """Options of the command."""
@@ -15,7 +17,7 @@ def add_arguments(parser):
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--text", help="Kaldi text to move the alignment to: the same words, other spelling")
     parser.add_argument("--batch-size", type=int, default=16, help="utterances computed at once (default %(default)s)")
-    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    add_jobs_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
 
 
@@ -44,7 +46,13 @@ def main(args):
         if before:
             print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
             return 0
-        aligned = dict(jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"align {dump.name}"))
+        title = f"align {dump.name}"
+        results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
+        if args.shard:
+            return 0
+        aligned = dict(results)
+    elif args.shard:
+        raise UserError("--shard divides the work of a --model; word times of a --ctm are only copied")
     else:
         aligned = _from_ctm(args.ctm, text)
     if args.text:
@@ -78,9 +86,8 @@ def make_worker(settings):
     from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import load_model
     from espnet_speechllm_xl.kaldi import read_table
-    from espnet_speechllm_xl.tasks.ctc import CTCTask
 
-    model, tokenizer, _ = load_model(settings["model"], CTCTask, settings["weights"], settings["device"])
+    model, tokenizer, _ = load_model(settings["model"], "ctc", settings["weights"], settings["device"])
     dump = Path(settings["dump"])
     text, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
     rate = model.acoustic.config.sample_rate

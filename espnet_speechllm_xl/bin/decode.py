@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, load_settings
 
 
 def add_arguments(parser):
@@ -12,7 +12,7 @@ def add_arguments(parser):
     parser.add_argument("--dump", required=True, help="dump set to decode (dump/raw/SET)")
     parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, decode.json")
     parser.add_argument("--batch-size", type=int, default=8, help="utterances decoded together (default %(default)s)")
-    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    add_jobs_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -36,7 +36,10 @@ def main(args):
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
         return 0
-    results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}")
+    title = f"decode {dump.name}"
+    results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
+    if args.shard:
+        return 0
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
     good = {utterance: item for utterance, item in done.items() if "failed" not in item}

@@ -1,8 +1,9 @@
 """Options that several commands share: the model, its device, the search."""
 
+import argparse
 import dataclasses
 
-from espnet_speechllm_xl.config import SEARCHES, SearchConfig, StreamConfig
+from espnet_speechllm_xl.config import SearchConfig, StreamConfig
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
@@ -13,7 +14,12 @@ def add_model_arguments(parser, chunk_size=True):
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 (default %(default)s)")
-    parser.add_argument("--search", choices=SEARCHES, help="default: the model's configuration")
+    parser.add_argument(
+        "--search",
+        metavar="NAME",
+        help="greedy, chunk_sync or alsd; of a CTC model greedy or prefix_beam, of a transducer greedy, default, "
+        "alsd, ... (default: the model's configuration)",
+    )
     for field in SEARCH_FIELDS:
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": "N"}
         text = f"{field.metadata['help']} (default: the model's configuration)"
@@ -59,6 +65,24 @@ def load_settings(args):
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def add_jobs_arguments(parser):
+    """How many processes work on a set, and a part of it for this one of several machines."""
+    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do the I-th of N parts only and write no result: the same command without --shard puts them together",
+    )
+
+
+def _shard(text):
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N")
+    return int(index), int(count)
 
 
 def load_config(args, cls):

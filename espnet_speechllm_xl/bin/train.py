@@ -1,5 +1,6 @@
 """``train`` and ``train-aligner``: ESPnet's training with our tasks."""
 
+import argparse
 import sys
 
 HELP = """\
@@ -12,25 +13,29 @@ Options are ESPnet's and the sections of espnet_speechllm_xl/config.py:
 A recipe's run.sh calls this with the right files: ./run.sh --stage {stage} --stop-stage {stage}
 """
 ABOUT = {
-    "train": ("Trains SpeechLLM-XL on aligned speech (the align stage makes it).", "7"),
-    "train-aligner": ("Trains the CTC model that aligns transcripts with speech.", "5"),
+    "train": ("Trains SpeechLLM-XL on aligned speech (the align stage makes it), or --task {tasks}.", "train"),
+    "train-aligner": ("Trains the CTC model that aligns transcripts with speech.", "aligner"),
 }
 
 
 def main(name, argv):
     """Train; returns the exit code."""
+    from espnet_speechllm_xl.tasks import TASKS, find_task
+
     if not argv or argv[0] in ("-h", "--help"):
         what, stage = ABOUT[name]
-        print(HELP.format(name=name, what=what, stage=stage))
+        print(HELP.format(name=name, what=what.format(tasks=", ".join(list(TASKS)[1:])), stage=stage))
         return 0 if argv else 2
     argv = ["--help" if argument == "--espnet-help" else argument for argument in argv]
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.tasks.ctc import CTCTask
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
 
-    task = {"train": SpeechLLMXLTask, "train-aligner": CTCTask}[name]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")
+    task = parser.parse_known_args(argv)[0].task
     try:
-        task.main(cmd=argv)
+        if task not in TASKS:
+            raise UserError(f"--task {task}: there are {', '.join(TASKS)}")
+        find_task(task).main(cmd=argv)
     except UserError as error:
         print(f"speechllm-xl {name}: error: {error}", file=sys.stderr)
         return 2

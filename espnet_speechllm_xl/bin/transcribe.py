@@ -3,7 +3,7 @@
 import sys
 
 from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
-from espnet_speechllm_xl.formats import FORMATS
+from espnet_speechllm_xl.formats import FORMATS, TIMED
 
 
 def add_arguments(parser):
@@ -22,6 +22,9 @@ def main(args):
     if args.format in ("srt", "vtt") and len(args.files) > 1:
         raise UserError(f"--format {args.format} takes one FILE: subtitles of several would be one mixed track")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
+    if args.format in TIMED and not speech2text.task.word_times:
+        name = speech2text.task.name
+        raise UserError(f"--format {args.format}: a model of task '{name}' gives no word times: use text or json")
     failed = 0
     for file in args.files:
         try:

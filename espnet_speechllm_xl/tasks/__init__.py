@@ -1,8 +1,16 @@
-"""ESPnet tasks: what ``train`` and ``train-aligner`` run."""
+"""ESPnet tasks, by the name that a model's ``config.yaml`` carries."""
 
-import contextlib
-import io
+import importlib
 
-# ESPnet prints a notice about an optional package to standard output, where transcripts go.
-with contextlib.redirect_stdout(io.StringIO()):
-    import espnet2.tasks.abs_task  # noqa: F401
+TASKS = {
+    "speechllm_xl": "SpeechLLMXLTask",
+    "ctc": "CTCTask",
+    "transducer": "TransducerTask",
+    "chunked_aed": "ChunkedAEDTask",
+    "ctc_prompt_lm": "CTCPromptLMTask",
+}  # name, which is its module's as well: class
+
+
+def find_task(name):
+    """The :class:`~espnet_speechllm_xl.tasks.common.SpeechTask` of a name of :data:`TASKS`; imports it."""
+    return getattr(importlib.import_module(f"espnet_speechllm_xl.tasks.{name}"), TASKS[name])

@@ -1,15 +1,27 @@
 """What the tasks share: options, data, batches, the acoustic front of the model."""
 
+import contextlib
 import dataclasses
+import io
 from pathlib import Path
 
-from espnet2.tasks import abs_task
+# ESPnet prints a notice about an optional package to standard output, where transcripts go.
+with contextlib.redirect_stdout(io.StringIO()):
+    from espnet2.tasks import abs_task
+
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_speechllm_xl.acoustic import Acoustic
-from espnet_speechllm_xl.config import ConcatConfig, ConfigError, FeatureConfig, SpecAugmentConfig, from_dict
+from espnet_speechllm_xl.config import (
+    ConcatConfig,
+    ConfigError,
+    FeatureConfig,
+    SearchConfig,
+    SpecAugmentConfig,
+    from_dict,
+)
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.text import load_tokenizer
@@ -24,13 +36,24 @@ encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder},
 
 
 class SpeechTask(abs_task.AbsTask):
-    """Base of the tasks; a subclass names itself, its sections and builds the model."""
+    """Base of the tasks; a subclass names itself, its sections, builds the model and says how it decodes."""
 
     num_optimizers = 1
     trainer = Trainer
     name = ""  # written to config.yaml, so that a directory of another task is told apart
     sections = {"features_conf": FeatureConfig, "specaug_conf": SpecAugmentConfig, "concat_conf": ConcatConfig}
     class_choices_list = [encoder_choices]
+    search_choices = None  # ClassChoices: the ways to decode
+    word_times = True  # whether decoding tells when a word was said
+
+    @staticmethod
+    def transcribe(model, tokenizer, chunking, search, recordings):
+        """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list.
+
+        ``chunking`` is None for a model without chunks, ``search`` a
+        :class:`~espnet_speechllm_xl.config.SearchConfig` whose method is one of the task's ``search_choices``.
+        """
+        raise NotImplementedError
 
     @classmethod
     def add_task_arguments(cls, parser):
@@ -50,8 +73,11 @@ class SpeechTask(abs_task.AbsTask):
         for section, conf in cls.sections.items():
             default, text = dataclasses.asdict(conf()), conf.__doc__.split("\n")[0]
             group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
-        for choices in cls.class_choices_list:
+        for choices in (*cls.class_choices_list, cls.search_choices):
             choices.add_arguments(group)
+        search = dataclasses.asdict(SearchConfig())
+        del search["method"]  # that is --search
+        parser.set_defaults(search_conf=search)
         parser.set_defaults(
             iterator_type="task",
             best_model_criterion=[cls.criterion],
@@ -82,10 +108,9 @@ class SpeechTask(abs_task.AbsTask):
             settings["token_list"] = read_token_list(args.token_list)
         conf = {name: dataclasses.asdict(cls.section(args, name)) for name in cls.sections}
         for choices in cls.class_choices_list:
-            if choices.name != "search":  # that may change at any time
-                settings[choices.name] = getattr(args, choices.name)
-                defaults = get_default_kwargs(choices.get_class(settings[choices.name]))
-                conf[f"{choices.name}_conf"] = {**defaults, **getattr(args, f"{choices.name}_conf")}
+            settings[choices.name] = getattr(args, choices.name)
+            defaults = get_default_kwargs(choices.get_class(settings[choices.name]))
+            conf[f"{choices.name}_conf"] = {**defaults, **getattr(args, f"{choices.name}_conf")}
         for name, section in conf.items():
             settings.update({f"{name} {field}": value for field, value in section.items()})
         return settings

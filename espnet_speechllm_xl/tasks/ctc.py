@@ -1,9 +1,11 @@
-"""Task of the CTC aligner (and CTC baseline)."""
+"""Task of the CTC model: the aligner, and a baseline."""
 
 import argparse
 
+from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.nested_dict_action import NestedDictAction
 
+from espnet_speechllm_xl.baselines.ctc_search import SEARCHES, transcribe
 from espnet_speechllm_xl.ctc import CTCModel
 from espnet_speechllm_xl.tasks.common import SpeechTask
 
@@ -13,6 +15,8 @@ class CTCTask(SpeechTask):
 
     name = "ctc"
     criterion = ("valid", "ter", "min")
+    search_choices = ClassChoices("search", SEARCHES, default="greedy")
+    transcribe = staticmethod(transcribe)
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser):

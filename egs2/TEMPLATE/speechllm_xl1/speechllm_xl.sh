@@ -14,109 +14,51 @@ stages=(data perturb format tokens aligner align train decode score longform pac
 # options begin
 stage=1               # first stage, number or name
 stop_stage=pack       # last stage; latency comes after it: --stage latency --stop-stage latency
-nj=2                  # processes for formatting, aligning and decoding
-ngpu=0                # GPUs for training on one machine; more than one: DDP
-device=               # of aligning and decoding: cpu or cuda (default: cuda if ngpu > 0)
-train_set=train       # names of the sets in data/
-valid_set=dev
-test_sets="test"
-downloads=            # where the corpus' archive is, passed to local/data.sh
-data_opts=            # further options of local/data.sh
-kaldi_data=           # take DIR/<set> instead of running local/data.sh
-dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting
-speed_perturb=        # e.g. "0.9 1.0 1.1"
-min_wav_duration=0.2  # seconds; shorter training utterances are left out
-max_wav_duration=30   # seconds
-token_type=bpe        # of the recogniser: bpe, unigram, char or hf
-vocab_size=100        # tokens (bpe, unigram)
-hf_tokenizer=         # directory, for token_type hf
+system=speechllm_xl   # speechllm_xl, or a baseline on the same data: chunked_aed, ctc_prompt_lm, or without alignment
+                      # ctc, transducer
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
 aligner_tag=aligner
-train_config=train_tiny.yaml # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
+train_config=         # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
+                      # (default: train_tiny.yaml, of a baseline train_<system>_tiny.yaml)
+init=                 # encoder weights to start from: aligner or none (default: the aligner's, where there is one)
 train_args=
-tag=                  # of the experiment (default: speechllm_xl_ and the YAML's name)
-searches="greedy alsd" # decoded one after the other
+tag=                  # of the experiment (default: the system and the YAML's name)
+searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
+                      # "greedy default alsd")
 beam_size=8
 decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
 decode_tag=           # appended to decode_<search>
 longform_factors="2 10"
 latency_args=         # further options of speechllm-xl latency, e.g. "--chunk-sizes 0.64,1.28 --search greedy"
-expdir=exp
-results=RESULTS.md
 # options end
 
-log() { printf '%s %s\n' "$(date '+%H:%M:%S')" "$*"; }
-die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 2; }
+usage_name=run.sh
+# shellcheck source=egs2/TEMPLATE/speechllm_xl1/options.sh
+. "$here/options.sh"
+read_options "$@"
 
-usage() {
-  printf 'usage: ./run.sh [--option value ...]\n\nstages:'
-  local i
-  for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
-  printf '\n\noptions (default: description):\n'
-  local line name
-  while read -r line; do
-    name=${line%%=*}
-    printf '  --%s %s\n' "${name//_/-}" "${line#*=}"
-  done < <(option_lines)
-}
-option_lines() { sed -n '/^# options begin/,/^# options end/p' "${BASH_SOURCE[0]}" | grep '^[a-z_]*='; }
-
-# For RESULTS.md: the options that make a difference, as they could be typed again.
-command=$(basename "${BASH_SOURCE[0]}")
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --*)
-      name=${1#--}
-      name=${name//-/_}
-      if ! [[ $name =~ ^[a-z_]+$ ]] || ! option_lines | grep "^$name=" >/dev/null; then
-        die "unknown option $1; ./run.sh --help lists them"
-      fi
-      [ $# -ge 2 ] || die "option $1 needs a value"
-      printf -v "$name" '%s' "$2"
-      case $name in stage | stop_stage | nj | downloads) ;; *) command+=$(printf ' %s %q' "$1" "$2") ;; esac
-      shift 2
-      ;;
-    *) die "unexpected argument '$1'; ./run.sh --help" ;;
-  esac
-done
-
-stage_number() {
-  local i
-  for i in "${!stages[@]}"; do
-    if [ "$1" = "${stages[i]}" ] || [ "$1" = $((i + 1)) ]; then echo $((i + 1)); return; fi
-  done
-  die "no stage '$1'; there are: ${stages[*]}"
-}
-stage=$(stage_number "$stage") || exit 2
-stop_stage=$(stage_number "$stop_stage") || exit 2
-[ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
-
-# runs NUMBER [REASON]: whether a stage is to run; a REASON leaves it out.
-runs() {
-  [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] || return 1
-  log "stage $1: ${stages[$1 - 1]}${2:+: nothing to do ($2)}"
-  [ -z "${2:-}" ]
-}
-
-# A recipe's own conf/ comes before the shared one.
-conf() {
-  local file
-  for file in "$1" "conf/$1" "$root/conf/$1"; do
-    if [ -f "$file" ]; then echo "$file"; return; fi
-  done
-  die "no configuration $1 here, in conf/ or in $root/conf"
-}
+aligned_system='' # the systems that are trained on aligned text
+case $system in
+  speechllm_xl | chunked_aed | ctc_prompt_lm) default_searches="greedy alsd" aligned_system=1 ;;
+  ctc) default_searches="greedy prefix_beam" ;;
+  transducer) default_searches="greedy default alsd" ;;
+  *) die "--system $system: there are speechllm_xl, chunked_aed, ctc_prompt_lm, ctc, transducer" ;;
+esac
+searches=${searches:-$default_searches}
+prefix=train_
+[ "$system" = speechllm_xl ] || prefix=train_${system}_
+train_config=${train_config:-${prefix}tiny.yaml}
 size=$(basename "$train_config" .yaml)
-size=${size#train_}
+size=${size#"$prefix"}
 train_config=$(conf "$train_config") || exit 2
 aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}") || exit 2
-tag=${tag:-speechllm_xl_$size}
-[ -n "$device" ] || { device=cpu; [ "$ngpu" -eq 0 ] || device=cuda; }
+tag=${tag:-${system}_$size}
+device_gpus=0 # for a job of aligning or decoding
+[ "$device" = cpu ] || device_gpus=1
 
 # shellcheck source=local/install.sh
 "$root/local/install.sh"
@@ -128,13 +70,17 @@ tag=${tag:-speechllm_xl_$size}
 data_tool() { python3 -m espnet_speechllm_xl.bin.data "$@"; }
 speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 
-train_data=$train_set
-[ -z "$speed_perturb" ] || train_data=${train_set}_sp
 no_perturb='' no_format='' no_aligner=''
 [ -n "$speed_perturb" ] || no_perturb="no --speed-perturb"
 [ -z "$dumpdir" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
-dump=${dumpdir:-dump}/raw
+no_align=''
+if [ -z "$aligned_system" ]; then
+  init=${init:-none}
+  no_align="--system $system"
+  [ "$init" = aligner ] || no_aligner=$no_align
+fi
+init=${init:-$([ -n "$no_aligner" ] && echo none || echo aligner)}
 aligner=$expdir/$aligner_tag
 model=$expdir/$tag
 aligned=$model/aligned
@@ -161,11 +107,11 @@ if runs 3 "$no_format"; then
     limits=()
     [ "$set" != "$train_data" ] || limits=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
-    data_tool format --data "$from" --dump "$dump/$set" --nj "$nj" "${limits[@]}"
+    pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
+      python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${limits[@]}"
   done
 fi
 
-tokens=data/tokens_$token_type$vocab_size
 aligner_tokens=data/tokens_$aligner_token_type$aligner_vocab_size
 make_tokens() {
   local out=$1
@@ -196,7 +142,7 @@ train_model() {
   done
   files=("$train"/{wav.scp,text,utt2spk} "$valid"/{wav.scp,text,utt2spk})
   [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
-  stamp=$(find -L "${files[@]}" "$tokenizer" -type f -print0 | sort -z | xargs -0 cat | cksum)
+  stamp=$(checksum "${files[@]}" "$tokenizer")
   if [ "$(cat "$out/stats/.done" 2>/dev/null)" != "$stamp" ]; then
     [ ! -f "$out/checkpoint.pth" ] \
       || die "$out was trained on other data or tokens than there are now: give this training a name of its own" \
@@ -224,26 +170,38 @@ if runs 5 "$no_aligner"; then
   train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" $aligner_args
 fi
 
-if runs 6; then
+if runs 6 "$no_align"; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned
   for set in $train_data $valid_set $test_sets; do
     case $alignment in
-      ctc) by=(--model "$aligner" --nj "$nj" --device "$device") ;;
+      ctc) by=(--model "$aligner" --device "$device") ;;
       ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
       *) die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref" ;;
     esac
-    speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
+    if [ "$alignment" = ctc ]; then
+      sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.JOB.log" \
+        python3 -m espnet_speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
+    else
+      speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
+    fi
     python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set"
   done
 fi
 [ "$alignment" != ctc ] || aligned=$aligner/aligned
 
 if runs 7; then
-  start=()
-  [ "$alignment" != ctc ] || start=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic")
+  start=(--task "$system")
+  case $init in
+    aligner) start+=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic") ;;
+    none) ;;
+    *) die "--init $init: give aligner or none" ;;
+  esac
+  from=$dump
+  [ -z "$aligned_system" ] || from=$aligned
   # shellcheck disable=SC2086
-  train_model train "$train_config" "$tokens" "$model" "$aligned/$train_data" "$aligned/$valid_set" 1 "${start[@]}" $train_args
+  train_model train "$train_config" "$tokens" "$model" "$from/$train_data" "$from/$valid_set" "$aligned_system" \
+    "${start[@]}" $train_args
 fi
 
 # decode SET...: with every search
@@ -252,15 +210,12 @@ decode() {
   for set in "$@"; do
     for search in $searches; do
       # shellcheck disable=SC2086
-      speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$model/decode_$search$decode_tag/$set" --nj "$nj" \
-        --device "$device" --search "$search" --beam-size "$beam_size" $decode_args
+      sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.JOB.log" \
+        python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" \
+        --out "$model/decode_$search$decode_tag/$set" --device "$device" --search "$search" --beam-size "$beam_size" $decode_args
     done
   done
 }
-score() {
-  speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" --command "$command"
-}
-
 if runs 8; then
   # shellcheck disable=SC2086
   decode $valid_set $test_sets

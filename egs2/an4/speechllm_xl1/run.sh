@@ -3,13 +3,7 @@
 #   ./run.sh --downloads DIR      DIR holds an4_sphere.tar.gz; without it the archive is fetched
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=egs2/an4/speechllm_xl1/local/corpus.sh
+. local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh \
-  --train-set train_nodev \
-  --valid-set train_dev \
-  --test-sets test \
-  --speed-perturb "0.9 1.0 1.1" \
-  --token-type bpe \
-  --vocab-size 100 \
-  --train-config train_an4.yaml \
-  "$@"
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_an4.yaml "$@"

@@ -4,14 +4,7 @@
 #   ./run.sh --data-opts "--size large"   a test set of at least 10,000 words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=egs2/mini_espeak/speechllm_xl1/local/corpus.sh
+. local/corpus.sh
 
-# Seed 1: the settings were chosen on the development set of seed 0.
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh \
-  --train-set train \
-  --valid-set dev \
-  --test-sets test \
-  --data-opts "--seed 1" \
-  --token-type bpe \
-  --vocab-size 60 \
-  --longform-factors 10 \
-  "$@"
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --longform-factors 10 "$@"

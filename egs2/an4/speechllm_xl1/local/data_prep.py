@@ -1,20 +1,17 @@
 """AN4 as Kaldi directories, with ESPnet's splits: train_nodev 848, train_dev 100, test 130 utterances.
 
 The archive names an utterance ``an251-fash-b``; Kaldi wants the speaker first: ``fash-an251-b``.  train_dev is
-the first 100 of the sorted train utterances, train_nodev the rest.  Standard library only.
+the first 100 of the sorted train utterances, train_nodev the rest.
 """
 
 import argparse
 import os
 import re
-import shutil
 import sys
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+from espnet_speechllm_xl.archives import extract, fetch
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import KaldiError, spk2utt, subset_dir, write_table
 
 URL = "http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"
@@ -23,46 +20,6 @@ DEV_UTTERANCES = 100
 # Utterances and words of the official archive.
 EXPECTED = {"train_nodev": (848, 4851), "train_dev": (100, 591), "test": (130, 773)}
 MARK = re.compile(r"<[^>]*>|\[[^\]]*\]|\+\+.*\+\+")  # <s>, </s>, <sil>, [noise], ++NOISE++
-
-
-def fetch(url, target):
-    """Download to a temporary name, then rename.  Raises KaldiError that says what to pass when it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    print(f"fetching {url} (64 MB)", flush=True)
-    try:
-        with os.fdopen(handle, "wb") as stream, urllib.request.urlopen(url, timeout=60) as answer:
-            promised = answer.headers.get("Content-Length")
-            shutil.copyfileobj(answer, stream, 1 << 20)
-            found = stream.tell()
-        if promised is not None and found != int(promised):
-            raise OSError(f"{found} of {promised} bytes came")
-        os.replace(temporary, target)
-    except (OSError, urllib.error.URLError) as error:
-        raise KaldiError(
-            f"{url} could not be fetched ({error}): get {ARCHIVE} another way and pass `--downloads DIR`, "
-            f"DIR being the directory that holds it (run.sh: --downloads DIR)"
-        ) from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def extract(archive, work):
-    """Extract the archive to ``work/an4``, which appears only when all of it is there."""
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".an4.", dir=work))
-    try:
-        with tarfile.open(archive) as tar:
-            # Older Pythons lack the filter that keeps members inside of the directory.
-            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            tar.extractall(temporary, **safe)
-        if not (temporary / "an4" / "etc").is_dir():
-            raise KaldiError(f"{archive} holds no an4/etc: it is not the AN4 archive; get {URL}")
-        os.replace(temporary / "an4", work / "an4")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise KaldiError(f"{archive} cannot be extracted ({error}): delete it and get it again from {URL}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def locate(downloads, work):
@@ -83,7 +40,7 @@ def locate(downloads, work):
         if not archive.is_file():
             fetch(URL, archive)
     if not (work / "an4").is_dir():
-        extract(archive, work)
+        extract(archive, "an4", work / "an4", URL)
     return work / "an4"
 
 
@@ -164,7 +121,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         build(locate(args.downloads, args.work), args.out, args.dev, args.any_size)
-    except (KaldiError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"data_prep: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,8 @@
 """Mboshi (Godard et al., LREC 2018) as Kaldi directories with reference word times, from the data pack.
 
-    python3 local/mboshi_data.py --pack DIR --out DATA      DIR: mboshi.tar, data/, ref_alignments/
+    python3 local/data_prep.py --downloads DIR --out DATA
+
+DIR holds mboshi.tar, data/ and ref_alignments/, or a directory mboshi with them.
 
 DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash, so that none is in both) and ``dev``
 (the corpus's own, for reporting); the audio goes to ``DATA/mboshi``.  Word times:
@@ -14,13 +16,12 @@ DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash,
 import argparse
 import csv
 import sys
-import tarfile
 import zlib
 from pathlib import Path
 
+from espnet_speechllm_xl.archives import extract
 from espnet_speechllm_xl.ctm import Word, write_ctm
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path
 from espnet_speechllm_xl.kaldi import read_table, spk2utt, subset_dir, write_table
 
 LATE = 0.06  # seconds
@@ -31,7 +32,7 @@ VALID_SHARE = 20  # one sentence of so many
 def read_words(path):
     """``{utterance: [Word]}`` of a table with the columns utt_id, start_s, end_s, word; raises UserError."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give --pack the directory with mboshi.tar and ref_alignments/")
+        raise UserError(f"{path} does not exist: give --downloads the directory with mboshi.tar and ref_alignments/")
     words = {}
     with open(path, encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -75,24 +76,13 @@ def write_part(pack, part, audio, out):
     print(f"{out}: {len(files)} utterances, word times of {', '.join(counts)}")
 
 
-def extract(archive, out):
-    """The archive in ``out``, once."""
-    if not archive.is_file():
-        raise UserError(f"{archive} does not exist: give --pack the directory that holds mboshi.tar")
-    done = out / ".extracted"
-    if not done.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive) as tar:
-            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            tar.extractall(out, **safe)
-        with atomic_path(done):
-            pass
-
-
 def build(pack, out):
     """Write all directories."""
     audio = (out / "mboshi").resolve()
-    extract(pack / "mboshi.tar", audio)
+    if not (audio / "audio").is_dir():
+        if not (pack / "mboshi.tar").is_file():
+            raise UserError(f"{pack / 'mboshi.tar'} does not exist: give --downloads the directory that holds it")
+        extract(pack / "mboshi.tar", "audio", audio / "audio", "its publisher")
     for part in ("train", "dev"):
         write_part(pack, part, audio, out / (part if part == "dev" else "all_train"))
     text = read_table(out / "all_train/text")
@@ -105,13 +95,14 @@ def build(pack, out):
 def main(argv=None):
     """Command line.  Returns 0, or 1 with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="holds mboshi.tar, data/ and ref_alignments/")
+    parser.add_argument("--downloads", type=Path, required=True, help="holds mboshi.tar, data/ and ref_alignments/")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
     args = parser.parse_args(argv)
     try:
-        build(args.pack, args.out)
-    except (UserError, OSError, tarfile.TarError) as error:
-        print(f"mboshi_data: {error}", file=sys.stderr)
+        inner = args.downloads / "mboshi"
+        build(inner if inner.is_dir() else args.downloads, args.out)
+    except (UserError, OSError) as error:
+        print(f"mboshi data: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# What the drivers beside it share: the options of the data, how options and stages are read, where configurations lie.
+# Source it with the variables root and stages set, and the driver's own options, between the same two marks, in its
+# file; then call read_options "$@".
+# shellcheck disable=SC2034,SC2154  # set or used by the driver
+
+# options begin
+nj=2                  # processes for formatting, aligning and decoding
+ngpu=0                # GPUs for training on one machine; more than one: DDP
+device=               # of aligning and decoding: cpu or cuda (default: cuda if ngpu > 0)
+train_set=train       # names of the sets in data/
+valid_set=dev
+test_sets="test"
+downloads=            # where the corpus' archive is, passed to local/data.sh
+data_opts=            # further options of local/data.sh
+kaldi_data=           # take DIR/<set> instead of running local/data.sh
+dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting
+speed_perturb=        # e.g. "0.9 1.0 1.1"
+min_wav_duration=0.2  # seconds; shorter training utterances are left out
+max_wav_duration=30   # seconds
+token_type=bpe        # of the recogniser: bpe, unigram, char or hf
+vocab_size=100        # tokens (bpe, unigram)
+hf_tokenizer=         # directory, for token_type hf
+expdir=exp
+results=RESULTS.md
+# options end
+
+log() { printf '%s %s\n' "$(date '+%H:%M:%S')" "$*"; }
+die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 2; }
+
+# option_lines FILE...: their lines name=default # description
+option_lines() { sed -n '/^# options begin/,/^# options end/{/^[a-z_]*=/p}' "$@"; }
+option_files=("${BASH_SOURCE[1]}" "${BASH_SOURCE[0]}") # the driver and this file
+
+usage() {
+  printf 'usage: ./%s [--option value ...]\n\nstages:' "$usage_name"
+  local i
+  for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
+  printf '\n\noptions (default: description):\n'
+  local line name
+  while read -r line; do
+    name=${line%%=*}
+    printf '  --%s %s\n' "${name//_/-}" "${line#*=}"
+  done < <(option_lines "${option_files[@]}")
+}
+
+# read_options "$@": sets the variables; command becomes, for RESULTS.md, the driver with the options that make a
+# difference, as they could be typed again; stage and stop_stage become numbers.
+read_options() {
+  local name
+  command=$(basename "${option_files[0]}")
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --*)
+        name=${1#--}
+        name=${name//-/_}
+        if ! [[ $name =~ ^[a-z_]+$ ]] || ! option_lines "${option_files[@]}" | grep "^$name=" >/dev/null; then
+          die "unknown option $1; ./$usage_name --help lists them"
+        fi
+        [ $# -ge 2 ] || die "option $1 needs a value"
+        printf -v "$name" '%s' "$2"
+        case $name in stage | stop_stage | nj | downloads) ;; *) command+=$(printf ' %s %q' "$1" "$2") ;; esac
+        shift 2
+        ;;
+      *) die "unexpected argument '$1'; ./$usage_name --help" ;;
+    esac
+  done
+  stage=$(stage_number "$stage") || exit 2
+  stop_stage=$(stage_number "$stop_stage") || exit 2
+  [ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
+  [ -n "$device" ] || { device=cpu; [ "$ngpu" -eq 0 ] || device=cuda; }
+  # Where everybody finds what the data stages make.
+  train_data=$train_set
+  [ -z "$speed_perturb" ] || train_data=${train_set}_sp
+  dump=${dumpdir:-dump}/raw
+  tokens=data/tokens_$token_type$vocab_size
+}
+
+stage_number() {
+  local i
+  for i in "${!stages[@]}"; do
+    if [ "$1" = "${stages[i]}" ] || [ "$1" = $((i + 1)) ]; then echo $((i + 1)); return; fi
+  done
+  die "no stage '$1'; there are: ${stages[*]}"
+}
+
+# runs NUMBER [REASON]: whether a stage is to run; a REASON leaves it out.
+runs() {
+  [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] || return 1
+  log "stage $1: ${stages[$1 - 1]}${2:+: nothing to do ($2)}"
+  [ -z "${2:-}" ]
+}
+
+# conf NAME [KIND]: the file of a configuration, below conf/ or conf/KIND/. A recipe's own comes before the shared one.
+conf() {
+  local file kind=${2:+$2/}
+  for file in "$1" "conf/$kind$1" "$root/conf/$kind$1"; do
+    if [ -f "$file" ]; then echo "$file"; return; fi
+  done
+  die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}"
+}
+
+# checksum FILE...: of their contents; directories count with all files in them.
+checksum() { find -L "$@" -type f -print0 | sort -z | xargs -0 cat | cksum; }
+
+# score: every decoded set below $expdir, by whichever driver it was decoded.
+score() {
+  python3 -m espnet_speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" \
+    --command "$command"
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# LibriSpeech with the paper's sizes and settings: 107 M encoder, 92 M decoder, 5000 unigram tokens, three speeds.
+#   ./run.sh --ngpu 8                                    960 h; the archives (60 GB) are fetched from their public address
+#   ./run.sh --ngpu 8 --downloads DIR                    DIR holds the archives, or the extracted LibriSpeech/
+#   ./run.sh --ngpu 1 --data-opts "--train 100" --train-set train_100      the 100 hours of train-clean-100
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh \
+  --train-set train_960 \
+  --valid-set dev \
+  --test-sets "dev_clean dev_other test_clean test_other" \
+  --speed-perturb "0.9 1.0 1.1" \
+  --token-type unigram \
+  --vocab-size 5000 \
+  --aligner-token-type unigram \
+  --aligner-vocab-size 5000 \
+  --train-config train_paper.yaml \
+  "$@"

@@ -1,0 +1,78 @@
+"""Corpora on the web: fetch an archive, also in several goes, and extract it whole or not at all."""
+
+import http.client
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from espnet_speechllm_xl.errors import UserError
+
+PIECE = 1 << 20  # bytes
+
+
+def fetch(url, target):
+    """Download ``url`` to ``target``, with a progress bar; what a broken attempt left is continued.
+
+    Raises UserError that says what to do when it fails.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            continued = have and answer.status == 206
+            _copy(answer, partial, have if continued else 0)
+    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
+        kept = " (the same command continues what has come)" if partial.exists() else ""
+        raise UserError(
+            f"{url} could not be fetched ({error}){kept}: try again, or get {target.name} another way and pass "
+            "`--downloads DIR`, DIR being the directory that holds it"
+        ) from None
+    os.replace(partial, target)
+
+
+def _copy(answer, partial, have):
+    """Write the answer behind the first ``have`` bytes of ``partial``; raises OSError when some are missing."""
+    from tqdm import tqdm
+
+    promised = answer.headers.get("Content-Length")
+    total = have + int(promised) if promised is not None else None
+    bar = tqdm(
+        total=total, initial=have, unit="B", unit_scale=True, desc=partial.name[1:-5], file=sys.stderr, mininterval=5
+    )
+    with open(partial, "ab" if have else "wb") as stream, bar:
+        while piece := answer.read(PIECE):
+            stream.write(piece)
+            bar.update(len(piece))
+        found = stream.tell()
+    if total is not None and found != total:
+        raise OSError(f"{found} of {total} bytes came")
+
+
+def extract(archive, name, out, source):
+    """Extract ``name``, a path inside of the archive, as ``out``, which appears only when all of it is there.
+
+    Raises UserError; it names ``source``, where the archive comes from.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            # Older Pythons lack the filter that keeps members inside of the directory.
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(temporary, **safe)
+        if not (temporary / name).is_dir():
+            raise UserError(f"{archive} holds no {name}: it is another archive; get it from {source}")
+        os.replace(temporary / name, out)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be extracted ({error}): delete it and get it again from {source}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

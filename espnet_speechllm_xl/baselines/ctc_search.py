@@ -1,0 +1,141 @@
+"""Decoding a CTC model: best path (greedy) and prefix beam search.  No language model, no length normalisation."""
+
+import dataclasses
+import math
+from collections import defaultdict
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet_speechllm_xl.alignment import viterbi
+from espnet_speechllm_xl.ctc import collapse
+from espnet_speechllm_xl.search import log_add
+from espnet_speechllm_xl.streaming import Transcript, checked_samples, distinct_texts, timed_words
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelling:
+    """A text of CTC."""
+
+    tokens: tuple
+    score: float  # log-probability of its paths that were followed
+
+
+class BestPath:
+    """Greedy: the most probable token of every frame, repeats and blanks removed."""
+
+    def __init__(self, config, blank):
+        self._blank = blank
+
+    def __call__(self, log_probs):
+        """A list of one :class:`Labelling` for log-probabilities (T, V + 1)."""
+        scores, path = log_probs.max(-1)
+        return [Labelling(tuple(collapse(path.tolist(), self._blank)), float(scores.sum()))]
+
+
+class PrefixBeam:
+    """Prefix beam search (Hannun et al. 2014, without language model), frame by frame.
+
+    A prefix is scored by the sum of all its paths that stayed in the beam; each frame extends it by the
+    ``beam_size`` most probable tokens.  With a beam as large as the space the scores are exact.
+    """
+
+    def __init__(self, config, blank):
+        self._beam_size, self._blank = config.beam_size, blank
+
+    def __call__(self, log_probs):
+        """A list of :class:`Labelling`, best first, for log-probabilities (T, V + 1)."""
+        prefixes = _Prefixes()
+        beam = {_Prefixes.EMPTY: (0.0, -math.inf)}  # prefix: log-probability of its paths that end in blank, in a token
+        tokens = torch.arange(log_probs.shape[1]) != self._blank
+        for frame in log_probs.double():
+            top = frame[tokens].topk(min(self._beam_size, int(tokens.sum()))).indices
+            beam = self._best(self._extend(beam, frame.tolist(), tokens.nonzero()[top, 0].tolist(), prefixes))
+        return [Labelling(prefixes.tokens(prefix), log_add(*ends)) for prefix, ends in beam.items()]
+
+    def _extend(self, beam, frame, candidates, prefixes):
+        """``beam`` after one more frame (list of V + 1), which may add one of ``candidates``."""
+        longer = defaultdict(lambda: [-math.inf, -math.inf])
+        for prefix, (in_blank, in_token) in beam.items():
+            either, last = log_add(in_blank, in_token), prefixes.last(prefix)
+            same = longer[prefix]
+            same[0] = log_add(same[0], either + frame[self._blank])
+            if last is not None:
+                same[1] = log_add(same[1], in_token + frame[last])
+            for token in candidates:
+                # A repeat is a new token only after a blank.
+                before = in_blank if token == last else either
+                grown = longer[prefixes.extend(prefix, token)]
+                grown[1] = log_add(grown[1], before + frame[token])
+        return longer
+
+    def _best(self, beam):
+        # Prefixes are numbered as they are met, which depends on nothing but the audio: ties are not left to chance.
+        possible = [item for item in beam.items() if log_add(*item[1]) > -math.inf]
+        return dict(sorted(possible, key=lambda item: (-log_add(*item[1]), item[0]))[: self._beam_size])
+
+
+class _Prefixes:
+    """Token sequences as numbers, so that extending a long one costs no more than extending a short one."""
+
+    EMPTY = 0
+
+    def __init__(self):
+        self._parents, self._tokens, self._children = [None], [None], {}
+
+    def last(self, prefix):
+        """Its last token; None of the empty one."""
+        return self._tokens[prefix]
+
+    def extend(self, prefix, token):
+        """The prefix that ``token`` makes of ``prefix``."""
+        key = prefix, token
+        if key not in self._children:
+            self._children[key] = len(self._tokens)
+            self._parents.append(prefix)
+            self._tokens.append(token)
+        return self._children[key]
+
+    def tokens(self, prefix):
+        """All its tokens."""
+        found = []
+        while prefix != self.EMPTY:
+            found.append(self._tokens[prefix])
+            prefix = self._parents[prefix]
+        return tuple(reversed(found))
+
+
+SEARCHES = {"greedy": BestPath, "prefix_beam": PrefixBeam}
+
+
+@torch.no_grad()
+def transcribe(model, tokenizer, _chunking, search, recordings):
+    """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list."""
+    speech = [checked_samples(samples, model) for samples in recordings]
+    lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
+    log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
+    find = SEARCHES[search.method](search, model.ctc.blank)
+    found = []
+    for frames, count in zip(log_probs.cpu(), counts.tolist(), strict=True):
+        texts = distinct_texts(tokenizer, find(frames[:count]))
+        nbest = list(texts.items())[: search.nbest]
+        found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, *item) for item in nbest])
+    return found
+
+
+def _transcript(tokenizer, log_probs, blank, text, labelling):
+    """The times of its words are those of the best path of its tokens."""
+    tokens = labelling.tokens
+    spans = viterbi(log_probs, list(tokens), blank) if tokens else []
+    scores = [
+        float(log_probs[span.start : span.end + 1, token].mean()) for span, token in zip(spans, tokens, strict=True)
+    ]
+    times = [(span.start, span.end + 1) for span in spans]
+    return Transcript(
+        text=text,
+        score=labelling.score,
+        tokens=tuple(tokenizer.pieces[token] for token in tokens),
+        token_ids=tokens,
+        words=tuple(timed_words(tokenizer, tokens, scores, times)),
+        capped=0,
+    )

@@ -1,0 +1,116 @@
+"""Transducer (Graves 2012) on the streaming encoder: ESPnet's decoder, joint network and searches, torchaudio's loss.
+
+Classes are ESPnet's: the blank = 0, then the tokenizer's ids + 1.
+"""
+
+import torch
+from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
+from espnet2.torch_utils.device_funcs import force_gatherable
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from torch.nn.utils.rnn import pad_sequence
+from torchaudio.functional import rnnt_loss
+
+from espnet_speechllm_xl.config import ConfigError
+from espnet_speechllm_xl.ctc import CTCHead
+from espnet_speechllm_xl.streaming import Transcript, checked_samples, distinct_texts
+
+BLANK = 0
+
+
+class TransducerModel(AbsESPnetModel):
+    """Encoder, label decoder and joint network.
+
+    Args:
+        acoustic: :class:`~espnet_speechllm_xl.acoustic.Acoustic`.
+        decoder: ``espnet2.asr.decoder.transducer_decoder.TransducerDecoder`` of V + 1 classes.
+        joint_network: ``espnet2.asr_transducer.joint_network.JointNetwork`` of V + 1 classes.
+        loss: :class:`~espnet_speechllm_xl.config.LossConfig`; label smoothing has no meaning here.
+    """
+
+    def __init__(self, acoustic, decoder, joint_network, loss):
+        super().__init__()
+        if loss.label_smoothing:
+            raise ConfigError("loss_conf label_smoothing: a transducer's loss is over paths: leave it at 0")
+        self.acoustic = acoustic
+        self.decoder = decoder
+        self.joint_network = joint_network
+        self.loss_config = loss
+        self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.odim - 1) if loss.ctc_weight else None
+
+    def forward(self, speech, speech_lengths, text, text_lengths, **_):
+        """ESPnet's ``(loss, stats, weight)``: mean loss of an utterance.
+
+        Args:
+            speech: (B, N) audio, speech_lengths (B,) samples.
+            text: (B, U) token ids, text_lengths (B,).
+        """
+        frames, counts = self.acoustic(speech, speech_lengths)
+        text = text.clamp(min=0)  # the collate function pads with a negative id
+        loss = self._loss(frames, counts, text, text_lengths)
+        stats = {"loss_transducer": loss.detach()}
+        if self.ctc is not None:
+            ctc_loss = self.ctc.loss(self.ctc(frames), counts, text, text_lengths).mean()
+            stats["loss_ctc"] = ctc_loss.detach()
+            loss = loss + self.loss_config.ctc_weight * ctc_loss
+        stats["loss"] = loss.detach()
+        return force_gatherable((loss, stats, speech.shape[0]), loss.device)
+
+    def _loss(self, frames, counts, text, text_lengths):
+        self.decoder.set_device(frames.device)
+        labels = torch.nn.functional.pad(text + 1, (1, 0), value=BLANK)
+        joint = self.joint_network(frames[:, :, None], self.decoder(labels)[:, None])  # (B, T, U + 1, V + 1)
+        lengths = (each.to(frames.device, torch.int32) for each in (counts, text_lengths))
+        wide = torch.promote_types(joint.dtype, torch.float32)
+        return rnnt_loss(joint.to(wide), (text + 1).int(), *lengths, blank=BLANK, reduction="mean")
+
+    def collect_feats(self, speech, speech_lengths, **_):
+        """Features for ESPnet's statistics stage."""
+        features, counts = self.acoustic.features(speech, speech_lengths)
+        return {"feats": features, "feats_lengths": counts}
+
+
+@torch.no_grad()
+def transcribe(model, tokenizer, _chunking, search, recordings):
+    """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list.
+
+    Scores are normalised by length, as ESPnet does; words have no times.
+    """
+    speech = [checked_samples(samples, model) for samples in recordings]
+    if speech[0].dtype != torch.float32 or next(model.parameters()).dtype != torch.float32:
+        raise ConfigError("ESPnet's transducer searches run in float32 only: leave out the dtype")
+    lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
+    frames, counts = model.acoustic(pad_sequence(speech, batch_first=True), lengths)
+    return [_decode(model, tokenizer, search, one[:count]) for one, count in zip(frames, counts.tolist(), strict=True)]
+
+
+def _decode(model, tokenizer, search, frames):
+    beam_search = BeamSearchTransducer(
+        model.decoder,
+        model.joint_network,
+        beam_size=1 if search.method == "greedy" else search.beam_size,
+        search_type=search.method,
+        u_max=len(frames),  # tokens; ESPnet's 50 would cut long audio short
+        nbest=search.beam_size,  # of which some can be of the same text
+    )
+    hypotheses = [_Labelling(hypothesis) for hypothesis in beam_search(frames)]
+    texts = distinct_texts(tokenizer, hypotheses)
+    return [_transcript(tokenizer, *item) for item in list(texts.items())[: search.nbest]]
+
+
+class _Labelling:
+    """ESPnet's hypothesis with the tokenizer's ids."""
+
+    def __init__(self, hypothesis):
+        self.tokens = tuple(int(label) - 1 for label in hypothesis.yseq[1:])
+        self.score = float(hypothesis.score) / len(hypothesis.yseq)
+
+
+def _transcript(tokenizer, text, labelling):
+    return Transcript(
+        text=text,
+        score=labelling.score,
+        tokens=tuple(tokenizer.pieces[token] for token in labelling.tokens),
+        token_ids=labelling.tokens,
+        words=(),
+        capped=0,
+    )

@@ -1,0 +1,149 @@
+"""``local/paper_tables.sh``: train and decode what the paper's tables need on a corpus, and write TABLES.md."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from espnet_speechllm_xl.errors import UserError
+
+PROGRAM = "paper_tables.sh"
+
+
+def get_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"local/{PROGRAM}",
+        description="Train and decode what the paper's tables I-V need on a corpus, row by row, and write TABLES.md.",
+        epilog="Options after -- go to the recipe's scripts, e.g. -- --downloads DIR --nj 4. Run again, it goes on "
+        "where it was; what is done is left out.",
+    )
+    parser.add_argument("--corpus", required=True, metavar="NAME", help="mini_espeak, an4 or mboshi")
+    parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
+    parser.add_argument("--row", action="append", metavar="NAME", help="only this row or system; may be repeated")
+    parser.add_argument("--seeds", default="1", metavar='"1 2 3"', help="seeds of the trainings (default %(default)s)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--list", action="store_true", help="show the rows and how far they are, and do nothing")
+    mode.add_argument("--dry-run", action="store_true", help="show the commands that would be run, and do nothing")
+    mode.add_argument("--report", action="store_true", help="only write TABLES.md of what is there")
+    parser.add_argument("--plan", metavar="YAML", help="of the tables (default: conf/paper_tables.yaml)")
+    parser.add_argument("--directory", metavar="DIR", help="of the recipe (default: that of the corpus)")
+    parser.add_argument("--exp", metavar="DIR", help="of the models, in the recipe (default: that of the corpus)")
+    parser.add_argument("--out", metavar="FILE", help="default: TABLES.md in the recipe")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv=None):
+    """Returns 0, 1 when a row failed or could not be read (named on stderr), 2 for wrong use."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = get_parser().parse_args(argv)
+    try:
+        return _main(args, shlex.join([f"local/{PROGRAM}", *argv]))
+    except UserError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(args, command):
+    from espnet_speechllm_xl import paper
+
+    paper.check_extra(args.options)
+    plan = paper.Plan(args.corpus, args.plan or paper.PLAN, args.directory, args.exp)
+    todo = [(system, seed) for system in select(plan, args.table, args.row) for seed in _seeds(args.seeds)]
+    if args.list:
+        print("\n".join(listing(plan, args.table, todo)))
+        return 0
+    failed = [] if args.report else run(plan, todo, args.options, args.dry_run)
+    if args.dry_run:
+        return 0
+    return _report(plan, Path(args.out or plan.directory / "TABLES.md"), command, failed)
+
+
+def _report(plan, out, command, failed):
+    from espnet_speechllm_xl.tables import write_tables
+
+    problems = write_tables(plan, out, command)
+    print(f"written: {out}")
+    for message in [*failed, *problems]:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return 1 if failed or problems else 0
+
+
+def _seeds(text):
+    try:
+        seeds = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 1:
+        raise UserError(f"--seeds '{text}': give whole numbers from 1, e.g. \"1 2 3\"")
+    return list(dict.fromkeys(seeds))
+
+
+def select(plan, tables=None, rows=None):
+    """Names of the systems that the chosen tables and rows (names of rows or systems; None: all) need, in order.
+
+    Raises UserError naming a table or row that the corpus does not have.
+    """
+    for number in tables or ():
+        if number not in plan.tables:
+            raise UserError(f"--table {number}: {plan.name} has the tables {', '.join(plan.tables)}")
+    chosen = [row for number, table in plan.tables.items() if number in (tables or plan.tables) for row in table.rows]
+    names = {name for row in chosen for name in (row.name, row.system)}
+    for name in rows or ():
+        if name not in names:
+            raise UserError(f"--row '{name}' is none of them; --list shows the rows and the systems")
+    wanted = [row.system for row in chosen if not rows or {row.name, row.system} & set(rows)]
+    return list(dict.fromkeys(wanted))
+
+
+def listing(plan, tables, todo):
+    """Lines: table, row, system, search, directory of the training, state; for each of the (system, seed) pairs."""
+    lines = [("table", "row", "system", "search", "training", "state")]
+    for number, table in plan.tables.items():
+        for row in table.rows if number in (tables or plan.tables) else ():
+            for system, seed in todo:
+                if system == row.system:
+                    training = f"{plan.expdir}/{plan.model(system, seed).name}"
+                    lines.append((number, row.name, system, row.search, training, str(plan.state(system, seed))))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def run(plan, todo, extra=(), dry_run=False):
+    """Train and decode the (system, seed) pairs that are not done, one after the other.
+
+    Returns a message for each that failed; the others are not stopped by it.
+    """
+    left = []
+    for system, seed in todo:
+        state = plan.state(system, seed)
+        print(f"{system}, seed {seed}: {state}", flush=True)
+        if not state.done:
+            left.append((system, seed))
+    if not left:
+        return []
+    if not dry_run and not plan.directory.is_dir():
+        raise UserError(f"{plan.directory} does not exist: give the recipe's directory by --directory")
+    message = _call(plan, "data and alignments", plan.preparation(extra), dry_run)
+    if message:
+        return [f"{message}; the rows need it"]
+    calls = [(f"{system}, seed {seed}", plan.command(system, seed, extra)) for system, seed in left]
+    return [message for message in (_call(plan, *call, dry_run) for call in calls) if message]
+
+
+def _call(plan, name, command, dry_run):
+    """Run one command in the recipe; returns what went wrong, or None."""
+    print(f"== {name}: {shlex.join(command)}", flush=True)
+    if dry_run:
+        return None
+    try:
+        status = subprocess.run(command, cwd=plan.directory).returncode
+    except OSError as error:
+        return f"{name} failed: {plan.directory / command[0]}: {error.strerror}"
+    return f"{name} failed with status {status}: mend what stands above, and run this again" if status else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""The rows of the paper's tables on a corpus: what the paper has, what is trained for them, how far that is.
+
+All of it is declared in ``conf/paper_tables.yaml``; this module reads it and looks into ``exp/``.
+
+    table   rows and sets (columns) as in the paper
+    row     one system, decoded by one search
+    system  one training of a recipe's script; several rows and tables may share it, several seeds may repeat it
+
+    exp/<tag>[_s<seed>]/decode_<search>/<set>/        seed 1 has the bare tag, as the recipe's own model
+"""
+
+import re
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+
+import yaml
+
+from .config import from_dict
+from .errors import UserError
+from .report import read_train_log
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = ROOT / "conf" / "paper_tables.yaml"
+
+# Options that this module gives to the recipes' scripts.
+OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "train-args", "asr-args",
+               "aligner-args", "expdir")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A recipe, and what its corpus needs to be trained on."""
+
+    tables: list  # that are made on it
+    size: str  # stands for {size} in tags and options
+    valid: str  # names of the sets
+    test: str
+    directory: str  # of the recipe, from the root of the repository
+    expdir: str = "exp"
+    options: list = field(default_factory=list)  # of all its scripts
+    aligner_args: str = ""
+    train_args: str = ""  # of all its trainings
+
+    def set_name(self, column):
+        """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
+        kind, joint, rest = column.partition("_")
+        return {"valid": self.valid, "test": self.test}[kind] + joint + rest
+
+
+@dataclass(frozen=True)
+class System:
+    """One training: a script of the recipe with its options."""
+
+    script: str
+    tag: str  # directory in exp/
+    stage: str = "train"  # of the script, to begin with
+    options: list = field(default_factory=list)
+    train_args: str = ""
+    train_option: str = "--train-args"  # of the script: takes options of ESPnet's training
+    decode_option: list = field(default_factory=lambda: ["--searches", "{search}"])  # of the script, and one search
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table; the paper's word error rates are texts, clean/other, None where it has none."""
+
+    name: str
+    system: str
+    search: str
+    paper: list | None = None  # one for each column
+    paper_system: dict = field(default_factory=dict)  # parameters (millions), look_ahead, chunk (seconds)
+    paper_alignment: dict | None = None  # delay, delta (ms)
+    aligned: str | None = None  # directory in exp/ whose alignment the row was trained on, if it is to be measured
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its columns are sets (``valid``, ``test``, ``test_2x``, ...)."""
+
+    title: str
+    sets: list
+    rows: list
+    reference: str  # name of the row with which the others are compared
+    plot: str  # rows: WER over rows; lengths: over columns; latency: over latency; alignment: histogram
+    axis: str = ""  # what the names of the rows say, for a plot over rows
+
+    def row(self, name):
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+PLOTS = ("rows", "lengths", "latency", "alignment")
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a training and its decodings are; ``max_epoch`` is None before the training."""
+
+    epochs: int
+    max_epoch: int | None
+    decoded: int
+    wanted: int
+
+    @property
+    def trained(self):
+        """Whether all epochs were made."""
+        return self.max_epoch is not None and self.epochs >= self.max_epoch
+
+    @property
+    def done(self):
+        """Whether nothing is left to do."""
+        return self.trained and self.decoded == self.wanted
+
+    def __str__(self):
+        if self.max_epoch is None and not self.decoded:
+            return "missing"
+        if not self.trained and not self.decoded:
+            return f"training, epoch {self.epochs}/{self.max_epoch}"
+        if self.done:
+            return "decoded"
+        return f"epoch {self.epochs}/{self.max_epoch or '?'}, decoded {self.decoded} of {self.wanted} sets"
+
+
+class Plan:
+    """The tables of one corpus.
+
+    Args:
+        name: of the corpus, in the YAML.
+        path: the YAML.
+        directory: of the recipe; None: as the YAML has it.
+        exp: directory of the models in it; None: as the YAML has it.
+
+    Attributes:
+        corpus: :class:`Corpus`.
+        tables: ``{number: Table}`` of the corpus.
+        systems: ``{name: System}`` of those tables, with the corpus's size filled in.
+
+    Raises:
+        UserError: the YAML or the corpus is missing, or the YAML names what is not there.
+    """
+
+    def __init__(self, name, path=PLAN, directory=None, exp=None):
+        content = _read(path)
+        self.name = name
+        self.corpus = _part(Corpus, path, content, "corpora", name)
+        self.tables = {number: _table(path, content, number) for number in self.corpus.tables}
+        used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
+        self.systems = {each: self._sized(_system(path, content, each)) for each in used}
+        self.directory = Path(directory) if directory else ROOT / self.corpus.directory
+        self.expdir = str(exp or self.corpus.expdir)
+        self.exp = self.directory / self.expdir
+        self.dump = self.directory / "dump"
+
+    def _sized(self, system):
+        def sized(text):
+            return text.replace("{size}", self.corpus.size)
+
+        return replace(system, tag=sized(system.tag), options=[*map(sized, system.options)])
+
+    def rows_of(self, system):
+        """All (table, row) pairs that need a system."""
+        return [(table, row) for table in self.tables.values() for row in table.rows if row.system == system]
+
+    def searches(self, system):
+        """The searches that the rows of a system need, in their order."""
+        return list(dict.fromkeys(row.search for _, row in self.rows_of(system)))
+
+    def decodings(self, system):
+        """The (search, set) pairs that the rows of a system need."""
+        pairs = [
+            (row.search, self.corpus.set_name(column)) for table, row in self.rows_of(system) for column in table.sets
+        ]
+        return list(dict.fromkeys(pairs))
+
+    def model(self, system, seed=1):
+        """The directory of a training."""
+        return self.exp / self._tag(system, seed)
+
+    def _tag(self, system, seed):
+        return self.systems[system].tag + (f"_s{seed}" if seed != 1 else "")
+
+    def seeds(self, system):
+        """The seeds of which there is a training, in order."""
+        tag = self.systems[system].tag
+        found = [re.fullmatch(re.escape(tag) + r"(?:_s(\d+))?", path.name) for path in self.exp.glob(f"{tag}*/")]
+        return sorted(int(match[1] or 1) for match in found if match)
+
+    def decoded(self, system, search, dataset, seed=1):
+        """The directory of a decoded set, or None where it is not there, or not whole."""
+        directory = self.model(system, seed) / f"decode_{search}" / dataset
+        return directory if (directory / "decode.json").is_file() and (directory / "text").is_file() else None
+
+    def state(self, system, seed=1):
+        """The :class:`State` of a training."""
+        directory = self.model(system, seed)
+        pairs = self.decodings(system)
+        decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
+        config = read_config(directory)
+        return State(len(read_train_log(directory)), config and config.get("max_epoch"), decoded, len(pairs))
+
+    def preparation(self, extra=()):
+        """Command (list) for what all trainings share: data, tokens, aligner, alignments."""
+        options = ["--aligner-args", self.corpus.aligner_args] if self.corpus.aligner_args else []
+        place = ["--expdir", self.expdir]
+        return ["./run.sh", "--stop-stage", "align", *place, *options, *self.corpus.options, *extra]
+
+    def command(self, system, seed=1, extra=()):
+        """Command (list) that trains and decodes; run again, it goes on where it was.  ``extra``: more options."""
+        one = self.systems[system]
+        longform = any(is_joined(dataset) for _, dataset in self.decodings(system))
+        train_args = " ".join(filter(None, [self.corpus.train_args, one.train_args, f"--seed {seed}"]))
+        decode, form = one.decode_option
+        searches = " ".join(form.replace("{search}", search) for search in self.searches(system))
+        return [
+            *(f"./{one.script}", "--stage", one.stage, "--stop-stage", "longform" if longform else "decode"),
+            *("--tag", self._tag(system, seed), "--expdir", self.expdir, decode, searches),
+            *(one.train_option, train_args, *one.options, *self.corpus.options, *extra),
+        ]
+
+
+def is_joined(dataset):
+    """Whether a set (or a column) holds recordings that were joined from several, as stage 10 of the driver does."""
+    return bool(re.search(r"_\d+x$", dataset))
+
+
+def check_extra(options):
+    """Raises UserError for an option of the recipes' scripts that the rows set themselves, and for no option."""
+    if options and not options[0].startswith("--"):
+        raise UserError(f"'{options[0]}' is no option: what is for the recipe's scripts goes after --, as --name value")
+    for option in options:
+        if option.removeprefix("--").replace("_", "-") in OWN_OPTIONS and option.startswith("--"):
+            raise UserError(f"{option} is set by the rows: leave it out, or change it in {PLAN.name}")
+
+
+def read_config(directory):
+    """``config.yaml`` of a training (dict), or None before there is one; raises UserError when it cannot be read."""
+    path = Path(directory) / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: it is truncated; restore it or train again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no settings: it is truncated; restore it or train again")
+    return config
+
+
+def _read(path):
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: give the YAML of the tables") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    lacking = [name for name in ("corpora", "systems", "tables") if not isinstance((content or {}).get(name), dict)]
+    if lacking:
+        raise UserError(f"{path} has no section {' or '.join(lacking)}: see {PLAN}")
+    return content
+
+
+def _part(cls, path, content, section, name):
+    """One entry of a section as its dataclass."""
+    if name not in content[section]:
+        raise UserError(f"{path}: no '{name}' in {section}; there are: {', '.join(map(str, content[section]))}")
+    return _made(cls, path, f"{section} {name}", content[section][name])
+
+
+def _made(cls, path, what, values):
+    lacking = [each.name for each in fields(cls) if _is_required(each) and (values or {}).get(each.name) is None]
+    if lacking:
+        raise UserError(f"{path}: {what} lacks {', '.join(lacking)}: add it")
+    return from_dict(cls, values, f"{path}: {what}")
+
+
+def _is_required(each):
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _system(path, content, name):
+    system = _part(System, path, content, "systems", name)
+    if len(system.decode_option) != 2:
+        raise UserError(
+            f"{path}: systems {name}: decode_option wants two entries, an option and a form with {{search}}"
+        )
+    return system
+
+
+def _table(path, content, number):
+    table = _part(Table, path, content, "tables", number)
+    rows = [_made(Row, path, f"tables {number}, row {values.get('name')}", values) for values in table.rows]
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: table {number} has two rows of the same name: rename one")
+    if table.reference not in names:
+        raise UserError(f"{path}: table {number} has no row '{table.reference}', its reference")
+    if table.plot not in PLOTS:
+        raise UserError(f"{path}: table {number}: plot '{table.plot}' is unknown; there are: {', '.join(PLOTS)}")
+    for row in rows:
+        if row.paper is not None and len(row.paper) != len(table.sets):
+            raise UserError(f"{path}: table {number}, row {row.name}: paper wants one entry for each of {table.sets}")
+    return Table(table.title, table.sets, rows, table.reference, table.plot, table.axis)

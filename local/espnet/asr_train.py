@@ -1,0 +1,45 @@
+"""ESPnet's ``asr_train`` with the mended trainer: models, losses, data and options are ESPnet's own.
+
+Checkpoints appear whole, ``<criterion>.ave.pth`` is the mean of the n best epochs, a training is resumed only with the
+settings that it began with, and an epoch is one line of output (``espnet_speechllm_xl.trainer``).
+"""
+
+import sys
+from pathlib import Path
+
+from espnet2.tasks.asr import ASRTask
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, read_token_list
+from espnet_speechllm_xl.trainer import Trainer, keep_settings
+
+SECTIONS = ("model_conf", "ctc_conf", "joint_net_conf", "preprocessor_conf")
+
+
+class MendedASRTask(ASRTask):
+    """ESPnet's task with our trainer."""
+
+    trainer = Trainer
+
+    @classmethod
+    def main_worker(cls, args):
+        """ESPnet's, but no resuming with other settings."""
+        if args.resume and not args.collect_stats:
+            keep_settings(Path(args.output_dir), training_settings(args))
+        super().main_worker(args)
+
+
+def training_settings(args):
+    """What the weights after an epoch depend on: ``{name: value}``, a section being one value."""
+    names = [*TRAINING_SETTINGS, *SECTIONS, "batch_type", "batch_size"]
+    for choices in ASRTask.class_choices_list:
+        names += [choices.name, f"{choices.name}_conf"]
+    settings = {name: getattr(args, name) for name in names}
+    return {**settings, "token_list": read_token_list(args.token_list)}
+
+
+if __name__ == "__main__":
+    try:
+        MendedASRTask.main()
+    except UserError as error:
+        sys.exit(f"asr_train: error: {error}")

@@ -1,0 +1,223 @@
+"""ESPnet's own tasks as baselines: the transducer loss they import, their decoding's output, all stages of a CTC."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training
+import yaml
+from slow import lattice_loss
+
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.kaldi import read_table, write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """local/espnet can be imported from."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "local/espnet"), *sys.path])
+    for name in ("warprnnt_pytorch", "asr_collect"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+# warprnnt_pytorch
+
+
+@pytest.fixture
+def lattice():
+    """Scores (2, 5, 4, 6), labels with padding that must not count, lengths, and the loss of each."""
+    joint = torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    labels, frames, counts = torch.tensor([[1, 4, 4], [5, 0, 0]]), torch.tensor([5, 3]), torch.tensor([3, 1])
+    losses = [
+        lattice_loss(joint[i, : frames[i], : counts[i] + 1].log_softmax(-1), labels[i, : counts[i]].tolist())
+        for i in range(2)
+    ]
+    return (joint, labels, frames, counts), losses
+
+
+def test_the_loss_is_that_of_the_lattice(lattice):
+    from warprnnt_pytorch import RNNTLoss
+
+    inputs, losses = lattice
+    assert RNNTLoss(reduction="none")(*inputs).tolist() == pytest.approx(losses, rel=1e-5)
+    assert float(RNNTLoss(reduction="sum")(*inputs)) == pytest.approx(sum(losses), rel=1e-5)
+    assert float(RNNTLoss(blank=0, fastemit_lambda=0.0)(*inputs)) == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_another_blank_is_another_order_of_the_classes(lattice):
+    from warprnnt_pytorch import RNNTLoss
+
+    (joint, labels, *lengths), losses = lattice
+    turned = joint.roll(-1, dims=-1)  # class k becomes k - 1, the blank the last
+    assert RNNTLoss(blank=5, reduction="none")(turned, labels - 1, *lengths).tolist() == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_differences(lattice):
+    from warprnnt_pytorch import RNNTLoss
+
+    (joint, *rest), _ = lattice
+    joint = joint.requires_grad_()
+    RNNTLoss()(joint, *rest).backward()
+    step = torch.zeros_like(joint)
+    step[0, 2, 1, 4] = 0.05
+    with torch.no_grad():
+        slope = (RNNTLoss()(joint + step, *rest) - RNNTLoss()(joint - step, *rest)) / 0.1
+    assert float(joint.grad[0, 2, 1, 4]) == pytest.approx(float(slope), abs=1e-3) and abs(float(slope)) > 0.01
+
+
+def test_half_precision_is_summed_in_float32(lattice):
+    from warprnnt_pytorch import RNNTLoss
+
+    (joint, *rest), _ = lattice
+    half = joint.bfloat16()
+    assert torch.equal(RNNTLoss()(half, *rest), RNNTLoss()(half.float(), *rest))
+
+
+def test_what_torchaudio_lacks_is_refused():
+    from warprnnt_pytorch import RNNTLoss
+
+    with pytest.raises(ValueError, match="fastemit_lambda 0.1: .* give 0"):
+        RNNTLoss(fastemit_lambda=0.1)
+
+
+# Joining what the jobs wrote
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """A set of three utterances, decoded by two jobs; one text is empty."""
+    write_table(tmp_path / "dump/wav.scp", {name: f"{name}.flac" for name in "abc"})
+    for job, texts, speed in (("1", {"c": "d a", "a": "b"}, (0.5, 32000)), ("2", {"b": ""}, (0.25, 16000))):
+        out = tmp_path / "parts" / job
+        for name in ("text", "token", "token_int", "score"):
+            write_table(
+                out / "1best_recog" / name, {key: text if name == "text" else name for key, text in texts.items()}
+            )
+        (out / "speed.json").write_text(json.dumps(dict(zip(("seconds", "samples"), speed, strict=True))))
+    (tmp_path / "parts/keys.1").write_text("c\na\n")
+    return tmp_path
+
+
+def test_jobs_are_joined(jobs, capsys):
+    import asr_collect
+
+    paths = [*("--parts", jobs / "parts"), *("--dump", jobs / "dump"), *("--out", jobs / "out")]
+    assert asr_collect.main([*map(str, paths), "--device", "cuda", "--config", "conf/decode_asr_x_beam.yaml"]) == 0
+    assert (jobs / "out/text").read_text() == "a b\nb\nc d a\n"
+    assert (jobs / "out/token_int").read_text() == "a token_int\nb token_int\nc token_int\n"
+    summary = json.loads((jobs / "out/decode.json").read_text())
+    settings = {"device": "cuda", "config": "decode_asr_x_beam.yaml"}
+    assert summary == {
+        "utterances": 3, "failed": 0, "audio_seconds": 3.0, "seconds": 0.75, "device": "cuda", "settings": settings,
+    }  # fmt: skip
+    assert capsys.readouterr().out.endswith("3 utterances decoded; RTF 0.250\n")
+
+
+def test_an_utterance_that_no_job_wrote_is_named(jobs):
+    import asr_collect
+
+    with open(jobs / "dump/wav.scp", "a", encoding="utf-8") as stream:
+        stream.write("d d.flac\n")
+    with pytest.raises(UserError, match="1 utterances were not decoded, first d$"):
+        asr_collect.collect(jobs / "parts", jobs / "dump", jobs / "out", {"device": "cpu"})
+    assert not (jobs / "out").exists()
+
+
+# All stages
+
+
+@pytest.fixture(scope="module")
+def recipe(toy_data, tmp_path_factory):
+    """A recipe's directory with a dump of two sets, and the options of its driver."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "dump").mkdir()
+    (folder / "dump/raw").symlink_to(toy_data.train.parent)
+    (folder / "conf/espnet").mkdir(parents=True)
+    (folder / "conf/espnet/decode_asr_ctc_greedy.yaml").write_text("beam_size: 1\nctc_weight: 1.0\nnum_workers: 0\n")
+    options = [
+        *("--train-set", "train", "--valid-set", "valid", "--test-sets", "", "--token-type", "char"),
+        "--nj",
+        "1",
+    ]
+    options += ["--dumpdir", "dump", "--asr-config", ROOT / "tests/conf/train_asr_ctc_micro.yaml"]
+    return folder, [*options, "--inference-configs", "decode_asr_ctc_greedy.yaml"]
+
+
+def test_all_stages(run_driver, recipe):
+    folder, options = recipe
+    done = run_driver("espnet_asr.sh", folder, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = folder / "exp/asr_ctc_micro"
+    pieces = (folder / "data/tokens_char100/tokens.txt").read_text().split()
+    assert (model / "tokens.txt").read_text().split() == ["<blank>", *pieces, "<sos/eos>"]
+    epochs = training.history(model)
+    assert len(epochs) == 3 and epochs[3]["train"]["loss"] < epochs[1]["train"]["loss"]
+    for line in ("epoch 3/3: train loss", "Total Number of model parameters:"):
+        assert line in done.stdout
+    out = model / "decode_greedy/valid"
+    assert read_table(out / "text").keys() == read_table(folder / "dump/raw/valid/text").keys()
+    summary = json.loads((out / "decode.json").read_text())
+    samples = sum(map(int, read_table(folder / "dump/raw/valid/utt2num_samples").values()))
+    assert summary["utterances"] == 4 and summary["audio_seconds"] == samples / training.RATE
+    assert 0 < summary["seconds"] < 60
+    assert all((out / f"score_{kind}/result.txt").is_file() for kind in ("wer", "cer", "ter"))
+    results = (folder / "RESULTS.md").read_text()
+    assert results.count("|decode_greedy/valid|4|") == 4  # three rates and the speed
+    assert "command: `espnet_asr.sh --train-set train" in results
+
+    text = (out / "text").stat().st_mtime_ns
+    again = run_driver("espnet_asr.sh", folder, *options, "--stage", "decode", "--stop-stage", "decode")
+    assert again.returncode == 0 and "was decoded before by the same weights" in again.stdout, again.stderr
+    assert (out / "text").stat().st_mtime_ns == text
+
+    other = run_driver("espnet_asr.sh", folder, *options, "--stage", "train", "--asr-args", "--seed 4 --max_epoch 9")
+    assert other.returncode != 0 and "was trained with another seed (was 3, is 4)" in other.stderr
+    assert len(training.history(model)) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--stage", "decode", "--tag", "none"], "exp/none holds no valid.*.ave.pth: run the train stage"),
+        (
+            ["--stage", "tokens", "--vocab-size", "7"],
+            "data/tokens_char7/tokenizer.model is not there: run the data stage",
+        ),
+        (["--token-type", "hf"], "give bpe, unigram or char"),
+        (["--asr-config", "nothing.yaml"], "no configuration nothing.yaml here"),
+        (["--train-config", "train_tiny.yaml"], "unknown option --train-config; ./run_espnet.sh --help lists them"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(run_driver, recipe, wrong, message):
+    folder, options = recipe
+    (folder / "data/tokens_char100").mkdir(parents=True, exist_ok=True)
+    (folder / "data/tokens_char100/tokenizer.model").touch()
+    done = run_driver("espnet_asr.sh", folder, *options, *wrong)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("corpus", ["an4", "mini_espeak"])
+@pytest.mark.parametrize("script", ["run.sh", "run_espnet.sh"])
+def test_recipes_give_options_that_the_driver_has(corpus, script):
+    # The recipe's own options are read before --help.
+    done = subprocess.run([ROOT / f"egs2/{corpus}/speechllm_xl1/{script}", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and f"usage: ./{script}" in done.stdout and "--train-set" in done.stdout, done.stderr
+
+
+def test_every_system_has_searches_and_both_recipes_have_every_system():
+    shared, own = ROOT / "conf/espnet", ROOT / "egs2/an4/speechllm_xl1/conf/espnet"
+    systems = {path.stem[: -len("_tiny")][len("train_") :] for path in shared.glob("train_*_tiny.yaml")}
+    assert systems == {path.stem[: -len("_an4")][len("train_") :] for path in own.glob("train_*_an4.yaml")}
+    assert len(systems) == 4
+    for system in systems:
+        assert list(shared.glob(f"decode_{system}_*.yaml")), system
+    for path in (*shared.glob("train_*.yaml"), *own.glob("train_*.yaml")):
+        # Averages of several criteria or sizes would leave it open which weights are decoded.
+        settings = yaml.safe_load(path.read_text())
+        assert len(settings["best_model_criterion"]) == 1 and isinstance(settings["keep_nbest_models"], int), path
+        assert settings["scheduler_conf"]["warmup_steps_list"][-1] >= 100 * settings["max_epoch"], path

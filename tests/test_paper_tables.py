@@ -1,0 +1,491 @@
+"""The paper's tables: the plan in conf/, the runs row by row, and TABLES.md from planted decodings."""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from espnet_speechllm_xl import metrics, paper, plots, tables
+from espnet_speechllm_xl.bin import paper_tables
+from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, from_dict
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.significance import Interval
+from espnet_speechllm_xl.tasks import TASKS, find_task
+
+ROOT = Path(__file__).resolve().parents[1]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+EMFORMER = {"encoder": "emformer", "encoder_conf": {"segment": 16, "left_context": 32, "right_context": 6}}
+PLAN = """
+corpora:
+  toy:
+    directory: {directory}
+    size: tiny
+    valid: dev
+    test: eval
+    tables: [I, III, IV, V]
+    options: [--nj, "3"]
+    aligner_args: --max_epoch 1
+    train_args: --max_epoch 2
+systems:
+  xl: {{script: run.sh, tag: "xl_{{size}}"}}
+  small: {{script: run.sh, tag: "xl_{{size}}_c16", train_args: --chunking_conf chunk=16}}
+  ctc: {{script: run_ctc.sh, tag: "ctc_{{size}}", options: [--train-config, "train_ctc_{{size}}.yaml"]}}
+tables:
+  I:
+    title: chunk size
+    plot: rows
+    axis: chunk size
+    sets: [valid, test]
+    reference: 1.28 s
+    rows:
+      - {{name: 1.28 s, system: xl, search: alsd, paper: [2.5/6.9, 2.7/6.7]}}
+      - {{name: 0.64 s, system: small, search: alsd}}
+  III:
+    title: alignment
+    plot: alignment
+    sets: [test]
+    reference: CTC
+    rows: [{{name: CTC, system: xl, search: alsd, aligned: aligner, paper_alignment: {{delay: -52, delta: 63}}}}]
+  IV:
+    title: length
+    plot: lengths
+    sets: [test, test_2x]
+    reference: XL
+    rows: [{{name: XL, system: xl, search: alsd}}]
+  V:
+    title: systems
+    plot: latency
+    sets: [test]
+    reference: XL
+    rows:
+      - {{name: XL, system: xl, search: greedy, paper_system: {{parameters: 199, look_ahead: 0.24, chunk: 1.28}}}}
+      - {{name: CTC, system: ctc, search: greedy, paper: [3.6/8.8]}}
+"""
+EPOCH = "{}epoch results: [train] loss=1.0, time=40 seconds, [valid] loss=1.0, time=10 seconds\n"
+
+# A recipe that "trains" two epochs at once, and decodes what is asked for; fail_TAG makes it stop in between.
+SCRIPT = """#!/usr/bin/env bash
+set -eu
+printf '%s\\n' "$0 $*" >>calls
+while [ $# -gt 0 ]; do
+  name=${1#--}; declare "${name//-/_}=$2"; shift 2
+done
+[ "$stop_stage" != align ] || exit 0
+model=$expdir/$tag
+mkdir -p "$model"
+echo 'max_epoch: 2' >"$model/config.yaml"
+cp log1 "$model/train.log"
+[ ! -e "fail_$tag" ] || exit 3
+cp log2 "$model/train.log"
+sets='dev eval'
+[ "$stop_stage" != longform ] || sets+=' eval_2x'
+for search in $searches; do
+  for set in $sets; do
+    out=$model/decode_$search/$set
+    mkdir -p "$out"
+    cp "dump/raw/$set/text" "$out/text"
+    echo '{"audio_seconds": 8, "seconds": 2, "failed": 0}' >"$out/decode.json"
+  done
+done
+"""
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe with fake scripts, a dump of 40 utterances of 10 words, of 20 speakers, and its plan."""
+    lines = [f"u{index:02d} {'a ' * 10}".rstrip() + "\n" for index in range(40)]
+    for name in ("dev", "eval", "eval_2x"):
+        write(tmp_path / "recipe/dump/raw" / name / "text", "".join(lines))
+        write(
+            tmp_path / "recipe/dump/raw" / name / "utt2spk",
+            "".join(f"u{index:02d} s{index % (20 if name != 'dev' else 2)}\n" for index in range(40)),
+        )
+    for name in ("run.sh", "run_ctc.sh"):
+        write(tmp_path / "recipe" / name, SCRIPT).chmod(0o755)
+    write(tmp_path / "recipe/log1", EPOCH.format(1))
+    write(tmp_path / "recipe/log2", EPOCH.format(1) + EPOCH.format(2))
+    write(tmp_path / "plan.yaml", PLAN.format(directory=tmp_path / "recipe"))
+    return tmp_path / "recipe"
+
+
+def command(recipe, *options):
+    return paper_tables.main(["--corpus", "toy", "--plan", str(recipe.parent / "plan.yaml"), *options])
+
+
+def plant(recipe, tag, search, dataset, wrong, config=None, epochs=2):
+    """A training whose decoding has ``wrong(utterance number)`` of the 10 words substituted."""
+    texts = [f"u{index:02d} " + " ".join(["b"] * wrong(index) + ["a"] * (10 - wrong(index))) for index in range(40)]
+    out = recipe / "exp" / tag / f"decode_{search}" / dataset
+    write(out / "text", "\n".join(texts) + "\n")
+    write(out / "decode.json", json.dumps({"audio_seconds": 100.0, "seconds": 5.0, "failed": 0}))
+    write(recipe / "exp" / tag / "config.yaml", yaml.safe_dump({"max_epoch": 2, **(config or EMFORMER)}))
+    write(recipe / "exp" / tag / "train.log", "".join(EPOCH.format(number + 1) for number in range(epochs)))
+
+
+def rows_of(text, title):
+    """``{first cell: other cells}`` of all tables below a heading of a Markdown text."""
+    part = text.split(f"## Table {title}:")[1].split("\n## ")[0]
+    cells = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
+    found = {}
+    for name, *others in cells:
+        found.setdefault(name, []).append(others)
+    return found
+
+
+# The plan of the repository
+
+
+@pytest.mark.parametrize("corpus", ["mini_espeak", "an4", "mboshi"])
+def test_plan_of_the_repository(corpus):
+    plan = paper.Plan(corpus)
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "egs2/TEMPLATE/speechllm_xl1").glob("*.sh")]
+    blocks = [block for text in scripts for block in re.findall(r"# options begin(.*?)# options end", text, re.S)]
+    known = {name for block in blocks for name in re.findall(r"^([a-z_]+)=", block, re.M)}
+    tags = [plan.model(system).name for system in plan.systems]
+    assert len(set(tags)) == len(tags)
+    for system, one in plan.systems.items():
+        options = {name.removeprefix("--").replace("-", "_") for name in plan.command(system)[1::2]}
+        assert options <= known or one.script == "run_espnet.sh", system  # that has a driver of its own
+        assert "{" not in " ".join(plan.command(system))
+        for name in re.findall(r"train_\w+\.yaml", " ".join(one.options)):
+            stock = name.startswith("train_asr_")
+            assert stock or any((folder / "conf" / name).is_file() for folder in (plan.directory, ROOT)), name
+    rows = [row for name in plan.corpus.tables for row in plan.tables[name].rows]
+    for row in rows:
+        assert (plan.directory / plan.systems[row.system].script).is_file(), row.system
+
+
+def test_systems_of_the_repository_are_what_their_rows_say():
+    plan = paper.Plan("mini_espeak")
+
+    def chunking(row):
+        text = plan.systems[row.system].train_args
+        values = {"segment": 32, "chunk": 32, "context": 4}  # of conf/train_tiny.yaml
+        values.update({name: yaml.safe_load(value) for name, value in re.findall(r"_conf (\w+)=(\S+)", text)})
+        return values
+
+    for row in plan.tables["I"].rows[2:]:
+        values = chunking(row)
+        assert values["chunk"] == values["segment"] == float(row.name.split()[0]) / 0.04
+        assert values["chunk"] * values["context"] == 5.12 / 0.04
+    for row in plan.tables["II"].rows:
+        seconds = None if row.name == "infinite" else float(row.name.split()[0])
+        assert chunking(row) == {"segment": 32, "chunk": 32, "context": seconds if seconds is None else seconds / 1.28}
+
+
+@pytest.mark.parametrize("corpus", ["mini_espeak", "an4"])
+def test_trainings_of_the_repository_take_their_options(corpus):
+    plan, tried = paper.Plan(corpus), 0
+    for system, one in plan.systems.items():
+        script = plan.directory / one.script
+        text = script.read_text(encoding="utf-8") if script.is_file() else ""
+        task = (re.findall(r"--system (\w+)", text) or ["speechllm_xl"])[-1]
+        if not text or task not in TASKS or "--train-args" not in plan.command(system):
+            continue
+        name = (re.findall(r"--train-config (\S+)", f"{text} {' '.join(one.options)}") or ["train_tiny.yaml"])[-1]
+        (config,) = [folder / "conf" / name for folder in (plan.directory, ROOT) if (folder / "conf" / name).is_file()]
+        options = plan.command(system, 3)
+        options = shlex.split(options[options.index("--train-args") + 1])
+        args = find_task(task).get_parser().parse_args(["--config", str(config), *options])
+        assert args.seed == 3
+        encoder = from_dict(EncoderConfig, args.encoder_conf)
+        if hasattr(args, "chunking_conf"):
+            from_dict(ChunkingConfig, args.chunking_conf).check_against(encoder)
+        assert len(args.scheduler_conf["warmup_steps_list"]) == len(args.scheduler_conf["warmup_lr_list"])
+        tried += 1
+    assert tried >= 7
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("reference: 1.28 s", "reference: 9 s", "table I has no row '9 s', its reference"),
+        ("name: 0.64 s", "name: 1.28 s", "two rows of the same name"),
+        ("plot: rows", "plot: pie", "plot 'pie' is unknown"),
+        ("paper: [3.6/8.8]", "paper: [3.6/8.8, 1/1]", "row CTC: paper wants one entry for each of"),
+        ("system: small", "system: large", "no 'large' in systems; there are: xl, small, ctc"),
+        ("search: greedy, paper:", "serach: greedy, paper:", "row CTC lacks search"),
+        ("script: run_ctc.sh", "script: run_ctc.sh, decode_option: [--searches]", "decode_option wants two"),
+        ("axis: chunk", "axes: chunk", "tables I has no setting 'axes'; did you mean 'axis'?"),
+        ("tables: [I, III, IV, V]", "tables: [VI]", "no 'VI' in tables; there are: I, III, IV, V"),
+        ("systems:\n", "sistems:\n", "has no section systems"),
+        ("corpora:", "corpora: [", "not readable YAML"),
+    ],
+)
+def test_mistakes_in_a_plan_are_named(recipe, capsys, old, new, message):
+    path = recipe.parent / "plan.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert command(recipe, "--list") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+# Running rows
+
+
+def test_runs_row_by_row_and_goes_on(recipe, capsys):
+    (recipe / "fail_xl_tiny_c16").touch()
+    assert command(recipe, "--list") == 0
+    assert capsys.readouterr().out.count("missing") == 6
+    assert command(recipe, "--", "--downloads", "D") == 1
+    printed = capsys.readouterr()
+    assert "small, seed 1 failed with status 3" in printed.err and printed.err.count("\n") == 1
+    calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
+    common = "--nj 3 --downloads D"
+    assert calls == [
+        f"./run.sh --stop-stage align --expdir exp --aligner-args --max_epoch 1 {common}",
+        "./run.sh --stage train --stop-stage longform --tag xl_tiny --expdir exp --searches alsd greedy "
+        f"--train-args --max_epoch 2 --seed 1 {common}",
+        "./run.sh --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp --searches alsd "
+        f"--train-args --max_epoch 2 --chunking_conf chunk=16 --seed 1 {common}",
+        "./run_ctc.sh --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
+        f"--train-args --max_epoch 2 --seed 1 --train-config train_ctc_tiny.yaml {common}",
+    ]
+    assert "# The paper's tables on toy" in (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert command(recipe, "--list") == 0
+    states = capsys.readouterr().out
+    assert re.search(r"I +0.64 s +small +alsd +exp/xl_tiny_c16 +training, epoch 1/2\n", states)
+    assert states.count("  decoded\n") == 5
+    # Only what is left.
+    (recipe / "fail_xl_tiny_c16").unlink()
+    assert command(recipe) == 0
+    again = (recipe / "calls").read_text(encoding="utf-8").splitlines()[len(calls) :]
+    assert [re.findall(r"--tag (\S+)", call) for call in again] == [[], ["xl_tiny_c16"]]
+    (recipe / "calls").unlink()
+    assert command(recipe) == 0
+    assert not (recipe / "calls").exists()
+
+
+def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
+    options = ("--table", "V", "--row", "CTC", "--seeds", "1 3")
+    assert command(recipe, *options, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "--tag ctc_tiny --expdir" in printed and "--tag ctc_tiny_s3 --expdir" in printed
+    assert "--seed 3" in printed and "xl_tiny" not in printed
+    assert not (recipe / "calls").exists() and not (recipe / "TABLES.md").exists()
+    assert command(recipe, *options) == 0
+    assert sorted(path.name for path in (recipe / "exp").iterdir()) == ["ctc_tiny", "ctc_tiny_s3"]
+    plan = paper.Plan("toy", recipe.parent / "plan.yaml")
+    assert plan.seeds("ctc") == [1, 3] and plan.seeds("xl") == []
+
+
+def test_scripts_with_other_names_for_their_options(recipe):
+    path = recipe.parent / "plan.yaml"
+    other = (
+        "script: run_asr.sh, stage: tokens, train_option: --asr-args, "
+        'decode_option: [--configs, "decode_{search}.yaml"]'
+    )
+    path.write_text(path.read_text(encoding="utf-8").replace("script: run_ctc.sh", other), encoding="utf-8")
+    found = paper.Plan("toy", path).command("ctc", 2)
+    assert found[:3] == ["./run_asr.sh", "--stage", "tokens"]
+    assert found[found.index("--configs") + 1] == "decode_greedy.yaml"
+    assert found[found.index("--asr-args") + 1] == "--max_epoch 2 --seed 2"
+    assert not {"--searches", "--train-args"} & set(found)
+
+
+def test_failures_of_the_runs_are_named(recipe, capsys):
+    (recipe / "run_ctc.sh").unlink()
+    assert command(recipe, "--table", "V") == 1
+    error = capsys.readouterr().err
+    assert "run_ctc.sh: No such file or directory" in error and error.count("\n") == 1
+    write(recipe / "run.sh", "#!/bin/sh\nexit 4\n")
+    assert command(recipe, "--row", "small") == 1
+    assert "data and alignments failed with status 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--table", "II"], "--table II: toy has the tables I, III, IV, V"),
+        (["--row", "2.56 s"], "--row '2.56 s' is none of them"),
+        (["--seeds", "one"], "--seeds 'one': give whole numbers"),
+        (["--seeds", "0"], "--seeds '0'"),
+        (["4"], "'4' is no option"),
+        (["--", "--train-args", "--seed 5"], "--train-args is set by the rows"),
+        (["--directory", "/none/there"], "/none/there does not exist"),
+    ],
+)
+def test_wrong_use(recipe, capsys, options, message):
+    assert command(recipe, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_shell_script(recipe):
+    script = [str(ROOT / "local/paper_tables.sh"), "--corpus", "an4", "--directory", str(recipe), "--table", "V"]
+    done = subprocess.run([*script, "--list"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert rows[0].split() == ["table", "row", "system", "search", "training", "state"]
+    assert len(rows) == 1 + len(paper.Plan("an4").tables["V"].rows)
+    assert all(row.endswith("missing") for row in rows[1:])
+    wrong = subprocess.run([*script, "--row", "none"], capture_output=True, text=True, timeout=60)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+# TABLES.md
+
+
+def test_tables(recipe, capsys):
+    config = {**EMFORMER, "chunking_conf": {"chunk": 32, "context": 4}}
+    for seed in ("", "_s2", "_s3"):
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index: index % 2, config)  # 5 %
+        # One error more in every utterance: 15 %.
+        plant(recipe, f"xl_tiny_c16{seed}", "alsd", "eval", lambda index: index % 2 + 1, config)
+    plant(recipe, "xl_tiny", "alsd", "dev", lambda index: 1, config)
+    plant(recipe, "xl_tiny", "greedy", "eval", lambda index: index % 2, config)
+    plant(recipe, "xl_tiny", "alsd", "eval_2x", lambda index: 2 * (index % 2), config)
+    plant(recipe, "ctc_tiny", "greedy", "eval", lambda index: 2 * (index % 2), epochs=1)
+    delays = {"delay_ms": -3.25, "delta_ms": 20.0, "words": 77}
+    write(recipe / "exp/aligner/aligned/eval/report/delay.json", json.dumps(delays))
+    (recipe / "exp/aligner/aligned/eval/report/delay.png").write_bytes(PNG + b"histogram")
+    assert command(recipe, "--report") == 0
+    assert capsys.readouterr().err == ""
+    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    first = rows_of(text, "I")
+    rates, sizes = first["1.28 s"]
+    assert rates[:3] == ["2.5/6.9", "10.0 [10.0, 10.0]", "2.7/6.7"]
+    assert rates[3] == "5.0 [3.0, 7.0]"  # half of 20 speakers at 0, half at 10: a standard error of 1.1
+    assert rates[4].startswith("seed 1: decoded; seed 2: epoch 2/2, decoded 1 of")
+    assert sizes[1:9] == ["0.64", "0.24", "1.28", "5.12", "1.52", "0.050", "2", "0:01:40"]
+    assert sizes[9] == "5.0 5.0 5.0"
+    ours, difference, _ = first["0.64 s"]
+    assert ours[:3] == ["-", "missing", "-"] and ours[3].startswith("15.0 [")
+    # Paired: the difference is the same in every utterance.
+    assert difference == ["missing", "**+10.0 [+10.0, +10.0]**"]
+    assert "Blocks of the intervals: dev 400 words in 40 utterances; eval 400 words in 20 speakers." in text
+    assert rows_of(text, "III")["CTC"][1] == ["-52", "-3.2", "63", "20.0", "77"]
+    assert (recipe / "images/paper_III.png").read_bytes() == PNG + b"histogram"
+    fourth = rows_of(text, "IV")
+    assert fourth["XL"][0][3].startswith("10.0 [")
+    assert "eval_2x 400 words in 40 utterances" in text  # joined from several speakers
+    fifth = rows_of(text, "V")
+    assert fifth["CTC"][0][0] == "3.6/8.8" and fifth["CTC"][0][2] == "epoch 1/2, decoded 1 of 1 sets"
+    assert fifth["CTC"][1][0].startswith("+5.0 [") and "**" not in fifth["CTC"][1][0]  # one seed is no finding
+    assert fifth["CTC"][2][1:6] == ["0.64", "0.24", "-", "-", "0.88"]
+    assert fifth["XL"][1][-3:] == ["199", "0.24", "1.28"]
+    for number in ("I", "IV", "V"):
+        assert (recipe / f"images/paper_{number}.png").read_bytes().startswith(PNG)
+        assert f"(images/paper_{number}.png)" in text
+
+
+def test_tables_of_nothing(recipe):
+    assert command(recipe, "--report") == 0
+    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert rows_of(text, "I")["1.28 s"][0] == ["2.5/6.9", "missing", "2.7/6.7", "missing", "missing"]
+    assert rows_of(text, "III")["CTC"][1] == ["-52", "missing", "63", "missing", "-"]
+    assert text.count("No plot yet") == 4
+    assert not (recipe / "images").exists()
+
+
+def test_what_cannot_be_read_is_named(recipe, capsys):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    with open(recipe / "exp/xl_tiny/decode_alsd/eval/text", "a", encoding="utf-8") as stream:
+        stream.write("u99 a\n")
+    plant(recipe, "ctc_tiny", "greedy", "eval", lambda index: 1)
+    write(recipe / "exp/ctc_tiny/config.yaml", "a: [")
+    write(recipe / "exp/xl_tiny/1epoch.pth", "no weights")
+    plant(recipe, "xl_tiny_c16", "alsd", "eval", lambda index: 1, {**EMFORMER, "chunking_conf": {"size": 32}})
+    write(recipe / "exp/aligner/aligned/eval/report/delay.json", "{")
+    assert command(recipe, "--report") == 1
+    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    errors = capsys.readouterr().err.splitlines()
+    for part in (
+        "u99 not in the references",
+        "ctc_tiny/config.yaml is not readable YAML",
+        "delay.json is not readable",
+    ):
+        assert sum(part in line for line in errors) == 1 and part in text.split("## Not read")[1]
+    assert sum("1epoch.pth does not load" in line for line in errors) == 1
+    assert sum("xl_tiny_c16: chunking_conf has no setting 'size'" in line for line in errors) == 1
+    assert rows_of(text, "I")["0.64 s"][0][3].startswith("10.0 [")  # the rest of it is there all the same
+    assert rows_of(text, "V")["CTC"][0][2] == "unreadable"
+
+
+def test_missing_hypotheses_are_counted(recipe):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 0)
+    path = recipe / "exp/xl_tiny/decode_alsd/eval/text"
+    path.write_text(path.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
+    command(recipe, "--report")
+    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert rows_of(text, "I")["1.28 s"][0][3].startswith("2.5 [")
+    assert "eval: 1 utterances without hypothesis count as deletions." in text
+
+
+def test_findings_want_three_seeds_and_seeds_apart():
+    clear, unclear = Interval(1.0, 0.5, 1.5), Interval(1.0, -0.1, 2.0)
+    low, high, between = {1: 4.0, 2: 4.2, 3: 4.1}, {1: 5.0, 2: 5.2, 3: 5.1}, {1: 5.0, 2: 5.1, 3: 4.15}
+    assert tables.is_finding(clear, high, low) and tables.is_finding(clear, low, high)
+    assert not tables.is_finding(unclear, high, low)
+    assert not tables.is_finding(clear, between, low)
+    assert not tables.is_finding(clear, {1: 5.0, 2: 5.1}, low)
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        (EMFORMER, (0.64, 0.24, None, None, 0.88)),
+        ({**EMFORMER, "chunking_conf": {"chunk": 6, "context": None, "delay": 12}}, (0.64, 0.24, 0.24, math.inf, 1.36)),
+        ({**EMFORMER, "chunking_conf": {"chunk": None, "context": None}}, (0.64, 0.24, math.inf, math.inf, math.inf)),
+        (
+            {"encoder": "contextual_block_conformer", "encoder_conf": {"look_ahead": 8}},
+            (0.64, 0.32, None, None, 0.96),
+        ),
+        ({"encoder": "vgg_rnn", "encoder_conf": {}}, (math.inf, 0, None, None, math.inf)),
+    ],
+)
+def test_timing(config, expected):
+    found = tables.timing(config)
+    values = (found.segment, found.look_ahead, found.chunk, found.context, found.latency)
+    assert values == tuple(value if value is None else pytest.approx(value) for value in expected)
+
+
+def test_parameters_are_those_of_the_model(tiny_tokens, tiny_model_dir, tmp_path):
+    from espnet_speechllm_xl.inference import load_model
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    extra = [
+        *tiny.conf("decoder_conf", [*tiny.DECODER, "tie_embeddings=true"]),
+        *tiny.conf("loss_conf", ["ctc_weight=1"]),
+    ]
+    tied = tiny.write_model(tmp_path / "tied", SpeechLLMXLTask, tiny_tokens, "valid.acc_text.ave.pth", extra)
+    for directory in (tiny_model_dir, tied):
+        model, _, _ = load_model(directory)
+        assert tables.count_parameters(directory) == sum(value.numel() for value in model.parameters())
+    assert tables.count_parameters(tmp_path) is None
+
+
+def test_plots(tmp_path):
+    value, bare = Interval(5.0, 4.0, 7.0), Interval(3.0, None, None)
+    series = {"dev": [value, None], "$t_est$": [bare, value]}
+    path = plots.plot_intervals(tmp_path / "a.png", ["0.32 s", "$\\infty$"], series, "chunk", "title $x", joined=True)
+    assert path.read_bytes().startswith(PNG)
+    points = [("LAS", math.inf, value), ("CTC", 1.52, bare), ("XL", 1.52, value)]
+    for name, chosen in (("b", points), ("c", points[:1]), ("d", points[1:])):
+        assert plots.plot_systems(tmp_path / f"{name}.png", chosen, "V").read_bytes().startswith(PNG)
+
+
+def test_counts_of_a_cell_are_those_of_metrics(recipe):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: index % 3)
+    results = tables.Results(paper.Plan("toy", recipe.parent / "plan.yaml"))
+    row = results.plan.tables["I"].row("1.28 s")
+    cell = results.cell(row, "test")
+    assert cell.rates == {1: metrics.percent(sum(index % 3 for index in range(40)), 400)}
+    assert results.cell(row, "test") is cell
+    with pytest.raises(UserError, match="is set by the rows"):
+        paper.check_extra(["--stop_stage", "align"])

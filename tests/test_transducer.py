@@ -1,0 +1,98 @@
+"""The transducer baseline: its loss against a slow lattice, its classes, a training, and what it refuses."""
+
+import pytest
+import tiny
+import torch
+import training
+from slow import lattice_loss
+
+from espnet_speechllm_xl.config import ConfigError, LossConfig
+
+SEARCHES = ("greedy", "default", "alsd")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_tokens):
+    """A transducer of random weights."""
+    from espnet_speechllm_xl.tasks import find_task
+
+    return tiny.write_model(
+        tmp_path_factory.mktemp("exp") / "transducer",
+        find_task("transducer"),
+        tiny_tokens,
+        "valid.loss.ave.pth",
+        [*tiny.conf("decoder_conf", ["hidden_size=12"]), *tiny.conf("joint_network_conf", ["joint_space_size=10"])],
+        change=lambda model: model.joint_network.lin_out.weight.mul_(8),
+    )
+
+
+@pytest.fixture(scope="module")
+def load(model_dir):
+    from espnet_speechllm_xl import Speech2Text
+
+    return lambda **settings: Speech2Text.from_pretrained(model_dir, **settings)
+
+
+def test_the_loss_is_that_of_the_lattice(load):
+    model = load().model
+    speech, lengths = torch.zeros(2, 16000), torch.tensor([16000, 9000])
+    for index, length in enumerate(lengths.tolist()):
+        speech[index, :length] = torch.as_tensor(tiny.speech(index, length))
+    text, text_lengths = torch.tensor([[5, 9, 9], [2, -1, -1]]), torch.tensor([3, 1])
+    loss, stats, weight = model(speech, lengths, text, text_lengths)
+    frames, counts = model.acoustic(speech, lengths)
+    wanted = []
+    for index, count in enumerate(counts.tolist()):
+        labels = [token + 1 for token in text[index, : text_lengths[index]].tolist()]
+        decoded = model.decoder(torch.tensor([[0, *labels]]))
+        joint = model.joint_network(frames[index, :count, None], decoded)
+        wanted.append(lattice_loss(joint.log_softmax(-1), labels))
+    assert float(loss) == pytest.approx(sum(wanted) / 2, rel=1e-5)
+    assert weight == 2 and set(stats) == {"loss", "loss_transducer"}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_batch_is_alone(load, search):
+    speech2text = load(search=search, beam_size=3, nbest=3)
+    recordings = [tiny.speech(1, 20000), tiny.speech(3, 300), tiny.speech(2, 31000)]
+    together = speech2text.transcribe_batch(recordings)
+    for nbest, recording in zip(together, recordings, strict=True):
+        alone = speech2text(recording)
+        assert [one.token_ids for one in alone] == [one.token_ids for one in nbest]
+        assert [one.score for one in alone] == pytest.approx([one.score for one in nbest], abs=1e-4)
+    assert together[0][0].text and together[1][0].text == "" and together[2][0].text
+    assert [len(nbest) for nbest in together] == ([1, 1, 1] if search == "greedy" else [3, 1, 3])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_class_k_is_the_tokenizers_k_minus_1(load, search):
+    speech2text = load(search=search, beam_size=2)
+    token = speech2text.tokenizer.pieces.index("▁a")
+    with torch.no_grad():
+        speech2text.model.joint_network.lin_out.weight.zero_()
+        speech2text.model.joint_network.lin_out.bias.zero_()
+        speech2text.model.joint_network.lin_out.bias[[0, token + 1]] = torch.tensor([3.0, 4.0])
+    (transcript,) = speech2text(tiny.speech(1, 6400))
+    assert set(transcript.token_ids) == {token} and set(transcript.text.split()) == {"a"}
+
+
+def test_training_lowers_the_loss_and_what_it_leaves_decodes(toy_data, toy_stats, tmp_path):
+    from espnet_speechllm_xl import Speech2Text
+
+    out = training.train("transducer", toy_data, tmp_path / "exp", toy_stats, max_epoch=4)
+    losses = [epoch["train"]["loss"] for _, epoch in sorted(training.history(out).items())]
+    assert losses[-1] < 0.7 * losses[0]
+    (out / "tokenizer.model").write_bytes(toy_data.tokenizer.read_bytes())
+    assert Speech2Text.from_pretrained(out)(tiny.speech(1, 16000))[0].words == ()
+
+
+def test_what_it_cannot_do(load, capsys, model_dir):
+    from espnet_speechllm_xl.bin import cli
+
+    with pytest.raises(ConfigError, match="run in float32 only"):
+        load(dtype="float64")(tiny.speech(1, 16000))
+    model = load().model
+    with pytest.raises(ConfigError, match="a transducer's loss is over paths"):
+        type(model)(model.acoustic, model.decoder, model.joint_network, LossConfig(label_smoothing=0.1))
+    assert cli.main(["transcribe", "no.wav", "--model", str(model_dir), "--format", "srt"]) == 2
+    assert "a model of task 'transducer' gives no word times: use text or json" in capsys.readouterr().err
