@@ -1,7 +1,7 @@
 """Audio to encoder frames: log-mel, global normalisation, SpecAugment, Emformer.
 
-The CTC aligner and the recogniser both hold an :class:`Acoustic` as ``acoustic``, so that the aligner's weights
-start the recogniser's with ``--init_param aligner.pth:acoustic:acoustic``.
+All models hold an :class:`Acoustic` as ``acoustic``, so that the aligner's weights start the others' with
+``--init_param aligner.pth:acoustic:acoustic``.
 
 Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``D`` encoder dimension.
 """
@@ -9,6 +9,7 @@ Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``
 from dataclasses import dataclass
 
 import torch
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 
 from espnet_speechllm_xl.emformer import EmformerEncoder, EncoderState
@@ -106,3 +107,12 @@ class Acoustic(nn.Module):
             for index, answer in zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True):
                 answers[index] = answer
         return answers
+
+
+class AcousticModel(AbsESPnetModel):
+    """Base of the ESPnet models: what has its :class:`Acoustic` as ``acoustic``."""
+
+    def collect_feats(self, speech, speech_lengths, **_):
+        """Features for ESPnet's statistics stage."""
+        features, counts = self.acoustic.features(speech, speech_lengths)
+        return {"feats": features, "feats_lengths": counts}

@@ -6,10 +6,10 @@ Classes are the tokenizer's ids 0 .. V-1, then the blank = V.
 import torch
 import torch.nn.functional as F
 from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 from torchaudio.functional import edit_distance
 
+from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.dropout import Dropout
 
 
@@ -45,7 +45,7 @@ def collapse(path, blank):
     return [token for token, before in zip(path, [blank, *path], strict=False) if token not in (blank, before)]
 
 
-class CTCModel(AbsESPnetModel):
+class CTCModel(AcousticModel):
     """Encoder and CTC head.
 
     Args:
@@ -80,8 +80,3 @@ class CTCModel(AbsESPnetModel):
             hypothesis = collapse(path[:count].tolist(), self.ctc.blank)
             errors += edit_distance(tokens[:length].tolist(), hypothesis)
         return torch.tensor(errors / max(1, int(text_lengths.sum())))
-
-    def collect_feats(self, speech, speech_lengths, **_):
-        """Features for ESPnet's statistics stage."""
-        features, counts = self.acoustic.features(speech, speech_lengths)
-        return {"feats": features, "feats_lengths": counts}

@@ -16,7 +16,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import conform, read_audio
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
@@ -56,12 +56,11 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
     path = directory / (weights or _default_weights(directory, task))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(read_weights(path), strict=True)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
-    except Exception as error:  # torch raises many kinds for a truncated or foreign file
-        reason = " ".join(str(error).split())[:200].strip() or type(error).__name__
+    except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
+        reason = " ".join(str(error).split())[:200].strip()
         raise ModelError(
             f"{path} does not load ({reason}): it is truncated or of another configuration; "
             f"copy it again, with its {CONFIG}, or train again"

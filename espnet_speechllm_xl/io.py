@@ -1,10 +1,31 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all; weights read whole or refused."""
 
 import contextlib
 import filecmp
 import os
 import tempfile
 from pathlib import Path
+
+from espnet_speechllm_xl.errors import UserError
+
+
+class DamagedWeights(UserError):
+    """A file holds no weights; the message is the reason."""
+
+
+def read_weights(path):
+    """The tensors of a state dict file, by name, on the CPU; raises FileNotFoundError or DamagedWeights."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises many kinds, none of its own, for a truncated or foreign file
+        raise DamagedWeights(" ".join(str(error).split())[:200].strip() or type(error).__name__) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DamagedWeights("it holds other things than tensors by name")
+    return state
 
 
 @contextlib.contextmanager

@@ -8,14 +8,14 @@ import abc
 import torch
 import torch.nn.functional as F
 from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 
+from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.ctc import CTCHead
 from espnet_speechllm_xl.sequence import IGNORE, build_sequence, gather_inputs
 
 
-class ChunkwiseModel(AbsESPnetModel, abc.ABC):
+class ChunkwiseModel(AcousticModel, abc.ABC):
     """Base: the cross-entropy of a decoder that writes the text of each chunk and then the end of the chunk.
 
     search.py and streaming.py decode any of these models.
@@ -77,11 +77,6 @@ class ChunkwiseModel(AbsESPnetModel, abc.ABC):
         if not self.training or not sizes:
             return self.chunking
         return self.chunking.resized(sizes[int(torch.randint(len(sizes), ()))])
-
-    def collect_feats(self, speech, speech_lengths, **_):
-        """Features for ESPnet's statistics stage."""
-        features, counts = self.acoustic.features(speech, speech_lengths)
-        return {"feats": features, "feats_lengths": counts}
 
 
 class SpeechLLMXL(ChunkwiseModel):

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import metrics, plots, report, significance, timeline
 from .config import ChunkingConfig, EncoderConfig, from_dict
 from .errors import UserError
-from .io import atomic_path, atomic_write
+from .io import DamagedWeights, atomic_path, atomic_write, read_weights
 from .paper import is_joined, read_config
 from .significance import Interval
 
@@ -153,14 +153,11 @@ def count_parameters(directory):
     if not found:
         return None
     try:
-        state = torch.load(found[0], map_location="cpu", weights_only=True)
-        trained = [value for name, value in state.items() if name.rpartition(".")[2] not in BUFFERS]
-        trained = [value for value in trained if value.is_floating_point()]
-    except Exception as error:  # torch raises many kinds for a truncated or foreign file
-        reason = " ".join(str(error).split())[:120].strip() or type(error).__name__
-        raise UserError(
-            f"{found[0]} does not load ({reason}): it is truncated; copy it again or train again"
-        ) from error
+        state = read_weights(found[0])
+    except DamagedWeights as error:
+        raise UserError(f"{found[0]} does not load ({error}): it is truncated; copy it again or train again") from error
+    trained = [value for name, value in state.items() if name.rpartition(".")[2] not in BUFFERS]
+    trained = [value for value in trained if value.is_floating_point()]
     matrices = {}
     for value in trained:
         alike = matrices.setdefault(tuple(value.shape), [])

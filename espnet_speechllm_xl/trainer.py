@@ -20,7 +20,7 @@ from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _
 from espnet2.train.reporter import aggregate
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path, atomic_write
+from espnet_speechllm_xl.io import DamagedWeights, atomic_path, atomic_write, read_weights
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
 
@@ -170,11 +170,11 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
     """
     path, source, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"init_param {path} does not exist: train that model first") from error
-    except Exception as error:  # torch raises many kinds for a truncated file
-        raise CheckpointError(f"init_param {path} does not load ({_first_line(error)}): train it again") from error
+    except DamagedWeights as error:
+        raise CheckpointError(f"init_param {path} does not load ({error}): train it again") from error
     prefix = f"{source}." if source else ""
     given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
     part = model.get_submodule(target)

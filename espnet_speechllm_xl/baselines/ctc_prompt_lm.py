@@ -39,10 +39,10 @@ from dataclasses import dataclass
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 
 from espnet_speechllm_xl import cache, timeline
+from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.baselines.ctc_prefix import BlockPrefix, fuse_end
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc import CTCHead
@@ -191,7 +191,7 @@ def _block_means(frames, members):
     return shares @ frames
 
 
-class CTCPromptLM(AbsESPnetModel):
+class CTCPromptLM(AcousticModel):
     """Encoder, prompts and LM.
 
     Args:
@@ -267,8 +267,3 @@ class CTCPromptLM(AbsESPnetModel):
         drawn = torch.rand(2, len(blocks), device=blocks.device)
         shorter = (1 + (drawn[0] * blocks).long()).minimum(blocks)
         return torch.where(drawn[1] < self.prompt_config.prefix_probability, shorter, blocks)
-
-    def collect_feats(self, speech, speech_lengths, **_):
-        """Features for ESPnet's statistics stage."""
-        features, counts = self.acoustic.features(speech, speech_lengths)
-        return {"feats": features, "feats_lengths": counts}

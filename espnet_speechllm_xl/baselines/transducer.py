@@ -6,10 +6,10 @@ Classes are ESPnet's: the blank = 0, then the tokenizer's ids + 1.
 import torch
 from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
 from espnet2.torch_utils.device_funcs import force_gatherable
-from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import rnnt_loss
 
+from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc import CTCHead
 from espnet_speechllm_xl.streaming import Transcript, checked_samples, distinct_texts
@@ -17,7 +17,7 @@ from espnet_speechllm_xl.streaming import Transcript, checked_samples, distinct_
 BLANK = 0
 
 
-class TransducerModel(AbsESPnetModel):
+class TransducerModel(AcousticModel):
     """Encoder, label decoder and joint network.
 
     Args:
@@ -62,11 +62,6 @@ class TransducerModel(AbsESPnetModel):
         lengths = (each.to(frames.device, torch.int32) for each in (counts, text_lengths))
         wide = torch.promote_types(joint.dtype, torch.float32)
         return rnnt_loss(joint.to(wide), (text + 1).int(), *lengths, blank=BLANK, reduction="mean")
-
-    def collect_feats(self, speech, speech_lengths, **_):
-        """Features for ESPnet's statistics stage."""
-        features, counts = self.acoustic.features(speech, speech_lengths)
-        return {"feats": features, "feats_lengths": counts}
 
 
 @torch.no_grad()

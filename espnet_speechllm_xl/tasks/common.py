@@ -1,5 +1,6 @@
 """What the tasks share: options, data, batches, the acoustic front of the model."""
 
+import abc
 import contextlib
 import dataclasses
 import io
@@ -47,13 +48,13 @@ class SpeechTask(abs_task.AbsTask):
     word_times = True  # whether decoding tells when a word was said
 
     @staticmethod
+    @abc.abstractmethod
     def transcribe(model, tokenizer, chunking, search, recordings):
         """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list.
 
         ``chunking`` is None for a model without chunks, ``search`` a
         :class:`~espnet_speechllm_xl.config.SearchConfig` whose method is one of the task's ``search_choices``.
         """
-        raise NotImplementedError
 
     @classmethod
     def add_task_arguments(cls, parser):
