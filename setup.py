@@ -15,7 +15,7 @@ setup(
         "torch>=2.11,<2.12",  # PyPI has no torchaudio after 2.11
         "torchaudio>=2.11,<2.12",
         "espnet==202511",
-        "transformers>=5.20,<6",  # 5.20 is the last one for Python 3.10
+        "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested
         "peft>=0.21,<1",
         "jiwer>=4.0,<5",
         "sentencepiece>=0.2.0,<0.3",

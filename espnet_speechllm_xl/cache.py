@@ -116,7 +116,7 @@ class Batch:
         numbers = [EVERY_CHUNK if context is None else context for context in self.contexts]
         return torch.tensor(numbers, device=self.chunk.device)[:, None, None]
 
-    def update(self, keys, values, layer, *_):
+    def update(self, keys, values, layer, *_, **__):
         """Store one layer's new keys and values (R, H, q, d); return all of that layer's (R, H, W + q, d)."""
         self.buffer[2 * layer, :, :, self.width :] = keys
         self.buffer[2 * layer + 1, :, :, self.width :] = values

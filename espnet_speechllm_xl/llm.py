@@ -45,6 +45,8 @@ class Decoder(nn.Module):
                 f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding; "
                 "the sliding window of SpeechLLM-XL needs one: choose a model of the Llama, Mistral or Qwen family"
             )
+        # transformers 5.24 renamed the argument.
+        self._past = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
         if self.config.lora_rank:
             self.lm = _with_lora(self.lm, self.config)
         if self.config.dropout:
@@ -74,8 +76,8 @@ class Decoder(nn.Module):
             inputs_embeds=inputs,
             attention_mask=mask,
             position_ids=position,
-            past_key_values=past,
             use_cache=past is not None,
+            **{self._past: past},
         )
         return output.last_hidden_state
 

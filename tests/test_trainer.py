@@ -259,6 +259,18 @@ def test_mixed_precision_is_accepted_without_gpu(toy_data, toy_stats, tmp_path):
     assert sorted(training.history(again)) == [1, 2]
 
 
+def test_matmul_precision(toy_data, toy_stats, tmp_path):
+    """``medium`` (the default) and ``highest`` train to nearly the same; the setting ends with the training."""
+    trained = {}
+    for name in ("highest", "medium"):
+        out = training.train("speechllm_xl", toy_data, tmp_path / name, toy_stats, max_epoch=1, matmul_precision=name)
+        trained[name] = training.history(out)[1]["train"]["loss"]
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert trained["medium"] == pytest.approx(trained["highest"], rel=0.02)
+    with pytest.raises(CheckpointError, match="another matmul_precision .was highest, is medium"):
+        training.train("speechllm_xl", toy_data, tmp_path / "highest", toy_stats, max_epoch=2)
+
+
 def test_progress_says_epoch_loss_and_time_left(toy_data, toy_stats, tmp_path, capsys):
     training.train("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
@@ -286,7 +298,7 @@ def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
     """Two gloo ranks on the CPU: the losses and weights of one process (no dropout, no masks)."""
     plain = {
         "encoder_conf": {"dropout": 0.0}, "specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0},
-        "batch_bins": 400, "max_epoch": 2, "optim": "sgd", "optim_conf": {"lr": 0.02},
+        "batch_bins": 400, "max_epoch": 2, "optim": "sgd", "optim_conf": {"lr": 0.02}, "matmul_precision": "highest",
     }  # fmt: skip  # 400: every batch has two members at least, so that both ways make the same batches
     if name == "ctc":
         plain["ctc_conf"] = {"dropout": 0.0}

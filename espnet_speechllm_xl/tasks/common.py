@@ -26,7 +26,7 @@ from espnet_speechllm_xl.config import (
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.text import load_tokenizer
-from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, replaced
+from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
 # ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
 TRAINING_SETTINGS = (
@@ -71,6 +71,13 @@ class SpeechTask(abs_task.AbsTask):
             help="global_mvn: mean and variance of the training set (utterance-wise cannot stream)",
         )
         group.add_argument("--stats_file", default=None, help="feats_stats.npz of the statistics stage")
+        group.add_argument(
+            "--matmul_precision",
+            default="medium",
+            choices=["highest", "high", "medium"],
+            help="Of float32 matrix products in training (torch.set_float32_matmul_precision): medium is the fastest "
+            "and allows bfloat16 or TF32 inside a product",
+        )
         for section, conf in cls.sections.items():
             default, text = dataclasses.asdict(conf()), conf.__doc__.split("\n")[0]
             group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
@@ -92,7 +99,8 @@ class SpeechTask(abs_task.AbsTask):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
         if args.resume and not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args))
-        with replaced(abs_task, "load_pretrained_model", load_part):
+        precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
+        with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
 
     @classmethod
@@ -103,7 +111,7 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def training_settings(cls, args):
         """What the weights after an epoch depend on, defaults filled in: ``{"encoder_conf dim": 144, ...}``."""
-        settings = {name: getattr(args, name) for name in TRAINING_SETTINGS}
+        settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
         settings["token_list"] = args.token_list
         if isinstance(args.token_list, str):
             settings["token_list"] = read_token_list(args.token_list)
