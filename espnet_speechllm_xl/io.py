@@ -3,6 +3,7 @@
 import contextlib
 import filecmp
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -59,3 +60,10 @@ def atomic_write(path, mode="w"):
     with atomic_path(path) as temporary:
         with open(temporary, mode, encoding=encoding) as stream:
             yield stream
+
+
+def copy_file(source, target):
+    """Copy a file; the copy appears whole."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return Path(target)

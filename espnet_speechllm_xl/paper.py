@@ -179,11 +179,14 @@ class Plan:
     def _tag(self, system, seed):
         return self.systems[system].tag + (f"_s{seed}" if seed != 1 else "")
 
-    def seeds(self, system):
-        """The seeds of which there is a training, in order."""
-        tag = self.systems[system].tag
-        found = [re.fullmatch(re.escape(tag) + r"(?:_s(\d+))?", path.name) for path in self.exp.glob(f"{tag}*/")]
-        return sorted(int(match[1] or 1) for match in found if match)
+    def trainings(self):
+        """Names of the directories in ``exp/``."""
+        return [path.name for path in self.exp.glob("*/")]
+
+    def seeds_in(self, system, names):
+        """The seeds of a system, in order, whose directories are among ``names``."""
+        form = re.compile(re.escape(self.systems[system].tag) + r"(?:_s(\d+))?")
+        return sorted({int(match[1] or 1) for match in map(form.fullmatch, names) if match})
 
     def decoded(self, system, search, dataset, seed=1):
         """The directory of a decoded set, or None where it is not there, or not whole."""

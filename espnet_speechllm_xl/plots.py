@@ -44,18 +44,45 @@ def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
         raise UserError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
     figure, panels = _figure(7, 3.4 * len(present), len(present), sharex=True)
     for panel, key in zip(panels, present, strict=True):
-        for part, colour in zip(("train", "valid"), COLOURS, strict=False):
-            values = [(epoch, epochs[epoch].get(part, {}).get(key, math.nan)) for epoch in sorted(epochs)]
-            points = [point for point in values if math.isfinite(point[1])]
-            if points:
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=part)
+        _draw_curves(panel, epochs, key)
         panel.set_ylabel(key)
-        panel.grid(alpha=0.3)
         panel.legend()
-        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("epoch")
     panels[0].set_title(title, parse_math=False)
     return _save(figure, path)
+
+
+def plot_learning_curves(trainings, path, columns=4):
+    """The losses of several trainings over their epochs, a small panel each.
+
+    ``trainings``: ``{name: epochs}``, epochs as in :func:`plot_learning_curve`.
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(trainings) / columns)
+    figure = Figure(figsize=(3.2 * columns, 2.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, (name, epochs) in zip(panels, trainings.items(), strict=False):
+        _draw_curves(panel, epochs, "loss")
+        panel.set_title(name, fontsize=7, parse_math=False)
+        panel.tick_params(labelsize=7)
+    for panel in panels[len(trainings) :]:
+        panel.set_axis_off()
+    panels[0].legend(fontsize=7)
+    figure.supxlabel("epoch", fontsize=8)
+    figure.supylabel("loss", fontsize=8)
+    return _save(figure, path)
+
+
+def _draw_curves(panel, epochs, key):
+    """Training and validation values of ``key`` over the epochs."""
+    for part, colour in zip(("train", "valid"), COLOURS, strict=False):
+        values = [(epoch, epochs[epoch].get(part, {}).get(key, math.nan)) for epoch in sorted(epochs)]
+        points = [point for point in values if math.isfinite(point[1])]
+        if points:
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=part)
+    panel.grid(alpha=0.3)
+    panel.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_delay_histogram(non_final, final, path, title="", limit=0.4):

@@ -232,7 +232,7 @@ def _git(*arguments):
 
 
 def environment(date=None):
-    """Lines for RESULTS.md: date, versions of Python and the libraries, commit of this package."""
+    """``{name: value}``: date, versions of Python and the libraries, commit of this package."""
 
     def version(name):
         try:
@@ -241,22 +241,23 @@ def environment(date=None):
             return "not installed"
 
     date = date or datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    lines = [f"- date: `{date}`", f"- python version: `{sys.version.split()[0]}`"]
+    found = {"date": date, "python version": sys.version.split()[0]}
     for label, name in (("espnet", "espnet"), ("pytorch", "torch"), ("transformers", "transformers")):
-        lines.append(f"- {label} version: `{version(name)}`")
+        found[f"{label} version"] = version(name)
     # A package inside some other repository's ignored folder (a venv) must not show that repository's commit.
     commit = _git("log", "-1", "--format=%H %ci") if _git("ls-files", Path(__file__).name) else None
-    made = ("RESULTS.md", "TABLES.md", "images/*.png")
+    made = ("RESULTS.md", "TABLES.md", "images/*.png", "records/*")
     others = (":/", *(f":(exclude,top,glob)**/{name}" for name in made))
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", *others))
     commit, _, when = (commit or "unknown").partition(" ")
-    lines.append(f"- git hash: `{commit}`" + (" and changes not committed" if changed and when else ""))
-    return lines + ([f"  - commit date: `{when}`"] if when else [])
+    found["git hash"] = commit + (" and changes not committed" if changed and when else "")
+    return {**found, "commit date": when} if when else found
 
 
 def made_lines(command=None, date=None):
     """The section that says where and how the figures of a report were made; ``command`` as it could be typed."""
-    return ["", "## Environments", "", *environment(date), *([f"- command: `{command}`"] if command else [])]
+    values = {**environment(date), **({"command": command} if command else {})}
+    return ["", "## Environments", "", *(f"- {name}: `{value}`" for name, value in values.items())]
 
 
 def score_table(rows):

@@ -60,40 +60,37 @@ class Interval:
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
-def blocks(trainings, speakers=None):
+def blocks(trainings, by_speaker=True):
     """:class:`Blocks` of one set.
 
     Args:
-        trainings: list of :class:`~espnet_speechllm_xl.metrics.ScoredSet` of the same references, one a training.
-        speakers: ``{utterance: speaker}``; None where an utterance has several speakers: blocks are utterances.
+        trainings: list of ``{utterance: (errors, words, speaker)}`` of the same references, one a training.
+        by_speaker: False where an utterance has several speakers: blocks are utterances.
 
     Raises:
-        UserError: the trainings were not scored on the same references, or an utterance has no speaker.
+        UserError: the trainings were not scored on the same references.
     """
-    first, *others = [item.utterances for item in trainings]
+    first, *others = trainings
     for other in others:
         differing = [name for name in {*first, *other} if _reference(first, name) != _reference(other, name)]
         if differing:
             raise UserError(
                 f"trainings to be averaged have other references in {some_names(sorted(differing))}: decode them again"
             )
-    speakers = speakers or dict.fromkeys(first, "")
-    absent = sorted(set(first) - set(speakers))
-    if absent:
-        raise UserError(f"utt2spk lacks {some_names(absent)} ({len(absent)} in all): add them")
-    unit = "speaker" if len({speakers[name] for name in first}) >= FEWEST_SPEAKERS else "utterance"
+    speakers = {speaker for _, _, speaker in first.values()} if by_speaker else ()
+    unit = "speaker" if len(speakers) >= FEWEST_SPEAKERS else "utterance"
     sums = {}
-    for name, item in first.items():
-        block = sums.setdefault(speakers[name] if unit == "speaker" else name, [0.0, 0])
-        block[0] += sum(scored.utterances[name].counts.errors for scored in trainings) / len(trainings)
-        block[1] += item.counts.words
+    for name, (_, words, speaker) in first.items():
+        block = sums.setdefault(speaker if unit == "speaker" else name, [0.0, 0])
+        block[0] += sum(training[name][0] for training in trainings) / len(trainings)
+        block[1] += words
     names = tuple(sorted(sums))
     errors, words = np.array([sums[name] for name in names], dtype=float).reshape(-1, 2).T
     return Blocks(unit, names, errors, words)
 
 
 def _reference(utterances, name):
-    return utterances[name].reference if name in utterances else None
+    return [*utterances[name]][1:] if name in utterances else None
 
 
 def error_rate(item):

@@ -5,24 +5,19 @@ that is not there yet is shown as missing.
 """
 
 import datetime
-import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import metrics, plots, report, significance, timeline
-from .config import ChunkingConfig, EncoderConfig, from_dict
+from . import plots, report, significance
 from .errors import UserError
-from .io import DamagedWeights, atomic_path, atomic_write, read_weights
-from .paper import is_joined, read_config
+from .io import atomic_write, copy_file
+from .paper import is_joined
+from .records import timing
 from .significance import Interval
 
 FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
 FEWEST_SEEDS = 3
-
-# Last parts of the names of tensors that are saved with the weights but not trained.
-BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
 
 INTRODUCTION = """
 The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
@@ -53,117 +48,54 @@ class Cell:
 
 
 class Results:
-    """What is in ``exp/`` for a :class:`~espnet_speechllm_xl.paper.Plan`; every set is scored once.
+    """The cells of a plan's tables, each made once.
 
-    ``problems`` are messages about sets and models that could not be read.
+    Args:
+        plan: :class:`~espnet_speechllm_xl.paper.Plan`.
+        records: :class:`~espnet_speechllm_xl.records.Records`.
+
+    ``problems`` are messages about sets that could not be compared.
     """
 
-    def __init__(self, plan):
-        self.plan = plan
+    def __init__(self, plan, records):
+        self.plan, self.records = plan, records
         self.problems = []
-        self._cells, self._models = {}, {}
+        self._cells = {}
 
     def cell(self, row, column):
         """The :class:`Cell` of a row and a column of its table, None where no seed is decoded or readable."""
         key = row.system, row.search, self.plan.corpus.set_name(column)
         if key not in self._cells:
             try:
-                self._cells[key] = self._scored(*key, by_utterance=is_joined(column))
-            except (UserError, OSError) as error:
+                self._cells[key] = self._averaged(*key, by_speaker=not is_joined(column))
+            except UserError as error:
                 self._cells[key] = None
-                self.problems.append(str(error))
+                self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def _scored(self, system, search, dataset, by_utterance):
-        trainings, infos, speakers = {}, [], None
-        for seed in self.plan.seeds(system):
-            directory = self.plan.decoded(system, search, dataset, seed)
-            if directory is not None:
-                *texts, speakers, info = report.read_decoded(directory, self.plan.dump)
-                sides = ({name: metrics.words(text) for name, text in side.items()} for side in texts)
-                trainings[seed] = metrics.score(*sides, f"{directory}: hypotheses")
-                infos.append(info)
-        if not trainings:
+    def _averaged(self, system, search, dataset, by_speaker):
+        found = {seed: record.decoded.get(f"{search}/{dataset}") for seed, record in self.trainings(system).items()}
+        found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
+        if not found:
             return None
-        blocks = significance.blocks([*trainings.values()], None if by_utterance else speakers)
-        rates = {seed: scored.total.error_rate for seed, scored in trainings.items()}
-        missing = sum(len(scored.missing) for scored in trainings.values())
+        if len({decoded.references for decoded in found.values()}) > 1:
+            raise UserError("its trainings were scored on different references: decode them again")
+        blocks = significance.blocks([decoded.utterances for decoded in found.values()], by_speaker)
+        rates = {seed: decoded.rate for seed, decoded in found.items()}
+        missing = sum(decoded.missing for decoded in found.values())
+        infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
 
+    def trainings(self, system):
+        """``{seed: Record}`` of a system."""
+        return {seed: self.records.get(system, seed) for seed in self.records.seeds(system)}
+
     def model(self, row):
-        """(:class:`Timing`, number of parameters) of a row's system, of its first seed that is readable, else Nones."""
-        if row.system not in self._models:
-            self._models[row.system] = self._read_model(row.system)
-        return self._models[row.system]
-
-    def _read_model(self, system):
-        for seed in self.plan.seeds(system):
-            directory = self.plan.model(system, seed)
-            try:
-                config = read_config(directory)
-                if config:
-                    return timing(config), count_parameters(directory)
-            except UserError as error:
-                self.problems.append(f"{directory.name}: {error}")
+        """(:class:`Timing`, number of parameters) of a row's system, of the first seed that has them, else Nones."""
+        for record in self.trainings(row.system).values():
+            if record.config:
+                return timing(record.config), record.parameters
         return None, None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a system waits for, in seconds; infinite: all audio; None: the system has no such thing."""
-
-    segment: float
-    look_ahead: float
-    chunk: float | None
-    context: float | None
-    latency: float
-
-
-def timing(config):
-    """:class:`Timing` of a ``config.yaml`` (dict), ours or stock ESPnet's."""
-    conf = config.get("encoder_conf") or {}
-    if config.get("encoder") == "emformer":
-        encoder = from_dict(EncoderConfig, conf, "encoder_conf")
-    elif str(config.get("encoder")).startswith("contextual_block_"):
-        # ESPnet's count frames behind their subsampling to 25 Hz; defaults of its ContextualBlock encoders.
-        size, hop, ahead = (conf.get(name, default) for name, default in
-                            (("block_size", 40), ("hop_size", 16), ("look_ahead", 16)))  # fmt: skip
-        encoder = EncoderConfig(segment=hop, left_context=size - hop - ahead, right_context=ahead)
-    else:
-        encoder = EncoderConfig(segment=None, left_context=0, right_context=0)
-    segment, ahead = timeline.chunk_seconds(encoder.segment), encoder.right_context * timeline.FRAME_SECONDS
-    if "chunking_conf" not in config:
-        # Without chunks a system waits for the encoder alone.
-        waiting = ChunkingConfig(chunk=encoder.segment)
-        return Timing(segment, ahead, None, None, timeline.latency_seconds(encoder, waiting))
-    chunking = from_dict(ChunkingConfig, config["chunking_conf"], "chunking_conf")
-    chunk, context = timeline.chunk_seconds(chunking.chunk), timeline.context_seconds(chunking)
-    return Timing(segment, ahead, chunk, context, timeline.latency_seconds(encoder, chunking))
-
-
-def count_parameters(directory):
-    """Number of trained values in the weights of an experiment directory; None where there are none.
-
-    Weights that two modules share count once: they are matrices that are equal in every value.  Raises UserError
-    for a file that does not load.
-    """
-    import torch
-
-    found = [path for path in sorted(Path(directory).glob("*.pth")) if path.name != "checkpoint.pth" and path.exists()]
-    if not found:
-        return None
-    try:
-        state = read_weights(found[0])
-    except DamagedWeights as error:
-        raise UserError(f"{found[0]} does not load ({error}): it is truncated; copy it again or train again") from error
-    trained = [value for name, value in state.items() if name.rpartition(".")[2] not in BUFFERS]
-    trained = [value for value in trained if value.is_floating_point()]
-    matrices = {}
-    for value in trained:
-        alike = matrices.setdefault(tuple(value.shape), [])
-        if value.dim() < 2 or not any(torch.equal(value, other) for other in alike):
-            alike.append(value)
-    return sum(value.numel() for alike in matrices.values() for value in alike)
 
 
 # Markdown
@@ -196,11 +128,11 @@ def rate_table(results, table):
 
 def _states(results, row):
     """``decoded``, or what is left to do for the trainings of a row."""
-    plan, texts = results.plan, []
-    for seed in plan.seeds(row.system) or [1]:
+    texts = []
+    for seed in results.records.seeds(row.system) or [1]:
         try:
-            texts.append((seed, str(plan.state(row.system, seed))))
-        except UserError:  # an unreadable config.yaml is named by Results.model
+            texts.append((seed, str(results.records.state(row.system, seed))))
+        except UserError:  # an unreadable config.yaml is named by Records.update
             texts.append((seed, "unreadable"))
     if len({text for _, text in texts}) == 1:
         return texts[0][1]
@@ -241,6 +173,10 @@ def _seconds(value):
     return f"{value:.2f}" if math.isfinite(value) else "all"
 
 
+def _time(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
 def _test_column(table):
     return next(column for column in table.sets if column.startswith("test"))
 
@@ -271,17 +207,17 @@ def _size_cells(results, row):
 
 def _run_cells(results, row, column):
     """RTF, epochs, training time (mean of the seeds), WER by seed."""
-    plan, cell = results.plan, results.cell(row, column)
+    cell = results.cell(row, column)
     factors = [report.real_time_factor(info) for info in cell.infos] if cell else []
     factors = [factor for factor in factors if factor is not None]
-    logs = [report.read_train_log(plan.model(row.system, seed)) for seed in plan.seeds(row.system)]
+    logs = [record.epochs for record in results.trainings(row.system).values()]
     summaries = [report.training_summary(log) for log in logs if log]
     epochs = sorted({str(summary[0]) for summary in summaries}, key=int)
     seconds = sum(summary[3] for summary in summaries) / len(summaries) if summaries else None
     return [
         f"{sum(factors) / len(factors):.3f}" if factors else "-",
         ", ".join(epochs) or "-",
-        "-" if seconds is None else str(datetime.timedelta(seconds=round(seconds))),
+        "-" if seconds is None else _time(seconds),
         " ".join(f"{rate:.1f}" for rate in cell.rates.values()) if cell else "-",
     ]
 
@@ -290,7 +226,7 @@ def alignment_table(results, table):
     """Paper Table III: word ends of the alignments against the reference, on the test set."""
     rows = []
     for row in (row for row in table.rows if row.aligned):
-        found, paper = _delays(results, row), row.paper_alignment or {}
+        (found, _), paper = results.records.delays(row.aligned), row.paper_alignment or {}
         cells = [row.name]
         for name in ("delay", "delta"):
             ours = found.get(f"{name}_ms")
@@ -301,19 +237,6 @@ def alignment_table(results, table):
     head = ["alignment", "paper, delay (ms)", "delay (ms)", "paper, delta (ms)", "delta (ms)", "words"]
     note = "delay: mean difference of word ends to the reference (negative: earlier); delta: mean absolute difference."
     return [*_markdown(head, rows), "", note]
-
-
-def _alignment_report(results, row):
-    return results.plan.exp / row.aligned / "aligned" / results.plan.corpus.test / "report"
-
-
-def _delays(results, row):
-    path = _alignment_report(results, row) / "delay.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        results.problems.append(f"{path} is not readable as JSON: run the align stage again")
-        return {}
 
 
 def _notes(results, table):
@@ -356,13 +279,8 @@ def _plot(results, table, path, title):
 
 
 def _copied_histogram(results, table, path):
-    for row in table.rows:
-        drawn = _alignment_report(results, row) / "delay.png" if row.aligned else None
-        if drawn and drawn.is_file():
-            with atomic_path(path) as temporary:
-                shutil.copyfile(drawn, temporary)
-            return path
-    return None
+    drawn = [results.records.delays(row.aligned)[1] for row in table.rows if row.aligned]
+    return next((copy_file(source, path) for source in drawn if source), None)
 
 
 def _table_lines(results, number, images):
@@ -379,25 +297,49 @@ def _table_lines(results, number, images):
     return lines + ["", f"![{title}]({images.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."]
 
 
-def write_tables(plan, out, command=None, date=None):
+def _training_lines(results, path):
+    """Every training: when it was made and from which commit, how it went; the learning curves in one figure."""
+    found = {}
+    for system in results.plan.systems:
+        for seed, record in results.trainings(system).items():
+            if record.epochs:
+                found[results.plan.model(system, seed).name] = record
+    if not found:
+        return []
+    rows = []
+    for name, record in found.items():
+        count, best, loss, seconds = report.training_summary(record.epochs)
+        day, commit = record.made.get("date", "-")[:10], record.made.get("git hash", "-")
+        loss = "-" if loss is None else f"{loss:.3f}"
+        rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
+    head = ["training", "day", "commit", "epochs", "best epoch", "valid loss", "training time"]
+    drawn = plots.plot_learning_curves({name: record.epochs for name, record in found.items()}, path)
+    lines = ["", "## Trainings", "", *_markdown(head, rows)]
+    return [*lines, "", f"![learning curves of all trainings]({path.parent.name}/{drawn.name})"]
+
+
+def write_tables(plan, records, out, command=None, date=None):
     """Write ``out`` (TABLES.md) and its plots, ``images/paper_<number>.png`` beside it.
 
     Args:
         plan: :class:`~espnet_speechllm_xl.paper.Plan`.
+        records: :class:`~espnet_speechllm_xl.records.Records`.
         out: file.
         command, date: how and when it was made (``report.made_lines``).
 
     Returns the messages about what could not be read; they stand at the end of ``out`` too.
     """
-    out, results = Path(out), Results(plan)
+    out, results = Path(out), Results(plan, records)
     introduction = INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
     lines = [f"# The paper's tables on {plan.name}", introduction.rstrip(), *report.made_lines(command, date)]
     for number in plan.tables:
         lines += _table_lines(results, number, out.parent / "images")
-    if results.problems:
-        lines += ["", "## Not read", "", *(f"- {problem}" for problem in results.problems)]
+    lines += _training_lines(results, out.parent / "images" / "paper_learning_curves.png")
+    problems = [*records.problems, *results.problems]
+    if problems:
+        lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]
     with atomic_write(out) as stream:
         stream.write("\n".join(lines) + "\n")
-    return results.problems
+    return problems

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import yaml
 
-from espnet_speechllm_xl import metrics, paper, plots, tables
+from espnet_speechllm_xl import metrics, paper, plots, records, tables
 from espnet_speechllm_xl.bin import paper_tables
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
@@ -279,9 +279,9 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     assert "--seed 3" in printed and "xl_tiny" not in printed
     assert not (recipe / "calls").exists() and not (recipe / "TABLES.md").exists()
     assert command(recipe, *options) == 0
-    assert sorted(path.name for path in (recipe / "exp").iterdir()) == ["ctc_tiny", "ctc_tiny_s3"]
+    assert sorted(path.name for path in (recipe / "exp").iterdir()) == ["ctc_tiny", "ctc_tiny_s3", "records"]
     plan = paper.Plan("toy", recipe.parent / "plan.yaml")
-    assert plan.seeds("ctc") == [1, 3] and plan.seeds("xl") == []
+    assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
 
 
 def test_scripts_with_other_names_for_their_options(recipe):
@@ -393,6 +393,60 @@ def test_tables_of_nothing(recipe):
     assert not (recipe / "images").exists()
 
 
+def test_records_outlive_the_trainings(recipe, capsys):
+    """Rows from two machines: the first one's are there as records only, and nothing of them is trained again."""
+    config = {**EMFORMER, "chunking_conf": {"chunk": 32, "context": 4}}
+    for tag, wrong in (("xl_tiny", 1), ("xl_tiny_c16", 2)):
+        for dataset in ("dev", "eval", "eval_2x"):
+            plant(recipe, tag, "alsd", dataset, lambda index, wrong=wrong: wrong, config)
+    plant(recipe, "xl_tiny", "greedy", "eval", lambda index: 1, config)
+    delays = recipe / "exp/aligner/aligned/eval/report"
+    write(delays / "delay.json", json.dumps({"delay_ms": 1.0, "delta_ms": 2.0, "words": 3}))
+    (delays / "delay.png").write_bytes(PNG)
+    assert command(recipe, "--records", "kept", "--report") == 0
+    before = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    (recipe / "exp").rename(recipe.parent / "gone")
+    assert command(recipe, "--records", "kept", "--report") == 0
+    after = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert [line for line in after.splitlines() if not line.startswith("- date")] == [
+        line for line in before.splitlines() if not line.startswith("- date")
+    ]
+    assert rows_of(after, "I")["0.64 s"][0] == [
+        "-", "20.0 [20.0, 20.0]", "-", "20.0 [20.0, 20.0]", "decoded",
+    ]  # fmt: skip
+    assert re.search(r"\|xl_tiny_c16\|20\d\d-\d\d-\d\d\|\w{7,10}\|2/2\|1\|1.000\|0:01:40\|", after)
+    assert command(recipe, "--records", "kept") == 0
+    calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
+    assert [re.findall(r"--tag (\S+)", call) for call in calls] == [[], ["ctc_tiny"]]
+    capsys.readouterr()
+    assert command(recipe, "--records", "kept", "--list") == 0
+    assert capsys.readouterr().out.count("  decoded\n") == 6
+    # Without them, all is to be made.
+    assert command(recipe, "--list") == 0
+    assert capsys.readouterr().out.count("missing") == 5
+
+
+def test_a_set_is_scored_anew_when_it_was_decoded_anew(recipe, monkeypatch):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    kept = recipe / "exp/records/xl_tiny.json"
+    first = kept.read_bytes()
+    monkeypatch.setattr(metrics, "score", None)
+    assert command(recipe, "--report") == 0
+    assert kept.read_bytes() == first
+    monkeypatch.undo()
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 2)
+    write(recipe / "exp/xl_tiny/decode_alsd/eval/decode.json", '{"audio_seconds": 100.0, "seconds": 6.0}')
+    assert command(recipe, "--report") == 0
+    assert records.read_record(kept).decoded["alsd/eval"].rate == 20.0
+
+
+def test_a_damaged_record_is_named(recipe, capsys):
+    write(recipe / "exp/records/ctc_tiny.json", "{")
+    assert command(recipe, "--report") == 1
+    assert "ctc_tiny.json is no record of a training" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_is_named(recipe, capsys):
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
     with open(recipe / "exp/xl_tiny/decode_alsd/eval/text", "a", encoding="utf-8") as stream:
@@ -450,7 +504,7 @@ def test_findings_want_three_seeds_and_seeds_apart():
     ],
 )
 def test_timing(config, expected):
-    found = tables.timing(config)
+    found = records.timing(config)
     values = (found.segment, found.look_ahead, found.chunk, found.context, found.latency)
     assert values == tuple(value if value is None else pytest.approx(value) for value in expected)
 
@@ -466,8 +520,8 @@ def test_parameters_are_those_of_the_model(tiny_tokens, tiny_model_dir, tmp_path
     tied = tiny.write_model(tmp_path / "tied", SpeechLLMXLTask, tiny_tokens, "valid.acc_text.ave.pth", extra)
     for directory in (tiny_model_dir, tied):
         model, _, _ = load_model(directory)
-        assert tables.count_parameters(directory) == sum(value.numel() for value in model.parameters())
-    assert tables.count_parameters(tmp_path) is None
+        assert records.count_parameters(directory) == sum(value.numel() for value in model.parameters())
+    assert records.count_parameters(tmp_path) is None
 
 
 def test_plots(tmp_path):
@@ -482,7 +536,10 @@ def test_plots(tmp_path):
 
 def test_counts_of_a_cell_are_those_of_metrics(recipe):
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: index % 3)
-    results = tables.Results(paper.Plan("toy", recipe.parent / "plan.yaml"))
+    plan = paper.Plan("toy", recipe.parent / "plan.yaml")
+    kept = records.Records(plan, recipe / "records")
+    kept.update("xl", 1)
+    results = tables.Results(plan, kept)
     row = results.plan.tables["I"].row("1.28 s")
     cell = results.cell(row, "test")
     assert cell.rates == {1: metrics.percent(sum(index % 3 for index in range(40)), 400)}

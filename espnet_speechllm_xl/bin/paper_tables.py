@@ -30,6 +30,12 @@ def get_parser():
     parser.add_argument("--plan", metavar="YAML", help="of the tables (default: conf/paper_tables.yaml)")
     parser.add_argument("--directory", metavar="DIR", help="of the recipe (default: that of the corpus)")
     parser.add_argument("--exp", metavar="DIR", help="of the models, in the recipe (default: that of the corpus)")
+    parser.add_argument(
+        "--records",
+        metavar="DIR",
+        help="where the figures of each training are kept, in the recipe (default: records/ beside the models); what "
+        "is recorded there is not trained again",
+    )
     parser.add_argument("--out", metavar="FILE", help="default: TABLES.md in the recipe")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
     return parser
@@ -48,23 +54,28 @@ def main(argv=None):
 
 def _main(args, command):
     from espnet_speechllm_xl import paper
+    from espnet_speechllm_xl.records import Records
 
     paper.check_extra(args.options)
     plan = paper.Plan(args.corpus, args.plan or paper.PLAN, args.directory, args.exp)
+    records = Records(plan, plan.directory / args.records if args.records else plan.exp / "records")
     todo = [(system, seed) for system in select(plan, args.table, args.row) for seed in _seeds(args.seeds)]
     if args.list:
-        print("\n".join(listing(plan, args.table, todo)))
+        print("\n".join(listing(records, args.table, todo)))
         return 0
-    failed = [] if args.report else run(plan, todo, args.options, args.dry_run)
+    failed = [] if args.report else run(records, todo, args.options, args.dry_run)
     if args.dry_run:
         return 0
-    return _report(plan, Path(args.out or plan.directory / "TABLES.md"), command, failed)
+    return _report(records, Path(args.out or plan.directory / "TABLES.md"), command, failed)
 
 
-def _report(plan, out, command, failed):
+def _report(records, out, command, failed):
     from espnet_speechllm_xl.tables import write_tables
 
-    problems = write_tables(plan, out, command)
+    for system in records.plan.systems:
+        for seed in records.seeds(system):
+            records.update(system, seed)
+    problems = write_tables(records.plan, records, out, command)
     print(f"written: {out}")
     for message in [*failed, *problems]:
         print(f"{PROGRAM}: {message}", file=sys.stderr)
@@ -98,27 +109,27 @@ def select(plan, tables=None, rows=None):
     return list(dict.fromkeys(wanted))
 
 
-def listing(plan, tables, todo):
+def listing(records, tables, todo):
     """Lines: table, row, system, search, directory of the training, state; for each of the (system, seed) pairs."""
-    lines = [("table", "row", "system", "search", "training", "state")]
+    plan, lines = records.plan, [("table", "row", "system", "search", "training", "state")]
     for number, table in plan.tables.items():
         for row in table.rows if number in (tables or plan.tables) else ():
             for system, seed in todo:
                 if system == row.system:
                     training = f"{plan.expdir}/{plan.model(system, seed).name}"
-                    lines.append((number, row.name, system, row.search, training, str(plan.state(system, seed))))
+                    lines.append((number, row.name, system, row.search, training, str(records.state(system, seed))))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def run(plan, todo, extra=(), dry_run=False):
-    """Train and decode the (system, seed) pairs that are not done, one after the other.
+def run(records, todo, extra=(), dry_run=False):
+    """Train and decode the (system, seed) pairs that are not done, one after the other, and record them.
 
     Returns a message for each that failed; the others are not stopped by it.
     """
-    left = []
+    plan, left = records.plan, []
     for system, seed in todo:
-        state = plan.state(system, seed)
+        state = records.state(system, seed)
         print(f"{system}, seed {seed}: {state}", flush=True)
         if not state.done:
             left.append((system, seed))
@@ -129,8 +140,12 @@ def run(plan, todo, extra=(), dry_run=False):
     message = _call(plan, "data and alignments", plan.preparation(extra), dry_run)
     if message:
         return [f"{message}; the rows need it"]
-    calls = [(f"{system}, seed {seed}", plan.command(system, seed, extra)) for system, seed in left]
-    return [message for message in (_call(plan, *call, dry_run) for call in calls) if message]
+    failed = []
+    for system, seed in left:
+        failed.append(_call(plan, f"{system}, seed {seed}", plan.command(system, seed, extra), dry_run))
+        if not dry_run:
+            records.update(system, seed)
+    return [message for message in failed if message]
 
 
 def _call(plan, name, command, dry_run):

@@ -1,0 +1,255 @@
+"""What stays of the trainings of the paper's tables when their directories are gone: one JSON file a training.
+
+A record holds what ``TABLES.md`` shows of a training: its latency and size, its learning curve, the errors of every
+utterance of the sets it decoded, and where and when that was made.  Records can be committed, so that rows which were
+trained on other days or machines stand in one table and are compared utterance by utterance.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from . import metrics, report, timeline
+from .config import ChunkingConfig, EncoderConfig, from_dict
+from .errors import UserError
+from .io import DamagedWeights, atomic_write, copy_file, read_weights
+from .paper import State, read_config
+
+# Last parts of the names of tensors that are saved with the weights but not trained.
+BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """A decoded set: what it counted, and how fast it was."""
+
+    references: str  # digest of the reference texts
+    utterances: dict  # {utterance: [errors, words, speaker]}
+    missing: int  # utterances without hypothesis, whose words count as deletions
+    info: dict  # decode.json
+
+    @property
+    def rate(self):
+        """WER in percent."""
+        errors, words, _ = zip(*self.utterances.values(), strict=True) if self.utterances else ((), (), ())
+        return metrics.percent(sum(errors), sum(words))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training and its decodings."""
+
+    made: dict = field(default_factory=dict)  # report.environment(), when it was last added to
+    config: dict = field(default_factory=dict)  # the parts of config.yaml that say what a system waits for
+    max_epoch: int | None = None
+    parameters: int | None = None
+    epochs: dict = field(default_factory=dict)  # report.read_train_log
+    decoded: dict = field(default_factory=dict)  # {"<search>/<set>": DecodedSet}
+
+
+class Records:
+    """The records of a plan's trainings, in a directory; a training in ``exp/`` comes before its record.
+
+    Args:
+        plan: :class:`~espnet_speechllm_xl.paper.Plan`.
+        directory: of the records.
+
+    ``problems`` are messages about what could not be read.
+    """
+
+    def __init__(self, plan, directory):
+        self.plan, self.directory = plan, Path(directory)
+        self.problems = []
+        self._kept, self._delays = {}, {}
+
+    def path(self, system, seed):
+        """File of a training's record."""
+        return self.directory / f"{self.plan.model(system, seed).name}.json"
+
+    def seeds(self, system):
+        """The seeds of which there is a training or a record, in order."""
+        names = [path.stem for path in self.directory.glob("*.json")]
+        return self.plan.seeds_in(system, [*names, *self.plan.trainings()])
+
+    def get(self, system, seed):
+        """The :class:`Record` as it was last written, or an empty one."""
+        key = system, seed
+        if key not in self._kept:
+            try:
+                self._kept[key] = read_record(self.path(*key))
+            except UserError as error:
+                self.problems.append(str(error))
+                self._kept[key] = Record()
+        return self._kept[key]
+
+    def state(self, system, seed=1):
+        """How far a training is: of ``exp/``, or of its record where that is all there is.
+
+        Raises UserError when its config.yaml cannot be read.
+        """
+        if self.plan.model(system, seed).is_dir():
+            return self.plan.state(system, seed)
+        record, wanted = self.get(system, seed), self.plan.decodings(system)
+        decoded = sum("/".join(pair) in record.decoded for pair in wanted)
+        return State(len(record.epochs), record.max_epoch, decoded, len(wanted))
+
+    def update(self, system, seed):
+        """Write the record of a training that is in ``exp/``; what is not there is kept from the record before."""
+        directory, old = self.plan.model(system, seed), self.get(system, seed)
+        if not directory.is_dir():
+            return
+        record, config = old, None
+        try:
+            config = read_config(directory)
+            if config:
+                record = replace(record, **_described(config, directory))
+        except UserError as error:
+            self.problems.append(f"{directory.name}: {error}")
+        decoded = dict(old.decoded)
+        for search, dataset in self.plan.decodings(system):
+            found = self._decoded(system, seed, search, dataset)
+            if found is not None:
+                decoded[f"{search}/{dataset}"] = found
+        record = replace(record, decoded=decoded, epochs=report.read_train_log(directory) or old.epochs)
+        if record != old and (record.epochs or decoded):
+            self._kept[system, seed] = record = replace(record, made=report.environment())
+            write_record(self.path(system, seed), record)
+
+    def _decoded(self, system, seed, search, dataset):
+        """The :class:`DecodedSet` in ``exp/``, scored anew only when it was decoded anew; None where there is none."""
+        directory = self.plan.decoded(system, search, dataset, seed)
+        if directory is None:
+            return None
+        try:
+            references, hypotheses, speakers, info = report.read_decoded(directory, self.plan.dump)
+            before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(references)
+            if before is not None and before.info == info and before.references == digest:
+                return before
+            return _scored(references, hypotheses, speakers, info, digest, directory)
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+            return None
+
+    def delays(self, aligned):
+        """``(contents of delay.json, histogram or None)`` of the alignment in ``exp/<aligned>``, or of its record."""
+        if aligned not in self._delays:
+            self._delays[aligned] = self._read_delays(aligned)
+        return self._delays[aligned]
+
+    def _read_delays(self, aligned):
+        figures, histogram = (self.directory / f"{aligned}_{name}" for name in ("delay.json", "delay.png"))
+        made = self.plan.exp / aligned / "aligned" / self.plan.corpus.test / "report"
+        for source, kept in ((made / "delay.json", figures), (made / "delay.png", histogram)):
+            if source.is_file():
+                copy_file(source, kept)
+        try:
+            found = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
+        except ValueError:
+            self.problems.append(f"{figures} is not readable as JSON: run the align stage again")
+            found = {}
+        return found, histogram if histogram.is_file() else None
+
+
+def read_record(path):
+    """The :class:`Record` in a file, an empty one where there is no file; raises UserError for a damaged one."""
+    if not Path(path).is_file():
+        return Record()
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values["epochs"] = {int(epoch): parts for epoch, parts in values["epochs"].items()}
+        values["decoded"] = {name: DecodedSet(**one) for name, one in values["decoded"].items()}
+        return Record(**values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no record of a training ({error}): remove it, or restore it") from error
+
+
+def write_record(path, record):
+    """Write a :class:`Record` as JSON, an utterance a line."""
+    text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
+    with atomic_write(path) as stream:
+        stream.write(text.replace("],", "],\n") + "\n")
+
+
+def _digest(references):
+    lines = "\n".join(f"{name} {references[name]}" for name in sorted(references))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _scored(references, hypotheses, speakers, info, digest, directory):
+    sides = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
+    scored = metrics.score(*sides, f"{directory}: hypotheses")
+    absent = sorted(set(references) - set(speakers))
+    if absent:
+        raise UserError(f"{directory}: utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
+    utterances = {
+        name: [item.counts.errors, item.counts.words, speakers[name]] for name, item in scored.utterances.items()
+    }
+    return DecodedSet(digest, utterances, len(scored.missing), info)
+
+
+def _described(config, directory):
+    """The fields of a record that ``config.yaml`` and the weights tell; raises UserError."""
+    parts = {name: config[name] for name in ("encoder", "encoder_conf", "chunking_conf") if name in config}
+    timing(parts)
+    found = {"config": parts, "max_epoch": config.get("max_epoch")}
+    count = count_parameters(directory)
+    return found if count is None else {**found, "parameters": count}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a system waits for, in seconds; infinite: all audio; None: the system has no such thing."""
+
+    segment: float
+    look_ahead: float
+    chunk: float | None
+    context: float | None
+    latency: float
+
+
+def timing(config):
+    """:class:`Timing` of a ``config.yaml`` (dict), ours or stock ESPnet's."""
+    conf = config.get("encoder_conf") or {}
+    if config.get("encoder") == "emformer":
+        encoder = from_dict(EncoderConfig, conf, "encoder_conf")
+    elif str(config.get("encoder")).startswith("contextual_block_"):
+        # ESPnet's count frames behind their subsampling to 25 Hz; defaults of its ContextualBlock encoders.
+        size, hop, ahead = (conf.get(name, default) for name, default in
+                            (("block_size", 40), ("hop_size", 16), ("look_ahead", 16)))  # fmt: skip
+        encoder = EncoderConfig(segment=hop, left_context=size - hop - ahead, right_context=ahead)
+    else:
+        encoder = EncoderConfig(segment=None, left_context=0, right_context=0)
+    segment, ahead = timeline.chunk_seconds(encoder.segment), encoder.right_context * timeline.FRAME_SECONDS
+    if "chunking_conf" not in config:
+        # Without chunks a system waits for the encoder alone.
+        waiting = ChunkingConfig(chunk=encoder.segment)
+        return Timing(segment, ahead, None, None, timeline.latency_seconds(encoder, waiting))
+    chunking = from_dict(ChunkingConfig, config["chunking_conf"], "chunking_conf")
+    chunk, context = timeline.chunk_seconds(chunking.chunk), timeline.context_seconds(chunking)
+    return Timing(segment, ahead, chunk, context, timeline.latency_seconds(encoder, chunking))
+
+
+def count_parameters(directory):
+    """Number of trained values in the weights of an experiment directory; None where there are none.
+
+    Weights that two modules share count once: they are matrices that are equal in every value.  Raises UserError
+    for a file that does not load.
+    """
+    import torch
+
+    found = [path for path in sorted(Path(directory).glob("*.pth")) if path.name != "checkpoint.pth" and path.exists()]
+    if not found:
+        return None
+    try:
+        state = read_weights(found[0])
+    except DamagedWeights as error:
+        raise UserError(f"{found[0]} does not load ({error}): it is truncated; copy it again or train again") from error
+    trained = [value for name, value in state.items() if name.rpartition(".")[2] not in BUFFERS]
+    trained = [value for value in trained if value.is_floating_point()]
+    matrices = {}
+    for value in trained:
+        alike = matrices.setdefault(tuple(value.shape), [])
+        if value.dim() < 2 or not any(torch.equal(value, other) for other in alike):
+            alike.append(value)
+    return sum(value.numel() for alike in matrices.values() for value in alike)
