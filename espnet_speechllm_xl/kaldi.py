@@ -172,6 +172,13 @@ def _segment(path, utterance, value):
         ) from None
 
 
+def _without_file(path, tables):
+    if "segments" in tables:
+        return [Problem(str(path / "segments"), "utterances are parts of recordings", 1, "")]
+    absent = [f"'{name}': {entry}" for name, entry in tables["wav.scp"].items() if not Path(entry).is_file()]
+    return [Problem(str(path / "wav.scp"), "entry is no file", len(absent), absent[0])] if absent else []
+
+
 def _optional(path):
     return read_table(path) if path.exists() else None
 
@@ -252,10 +259,11 @@ def _mismatches(path, tables):
     return problems
 
 
-def check_dir(path, need_text=True):
+def check_dir(path, need_text=True, need_files=False):
     """Every defect of a data directory, as a list of :class:`Problem`; [] for a good one.
 
     ``need_text`` False allows a directory without ``text`` and empty texts (test sets without reference).
+    ``need_files``: every utterance is to be a file of its own, no command, archive offset or segment.
 
     Raises:
         KaldiError: a file is not UTF-8, cannot be read, or holds a damaged ``ref.ctm``.
@@ -273,6 +281,8 @@ def check_dir(path, need_text=True):
     if "wav.scp" in tables:
         found = _mismatches(path, tables)
         problems += [item for item in found if need_text or item.what != "empty text"]
+        if need_files:
+            problems += _without_file(path, tables)
     known = tables.get("text", tables.get("utt2spk", {}))
     strange = sorted((_read_ctm(path) or {}).keys() - known.keys())
     if strange:

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from .config import from_dict
+from .dump import joined
 from .errors import UserError
 from .report import read_train_log
 
@@ -210,7 +211,7 @@ class Plan:
     def command(self, system, seed=1, extra=()):
         """Command (list) that trains and decodes; run again, it goes on where it was.  ``extra``: more options."""
         one = self.systems[system]
-        longform = any(is_joined(dataset) for _, dataset in self.decodings(system))
+        longform = any(joined(dataset) for _, dataset in self.decodings(system))
         train_args = " ".join(filter(None, [self.corpus.train_args, one.train_args, f"--seed {seed}"]))
         decode, form = one.decode_option
         searches = " ".join(form.replace("{search}", search) for search in self.searches(system))
@@ -219,11 +220,6 @@ class Plan:
             *("--tag", self._tag(system, seed), "--expdir", self.expdir, decode, searches),
             *(one.train_option, train_args, *one.options, *self.corpus.options, *extra),
         ]
-
-
-def is_joined(dataset):
-    """Whether a set (or a column) holds recordings that were joined from several, as stage 10 of the driver does."""
-    return bool(re.search(r"_\d+x$", dataset))
 
 
 def check_extra(options):

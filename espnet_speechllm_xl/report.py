@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import metrics, plots
 from .ctm import read_ctm
+from .dump import Joined, joined
 from .errors import UserError
 from .io import atomic_write
 from .kaldi import read_table
@@ -415,20 +416,23 @@ def score_decoded(directory, dump):
 def length_series(decoded):
     """WER of sets that differ in length only (``test``, ``test_2x``, ``test_10x``), for bars.
 
-    Returns ``{base: (["1x", "2x", ...], {decoding: [percent or None, ...]})}``, bases with two lengths or more.
+    Returns ``{set: (["1x", "2x", ...], {decoding: [percent or None, ...]})}``, sets with two lengths or more; what
+    was joined in another way than the usual one is named ``test_shuffled``.
     """
     found = {}
     for item in decoded:
-        match = re.fullmatch(r"(.+)_(\d+)x", item.dataset)
-        base, factor = (match[1], int(match[2])) if match else (item.dataset, 1)
-        found.setdefault(base, {})[factor, item.decode] = item.scores["wer"].total.error_rate
+        name = joined(item.dataset) or Joined(item.dataset, 1)
+        rate = item.scores["wer"].total.error_rate
+        found.setdefault((name.base, name.way), {})[name.factor, item.decode] = rate
     result = {}
-    for base, rates in found.items():
+    for (base, way), rates in found.items():
+        alone = {key: rate for key, rate in found.get((base, ""), {}).items() if key[0] == 1}
+        rates = {**alone, **rates}
         factors = sorted({factor for factor, _ in rates})
         if len(factors) > 1:
             decodes = sorted({decode for _, decode in rates}, key=_natural)
             series = {decode: [rates.get((factor, decode)) for factor in factors] for decode in decodes}
-            result[base] = ([f"{factor}x" for factor in factors], series)
+            result["_".join(filter(None, (base, way)))] = ([f"{factor}x" for factor in factors], series)
     return result
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import plots, report, significance
+from .dump import joined
 from .errors import UserError
 from .io import atomic_write, copy_file
-from .paper import is_joined
 from .records import timing
 from .significance import Interval
 
@@ -67,7 +67,7 @@ class Results:
         key = row.system, row.search, self.plan.corpus.set_name(column)
         if key not in self._cells:
             try:
-                self._cells[key] = self._averaged(*key, by_speaker=not is_joined(column))
+                self._cells[key] = self._averaged(*key, by_speaker=joined(column) is None)
             except UserError as error:
                 self._cells[key] = None
                 self.problems.append(f"{row.system}, {key[2]}: {error}")

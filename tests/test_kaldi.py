@@ -20,7 +20,17 @@ from espnet_speechllm_xl import kaldi
 from espnet_speechllm_xl.audio import read_audio
 from espnet_speechllm_xl.bin.data import main
 from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
-from espnet_speechllm_xl.dump import Report, Settings, audio_path, format_dir, group, join_ctm, longform_dir
+from espnet_speechllm_xl.dump import (
+    Joined,
+    Report,
+    Settings,
+    audio_path,
+    format_dir,
+    group,
+    join_ctm,
+    joined,
+    longform_dir,
+)
 from espnet_speechllm_xl.kaldi import KaldiError, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -484,6 +494,30 @@ def test_long_forms_across_speakers_are_full(tmp_path):
     }
     assert kaldi.read_table(out / "utt2spk")["ann-3-x2"] == "ann"
     assert kaldi.check_dir(out) == []
+
+
+def test_long_forms_in_every_way(tmp_path):
+    """local/longform.sh: the sets are named by factor and way, and each holds every utterance once."""
+    format_dir(make(tmp_path / "d", LENGTHS), tmp_path / "o")
+    script = [str(ROOT / "local/longform.sh"), "--dump", str(tmp_path / "o")]
+    options = ["--factors", "2 3", "--ways", "across speaker shuffled", "--seed", "3", "--nj", "1"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    assert names == ["o_2x", "o_3x", "o_2x_speaker", "o_3x_speaker", "o_2x_shuffled", "o_3x_shuffled"]
+    assert [joined(name) for name in names] == [
+        Joined("o", factor, way) for way in ("", "speaker", "shuffled") for factor in (2, 3)
+    ]
+    assert joined("o") is None and joined("x2") is None
+    parts = {name: [*kaldi.read_table(tmp_path / name / "utt2parts").values()] for name in names}
+    assert parts["o_3x"] == ["ann-1 ann-2 ann-3", "bob-1 bob-2"]
+    assert parts["o_2x"] == ["ann-1 ann-2", "ann-3 bob-1", "bob-2"]
+    assert parts["o_2x_speaker"] == ["ann-1 ann-2", "ann-3", "bob-1 bob-2"]
+    assert sorted(map(len, map(str.split, parts["o_3x_shuffled"]))) == [2, 3]
+    for groups in parts.values():
+        assert sorted(" ".join(groups).split()) == sorted(kaldi.read_table(tmp_path / "o/text"))
+    wrong = subprocess.run([*script, "--ways", "all"], capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2 and "there are across, speaker, shuffled, not 'all'" in wrong.stderr
 
 
 def test_long_forms_lose_nothing_silently(tmp_path):

@@ -1,5 +1,6 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
+import kaldiio
 import numpy as np
 import pytest
 import soundfile
@@ -10,7 +11,7 @@ from espnet_speechllm_xl.bin import data as data_tool
 from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.data import Preprocessor, collate
 from espnet_speechllm_xl.features import LogMel
-from espnet_speechllm_xl.kaldi import read_table, write_table
+from espnet_speechllm_xl.kaldi import read_table, spk2utt, write_table
 from espnet_speechllm_xl.text import load_tokenizer
 
 
@@ -22,27 +23,56 @@ def loaded(folder, tokenizer):
     return collate([dataset[name] for name in sorted(read_table(folder / "text"))])
 
 
-@pytest.fixture
-def kaldi_dir(toy_data, tmp_path):
-    """Two recordings with segments, one of them read by a command: as Kaldi users have them."""
-    folder = tmp_path / "kaldi"
-    names = sorted(read_table(toy_data.train / "text"))[:4]
-    audio, text, speakers = (read_table(toy_data.train / file) for file in ("wav.scp", "text", "utt2spk"))
-    recordings, segments = {}, {}
+def recordings(toy_data, names, folder):
+    """``{name of a recording: (file, its utterances, their lengths in samples)}``: two utterances each."""
+    audio, made = read_table(toy_data.train / "wav.scp"), {}
     for recording, pair in (("r1", names[:2]), ("r2", names[2:])):
         pieces = [soundfile.read(audio[name], dtype="int16")[0] for name in pair]
-        file = tmp_path / f"{recording}.wav"
-        soundfile.write(file, np.concatenate(pieces), training.RATE)
-        recordings[recording] = f"cat {file} |" if recording == "r1" else str(file)
-        edge, total = len(pieces[0]) / training.RATE, sum(map(len, pieces)) / training.RATE
-        segments[pair[0]] = f"{recording} 0 {edge:.7f}"
-        segments[pair[1]] = f"{recording} {edge:.7f} {total:.7f}"
-    write_table(folder / "wav.scp", recordings)
-    write_table(folder / "segments", segments)
-    write_table(folder / "text", {name: text[name] for name in names})
-    write_table(folder / "utt2spk", {name: speakers[name] for name in names})
-    assert data_tool.main(["check", str(folder), "--fix"]) == 0
-    return folder
+        soundfile.write(folder / f"{recording}.wav", np.concatenate(pieces), training.RATE)
+        made[recording] = folder / f"{recording}.wav", pair, [*map(len, pieces)]
+    return made
+
+
+def segmented(toy_data, names, folder):
+    """``wav.scp`` with a path and a command, and ``segments``."""
+    entries, segments = {}, {}
+    for recording, (file, (first, second), (edge, rest)) in recordings(toy_data, names, folder).items():
+        entries[recording] = f"cat {file} |" if recording == "r1" else str(file)
+        ends = edge / training.RATE, (edge + rest) / training.RATE
+        segments[first] = f"{recording} 0 {ends[0]:.7f}"
+        segments[second] = f"{recording} {ends[0]:.7f} {ends[1]:.7f}"
+    return {"wav.scp": entries, "segments": segments}
+
+
+def piped(toy_data, names, folder):
+    """``wav.scp`` of commands."""
+    audio = read_table(toy_data.train / "wav.scp")
+    return {"wav.scp": {name: f"cat {audio[name]} |" for name in names}}
+
+
+def archived(toy_data, names, folder):
+    """``wav.scp`` of offsets into an archive."""
+    audio = read_table(toy_data.train / "wav.scp")
+    arrays = {name: (training.RATE, soundfile.read(audio[name], dtype="int16")[0]) for name in names}
+    kaldiio.save_ark(str(folder / "audio.ark"), arrays, scp=str(folder / "ark.scp"))
+    return {"wav.scp": read_table(folder / "ark.scp")}
+
+
+def write_kaldi_dir(make, toy_data, folder):
+    """A Kaldi directory, below ``folder``, of four utterances, with what ``make`` gives."""
+    names = sorted(read_table(toy_data.train / "text"))[:4]
+    folder.mkdir(exist_ok=True)
+    tables = {file: read_table(toy_data.train / file) for file in ("text", "utt2spk")}
+    tables = {file: {name: table[name] for name in names} for file, table in tables.items()}
+    for file, table in {**tables, **make(toy_data, names, folder)}.items():
+        write_table(folder / "set" / file, table)
+    assert data_tool.main(["check", str(folder / "set"), "--fix"]) == 0
+    return folder / "set"
+
+
+@pytest.fixture
+def kaldi_dir(toy_data, tmp_path):
+    return write_kaldi_dir(segmented, toy_data, tmp_path / "kaldi")
 
 
 @pytest.fixture
@@ -53,11 +83,14 @@ def espnet_dump(toy_data, tmp_path):
     for file in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
         table = read_table(toy_data.train / file)
         write_table(folder / file, {name: table[name] for name in names})
+    write_table(folder / "spk2utt", spk2utt(read_table(folder / "utt2spk")))
     (folder / "feats_type").write_text("raw\n")
     return folder
 
 
-def test_kaldi_and_dump_give_the_same_inputs(kaldi_dir, espnet_dump, toy_data, tmp_path):
+@pytest.mark.parametrize("make", [segmented, piped, archived])
+def test_kaldi_and_dump_give_the_same_inputs(make, espnet_dump, toy_data, tmp_path):
+    kaldi_dir = write_kaldi_dir(make, toy_data, tmp_path / "kaldi")
     formatted = tmp_path / "dump" / "raw" / "train"
     assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(formatted), "--nj", "1"]) == 0
     (names, batch), (expected_names, expected) = (loaded(path, toy_data.tokenizer) for path in (formatted, espnet_dump))
@@ -110,6 +143,15 @@ def test_driver_takes_both(run_driver, kaldi_dir, espnet_dump, tmp_path):
     assert "stage 3: format: nothing to do (--dumpdir" in dump.stdout
     files = [path / "data/tokens_char100/tokens.txt" for path in (tmp_path / "one", tmp_path / "two")]
     assert files[0].read_text() == files[1].read_text() != ""
+
+
+@pytest.mark.parametrize("make, what", [(piped, "entry is no file"), (segmented, "are parts of recordings")])
+def test_a_dump_that_cannot_be_taken_as_it_is(make, what, run_driver, toy_data, tmp_path):
+    write_kaldi_dir(make, toy_data, tmp_path / "raw").rename(tmp_path / "raw/train")
+    sets = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train"]
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--dumpdir", tmp_path, "--stop-stage", "data", *sets)
+    assert done.returncode == 1
+    assert what in done.stderr and "give --kaldi-data" in done.stderr
 
 
 def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_path):

@@ -318,9 +318,11 @@ def test_length_series():
         item("d1", "test_10x", Counts(1, 10, 8, 2, 0, 0, 1)),
         item("d2", "test_2x", Counts(1, 10, 7, 3, 0, 0, 1)),
         item("d1", "dev", Counts(1, 10, 9, 1, 0, 0, 1)),
+        item("d2", "test_10x_shuffled", Counts(1, 10, 6, 4, 0, 0, 1)),
     ]
     assert report.length_series(items) == {
-        "test": (["1x", "2x", "10x"], {"d1": [10.0, None, 20.0], "d2": [None, 30.0, None]})
+        "test": (["1x", "2x", "10x"], {"d1": [10.0, None, 20.0], "d2": [None, 30.0, None]}),
+        "test_shuffled": (["1x", "10x"], {"d1": [10.0, None], "d2": [None, 40.0]}),
     }
 
 

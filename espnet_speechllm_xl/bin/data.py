@@ -38,11 +38,14 @@ def _check(args):
             f"{args.directory}: {len(kept) + total} in = {len(kept)} kept + {total} dropped"
             f"{f' ({reasons})' if reasons else ''}; old files in {Path(args.directory) / '.backup'}"
         )
-    problems = check_dir(args.directory, need_text)
+    problems = check_dir(args.directory, need_text, need_files=args.dump)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"{args.directory}: {len(problems)} problems; `check --fix` mends what can be mended", file=sys.stderr)
+        mend = "`check --fix` mends what can be mended"
+        if args.dump:
+            mend = "run it where the dump's paths begin, or give --kaldi-data in place of --dumpdir, which makes a copy"
+        print(f"{args.directory}: {len(problems)} problems; {mend}", file=sys.stderr)
         return 1
     print(f"{args.directory}: good")
     return 0
@@ -132,6 +135,7 @@ def get_parser():
     check = commands.add_parser("check", help="find, and with --fix mend, defects of a Kaldi directory")
     check.add_argument("directory")
     check.add_argument("--fix", action="store_true", help="sort, drop unmatched utterances, rebuild spk2utt")
+    check.add_argument("--dump", action="store_true", help="commands, archive offsets and segments are defects, too")
     check.add_argument("--no-text-ok", action="store_true", help="missing and empty texts are no defect")
     check.set_defaults(run=_check)
 

@@ -33,6 +33,7 @@ beam_size=8
 decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
 decode_tag=           # appended to decode_<search>
 longform_factors="2 10"
+longform_ways=across  # how utterances are joined: across, speaker, shuffled (local/longform.sh)
 latency_args=         # further options of speechllm-xl latency, e.g. "--chunk-sizes 0.64,1.28 --search greedy"
 # options end
 
@@ -90,7 +91,11 @@ if runs 1; then
     for set in $train_set $valid_set $test_sets; do
       data_tool check "$kaldi_data/$set"
     done
-  elif [ -z "$dumpdir" ]; then
+  elif [ -n "$dumpdir" ]; then
+    for set in $train_set $valid_set $test_sets; do
+      data_tool check "$dump/$set" --dump
+    done
+  else
     # shellcheck disable=SC2086  # options are split on purpose
     local/data.sh ${downloads:+--downloads "$downloads"} $data_opts
   fi
@@ -227,10 +232,9 @@ fi
 
 if runs 10; then
   for set in $test_sets; do
-    for factor in $longform_factors; do
-      data_tool longform --dump "$dump/$set" --out "$dump/${set}_${factor}x" --factor "$factor" --across-speakers
-      decode "${set}_${factor}x"
-    done
+    joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways")
+    # shellcheck disable=SC2086
+    decode $joined
   done
   score
 fi
