@@ -41,6 +41,7 @@ class Corpus:
     options: list = field(default_factory=list)  # of all its scripts
     aligner_args: str = ""
     train_args: str = ""  # of all its trainings
+    units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
 
     def set_name(self, column):
         """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
@@ -144,6 +145,8 @@ class Plan:
         content = _read(path)
         self.name = name
         self.corpus = _part(Corpus, path, content, "corpora", name)
+        if not self.corpus.units or set(self.corpus.units) - {"words", "characters"}:
+            raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are words and characters")
         self.tables = {number: _table(path, content, number) for number in self.corpus.tables}
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
         self.systems = {each: self._sized(_system(path, content, each)) for each in used}

@@ -25,15 +25,14 @@ class DecodedSet:
     """A decoded set: what it counted, and how fast it was."""
 
     references: str  # digest of the reference texts
-    utterances: dict  # {utterance: [errors, words, speaker]}
-    missing: int  # utterances without hypothesis, whose words count as deletions
+    counts: dict  # {"words" or "characters": {utterance: [errors, symbols of the reference, speaker]}}
+    missing: int  # utterances without hypothesis, all of whose symbols count as deletions
     info: dict  # decode.json
 
-    @property
-    def rate(self):
-        """WER in percent."""
-        errors, words, _ = zip(*self.utterances.values(), strict=True) if self.utterances else ((), (), ())
-        return metrics.percent(sum(errors), sum(words))
+    def rate(self, unit="words"):
+        """Error rate in percent."""
+        rows = self.counts[unit].values()
+        return metrics.percent(sum(row[0] for row in rows), sum(row[1] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,18 @@ class Records:
         try:
             references, hypotheses, speakers, info = report.read_decoded(directory, self.plan.dump)
             before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(references)
-            if before is not None and before.info == info and before.references == digest:
+            units = self.plan.corpus.units
+            if before and (before.info, before.references, [*before.counts]) == (info, digest, units):
                 return before
-            return _scored(references, hypotheses, speakers, info, digest, directory)
+            absent = sorted(set(references) - set(speakers))
+            if absent:
+                raise UserError(
+                    f"{directory}: utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them"
+                )
+            scored = {unit: _score(unit, references, hypotheses, directory) for unit in units}
+            missing = len(scored[units[0]].missing)
+            counts = {unit: _counts(one, speakers) for unit, one in scored.items()}
+            return DecodedSet(digest, counts, missing, info)
         except (UserError, OSError) as error:
             self.problems.append(str(error))
             return None
@@ -176,16 +184,14 @@ def _digest(references):
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _scored(references, hypotheses, speakers, info, digest, directory):
-    sides = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
-    scored = metrics.score(*sides, f"{directory}: hypotheses")
-    absent = sorted(set(references) - set(speakers))
-    if absent:
-        raise UserError(f"{directory}: utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
-    utterances = {
-        name: [item.counts.errors, item.counts.words, speakers[name]] for name, item in scored.utterances.items()
-    }
-    return DecodedSet(digest, utterances, len(scored.missing), info)
+def _score(unit, references, hypotheses, directory):
+    split = {"words": metrics.words, "characters": metrics.characters}[unit]
+    sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
+    return metrics.score(*sides, f"{directory}: hypotheses")
+
+
+def _counts(scored, speakers):
+    return {name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()}
 
 
 def _described(config, directory):

@@ -23,8 +23,8 @@ INTRODUCTION = """
 The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
 their order and their ratios, not for their size. Models, batches and hours of speech are smaller here as well.
 
-WER in percent with 95 % intervals in brackets, from {draws} bootstrap draws of the test set: of speakers where a set
-has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
+Error rates in percent with 95 % intervals in brackets, from {draws} bootstrap draws of the test set: of speakers where
+a set has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
 the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
 differences are findings: the interval is without 0, both systems were trained with at least {seeds} seeds, and no
@@ -62,9 +62,13 @@ class Results:
         self.problems = []
         self._cells = {}
 
-    def cell(self, row, column):
-        """The :class:`Cell` of a row and a column of its table, None where no seed is decoded or readable."""
-        key = row.system, row.search, self.plan.corpus.set_name(column)
+    def cell(self, row, column, unit=None):
+        """The :class:`Cell` of a row and a column of its table, None where no seed is decoded or readable.
+
+        ``unit``: that errors are counted in; None: the corpus's first.
+        """
+        unit = unit or self.plan.corpus.units[0]
+        key = row.system, row.search, self.plan.corpus.set_name(column), unit
         if key not in self._cells:
             try:
                 self._cells[key] = self._averaged(*key, by_speaker=joined(column) is None)
@@ -73,15 +77,15 @@ class Results:
                 self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def _averaged(self, system, search, dataset, by_speaker):
+    def _averaged(self, system, search, dataset, unit, by_speaker):
         found = {seed: record.decoded.get(f"{search}/{dataset}") for seed, record in self.trainings(system).items()}
         found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
         if not found:
             return None
         if len({decoded.references for decoded in found.values()}) > 1:
             raise UserError("its trainings were scored on different references: decode them again")
-        blocks = significance.blocks([decoded.utterances for decoded in found.values()], by_speaker)
-        rates = {seed: decoded.rate for seed, decoded in found.items()}
+        blocks = significance.blocks([decoded.counts[unit] for decoded in found.values()], by_speaker)
+        rates = {seed: decoded.rate(unit) for seed, decoded in found.items()}
         missing = sum(decoded.missing for decoded in found.values())
         infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
@@ -110,17 +114,20 @@ def _with_borders(interval, form):
     return value if interval.low is None else f"{value} [{form.format(interval.low)}, {form.format(interval.high)}]"
 
 
-def rate_table(results, table):
-    """The paper's WER and ours for every row and set; last, how far the trainings of the row are."""
+RATES = {"words": "WER", "characters": "CER"}
+
+
+def rate_table(results, table, unit):
+    """The paper's WER and our rate for every row and set; last, how far the trainings of the row are."""
     plan = results.plan
-    head = ["system"]
+    head = [f"system ({RATES[unit]})"]
     for column in table.sets:
         head += [f"paper, {column.replace('valid', 'dev')}", f"{plan.corpus.set_name(column)}"]
     rows = []
     for row in table.rows:
         cells = [row.name]
         for column, paper in zip(table.sets, row.paper or [None] * len(table.sets), strict=True):
-            cell = results.cell(row, column)
+            cell = results.cell(row, column, unit)
             cells += [paper or "-", _with_borders(cell.interval, "{:.1f}") if cell else "missing"]
         rows.append([*cells, _states(results, row)])
     return _markdown([*head, "state"], rows)
@@ -147,13 +154,13 @@ def is_finding(difference, rates, reference):
     return max(low) < min(high)
 
 
-def difference_table(results, table):
-    """WER minus that of the table's reference row, paired, for every other row and set; no lines without any."""
+def difference_table(results, table, unit):
+    """Rate minus that of the table's reference row, paired, for every other row and set; no lines without any."""
     rows, reference = [], table.row(table.reference)
     for row in (row for row in table.rows if row is not reference):
         cells = []
         for column in table.sets:
-            ours, theirs = results.cell(row, column), results.cell(reference, column)
+            ours, theirs = (results.cell(one, column, unit) for one in (row, reference))
             if ours is None or theirs is None:
                 cells.append("missing")
                 continue
@@ -163,7 +170,7 @@ def difference_table(results, table):
         rows.append([row.name, *cells])
     if all(cell == "missing" for row in rows for cell in row[1:]):
         return []
-    head = [f"minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
+    head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
     return _markdown(head, rows)
 
 
@@ -286,11 +293,11 @@ def _copied_histogram(results, table, path):
 def _table_lines(results, number, images):
     plan, table = results.plan, results.plan.tables[number]
     title = f"Table {number}: {table.title}"
-    lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`", ""]
-    lines += rate_table(results, table)
-    parts = [_notes(results, table), difference_table(results, table), system_table(results, table)]
+    lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`"]
+    parts = [part(results, table, unit) for unit in plan.corpus.units for part in (rate_table, difference_table)]
     if table.plot == "alignment":
-        parts.insert(0, alignment_table(results, table))
+        parts.append(alignment_table(results, table))
+    parts += [_notes(results, table), system_table(results, table)]
     for part in filter(None, parts):
         lines += ["", *part]
     drawn = _plot(results, table, images / f"paper_{number}.png", f"{title} ({plan.name})")

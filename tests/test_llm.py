@@ -275,6 +275,24 @@ def test_size_paper_counts_what_the_paper_says():
     assert conf["chunking_conf"] == {"chunk": 32, "context": 4, "delay": 0}
 
 
+def test_baselines_of_size_paper_count_what_the_paper_says():
+    from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
+    from espnet2.asr_transducer.joint_network import JointNetwork
+
+    from espnet_speechllm_xl.ctc import CTCHead
+
+    files = (CONF / f"train_{name}_paper.yaml" for name in ("ctc", "transducer"))
+    ctc, transducer = (yaml.safe_load(file.read_text()) for file in files)
+    with torch.device("meta"):
+        encoder = EmformerEncoder(80, **ctc["encoder_conf"])
+        decoder = TransducerDecoder(5001, **transducer["decoder_conf"])
+        joint = JointNetwork(5001, encoder.output_size(), decoder.dunits, **transducer["joint_network_conf"])
+        head = CTCHead(encoder.output_size(), 5000)
+    assert ctc["encoder_conf"] == transducer["encoder_conf"]
+    assert count_parameters(encoder) + count_parameters(head) == pytest.approx(246e6, rel=0.02)
+    assert sum(map(count_parameters, (encoder, head, decoder, joint))) == pytest.approx(256e6, rel=0.03)
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])
 def test_the_aligner_has_the_recognisers_encoder(size):
     recogniser = yaml.safe_load((CONF / f"train_{size}.yaml").read_text())

@@ -169,9 +169,12 @@ check "CTC-prompt-LM" baseline run_ctc_prompt_lm.sh ctc_prompt_lm "greedy alsd" 
 check "a baseline needs no alignment" says "$work/transducer.log" "stage 6: align: nothing to do (--system transducer)"
 check "a baseline on the aligner's encoder" run init --stage train --stop-stage train --system ctc --init aligner --tag init \
   --train-config "$repo/tests/conf/train_ctc_micro.yaml"
-check "non-streaming SpeechLLM" baseline run_nonstreaming.sh nonstreaming "greedy alsd" \
-  --train-args "--max_epoch 1 --chunking_conf chunk=null --chunking_conf context=null"
-check "ReaLLM" baseline run_reallm.sh reallm "greedy alsd" \
-  --train-args "--max_epoch 1 --chunking_conf chunk=8 --chunking_conf context=null --chunking_conf delay=4"
+check "non-streaming SpeechLLM" baseline run_nonstreaming.sh nonstreaming "greedy alsd" --train-args "--max_epoch 1"
+check "one chunk holds all audio" says exp/nonstreaming/config.yaml "^    chunk: null"
+check "with a full-context encoder" run full --stage train --stop-stage decode --system nonstreaming_full --tag full \
+  --train-args "--max_epoch 1"
+check "its segment is the utterance" says exp/full/config.yaml "^    segment: null"
+check "ReaLLM" baseline run_reallm.sh reallm "greedy alsd" --train-args "--max_epoch 1 --chunking_conf delay=12"
+check "its chunks are 240 ms" says exp/reallm/config.yaml "^    chunk: 6"
 
 summary

@@ -14,18 +14,20 @@ stages=(data perturb format tokens aligner align train decode score longform pac
 # options begin
 stage=1               # first stage, number or name
 stop_stage=pack       # last stage; latency comes after it: --stage latency --stop-stage latency
-system=speechllm_xl   # speechllm_xl, or a baseline on the same data: chunked_aed, ctc_prompt_lm, or without alignment
-                      # ctc, transducer
+system=speechllm_xl   # speechllm_xl; the same model as nonstreaming, nonstreaming_full, reallm; or another on the same
+                      # data: chunked_aed, ctc_prompt_lm, or without alignment ctc, transducer
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
+corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the recipe's run.sh
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
 aligner_tag=aligner
 train_config=         # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
                       # (default: train_tiny.yaml, of a baseline train_<system>_tiny.yaml)
 init=                 # encoder weights to start from: aligner or none (default: the aligner's, where there is one)
-train_args=
+corpus_args=          # ESPnet options of all systems' training on this corpus, for the recipe's run.sh
+train_args=           # further ESPnet options
 tag=                  # of the experiment (default: the system and the YAML's name)
 searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
                       # "greedy default alsd")
@@ -42,16 +44,30 @@ usage_name=run.sh
 . "$here/options.sh"
 read_options "$@"
 
-aligned_system='' # the systems that are trained on aligned text
+# task: the ESPnet task of the system; system_args: what makes it of the configuration.
+task=$system system_args='' aligned_system=1 default_searches="greedy alsd"
+one_chunk="--chunking_conf chunk=null --chunking_conf context=null --concat_conf max_lead_seconds=0"
+one_chunk+=" --search_conf max_tokens_per_chunk=1000" # it holds the whole text
 case $system in
-  speechllm_xl | chunked_aed | ctc_prompt_lm) default_searches="greedy alsd" aligned_system=1 ;;
-  ctc) default_searches="greedy prefix_beam" ;;
-  transducer) default_searches="greedy default alsd" ;;
-  *) die "--system $system: there are speechllm_xl, chunked_aed, ctc_prompt_lm, ctc, transducer" ;;
+  speechllm_xl | chunked_aed | ctc_prompt_lm) ;;
+  nonstreaming) task=speechllm_xl system_args=$one_chunk ;;
+  nonstreaming_full) # the encoder sees the whole utterance, too
+    task=speechllm_xl
+    system_args="$one_chunk --encoder_conf segment=null --encoder_conf left_context=0 --encoder_conf right_context=0"
+    ;;
+  reallm) # chunks of 240 ms; a segment is a multiple of them
+    task=speechllm_xl
+    system_args="--chunking_conf chunk=6 --chunking_conf context=null --encoder_conf segment=30"
+    system_args+=" --encoder_conf left_context=30"
+    ;;
+  ctc) aligned_system='' default_searches="greedy prefix_beam" ;;
+  transducer) aligned_system='' default_searches="greedy default alsd" ;;
+  *) die "--system $system: there are speechllm_xl, nonstreaming, nonstreaming_full, reallm, chunked_aed," \
+    "ctc_prompt_lm, ctc, transducer" ;;
 esac
 searches=${searches:-$default_searches}
 prefix=train_
-[ "$system" = speechllm_xl ] || prefix=train_${system}_
+[ "$task" = speechllm_xl ] || prefix=train_${task}_
 train_config=${train_config:-${prefix}tiny.yaml}
 size=$(basename "$train_config" .yaml)
 size=${size#"$prefix"}
@@ -172,7 +188,8 @@ train_model() {
 
 if runs 5 "$no_aligner"; then
   # shellcheck disable=SC2086
-  train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" $aligner_args
+  train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" \
+    $corpus_aligner_args $aligner_args
 fi
 
 if runs 6 "$no_align"; then
@@ -196,7 +213,7 @@ fi
 [ "$alignment" != ctc ] || aligned=$aligner/aligned
 
 if runs 7; then
-  start=(--task "$system")
+  start=(--task "$task")
   case $init in
     aligner) start+=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic") ;;
     none) ;;
@@ -206,7 +223,7 @@ if runs 7; then
   [ -z "$aligned_system" ] || from=$aligned
   # shellcheck disable=SC2086
   train_model train "$train_config" "$tokens" "$model" "$from/$train_data" "$from/$valid_set" "$aligned_system" \
-    "${start[@]}" $train_args
+    "${start[@]}" $corpus_args $system_args $train_args
 fi
 
 # decode SET...: with every search

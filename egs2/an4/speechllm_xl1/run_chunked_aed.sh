@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --system chunked_aed --train-config train_chunked_aed_an4.yaml --aligner-config train_aligner_an4.yaml "$@"
+./run.sh --system chunked_aed --train-config train_chunked_aed_an4.yaml "$@"

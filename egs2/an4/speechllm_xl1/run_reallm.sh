@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --train-config train_reallm_an4.yaml --aligner-config train_aligner_an4.yaml "$@"
+./run.sh --system reallm "$@"

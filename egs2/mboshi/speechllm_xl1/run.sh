@@ -4,12 +4,10 @@
 # Validation sentences are cut from train; dev, the corpus's own, is only reported.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=egs2/mboshi/speechllm_xl1/local/corpus.sh
+. local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh \
-  --train-set train \
-  --valid-set valid \
-  --test-sets dev \
-  --token-type char \
-  --vocab-size 100 \
-  --train-config train_mboshi.yaml \
-  "$@"
+# Four times the speech of the corpus that the sizes tiny were made for: as many epochs, a longer schedule.
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_tiny.yaml \
+  --corpus-aligner-args "--max_epoch 8 --scheduler_conf warmup_steps_list=[0,400,4200]" \
+  --corpus-args "--max_epoch 12 --scheduler_conf warmup_steps_list=[0,400,6200]" "$@"

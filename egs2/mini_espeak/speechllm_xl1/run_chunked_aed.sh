@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --system chunked_aed --train-config train_chunked_aed_tiny.yaml --aligner-config train_aligner_tiny.yaml "$@"
+./run.sh --system chunked_aed --train-config train_chunked_aed_tiny.yaml "$@"

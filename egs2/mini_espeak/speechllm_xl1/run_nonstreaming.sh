@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Non-streaming SpeechLLM (one chunk holds all audio) on the data and alignments of run.sh; all options of run.sh work.
-#   --train-config train_nonstreaming_full_tiny.yaml    with an encoder that sees the whole utterance
+#   --system nonstreaming_full    with an encoder that sees the whole utterance
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --train-config train_nonstreaming_tiny.yaml --aligner-config train_aligner_tiny.yaml "$@"
+./run.sh --system nonstreaming "$@"

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --train-config train_reallm_tiny.yaml --aligner-config train_aligner_tiny.yaml "$@"
+./run.sh --system reallm "$@"

@@ -1,0 +1,10 @@
+# shellcheck shell=bash
+# What all systems on this corpus share: options of the drivers in egs2/TEMPLATE.
+# shellcheck disable=SC2034  # for the scripts that source this file
+corpus=(
+  --train-set train
+  --valid-set valid
+  --test-sets dev
+  --token-type char
+  --vocab-size 100
+)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Non-streaming SpeechLLM (one chunk holds all audio) on the data and alignments of run.sh; all options of run.sh work.
+#   --system nonstreaming_full    with an encoder that sees the whole utterance
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+./run.sh --system nonstreaming "$@"
