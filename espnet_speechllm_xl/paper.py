@@ -42,6 +42,8 @@ class Corpus:
     aligner_args: str = ""
     train_args: str = ""  # of all its trainings
     units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
+    without: list = field(default_factory=list)  # systems that the recipe does not have; their rows are left out
+    report: str = "TABLES.md"  # in the recipe
 
     def set_name(self, column):
         """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
@@ -147,13 +149,17 @@ class Plan:
         self.corpus = _part(Corpus, path, content, "corpora", name)
         if not self.corpus.units or set(self.corpus.units) - {"words", "characters"}:
             raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are words and characters")
-        self.tables = {number: _table(path, content, number) for number in self.corpus.tables}
+        tables = {number: _table(path, content, number) for number in self.corpus.tables}
+        self.tables = {number: self._with_own_rows(table) for number, table in tables.items()}
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
         self.systems = {each: self._sized(_system(path, content, each)) for each in used}
         self.directory = Path(directory) if directory else ROOT / self.corpus.directory
         self.expdir = str(exp or self.corpus.expdir)
         self.exp = self.directory / self.expdir
         self.dump = self.directory / "dump"
+
+    def _with_own_rows(self, table):
+        return replace(table, rows=[row for row in table.rows if row.system not in self.corpus.without])
 
     def _sized(self, system):
         def sized(text):

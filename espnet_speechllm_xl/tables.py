@@ -300,8 +300,9 @@ def _table_lines(results, number, images):
     parts += [_notes(results, table), system_table(results, table)]
     for part in filter(None, parts):
         lines += ["", *part]
-    drawn = _plot(results, table, images / f"paper_{number}.png", f"{title} ({plan.name})")
-    return lines + ["", f"![{title}]({images.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."]
+    drawn = _plot(results, table, images.parent / f"{images.name}_{number}.png", f"{title} ({plan.name})")
+    drawn = f"![{title}]({drawn.parent.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."
+    return [*lines, "", drawn]
 
 
 def _training_lines(results, path):
@@ -326,7 +327,7 @@ def _training_lines(results, path):
 
 
 def write_tables(plan, records, out, command=None, date=None):
-    """Write ``out`` (TABLES.md) and its plots, ``images/paper_<number>.png`` beside it.
+    """Write ``out`` (TABLES.md) and its plots, ``images/tables_<number>.png`` beside it.
 
     Args:
         plan: :class:`~espnet_speechllm_xl.paper.Plan`.
@@ -337,13 +338,14 @@ def write_tables(plan, records, out, command=None, date=None):
     Returns the messages about what could not be read; they stand at the end of ``out`` too.
     """
     out, results = Path(out), Results(plan, records)
+    images = out.parent / "images" / out.stem.lower()  # and what follows
     introduction = INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
     lines = [f"# The paper's tables on {plan.name}", introduction.rstrip(), *report.made_lines(command, date)]
     for number in plan.tables:
-        lines += _table_lines(results, number, out.parent / "images")
-    lines += _training_lines(results, out.parent / "images" / "paper_learning_curves.png")
+        lines += _table_lines(results, number, images)
+    lines += _training_lines(results, images.with_name(f"{images.name}_learning_curves.png"))
     problems = [*records.problems, *results.problems]
     if problems:
         lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]

@@ -1,6 +1,11 @@
 """The ESPnet tasks, by real trainings of a micro model."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,8 @@ from espnet_speechllm_xl.config import ConfigError, FeatureConfig
 from espnet_speechllm_xl.features import LogMel
 from espnet_speechllm_xl.inference import ModelError, Speech2Text, load_model
 from espnet_speechllm_xl.trainer import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def table(path):
@@ -222,3 +229,19 @@ def test_alignment_of_the_trained_aligner_is_near_the_truth(aligner, toy_data, t
         assert len(starts) == len(ends) == len(table(toy_data.valid / "text")[name])
         assert ends == sorted(ends)
         assert 0 <= ends[-1] < timeline.frames(samples[name], training.RATE)
+
+
+@pytest.mark.parametrize("name", ["speechllm_xl", "transducer"])
+def test_throughput_of_a_training(name):
+    """local/training_throughput.py makes real steps, and its figures fit together."""
+    file = {"speechllm_xl": "train_micro.yaml", "transducer": "train_transducer_micro.yaml"}[name]
+    script = [sys.executable, str(ROOT / "local/training_throughput.py"), "--config", str(ROOT / "tests/conf" / file)]
+    done = subprocess.run(
+        [*script, "--task", name, "--vocab-size", "30", "--steps", "3", "--hours", "10", "--speeds", "1"],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rate = float(re.search(r"([\d.]+) s of audio a second", done.stdout)[1])
+    one, eight = map(float, re.findall(r"on \d of it: ([\d.]+) h", done.stdout))
+    assert one == pytest.approx(10 / rate, abs=0.06) and eight == pytest.approx(10 / rate / 8, abs=0.06)
+    assert re.search(r"memory: [\d.]+ GiB", done.stdout)

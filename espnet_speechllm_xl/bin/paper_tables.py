@@ -19,7 +19,7 @@ def get_parser():
         epilog="Options after -- go to the recipe's scripts, e.g. -- --downloads DIR --nj 4. Run again, it goes on "
         "where it was; what is done is left out.",
     )
-    parser.add_argument("--corpus", required=True, metavar="NAME", help="mini_espeak, an4 or mboshi")
+    parser.add_argument("--corpus", required=True, metavar="NAME", help="in conf/paper_tables.yaml, e.g. an4")
     parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row or system; may be repeated")
     parser.add_argument("--seeds", default="1", metavar='"1 2 3"', help="seeds of the trainings (default %(default)s)")
@@ -36,7 +36,7 @@ def get_parser():
         help="where the figures of each training are kept, in the recipe (default: records/ beside the models); what "
         "is recorded there is not trained again",
     )
-    parser.add_argument("--out", metavar="FILE", help="default: TABLES.md in the recipe")
+    parser.add_argument("--out", metavar="FILE", help="default: TABLES.md in the recipe, or what the plan says")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
     return parser
 
@@ -66,7 +66,7 @@ def _main(args, command):
     failed = [] if args.report else run(records, todo, args.options, args.dry_run)
     if args.dry_run:
         return 0
-    return _report(records, Path(args.out or plan.directory / "TABLES.md"), command, failed)
+    return _report(records, Path(args.out or plan.directory / plan.corpus.report), command, failed)
 
 
 def _report(records, out, command, failed):
