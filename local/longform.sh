@@ -3,11 +3,11 @@
 #   across     consecutive utterances, whoever speaks: all recordings but the last are full   <set>_<N>x
 #   speaker    consecutive utterances of one speaker, whose last recording may be shorter     <set>_<N>x_speaker
 #   shuffled   utterances in random order                                                     <set>_<N>x_shuffled
-#   local/longform.sh --dump dump/raw/test --factors "2 10" --ways "speaker shuffled"
-# Further options go to `bin.data longform`, e.g. --gap-seconds 0.5 --seed 1 --nj 4.  Prints the names of the sets.
+#   local/longform.sh --dump dump/raw/test --factors "2 10" --ways "speaker shuffled" --nj 4
+# Further options go to `bin.data longform`, e.g. --gap-seconds 0.5 --seed 1.  Prints the names of the sets.
 set -euo pipefail
 
-dump='' factors="2 10" ways="across" more=()
+dump='' factors="2 10" ways="across" nj=1 more=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
@@ -17,6 +17,7 @@ while [ $# -gt 0 ]; do
     --dump) dump=${2%/} ;;
     --factors) factors=$2 ;;
     --ways) ways=$2 ;;
+    --nj) nj=$2 ;;
     *) more+=("$1" "$2") ;;
   esac
   shift 2
@@ -25,6 +26,8 @@ done
 
 # shellcheck source=local/path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+# shellcheck source=local/cmd.sh
+. "$SPEECHLLM_XL_ROOT/local/cmd.sh"
 for way in $ways; do
   case $way in
     across) suffix='' options=(--across-speakers) ;;
@@ -34,8 +37,9 @@ for way in $ways; do
   esac
   for factor in $factors; do
     out=${dump}_${factor}x$suffix
-    python3 -m espnet_speechllm_xl.bin.data longform --dump "$dump" --out "$out" --factor "$factor" \
-      "${options[@]}" ${more[0]+"${more[@]}"} >&2
+    pooled_cmd "$nj" "$(dirname "$dump")/../log/longform_$(basename "$out").log" \
+      python3 -m espnet_speechllm_xl.bin.data longform --dump "$dump" --out "$out" --factor "$factor" \
+      ${options[0]+"${options[@]}"} ${more[0]+"${more[@]}"} >&2
     basename "$out"
   done
 done

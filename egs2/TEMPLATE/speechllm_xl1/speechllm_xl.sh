@@ -249,7 +249,7 @@ fi
 
 if runs 10; then
   for set in $test_sets; do
-    joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways")
+    joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways" --nj "$nj")
     # shellcheck disable=SC2086
     decode $joined
   done
