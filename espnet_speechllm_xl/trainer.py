@@ -7,6 +7,7 @@ resumed one; ``--init_param`` loads nothing, silently, when no name fits.
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -40,6 +41,7 @@ class Trainer(espnet_trainer.Trainer):
         cls.progress = Progress(options.max_epoch)
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # of a killed run
             leftover.unlink(missing_ok=True)
+        keep_freed_memory()
         with replaced(torch, "save", _atomic_save), replaced(espnet_trainer, "average_nbest_models", average_best):
             super().run(*args, trainer_options=options, **kwargs)
 
@@ -244,6 +246,18 @@ def _atomic_save(value, target, *args, **kwargs):
     # Into a stream: given a path, torch writes its name into the file, and equal weights would make unequal files.
     with atomic_path(target) as temporary, open(temporary, "wb") as stream:
         _torch_save(value, stream, *args, **kwargs)
+
+
+def keep_freed_memory():
+    """What tensors of a training step leave is kept for the next step, not given back to the system (glibc only).
+
+    The system would clear all of it again in every step: a tenth of a step's time on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (its greatest value) of malloc.h.
+        for option, size in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-3, 32 * 2**20)):
+            mallopt(option, size)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.tasks import TASKS, find_task
-from espnet_speechllm_xl.trainer import matmul_precision
+from espnet_speechllm_xl.trainer import keep_freed_memory, matmul_precision
 
 RATE = 16000  # Hz
 TOKENS_PER_SECOND = 3.5
@@ -125,6 +125,7 @@ def main(argv=None):
     args = parse(argv)
     try:
         model, options = build(args)
+        keep_freed_memory()
         with matmul_precision(options.matmul_precision, on_cpu=torch.device(args.device).type == "cpu"):
             figures = measure(args, model, options)
     except UserError as error:
