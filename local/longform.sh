@@ -28,6 +28,9 @@ done
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh"
 # shellcheck source=local/cmd.sh
 . "$SPEECHLLM_XL_ROOT/local/cmd.sh"
+# One at a time: systems that are decoded side by side want the same sets.
+exec 9>>"$(dirname "$dump")/.longform.lock"
+if command -v flock >/dev/null; then flock 9; fi
 for way in $ways; do
   case $way in
     across) suffix='' options=(--across-speakers) ;;

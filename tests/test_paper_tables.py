@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +86,7 @@ model=$expdir/$tag
 mkdir -p "$model"
 echo 'max_epoch: 2' >"$model/config.yaml"
 cp log1 "$model/train.log"
+while [ -e "hold_$tag" ]; do sleep 0.05; done
 [ ! -e "fail_$tag" ] || exit 3
 cp log2 "$model/train.log"
 sets='dev eval'
@@ -291,6 +296,41 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     assert sorted(path.name for path in (recipe / "exp").iterdir()) == ["ctc_tiny", "ctc_tiny_s3", "records"]
     plan = paper.Plan("toy", recipe.parent / "plan.yaml")
     assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
+
+
+def test_trainings_side_by_side(recipe, capsys):
+    (recipe / "fail_xl_tiny_c16").touch()
+    assert command(recipe, "--jobs", "2") == 1
+    printed = capsys.readouterr()
+    assert "== xl, seed 1: done" in printed.out and "== small, seed 1: failed with status 3" in printed.out
+    assert "mend what stands in" in printed.err and printed.err.count("\n") == 1
+    assert sorted(path.name for path in (recipe / "exp/log").iterdir()) == [
+        "ctc_tiny.log", "xl_tiny.log", "xl_tiny_c16.log",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (recipe / "exp/records").iterdir()) == [
+        "ctc_tiny.json", "xl_tiny.json", "xl_tiny_c16.json",
+    ]  # fmt: skip
+    rows = rows_of((recipe / "TABLES.md").read_text(encoding="utf-8"), "V")
+    assert rows["XL"][0][2] == rows["CTC"][0][2] == "decoded"
+
+
+def test_ctrl_c_starts_nothing_more(recipe):
+    (recipe / "hold_xl_tiny").touch()
+    script = [sys.executable, "-m", "espnet_speechllm_xl.bin.paper_tables", "--corpus", "toy"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [*script, "--plan", str(recipe.parent / "plan.yaml")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (recipe / "exp/xl_tiny/train.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "paper_tables.sh: stopped; the same command goes on where it was\n"
+    assert (recipe / "calls").read_text(encoding="utf-8").count("\n") == 2  # align and the first training
 
 
 def test_scripts_with_other_names_for_their_options(recipe):

@@ -1,9 +1,12 @@
 """``local/paper_tables.sh``: train and decode what the paper's tables need on a corpus, and write TABLES.md."""
 
 import argparse
+import contextlib
+import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
@@ -23,6 +26,9 @@ def get_parser():
     parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row or system; may be repeated")
     parser.add_argument("--seeds", default="1", metavar='"1 2 3"', help="seeds of the trainings (default %(default)s)")
+    parser.add_argument(
+        "--jobs", type=_at_least_one, default=1, metavar="N", help="trainings side by side, on this machine"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--list", action="store_true", help="show the rows and how far they are, and do nothing")
     mode.add_argument("--dry-run", action="store_true", help="show the commands that would be run, and do nothing")
@@ -42,7 +48,7 @@ def get_parser():
 
 
 def main(argv=None):
-    """Returns 0, 1 when a row failed or could not be read (named on stderr), 2 for wrong use."""
+    """Returns 0, 1 when a row failed or could not be read (named on stderr), 2 for wrong use, 130 stopped by Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     args = get_parser().parse_args(argv)
     try:
@@ -50,6 +56,9 @@ def main(argv=None):
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 def _main(args, command):
@@ -63,7 +72,7 @@ def _main(args, command):
     if args.list:
         print("\n".join(listing(records, args.table, todo)))
         return 0
-    failed = [] if args.report else run(records, todo, args.options, args.dry_run)
+    failed = [] if args.report else run(records, todo, args.options, args.dry_run, args.jobs)
     if args.dry_run:
         return 0
     return _report(records, Path(args.out or plan.directory / plan.corpus.report), command, failed)
@@ -122,8 +131,8 @@ def listing(records, tables, todo):
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def run(records, todo, extra=(), dry_run=False):
-    """Train and decode the (system, seed) pairs that are not done, one after the other, and record them.
+def run(records, todo, extra=(), dry_run=False, jobs=1):
+    """Train and decode the (system, seed) pairs that are not done, ``jobs`` side by side, and record them.
 
     Returns a message for each that failed; the others are not stopped by it.
     """
@@ -140,24 +149,55 @@ def run(records, todo, extra=(), dry_run=False):
     message = _call(plan, "data and alignments", plan.preparation(extra), dry_run)
     if message:
         return [f"{message}; the rows need it"]
+    if dry_run:
+        jobs = 1
+    # Each training gets its share of the processors.
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ} if jobs > 1 else None
     failed = []
-    for system, seed in left:
-        failed.append(_call(plan, f"{system}, seed {seed}", plan.command(system, seed, extra), dry_run))
-        if not dry_run:
-            records.update(system, seed)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {}
+        for system, seed in left:
+            log = plan.exp / "log" / f"{plan.model(system, seed).name}.log" if jobs > 1 else None
+            call = (f"{system}, seed {seed}", plan.command(system, seed, extra), dry_run, log, shared)
+            running[pool.submit(_call, plan, *call)] = system, seed
+        try:
+            for done in as_completed(running):
+                failed.append(done.result())
+                if not dry_run:
+                    records.update(*running[done])
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     return [message for message in failed if message]
 
 
-def _call(plan, name, command, dry_run):
-    """Run one command in the recipe; returns what went wrong, or None."""
-    print(f"== {name}: {shlex.join(command)}", flush=True)
+def _call(plan, name, command, dry_run, log=None, environment=None):
+    """Run one command in the recipe, its output in the file ``log`` if given; returns what went wrong, or None."""
+    print(f"== {name}: {shlex.join(command)}{f' (output: {log})' if log else ''}", flush=True)
     if dry_run:
         return None
-    try:
-        status = subprocess.run(command, cwd=plan.directory).returncode
-    except OSError as error:
-        return f"{name} failed: {plan.directory / command[0]}: {error.strerror}"
-    return f"{name} failed with status {status}: mend what stands above, and run this again" if status else None
+    with contextlib.ExitStack() as stack:
+        output = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(open(log, "w", encoding="utf-8"))
+        try:
+            status = subprocess.run(
+                command, cwd=plan.directory, env=environment, stdout=output, stderr=output and subprocess.STDOUT
+            ).returncode
+        except OSError as error:
+            return f"{name} failed: {plan.directory / command[0]}: {error.strerror}"
+    if log is not None:
+        print(f"== {name}: {f'failed with status {status}' if status else 'done'}", flush=True)
+    where = f"in {log}" if log else "above"
+    return f"{name} failed with status {status}: mend what stands {where}, and run this again" if status else None
+
+
+def _at_least_one(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 if __name__ == "__main__":
