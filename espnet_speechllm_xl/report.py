@@ -26,8 +26,8 @@ from .kaldi import read_table
 from .metrics import Counts
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
-BEGIN = "<!-- scores: begin (written by `speechllm-xl score`; text outside these two marks is kept) -->"
-END = "<!-- scores: end -->"
+# Between the first and the second stands what a program writes into a Markdown file; the rest of it is kept.
+MARKS = "<!-- {name}: begin (written by `{program}`; text outside these two marks is kept) -->", "<!-- {name}: end -->"
 
 log = logging.getLogger(__name__)
 
@@ -302,18 +302,19 @@ def training_table(rows):
     return lines
 
 
-def write_results(path, lines):
-    """Put ``lines`` between the marks of a RESULTS.md; what people wrote before and after them is kept.
+def write_between_marks(path, lines, name, program, heading):
+    """Put ``lines`` between the marks of a Markdown file; what people wrote before and after them is kept.
 
-    A file without marks keeps its text and gets the block at its end.  Raises UserError when only one mark is left.
+    A file without marks keeps its text and gets the block at its end; a new one begins with ``heading``.  ``name`` and
+    ``program`` stand in the marks.  Raises UserError when only one mark is left.
     """
-    path = Path(path)
-    old = path.read_text(encoding="utf-8") if path.exists() else "# RESULTS\n"
-    if (BEGIN in old) != (END in old) or old.count(BEGIN) > 1 or old.find(END) < old.find(BEGIN):
-        raise UserError(f"{path}: the marks '{BEGIN}' and '{END}' are not one pair: mend or remove them")
-    block = "\n".join([BEGIN, *lines, END])
-    if BEGIN in old:
-        new = old[: old.index(BEGIN)] + block + old[old.index(END) + len(END) :]
+    path, (begin, end) = Path(path), (mark.format(name=name, program=program) for mark in MARKS)
+    old = path.read_text(encoding="utf-8") if path.exists() else f"{heading}\n"
+    if (begin in old) != (end in old) or old.count(begin) > 1 or old.find(end) < old.find(begin):
+        raise UserError(f"{path}: the marks '{begin}' and '{end}' are not one pair: mend or remove them")
+    block = "\n".join([begin, *lines, end])
+    if begin in old:
+        new = old[: old.index(begin)] + block + old[old.index(end) + len(end) :]
     else:
         new = old.rstrip("\n") + "\n\n" + block + "\n"
     with atomic_write(path) as stream:
@@ -492,7 +493,7 @@ def score_experiment(exp, dump, results, command=None, date=None):
     if failed:
         lines += ["", f"## Not scored: {len(failed)} of {len(directories)} sets", ""]
         lines += [f"- {message}" for message in failed.values()]
-    write_results(results, [*lines, ""])
+    write_between_marks(results, [*lines, ""], "scores", "speechllm-xl score", "# RESULTS")
     return decoded, failed
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import plots, report, significance
 from .dump import joined
 from .errors import UserError
-from .io import atomic_write, copy_file
+from .io import copy_file
 from .records import timing
 from .significance import Interval
 
@@ -327,7 +327,7 @@ def _training_lines(results, path):
 
 
 def write_tables(plan, records, out, command=None, date=None):
-    """Write ``out`` (TABLES.md) and its plots, ``images/tables_<number>.png`` beside it.
+    """Write ``out`` (TABLES.md) and its plots, ``images/tables_<number>.png`` beside it; text of people's is kept.
 
     Args:
         plan: :class:`~espnet_speechllm_xl.paper.Plan`.
@@ -342,13 +342,14 @@ def write_tables(plan, records, out, command=None, date=None):
     introduction = INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
-    lines = [f"# The paper's tables on {plan.name}", introduction.rstrip(), *report.made_lines(command, date)]
+    lines = [introduction.rstrip(), *report.made_lines(command, date)]
     for number in plan.tables:
         lines += _table_lines(results, number, images)
     lines += _training_lines(results, images.with_name(f"{images.name}_learning_curves.png"))
     problems = [*records.problems, *results.problems]
     if problems:
         lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]
-    with atomic_write(out) as stream:
-        stream.write("\n".join(lines) + "\n")
+    report.write_between_marks(
+        out, [*lines, ""], "tables", "local/paper_tables.sh", f"# The paper's tables on {plan.name}"
+    )
     return problems

@@ -433,6 +433,21 @@ def test_tables(recipe, capsys):
         assert f"(images/tables_{number}.png)" in text
 
 
+def test_what_people_write_is_kept(recipe):
+    assert command(recipe, "--report") == 0
+    path = recipe / "TABLES.md"
+    first = path.read_text(encoding="utf-8")
+    path.write_text(first.replace("# The paper's tables on toy\n", "# Our tables\n\nFound out: nothing.\n"), "utf-8")
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    again = path.read_text(encoding="utf-8")
+    assert again.startswith(
+        "# Our tables\n\nFound out: nothing.\n\n<!-- tables: begin (written by `local/paper_tables.sh`"
+    )
+    assert rows_of(again, "I")["1.28 s"][0][3] == "10.0 [10.0, 10.0]"
+    assert again.count("## Table I:") == 1
+
+
 def test_tables_of_nothing(recipe):
     assert command(recipe, "--report") == 0
     text = (recipe / "TABLES.md").read_text(encoding="utf-8")

@@ -254,7 +254,7 @@ def test_results_keep_what_people_wrote(tmp_path):
     results.write_text(first.replace("tiny|2|", "old|9|") + "\nnotes after\n", encoding="utf-8")
     report.score_experiment(exp, dump, results, date="today")
     assert results.read_text(encoding="utf-8") == first + "\nnotes after\n"
-    results.write_text(first.replace(report.END, ""), encoding="utf-8")
+    results.write_text(first.replace("<!-- scores: end -->", ""), encoding="utf-8")
     with pytest.raises(ValueError, match="not one pair"):
         report.score_experiment(exp, dump, results)
 
