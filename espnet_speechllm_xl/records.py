@@ -121,20 +121,12 @@ class Records:
         if directory is None:
             return None
         try:
-            references, hypotheses, speakers, info = report.read_decoded(directory, self.plan.dump)
-            before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(references)
+            *tables, info = report.read_decoded(directory, self.plan.dump)
+            before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(tables[0])
             units = self.plan.corpus.units
             if before and (before.info, before.references, [*before.counts]) == (info, digest, units):
                 return before
-            absent = sorted(set(references) - set(speakers))
-            if absent:
-                raise UserError(
-                    f"{directory}: utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them"
-                )
-            scored = {unit: _score(unit, references, hypotheses, directory) for unit in units}
-            missing = len(scored[units[0]].missing)
-            counts = {unit: _counts(one, speakers) for unit, one in scored.items()}
-            return DecodedSet(digest, counts, missing, info)
+            return _scored(units, *tables, info, digest, f"{directory}: hypotheses")
         except (UserError, OSError) as error:
             self.problems.append(str(error))
             return None
@@ -184,14 +176,21 @@ def _digest(references):
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _score(unit, references, hypotheses, directory):
-    split = {"words": metrics.words, "characters": metrics.characters}[unit]
-    sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
-    return metrics.score(*sides, f"{directory}: hypotheses")
-
-
-def _counts(scored, speakers):
-    return {name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()}
+def _scored(units, references, hypotheses, speakers, info, digest, what):
+    """The :class:`DecodedSet` of tables by utterance; ``what`` names the hypotheses in errors."""
+    absent = sorted(set(references) - set(speakers))
+    if absent:
+        raise UserError(f"utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
+    counts, missing = {}, 0
+    for unit in units:
+        split = {"words": metrics.words, "characters": metrics.characters}[unit]
+        sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
+        scored = metrics.score(*sides, what)
+        missing = len(scored.missing)
+        counts[unit] = {
+            name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()
+        }
+    return DecodedSet(digest, counts, missing, info)
 
 
 def _described(config, directory):
