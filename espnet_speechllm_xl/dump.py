@@ -253,9 +253,9 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
 
 
 def _finish(out, tables, lengths, done, ctm):
-    for name in ("text", "ref.ctm", "utt2parts"):
-        if name not in tables:
-            (out / name).unlink(missing_ok=True)
+    made = {*tables, "ref.ctm"} if ctm is not None else {*tables}
+    for name in {"text", "ref.ctm", "utt2parts"} - made:
+        (out / name).unlink(missing_ok=True)
     for name, table in tables.items():
         write_table(out / name, {utterance: table.get(utterance, "") for utterance in lengths})
     write_table(out / "spk2utt", spk2utt({utterance: tables["utt2spk"][utterance] for utterance in lengths}))
