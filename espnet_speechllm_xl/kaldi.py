@@ -263,13 +263,14 @@ def check_dir(path, need_text=True, need_files=False):
     """Every defect of a data directory, as a list of :class:`Problem`; [] for a good one.
 
     ``need_text`` False allows a directory without ``text`` and empty texts (test sets without reference).
-    ``need_files``: every utterance is to be a file of its own, no command, archive offset or segment.
+    ``need_files``: a dump, whose utterances are files of their own, no commands, archive offsets or segments; it may be
+    without ``spk2utt``.
 
     Raises:
         KaldiError: a file is not UTF-8, cannot be read, or holds a damaged ``ref.ctm``.
     """
     path, tables, problems = Path(path), {}, []
-    required = ("wav.scp", "utt2spk", "spk2utt") + (("text",) if need_text else ())
+    required = ("wav.scp", "utt2spk") + (("text",) if need_text else ()) + (() if need_files else ("spk2utt",))
     for name in (*TABLES, "spk2utt"):
         if (path / name).exists():
             tables[name], found = _scan(path / name)

@@ -11,7 +11,7 @@ from espnet_speechllm_xl.bin import data as data_tool
 from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.data import Preprocessor, collate
 from espnet_speechllm_xl.features import LogMel
-from espnet_speechllm_xl.kaldi import read_table, spk2utt, write_table
+from espnet_speechllm_xl.kaldi import read_table, write_table
 from espnet_speechllm_xl.text import load_tokenizer
 
 
@@ -83,7 +83,6 @@ def espnet_dump(toy_data, tmp_path):
     for file in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
         table = read_table(toy_data.train / file)
         write_table(folder / file, {name: table[name] for name in names})
-    write_table(folder / "spk2utt", spk2utt(read_table(folder / "utt2spk")))
     (folder / "feats_type").write_text("raw\n")
     return folder
 
