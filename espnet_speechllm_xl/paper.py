@@ -58,6 +58,7 @@ class System:
     script: str
     tag: str  # directory in exp/
     stage: str = "train"  # of the script, to begin with
+    after: str | None = None  # system that is to be trained before
     options: list = field(default_factory=list)
     train_args: str = ""
     train_option: str = "--train-args"  # of the script: takes options of ESPnet's training
@@ -152,6 +153,7 @@ class Plan:
         tables = {number: _table(path, content, number) for number in self.corpus.tables}
         self.tables = {number: self._with_own_rows(table) for number, table in tables.items()}
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
+        used.update(dict.fromkeys(filter(None, (_system(path, content, name).after for name in used))))
         self.systems = {each: self._sized(_system(path, content, each)) for each in used}
         self.directory = Path(directory) if directory else ROOT / self.corpus.directory
         self.expdir = str(exp or self.corpus.expdir)

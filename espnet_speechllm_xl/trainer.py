@@ -169,7 +169,7 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
 
     Raises:
         CheckpointError: the file is missing or damaged, or the names or shapes in it are not those of the model.
-            ``--ignore_init_mismatch true`` loads what fits.
+            ``--ignore_init_mismatch true`` loads what fits, and is refused where nothing does.
     """
     path, source, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
     try:
@@ -189,6 +189,13 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
             f"init_param {init_param}: the file lacks {len(lacking)} of {len(wanted)} parts of "
             f"'{target or 'the model'}', first '{lacking[0]}': give encoder_conf as that model had it, "
             "or --ignore_init_mismatch true"
+        )
+    shapes = {name: value.shape for name, value in part.named_parameters()}
+    fits = any(state.get(prefix + name, torch.empty(0)).shape == shape for name, shape in shapes.items())
+    if ignore_init_mismatch and not fits:
+        raise CheckpointError(
+            f"init_param {init_param}: none of its weights has the shape of the model's: give encoder_conf as that "
+            "model had it, or start without it"
         )
     try:
         _load_pretrained_model(init_param, model, ignore_init_mismatch, map_location)

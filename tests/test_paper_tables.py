@@ -314,6 +314,27 @@ def test_trainings_side_by_side(recipe, capsys):
     assert rows["XL"][0][2] == rows["CTC"][0][2] == "decoded"
 
 
+def test_what_others_begin_with_comes_first(recipe, capsys):
+    path = recipe.parent / "plan.yaml"
+    text = path.read_text(encoding="utf-8").replace('script: run.sh, tag: "xl_{size}_c16"', "after: ctc, {}")
+    path.write_text(
+        text.replace("after: ctc, {}", 'script: run.sh, after: ctc, tag: "xl_{size}_c16"'), encoding="utf-8"
+    )
+
+    def called(*options):
+        (recipe / "calls").unlink(missing_ok=True)
+        assert command(recipe, "--row", "small", "--records", "kept", *options) == 0
+        calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
+        return [tag for call in calls for tag in re.findall(r"--tag (\S+)", call)]
+
+    assert called() == ["ctc_tiny", "xl_tiny_c16"]
+    # Its record does not give its weights back.
+    (recipe / "exp").rename(recipe / "gone")
+    (recipe / "kept/xl_tiny_c16.json").unlink()
+    assert called("--jobs", "2") == ["ctc_tiny", "xl_tiny_c16"]
+    capsys.readouterr()
+
+
 def test_ctrl_c_starts_nothing_more(recipe):
     (recipe / "hold_xl_tiny").touch()
     script = [sys.executable, "-m", "espnet_speechllm_xl.bin.paper_tables", "--corpus", "toy"]

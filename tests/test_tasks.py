@@ -159,6 +159,8 @@ def test_init_param_leaves_nothing_unloaded(toy_data, toy_stats, aligner, tmp_pa
     cut.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match=r"cut\.pth does not load"):
         start(f"{cut}:acoustic:acoustic")
+    with pytest.raises(CheckpointError, match="none of its weights has the shape"):
+        start(f"{file}:acoustic:acoustic", encoder_conf={"dim": 24, "ffn_dim": 40}, ignore_init_mismatch=True)
     start(f"{file}:acoustic:acoustic", encoder_conf={"layers": 2}, ignore_init_mismatch=True)
 
 

@@ -160,14 +160,18 @@ baseline() {
   filled "exp/$tag.zip"
 }
 check "CTC" baseline run_ctc.sh ctc "greedy prefix_beam" --train-config "$repo/tests/conf/train_ctc_micro.yaml"
-check "transducer" baseline run_transducer.sh transducer "greedy default alsd" \
+check "transducer" baseline run_transducer.sh transducer "greedy default alsd" --init ctc \
   --train-config "$repo/tests/conf/train_transducer_micro.yaml"
 check "chunked AED" baseline run_chunked_aed.sh chunked_aed "greedy alsd" \
   --train-config "$repo/tests/conf/train_chunked_aed_micro.yaml"
 check "CTC-prompt-LM" baseline run_ctc_prompt_lm.sh ctc_prompt_lm "greedy alsd" \
   --train-config "$repo/tests/conf/train_ctc_prompt_lm_micro.yaml"
 check "a baseline needs no alignment" says "$work/transducer.log" "stage 6: align: nothing to do (--system transducer)"
-check "a baseline on the aligner's encoder" run init --stage train --stop-stage train --system ctc --init aligner --tag init \
+check "it began with the encoder of CTC" says exp/transducer/config.yaml "exp/ctc/valid.ter.ave.pth:acoustic:acoustic"
+no_such_init() { ! run none_such --stage train --stop-stage train --tag none_such --init none_such >/dev/null; }
+check "a start that is not there is refused" no_such_init
+check "and named" says "$work/none_such.log" "--init none_such: give aligner, none, or a model"
+check "a baseline from random weights" run init --stage train --stop-stage train --system ctc --init none --tag init \
   --train-config "$repo/tests/conf/train_ctc_micro.yaml"
 check "non-streaming SpeechLLM" baseline run_nonstreaming.sh nonstreaming "greedy alsd" --train-args "--max_epoch 1"
 check "one chunk holds all audio" says exp/nonstreaming/config.yaml "^    chunk: null"

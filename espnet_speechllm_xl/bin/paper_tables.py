@@ -144,6 +144,7 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
             left.append((system, seed))
     if not left:
         return []
+    left = with_needed(plan, left)
     if not dry_run and not plan.directory.is_dir():
         raise UserError(f"{plan.directory} does not exist: give the recipe's directory by --directory")
     message = _call(plan, "data and alignments", plan.preparation(extra), dry_run)
@@ -157,9 +158,10 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
     with ThreadPoolExecutor(jobs) as pool:
         running = {}
         for system, seed in left:
+            needed = next((done for done, pair in running.items() if pair == (plan.systems[system].after, 1)), None)
             log = plan.exp / "log" / f"{plan.model(system, seed).name}.log" if jobs > 1 else None
             call = (f"{system}, seed {seed}", plan.command(system, seed, extra), dry_run, log, shared)
-            running[pool.submit(_call, plan, *call)] = system, seed
+            running[pool.submit(_call_after, needed, plan, *call)] = system, seed
         try:
             for done in as_completed(running):
                 failed.append(done.result())
@@ -169,6 +171,20 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
             pool.shutdown(cancel_futures=True)
             raise
     return [message for message in failed if message]
+
+
+def with_needed(plan, todo):
+    """The (system, seed) pairs of ``todo``; first come those that others begin with, if only for their weights."""
+    needed = dict.fromkeys((plan.systems[system].after, 1) for system, _ in todo if plan.systems[system].after)
+    first = [pair for pair in needed if pair in todo or not plan.state(*pair).trained]
+    return first + [pair for pair in todo if pair not in first]
+
+
+def _call_after(needed, *call):
+    """:func:`_call` when the future ``needed`` (or None) is done."""
+    if needed is not None:
+        needed.result()
+    return _call(*call)
 
 
 def _call(plan, name, command, dry_run, log=None, environment=None):

@@ -25,7 +25,8 @@ aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
 aligner_tag=aligner
 train_config=         # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
                       # (default: train_tiny.yaml, of a baseline train_<system>_tiny.yaml)
-init=                 # encoder weights to start from: aligner or none (default: the aligner's, where there is one)
+init=                 # encoder weights to start from: aligner, none, or a model in exp/ (default: the aligner's, where there
+                      # is one); an encoder of another depth takes the layers that both have
 corpus_args=          # ESPnet options of all systems' training on this corpus, for the recipe's run.sh
 train_args=           # further ESPnet options
 tag=                  # of the experiment (default: the system and the YAML's name)
@@ -215,10 +216,16 @@ fi
 if runs 7; then
   start=(--task "$task")
   case $init in
-    aligner) start+=(--init_param "$aligner/valid.ter.ave.pth:acoustic:acoustic") ;;
-    none) ;;
-    *) die "--init $init: give aligner or none" ;;
+    aligner) weights=$aligner/valid.ter.ave.pth ;;
+    none) weights='' ;;
+    *)
+      weights=$(compgen -G "$expdir/$init/valid.*.ave.pth" | head -n 1) \
+        || die "--init $init: give aligner, none, or a model that is in $expdir, after its training"
+      ;;
   esac
+  [ -z "$weights" ] || start+=(--init_param "$weights:acoustic:acoustic")
+  # The encoders of these systems have more layers than the aligner's.
+  [ -z "$weights" ] || [ -n "$aligned_system" ] || start+=(--ignore_init_mismatch true)
   from=$dump
   [ -z "$aligned_system" ] || from=$aligned
   # shellcheck disable=SC2086

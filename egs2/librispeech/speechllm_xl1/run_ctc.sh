@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --system ctc --train-config train_ctc_paper.yaml "$@"
+./run.sh --system ctc --train-config train_ctc_paper.yaml --init none "$@"

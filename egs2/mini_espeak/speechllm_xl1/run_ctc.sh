@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./run.sh --system ctc --train-config train_ctc_tiny.yaml "$@"
+./run.sh --system ctc --train-config train_ctc_tiny.yaml --init aligner "$@"
