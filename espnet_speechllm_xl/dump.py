@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -317,20 +316,6 @@ def group(utt2spk, factor, order="consecutive", seed=0):
             random.Random(f"{seed} {speaker}").shuffle(utterances)
         groups += [utterances[i : i + factor] for i in range(0, len(utterances), factor)]
     return groups
-
-
-class Joined(NamedTuple):
-    """A set of joined recordings: ``factor`` utterances of ``base`` in each; ``way`` as in ``local/longform.sh``."""
-
-    base: str
-    factor: int
-    way: str = ""
-
-
-def joined(name):
-    """The :class:`Joined` that a set's name says (``test_10x``, ``test_2x_shuffled``), or None."""
-    match = re.fullmatch(r"(.+)_(\d+)x(?:_(speaker|shuffled))?", name)
-    return Joined(match[1], int(match[2]), match[3] or "") if match else None
 
 
 def join_ctm(words, utterances, lengths, gap, sample_rate):

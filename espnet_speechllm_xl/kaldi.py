@@ -10,6 +10,7 @@ Python strings.  Nothing here touches audio.
 """
 
 import math
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -48,6 +49,20 @@ class Problem(NamedTuple):
     def __str__(self):
         times = f" ({self.count} times, first: {self.first})" if self.count > 1 else f" ({self.first})"
         return f"{self.file}: {self.what}{times if self.first else ''}"
+
+
+class Joined(NamedTuple):
+    """A set of joined recordings: ``factor`` utterances of ``base`` in each; ``way`` as in ``local/longform.sh``."""
+
+    base: str
+    factor: int
+    way: str = ""
+
+
+def joined(name):
+    """The :class:`Joined` that a set's name says (``test_10x``, ``test_2x_shuffled``), or None."""
+    match = re.fullmatch(r"(.+)_(\d+)x(?:_(speaker|shuffled))?", name)
+    return Joined(match[1], int(match[2]), match[3] or "") if match else None
 
 
 def _rows(path):

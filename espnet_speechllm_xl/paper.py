@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from .config import from_dict
-from .dump import joined
 from .errors import UserError
+from .kaldi import joined
 from .report import read_train_log
 
 ROOT = Path(__file__).resolve().parents[1]

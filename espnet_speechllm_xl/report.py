@@ -19,10 +19,9 @@ from pathlib import Path
 
 from . import metrics, plots
 from .ctm import read_ctm
-from .dump import Joined, joined
 from .errors import UserError
 from .io import atomic_write
-from .kaldi import read_table
+from .kaldi import Joined, joined, read_table
 from .metrics import Counts
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}

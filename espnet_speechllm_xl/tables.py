@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import plots, report, significance
-from .dump import joined
 from .errors import UserError
 from .io import copy_file
+from .kaldi import joined
 from .records import timing
 from .significance import Interval
 

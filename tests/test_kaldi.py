@@ -21,17 +21,15 @@ from espnet_speechllm_xl.audio import read_audio
 from espnet_speechllm_xl.bin.data import main
 from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
 from espnet_speechllm_xl.dump import (
-    Joined,
     Report,
     Settings,
     audio_path,
     format_dir,
     group,
     join_ctm,
-    joined,
     longform_dir,
 )
-from espnet_speechllm_xl.kaldi import KaldiError, Problem
+from espnet_speechllm_xl.kaldi import Joined, KaldiError, Problem, joined
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000

@@ -343,6 +343,7 @@ def test_ctrl_c_starts_nothing_more(recipe):
         [*script, "--plan", str(recipe.parent / "plan.yaml")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's may be ignored
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (recipe / "exp/xl_tiny/train.log").exists() and time.monotonic() < deadline:

@@ -41,11 +41,15 @@ def _check(args):
     problems = check_dir(args.directory, need_text, need_files=args.dump)
     for problem in problems:
         print(problem, file=sys.stderr)
+    if problems and args.dump:
+        print(
+            f"{args.directory}: {len(problems)} problems; run it where the dump's paths begin, or give --kaldi-data in "
+            "place of --dumpdir, which makes a copy",
+            file=sys.stderr,
+        )
+        return 1
     if problems:
-        mend = "`check --fix` mends what can be mended"
-        if args.dump:
-            mend = "run it where the dump's paths begin, or give --kaldi-data in place of --dumpdir, which makes a copy"
-        print(f"{args.directory}: {len(problems)} problems; {mend}", file=sys.stderr)
+        print(f"{args.directory}: {len(problems)} problems; `check --fix` mends what can be mended", file=sys.stderr)
         return 1
     print(f"{args.directory}: good")
     return 0

@@ -4,8 +4,10 @@ import argparse
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -154,14 +156,14 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
         jobs = 1
     # Each training gets its share of the processors.
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ} if jobs > 1 else None
-    failed = []
+    failed, stopped = [], threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         running = {}
         for system, seed in left:
             needed = next((done for done, pair in running.items() if pair == (plan.systems[system].after, 1)), None)
             log = plan.exp / "log" / f"{plan.model(system, seed).name}.log" if jobs > 1 else None
             call = (f"{system}, seed {seed}", plan.command(system, seed, extra), dry_run, log, shared)
-            running[pool.submit(_call_after, needed, plan, *call)] = system, seed
+            running[pool.submit(_call_after, needed, stopped, plan, *call)] = system, seed
         try:
             for done in as_completed(running):
                 failed.append(done.result())
@@ -180,15 +182,18 @@ def with_needed(plan, todo):
     return first + [pair for pair in todo if pair not in first]
 
 
-def _call_after(needed, *call):
-    """:func:`_call` when the future ``needed`` (or None) is done."""
+def _call_after(needed, stopped, *call):
+    """:func:`_call` when the future ``needed`` (or None) is done; nothing once the event ``stopped`` was set."""
     if needed is not None:
         needed.result()
-    return _call(*call)
+    return None if stopped.is_set() else _call(*call, stopped=stopped)
 
 
-def _call(plan, name, command, dry_run, log=None, environment=None):
-    """Run one command in the recipe, its output in the file ``log`` if given; returns what went wrong, or None."""
+def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None):
+    """Run one command in the recipe, its output in the file ``log`` if given; returns what went wrong, or None.
+
+    Ctrl-C reaches the command before this program's main thread: it sets the event ``stopped``.
+    """
     print(f"== {name}: {shlex.join(command)}{f' (output: {log})' if log else ''}", flush=True)
     if dry_run:
         return None
@@ -203,6 +208,8 @@ def _call(plan, name, command, dry_run, log=None, environment=None):
             ).returncode
         except OSError as error:
             return f"{name} failed: {plan.directory / command[0]}: {error.strerror}"
+    if stopped is not None and status in (-signal.SIGINT, 130):
+        stopped.set()
     if log is not None:
         print(f"== {name}: {f'failed with status {status}' if status else 'done'}", flush=True)
     where = f"in {log}" if log else "above"
