@@ -78,6 +78,7 @@ EPOCH = "{}epoch results: [train] loss=1.0, time=40 seconds, [valid] loss=1.0, t
 SCRIPT = """#!/usr/bin/env bash
 set -eu
 printf '%s\\n' "$0 $*" >>calls
+echo "$OMP_NUM_THREADS" >>threads
 while [ $# -gt 0 ]; do
   name=${1#--}; declare "${name//-/_}=$2"; shift 2
 done
@@ -298,10 +299,12 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
 
 
-def test_trainings_side_by_side(recipe, capsys):
+def test_trainings_side_by_side(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
     (recipe / "fail_xl_tiny_c16").touch()
     assert command(recipe, "--jobs", "2") == 1
     printed = capsys.readouterr()
+    assert (recipe / "threads").read_text(encoding="utf-8").split() == ["5", "2", "2", "2"]  # alignments come first
     assert "== xl, seed 1: done" in printed.out and "== small, seed 1: failed with status 3" in printed.out
     assert "mend what stands in" in printed.err and printed.err.count("\n") == 1
     assert sorted(path.name for path in (recipe / "exp/log").iterdir()) == [

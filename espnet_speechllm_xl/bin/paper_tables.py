@@ -154,8 +154,9 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
         return [f"{message}; the rows need it"]
     if dry_run:
         jobs = 1
-    # Each training gets its share of the processors.
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ} if jobs > 1 else None
+    # Each training gets its share of the threads that path.sh allows.
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    shared = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // jobs))}
     failed, stopped = [], threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         running = {}
