@@ -320,7 +320,7 @@ def _training_lines(results, path):
         day, commit = record.made.get("date", "-")[:10], record.made.get("git hash", "-")
         loss = "-" if loss is None else f"{loss:.3f}"
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
-    head = ["training", "day", "commit", "epochs", "best epoch", "valid loss", "training time"]
+    head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
     drawn = plots.plot_learning_curves({name: record.epochs for name, record in found.items()}, path)
     lines = ["", "## Trainings", "", *_markdown(head, rows)]
     return [*lines, "", f"![learning curves of all trainings]({path.parent.name}/{drawn.name})"]
