@@ -304,19 +304,21 @@ def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
         plain["ctc_conf"] = {"dropout": 0.0}
     else:
         plain.update(decoder_conf={"dropout": 0.0}, loss_conf={"ctc_weight": 0.1})
-    one = training.train(name, toy_data, tmp_path / "one", toy_stats, **plain)
-    options = ["--multiprocessing_distributed", "false", "--dist_backend", "gloo", "--ngpu", "0"]
-    arguments = training.command(name, toy_data, tmp_path / "two", toy_stats, options, **plain)
-    port, subcommand = str(free_port()), {"ctc": "train-aligner", "speechllm_xl": "train"}[name]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "espnet_speechllm_xl", subcommand, *arguments],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+    subcommand = {"ctc": "train-aligner", "speechllm_xl": "train"}[name]
+
+    def start(out, options=(), **variables):
+        arguments = training.command(name, toy_data, tmp_path / out, toy_stats, options, **plain)
+        return subprocess.Popen(
+            [sys.executable, "-m", "espnet_speechllm_xl", subcommand, *arguments], env=environment(**variables),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+        )  # fmt: skip
+
+    # A process of its own, too: threads, and what tests before have set in this one, change the last digits.
+    alone, one = start("one"), tmp_path / "one"
+    assert alone.communicate(timeout=300)[0] and alone.returncode == 0
+    options = ["--multiprocessing_distributed", "false", "--dist_backend", "gloo", "--ngpu", "0"]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [start("two", options, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
     expected, found = training.history(one), training.history(tmp_path / "two")

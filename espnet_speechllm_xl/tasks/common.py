@@ -13,6 +13,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
+from torch import distributed
 
 from espnet_speechllm_xl.acoustic import Acoustic
 from espnet_speechllm_xl.config import (
@@ -102,6 +103,9 @@ class SpeechTask(abs_task.AbsTask):
         precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
         with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
+        if distributed.is_initialized():
+            # Left to the end of the process, gloo's threads now and then abort it after a training that was finished.
+            distributed.destroy_process_group()
 
     @classmethod
     def section(cls, args, name):
@@ -149,8 +153,6 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def build_task_iter_factory(cls, args, iter_options, mode):
         """Batches by total sequence length; see :class:`~espnet_speechllm_xl.data.BatchFactory`."""
-        from torch import distributed
-
         paths = {name: path for path, name, _ in iter_options.data_path_and_name_and_type}
         if len(iter_options.shape_files) != 2:
             raise ConfigError(
