@@ -41,8 +41,9 @@ class Corpus:
     options: list = field(default_factory=list)  # of all its scripts
     aligner_args: str = ""
     train_args: str = ""  # of all its trainings
+    system_args: dict = field(default_factory=dict)  # {system: more of them, of its own}
     units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
-    without: list = field(default_factory=list)  # systems that the recipe does not have; their rows are left out
+    without: list = field(default_factory=list)  # systems whose rows are left out
     report: str = "TABLES.md"  # in the recipe
 
     def set_name(self, column):
@@ -150,6 +151,8 @@ class Plan:
         self.corpus = _part(Corpus, path, content, "corpora", name)
         if not self.corpus.units or set(self.corpus.units) - {"words", "characters"}:
             raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are words and characters")
+        for each in [*self.corpus.system_args, *self.corpus.without]:
+            _system(path, content, each)  # which names what is not there
         tables = {number: _table(path, content, number) for number in self.corpus.tables}
         self.tables = {number: self._with_own_rows(table) for number, table in tables.items()}
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
@@ -223,7 +226,8 @@ class Plan:
         """Command (list) that trains and decodes; run again, it goes on where it was.  ``extra``: more options."""
         one = self.systems[system]
         longform = any(joined(dataset) for _, dataset in self.decodings(system))
-        train_args = " ".join(filter(None, [self.corpus.train_args, one.train_args, f"--seed {seed}"]))
+        own_args = self.corpus.system_args.get(system)
+        train_args = " ".join(filter(None, [self.corpus.train_args, one.train_args, own_args, f"--seed {seed}"]))
         decode, form = one.decode_option
         searches = " ".join(form.replace("{search}", search) for search in self.searches(system))
         return [

@@ -37,6 +37,7 @@ corpora:
     options: [--nj, "3"]
     aligner_args: --max_epoch 1
     train_args: --max_epoch 2
+    system_args: {{ctc: --patience 5}}
 systems:
   xl: {{script: run.sh, tag: "xl_{{size}}"}}
   small: {{script: run.sh, tag: "xl_{{size}}_c16", train_args: --chunking_conf chunk=16}}
@@ -231,6 +232,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         ("name: 0.64 s", "name: 1.28 s", "two rows of the same name"),
         ("plot: rows", "plot: pie", "plot 'pie' is unknown"),
         ("paper: [3.6/8.8]", "paper: [3.6/8.8, 1/1]", "row CTC: paper wants one entry for each of"),
+        ("{ctc: --patience", "{las: --patience", "no 'las' in systems; there are: xl, small, ctc"),
         ("system: small", "system: large", "no 'large' in systems; there are: xl, small, ctc"),
         ("search: greedy, paper:", "serach: greedy, paper:", "row CTC lacks search"),
         ("script: run_ctc.sh", "script: run_ctc.sh, decode_option: [--searches]", "decode_option wants two"),
@@ -269,7 +271,7 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
         "./run.sh --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp --searches alsd "
         f"--train-args --max_epoch 2 --chunking_conf chunk=16 --seed 1 {common}",
         "./run_ctc.sh --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
-        f"--train-args --max_epoch 2 --seed 1 --train-config train_ctc_tiny.yaml {common}",
+        f"--train-args --max_epoch 2 --patience 5 --seed 1 --train-config train_ctc_tiny.yaml {common}",
     ]
     assert "# The paper's tables on toy" in (recipe / "TABLES.md").read_text(encoding="utf-8")
     assert command(recipe, "--list") == 0
@@ -368,7 +370,7 @@ def test_scripts_with_other_names_for_their_options(recipe):
     found = paper.Plan("toy", path).command("ctc", 2)
     assert found[:3] == ["./run_asr.sh", "--stage", "tokens"]
     assert found[found.index("--configs") + 1] == "decode_greedy.yaml"
-    assert found[found.index("--asr-args") + 1] == "--max_epoch 2 --seed 2"
+    assert found[found.index("--asr-args") + 1] == "--max_epoch 2 --patience 5 --seed 2"
     assert not {"--searches", "--train-args"} & set(found)
 
 
