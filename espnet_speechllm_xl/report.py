@@ -339,6 +339,10 @@ class Decoded:
         return f"{self.decode}/{self.dataset}"
 
 
+class UnfinishedError(UserError):
+    """A set has no hypotheses yet."""
+
+
 def _natural(text):
     """Sorting key that puts ``2x`` before ``10x``."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text)]
@@ -386,11 +390,11 @@ def read_decoded(directory, dump):
     """What ``<exp>/<model>/decode_*/<set>`` is scored with.
 
     Returns (references, hypotheses, speakers, info): tables by utterance, the first and the third of the set in
-    ``dump``, and the contents of ``decode.json``.  Raises UserError or OSError.
+    ``dump``, and the contents of ``decode.json``.  Raises UserError (UnfinishedError without hypotheses) or OSError.
     """
     directory = Path(directory)
     if not (directory / "text").is_file():
-        raise UserError(f"{directory}: no text file: the set was not decoded to its end, run the decode stage again")
+        raise UnfinishedError(f"{directory}: no text file: the set is being decoded, or run the decode stage again")
     source = _reference_dir(dump, directory.name)
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
@@ -470,30 +474,31 @@ def _training_lines(exp, images):
 def score_experiment(exp, dump, results, command=None, date=None):
     """Score every decoded set below ``exp`` and write ``results`` (RESULTS.md), figures in ``images/`` beside it.
 
-    Returns (list of :class:`Decoded`, ``{directory: error message}`` of the sets that could not be scored); together
-    they are all sets found, and the failed ones stand in RESULTS.md too.  ``command``: how the results were made.
-    Raises FileNotFoundError when there is nothing to score.
+    Returns (list of :class:`Decoded`, unfinished, failed), the latter two ``{directory: message}`` of the sets that
+    are not decoded to their end, which is no error while another training of ``exp`` decodes, and of those that could
+    not be scored; together they are all sets found, and those without scores stand in RESULTS.md too.  ``command``:
+    how the results were made.  Raises FileNotFoundError when there is nothing to score.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
         raise FileNotFoundError(f"{exp}: no <model>/decode_*/<set>/text below it: run the decode stage, or mend --exp")
-    decoded, failed = [], {}
+    decoded, unfinished, failed = [], {}, {}
     for directory in directories:
         try:
             decoded.append(score_decoded(directory, dump))
         except (UserError, OSError) as error:
-            failed[str(directory)] = str(error)
+            (unfinished if isinstance(error, UnfinishedError) else failed)[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
     lines = made_lines(command, date)
     for model in sorted({item.model for item in decoded}, key=_natural):
         lines += _model_lines(model, [item for item in decoded if item.model == model], images)
     lines += _training_lines(exp, images)
-    if failed:
-        lines += ["", f"## Not scored: {len(failed)} of {len(directories)} sets", ""]
-        lines += [f"- {message}" for message in failed.values()]
+    if unscored := {**unfinished, **failed}:
+        lines += ["", f"## Not scored: {len(unscored)} of {len(directories)} sets", ""]
+        lines += [f"- {message}" for message in unscored.values()]
     write_between_marks(results, [*lines, ""], "scores", "speechllm-xl score", "# RESULTS")
-    return decoded, failed
+    return decoded, unfinished, failed
 
 
 # Alignment report (paper Table III)

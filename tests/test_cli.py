@@ -517,7 +517,7 @@ def test_score_after_decoding(capsys, dump, decoded):
     results = root / "RESULTS.md"
     base = ("--exp", root / "exp", "--dump", root / "dump", "--results", results, "--command", "./run.sh")
     code, out, _ = run(capsys, "score", *base)
-    assert code == 0 and "sets found: 1, scored: 1, failed: 0" in out
+    assert code == 0 and "sets found: 1, scored: 1, unfinished: 0, failed: 0" in out
     words = sum(len(text.split()) for text in TEXTS.values())
     assert re.search(rf"\|\s*decode_greedy/test\s*\|\s*7\s*\|\s*{words}\s*\|", results.read_text("utf-8"))
     trn = (decoded / "score_wer" / "ref.trn").read_text("utf-8").splitlines()

@@ -59,9 +59,10 @@ def _score_one(args):
 def _score_all(args):
     from espnet_speechllm_xl import report
 
-    decoded, failed = report.score_experiment(args.exp, args.dump, args.results, args.made_by)
+    decoded, unfinished, failed = report.score_experiment(args.exp, args.dump, args.results, args.made_by)
     print("\n".join(report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])))
-    print(f"sets found: {len(decoded) + len(failed)}, scored: {len(decoded)}, failed: {len(failed)}")
+    found = len(decoded) + len(unfinished) + len(failed)
+    print(f"sets found: {found}, scored: {len(decoded)}, unfinished: {len(unfinished)}, failed: {len(failed)}")
     print(f"written: {args.results}")
     return 1 if failed else 0
 
