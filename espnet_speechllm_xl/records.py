@@ -14,6 +14,7 @@ from . import metrics, report, timeline
 from .config import ChunkingConfig, EncoderConfig, from_dict
 from .errors import UserError
 from .io import DamagedWeights, atomic_write, copy_file, read_weights
+from .kaldi import read_table
 from .paper import State, read_config
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
@@ -60,7 +61,7 @@ class Records:
     def __init__(self, plan, directory):
         self.plan, self.directory = plan, Path(directory)
         self.problems = []
-        self._kept, self._delays = {}, {}
+        self._kept, self._delays, self._parts = {}, {}, {}
 
     def path(self, system, seed):
         """File of a training's record."""
@@ -149,6 +150,16 @@ class Records:
             self.problems.append(f"{figures} is not readable as JSON: run the align stage again")
             found = {}
         return found, histogram if histogram.is_file() else None
+
+    def parts(self, dataset):
+        """``{recording of a joined set: [utterances that it holds]}``, of the dump or its record; empty without."""
+        if dataset not in self._parts:
+            made, kept = self.plan.dump / "raw" / dataset / "utt2parts", self.directory / f"{dataset}_utt2parts"
+            if made.is_file():
+                copy_file(made, kept)
+            table = read_table(kept) if kept.is_file() else {}
+            self._parts[dataset] = {name: names.split() for name, names in table.items()}
+        return self._parts[dataset]
 
 
 def read_record(path):

@@ -89,6 +89,25 @@ def blocks(trainings, by_speaker=True):
     return Blocks(unit, names, errors, words)
 
 
+def regrouped(utterances, parts):
+    """What joined recordings count when their utterances are recognised one by one.
+
+    ``utterances``: ``{utterance: (errors, words, speaker)}``; ``parts``: ``{recording: [utterances]}``.  Returns
+    ``{recording: (errors, words, speaker of its first utterance)}``; raises UserError when an utterance is missing.
+    """
+    absent = sorted({name for names in parts.values() for name in names} - set(utterances))
+    if absent:
+        raise UserError(f"joined recordings hold {some_names(absent)}, which were not scored alone: decode them again")
+    return {
+        recording: (
+            sum(utterances[name][0] for name in names),
+            sum(utterances[name][1] for name in names),
+            utterances[names[0]][2],
+        )
+        for recording, names in parts.items()
+    }
+
+
 def _reference(utterances, name):
     return [*utterances[name]][1:] if name in utterances else None
 

@@ -90,6 +90,30 @@ class Results:
         infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
 
+    def growth(self, row, column, unit):
+        """What joining does: ``(Interval, rates joined, rates alone)`` of a row on a joined column, None without both.
+
+        The interval is of the rate of the joined recordings minus that of the utterances they hold, paired.
+        """
+        whole = self.plan.corpus.set_name(column)
+        parts, alone = self.records.parts(whole), joined(whole).base
+        found = {}
+        for seed, record in self.trainings(row.system).items():
+            pair = [record.decoded.get(f"{row.search}/{name}") for name in (whole, alone)]
+            if all(pair):
+                found[seed] = pair
+        if not parts or not found:
+            return None
+        try:
+            sides = [[pair[side].counts[unit] for pair in found.values()] for side in (0, 1)]
+            sides[1] = [significance.regrouped(counts, parts) for counts in sides[1]]
+            long, short = (significance.blocks(side, by_speaker=False) for side in sides)
+            rates = [{seed: pair[side].rate(unit) for seed, pair in found.items()} for side in (0, 1)]
+            return significance.difference(long, short), *rates
+        except UserError as error:
+            self.problems.append(f"{row.system}, {whole} against {alone}: {error}")
+            return None
+
     def trainings(self, system):
         """``{seed: Record}`` of a system."""
         return {seed: self.records.get(system, seed) for seed in self.records.seeds(system)}
@@ -164,14 +188,31 @@ def difference_table(results, table, unit):
             if ours is None or theirs is None:
                 cells.append("missing")
                 continue
-            found = significance.difference(ours.blocks, theirs.blocks)
-            text = _with_borders(found, "{:+.1f}")
-            cells.append(f"**{text}**" if is_finding(found, ours.rates, theirs.rates) else text)
+            cells.append(_marked(significance.difference(ours.blocks, theirs.blocks), ours.rates, theirs.rates))
         rows.append([row.name, *cells])
     if all(cell == "missing" for row in rows for cell in row[1:]):
         return []
     head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
     return _markdown(head, rows)
+
+
+def growth_table(results, table, unit):
+    """Rate of joined recordings minus that of the same utterances alone; no lines without any."""
+    columns = [column for column in table.sets if joined(column)]
+    if not columns:
+        return []
+    found = {row.name: [results.growth(row, column, unit) for column in columns] for row in table.rows}
+    if not any(cell for cells in found.values() for cell in cells):
+        return []
+    rows = [[name, *("missing" if cell is None else _marked(*cell) for cell in cells)] for name, cells in found.items()]
+    names = [results.plan.corpus.set_name(column) for column in columns]
+    return _markdown([f"{RATES[unit]} minus the same system's on the utterances alone", *names], rows)
+
+
+def _marked(difference, rates, reference):
+    """A difference with its interval, bold when it is a finding."""
+    text = _with_borders(difference, "{:+.1f}")
+    return f"**{text}**" if is_finding(difference, rates, reference) else text
 
 
 def _seconds(value):
@@ -294,7 +335,8 @@ def _table_lines(results, number, images):
     plan, table = results.plan, results.plan.tables[number]
     title = f"Table {number}: {table.title}"
     lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`"]
-    parts = [part(results, table, unit) for unit in plan.corpus.units for part in (rate_table, difference_table)]
+    made = rate_table, difference_table, growth_table
+    parts = [part(results, table, unit) for unit in plan.corpus.units for part in made]
     if table.plot == "alignment":
         parts.append(alignment_table(results, table))
     parts += [_notes(results, table), system_table(results, table)]

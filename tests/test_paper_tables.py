@@ -460,6 +460,26 @@ def test_tables(recipe, capsys):
         assert f"(images/tables_{number}.png)" in text
 
 
+def test_what_joining_does_to_a_system(recipe, capsys):
+    """Ten words each; a joined recording holds the utterance beside its namesake, so that pairing shows."""
+    for seed in ("", "_s2", "_s3"):
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index: index % 2)
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval_2x", lambda index: 2 - index % 2)
+    title = "WER minus the same system's on the utterances alone"
+    assert command(recipe, "--report") == 0
+    assert title not in rows_of((recipe / "TABLES.md").read_text(encoding="utf-8"), "IV")
+    parts = recipe / "dump/raw/eval_2x/utt2parts"
+    write(parts, "".join(f"u{index:02d} u{index ^ 1:02d}\n" for index in range(40)))
+    assert command(recipe, "--records", "kept", "--report") == 0
+    parts.unlink()  # what is recorded outlives the dump
+    assert command(recipe, "--records", "kept", "--report") == 0
+    found = rows_of((recipe / "TABLES.md").read_text(encoding="utf-8"), "IV")
+    assert found[title] == [["eval_2x"]] and found["XL"][1] == ["**+10.0 [+10.0, +10.0]**"]
+    write(recipe / "kept/eval_2x_utt2parts", "u00 u01 u99\n")
+    assert command(recipe, "--records", "kept", "--report") == 1
+    assert "xl, eval_2x against eval: joined recordings hold u99" in capsys.readouterr().err
+
+
 def test_what_people_write_is_kept(recipe):
     assert command(recipe, "--report") == 0
     path = recipe / "TABLES.md"

@@ -107,3 +107,13 @@ def test_other_references_are_refused():
         significance.difference(of([1, 1], [5, 5]), of([1, 1], [5, 6]))
     with pytest.raises(UserError, match="other references in u02: decode them again"):
         significance.blocks([scored([1, 1]), scored([1, 1, 1])])
+
+
+def test_utterances_regrouped_as_they_were_joined():
+    counts = {"a": (1, 10, "x"), "b": (2.5, 7, "y"), "c": (0, 3, "x")}
+    assert significance.regrouped(counts, {"a-x2": ["a", "b"], "c-x2": ["c"]}) == {
+        "a-x2": (3.5, 17, "x"),
+        "c-x2": (0, 3, "x"),
+    }
+    with pytest.raises(UserError, match="hold d, which were not scored alone"):
+        significance.regrouped(counts, {"a-x2": ["a", "d"]})
