@@ -120,7 +120,6 @@ class ChunkingConfig:
     delay: int = 0  # frames added to a token's end before its chunk is chosen
     unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
     train_chunks: list | None = None  # frames, chunk sizes of which training draws one a batch; null: ``chunk`` only
-    jitter: int = 0  # frames; training moves every end by up to so many at random before its chunk is chosen
 
     def __post_init__(self):
         _require(
@@ -130,7 +129,6 @@ class ChunkingConfig:
         _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         _require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         _require(self.delay >= 0, f"delay {self.delay} must not be negative")
-        _require(self.jitter >= 0, f"jitter {self.jitter} must not be negative")
         _require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
     def check_against(self, encoder):

@@ -53,24 +53,6 @@ def check_ends(frame_lengths, token_lengths, ends):
         )
 
 
-def jittered(ends, frame_lengths, jitter):
-    """``ends`` (B, U) moved at random by up to ``jitter`` frames either way; a training sees others each time.
-
-    An alignment is right within a few frames only, so the chunk of a word at a border is a matter of chance. A model
-    that always saw the same choice learns to foretell it from the audio, and where it is wrong the word is lost: the
-    next chunk leaves it to the one before. With other choices it must look at what was written.
-
-    Tokens that end together stay together, the order stays, and no end leaves its utterance's frames (B,).
-    """
-    if not jitter:
-        return ends
-    last = frame_lengths[:, None] - 1
-    most = max(1, int(frame_lengths.max()))
-    moves = torch.randint(-jitter, jitter + 1, (len(ends), most), device=ends.device)
-    moved = (ends + moves.gather(1, ends.clamp(0, most - 1))).clamp(min=0).cummax(1).values
-    return torch.where(ends <= last, moved.minimum(last), ends)  # check_ends shall see what is beyond
-
-
 def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
     """Interleave frames and tokens of a batch chunk by chunk.
 

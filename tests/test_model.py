@@ -231,21 +231,6 @@ def test_training_draws_chunk_sizes_and_evaluation_does_not():
     assert min(drawn.count(value) for value in losses.values()) >= 3
 
 
-def test_training_jitters_the_ends_and_evaluation_does_not():
-    model = make_model(chunk=8, context=2)
-    batch = as_batch(random_utterances(3))
-    plain = model(**batch)[0].item()
-    model.chunking = ChunkingConfig(8, 2, jitter=3)
-    assert model(**batch)[0].item() == plain
-    model.training = True  # the parts stay in evaluation: no dropout, no SpecAugment
-    torch.manual_seed(1)
-    drawn = {model(**batch)[0].item() for _ in range(10)}
-    assert len(drawn) > 3
-    model.chunking = ChunkingConfig(None, 2, jitter=3)
-    whole = {model(**batch)[0].item() for _ in range(3)}
-    assert len(whole) == 1  # one chunk has no borders
-
-
 def test_every_drawn_chunk_size_must_fit_the_segment():
     model = make_model()
     with pytest.raises(ConfigError, match="chunk 6 and encoder segment 4 do not divide one another"):

@@ -13,7 +13,6 @@ from espnet_speechllm_xl.sequence import (
     build_sequence,
     frame_chunks,
     gather_inputs,
-    jittered,
     sequence_length,
 )
 from espnet_speechllm_xl.visibility import PADDING
@@ -148,28 +147,3 @@ def test_padded_ends_are_not_looked_at():
         torch.tensor([2, 2]), torch.ones(2, 2).long(), torch.tensor([1, 2]), ends, ChunkingConfig(2), 9
     )
     assert sequence.target.tolist() == [[IGNORE, 1, 9, IGNORE], [IGNORE, 1, 1, 9]]
-
-
-def test_jittered_ends_stay_together_in_order_and_in_the_audio():
-    rng = random.Random(5)
-    torch.manual_seed(5)
-    seen = set()
-    for _ in range(200):
-        utterances = random_batch(rng)
-        frames, _, counts, ends = tensors(utterances)
-        moved = jittered(ends, frames, 2)
-        for row, (length, _, before) in enumerate(utterances):
-            after = moved[row, : counts[row]].tolist()
-            assert after == sorted(after) and all(0 <= end < length for end in after)
-            assert all(abs(new - old) <= 2 for new, old in zip(after, before, strict=True))
-            together = [old == other for old, other in zip(before, before[1:], strict=False)]
-            assert not any(same and new != other for same, new, other in zip(together, after, after[1:], strict=False))
-            seen.update(new - old for new, old in zip(after, before, strict=True))
-    assert seen == {-2, -1, 0, 1, 2}
-    assert jittered(ends, frames, 0) is ends
-
-
-def test_jitter_leaves_what_lies_beyond_the_audio():
-    frames, ends = torch.tensor([3, 0]), torch.tensor([[1, 3], [0, -1]])
-    moved = jittered(ends, frames, 1)
-    assert moved[0, 1] == 3 and moved[1].tolist() == [0, -1]

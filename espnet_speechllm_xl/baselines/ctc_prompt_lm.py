@@ -48,7 +48,7 @@ from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc import CTCHead
 from espnet_speechllm_xl.model import add_ctc_loss, text_loss
 from espnet_speechllm_xl.search import Request, Result
-from espnet_speechllm_xl.sequence import check_ends, gather_inputs, interleave, jittered
+from espnet_speechllm_xl.sequence import check_ends, gather_inputs, interleave
 from espnet_speechllm_xl.visibility import PADDING
 
 
@@ -233,7 +233,6 @@ class CTCPromptLM(AcousticModel):
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
         check_ends(counts, text_lengths, ends)
         chunking = self.chunking
-        ends = jittered(ends, counts, chunking.jitter if self.training else 0)
         prompts = self.decoder.prompts(frames, counts, chunking.chunk)
         blocks = timeline.num_chunks(counts, chunking.chunk)
         token_block = timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, blocks[:, None])
