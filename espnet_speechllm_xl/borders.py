@@ -1,13 +1,13 @@
 """Where the errors of a decoded set lie with respect to the borders of chunks, by reference word times.
 
-Which chunk a word near a border belongs to is doubtful: the aligner misses its end by a few frames. A word may then be
-lost (both chunks leave it to the other) or come twice.
+A word near a border may be lost, when both chunks leave it to the other, or come twice.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
 from . import metrics, timeline
+from .ctm import same_words
 from .errors import UserError
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
@@ -58,7 +58,7 @@ def border_errors(references, hypotheses, times, chunk, near):
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():
         timed = times.get(utterance, [])
-        if [word.text for word in timed] != scored.reference:
+        if not same_words(timed, scored.reference):
             left_out[utterance] = "other words than its reference times" if timed else "no reference times"
             continue
         words = iter(timed)

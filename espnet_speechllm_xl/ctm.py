@@ -22,6 +22,11 @@ class Word:
     confidence: float | None = None
 
 
+def same_words(timed, words):
+    """Whether a list of :class:`Word` has the texts ``words``, but for case."""
+    return [word.text.casefold() for word in timed] == [word.casefold() for word in words]
+
+
 def _number(value, name, where):
     try:
         number = float(value)

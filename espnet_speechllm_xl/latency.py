@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from espnet_speechllm_xl import metrics, timeline
+from espnet_speechllm_xl.ctm import same_words
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _reference_ends(words, times, utterance):
     timed = times.get(utterance)
     if timed is None:
         return None, "correct, but without reference time"
-    if [word.text.casefold() for word in timed] != [word.casefold() for word in words]:
+    if not same_words(timed, words):
         return None, "correct, but other words in the reference times"
     return [word.end for word in timed], None
 

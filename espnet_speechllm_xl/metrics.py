@@ -8,6 +8,7 @@ Text is compared as it stands: no case folding, no Unicode normalisation (a comb
 import math
 from dataclasses import dataclass, field
 
+from espnet_speechllm_xl.ctm import same_words
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -215,7 +216,7 @@ def end_differences(words_by_utterance, reference, left_out=None):
             result.unmatched[utterance] = left_out.get(utterance, "not in the alignment")
         elif not theirs:
             result.unmatched[utterance] = "not in the reference"
-        elif [word.text.casefold() for word in ours] != [word.text.casefold() for word in theirs]:
+        elif not same_words(ours, [word.text for word in theirs]):
             result.unmatched[utterance] = "other words than the reference"
         else:
             result.matched.append(utterance)

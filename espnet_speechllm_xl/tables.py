@@ -96,15 +96,16 @@ class Results:
         The interval is of the rate of the joined recordings minus that of the utterances they hold, paired.
         """
         whole = self.plan.corpus.set_name(column)
-        parts, alone = self.records.parts(whole), joined(whole).base
+        alone = joined(whole).base
         found = {}
         for seed, record in self.trainings(row.system).items():
             pair = [record.decoded.get(f"{row.search}/{name}") for name in (whole, alone)]
             if all(pair):
                 found[seed] = pair
-        if not parts or not found:
-            return None
         try:
+            parts = self.records.parts(whole)
+            if not parts or not found:
+                return None
             sides = [[pair[side].counts[unit] for pair in found.values()] for side in (0, 1)]
             sides[1] = [significance.regrouped(counts, parts) for counts in sides[1]]
             long, short = (significance.blocks(side, by_speaker=False) for side in sides)

@@ -68,7 +68,10 @@ def _score_all(args):
 
 
 def main(args):
-    """Run the command; returns 0 done, 1 some sets or files could not be scored (named on stderr), 2 wrong use."""
+    """Run the command; returns 0 done, 1 some sets or files could not be scored, 2 wrong use.
+
+    Those are named on stderr, and so are sets that are not decoded to their end, which are no failure.
+    """
     wrong = _wrong_use(args)
     if wrong:
         print(f"speechllm-xl score: {wrong}", file=sys.stderr)
