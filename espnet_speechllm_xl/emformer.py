@@ -380,19 +380,25 @@ class EmformerEncoder(AbsEncoder):
             if not final:
                 raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
             return self._whole(features), self.initial_state(state.batch)
-        block = self.config.block_segments * self.config.segment * timeline.STACK
+        count = None  # frames that come out: all that are ready
+        if final:
+            features, state, count = self._ended(features, state)
         outputs = []
-        for part in features.split(block, dim=1):
+        for part in features.split(self.config.block_segments * self.config.segment * timeline.STACK, dim=1):
             ys, state = self._push_block(part, state)
             outputs.append(ys)
-        if final:
-            count = state.frames.shape[1]
-            wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
-            zeros = features.new_zeros(state.batch, timeline.STACK * (wanted - count), self.input_size)
-            ys, _ = self._push_block(zeros, dataclasses.replace(state, features=zeros[:, :0]))
-            outputs.append(ys[:, :count])
-            state = self.initial_state(state.batch)
-        return torch.cat(outputs, dim=1), state
+        return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
+
+    def _ended(self, features, state):
+        """The last features of streams, padded to whole segments plus right context; the state that they continue;
+        number of frames without the padding that are still to come out."""
+        features = torch.cat([state.features.to(features), features], dim=1)
+        stacks = features.shape[1] // timeline.STACK
+        count = state.frames.shape[1] + stacks
+        wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
+        zeros = features.new_zeros(state.batch, timeline.STACK * (wanted - count), self.input_size)
+        features = torch.cat([features[:, : timeline.STACK * stacks], zeros], dim=1)
+        return features, dataclasses.replace(state, features=features[:, :0]), count
 
     def _push_block(self, features, state):
         features = torch.cat([state.features.to(features), features], dim=1)
