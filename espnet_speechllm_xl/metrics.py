@@ -1,4 +1,4 @@
-"""Error rates, delays and speed, as numbers; ``report.py`` writes them down.
+"""Error rates, delays and speed, as numbers; score_dirs.py, report.py and delay_reports.py write them down.
 
 Error rates come from jiwer's Levenshtein alignment, where a substitution, a deletion and an insertion cost
 1 each, so Err is the fewest errors possible.  sclite weighs them 4, 3, 3 and now and then counts one more.

@@ -18,7 +18,7 @@ import yaml
 from .config import from_dict
 from .errors import UserError
 from .kaldi import joined
-from .report import read_train_log
+from .train_log import read_train_log
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "conf" / "paper_tables.yaml"

@@ -36,7 +36,7 @@ def _save(figure, path):
 def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
     """Training and validation values over epochs, one panel for each of ``keys`` that the log has.
 
-    ``epochs``: ``{epoch: {"train": {key: value}, "valid": {...}}}`` as ``report.read_train_log`` gives.
+    ``epochs``: ``{epoch: {"train": {key: value}, "valid": {...}}}`` as ``train_log.read_train_log`` gives.
     Raises UserError when none of the keys is there.
     """
     present = [key for key in keys if any(key in values for part in epochs.values() for values in part.values())]

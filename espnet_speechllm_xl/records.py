@@ -16,6 +16,7 @@ from .errors import UserError
 from .io import DamagedWeights, atomic_write, copy_file, read_weights
 from .kaldi import read_table
 from .paper import State, read_config
+from .train_log import read_train_log
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
 BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
@@ -44,7 +45,7 @@ class Record:
     config: dict = field(default_factory=dict)  # the parts of config.yaml that say what a system waits for
     max_epoch: int | None = None
     parameters: int | None = None
-    epochs: dict = field(default_factory=dict)  # report.read_train_log
+    epochs: dict = field(default_factory=dict)  # read_train_log
     decoded: dict = field(default_factory=dict)  # {"<search>/<set>": DecodedSet}
 
 
@@ -111,7 +112,7 @@ class Records:
             found = self._decoded(system, seed, search, dataset)
             if found is not None:
                 decoded[f"{search}/{dataset}"] = found
-        record = replace(record, decoded=decoded, epochs=report.read_train_log(directory) or old.epochs)
+        record = replace(record, decoded=decoded, epochs=read_train_log(directory) or old.epochs)
         if record != old and (record.epochs or decoded):
             self._kept[system, seed] = record = replace(record, made=report.environment())
             write_record(self.path(system, seed), record)

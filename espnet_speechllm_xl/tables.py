@@ -15,6 +15,7 @@ from .io import copy_file
 from .kaldi import joined
 from .records import timing
 from .significance import Interval
+from .train_log import training_summary
 
 FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
 FEWEST_SEEDS = 3
@@ -260,7 +261,7 @@ def _run_cells(results, row, column):
     factors = [report.real_time_factor(info) for info in cell.infos] if cell else []
     factors = [factor for factor in factors if factor is not None]
     logs = [record.epochs for record in results.trainings(row.system).values()]
-    summaries = [report.training_summary(log) for log in logs if log]
+    summaries = [training_summary(log) for log in logs if log]
     epochs = sorted({str(summary[0]) for summary in summaries}, key=int)
     seconds = sum(summary[3] for summary in summaries) / len(summaries) if summaries else None
     return [
@@ -359,7 +360,7 @@ def _training_lines(results, path):
         return []
     rows = []
     for name, record in found.items():
-        count, best, loss, seconds = report.training_summary(record.epochs)
+        count, best, loss, seconds = training_summary(record.epochs)
         day, commit = record.made.get("date", "-")[:10], record.made.get("git hash", "-")
         loss = "-" if loss is None else f"{loss:.3f}"
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])

@@ -96,7 +96,7 @@ def _listed(reasons):
 
 
 def _compare(aligned, reference, out, left_out):
-    from espnet_speechllm_xl.report import alignment_report
+    from espnet_speechllm_xl.delay_reports import alignment_report
 
     content = alignment_report(aligned / "words.ctm", reference, out, left_out, f"Alignment of {aligned.name}")
     utterances = content["utterances"]

@@ -68,7 +68,7 @@ _duration.__name__ = _tail.__name__ = "number of seconds"
 
 def main(args):
     """Measure and report; returns the exit code, 1 when some audio could not be read."""
-    from espnet_speechllm_xl import jobs, latency, report
+    from espnet_speechllm_xl import delay_reports, jobs, latency
     from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.kaldi import read_table
@@ -106,7 +106,7 @@ def main(args):
         "nj": args.nj,
         "failed": len(failed),
     }
-    print("\n".join(report.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
+    print("\n".join(delay_reports.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
     print(f"written: {out / 'LATENCY.md'}")
     for utterance, reason in failed.items():
         print(f"speechllm-xl latency: failed: {utterance}: {reason}", file=sys.stderr)

@@ -1,0 +1,171 @@
+"""Delays written down: of an alignment's word ends (paper Table III), of the words that streams emit."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+from . import metrics, plots
+from .ctm import read_ctm
+from .io import atomic_write
+from .report import made_lines, shown
+
+# Alignment report (paper Table III)
+
+
+def _delay_row(label, item):
+    cells = (shown(getattr(item, name), "{:.1f}") for name in ("delay", "delta", "median", "p95"))
+    return f"|{label}|{item.words}|{'|'.join(cells)}|"
+
+
+def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignment"):
+    """Compare word ends with a reference and write ``report.md``, ``delay.json`` and ``delay.png`` into ``out_dir``.
+
+    ``words_ctm`` and ``ref_ctm``: CTM files; ``left_out``: ``{utterance: reason}`` of those that could not be aligned.
+    Returns the contents of the JSON file: ``delay_ms`` (mean signed difference of word ends, negative: early),
+    ``delta_ms`` (mean absolute difference), the same for ``non_final`` and ``final`` words, and the utterances:
+    matched + unmatched (by reason) = total.  Raises UserError naming the line of a CTM file that cannot be read.
+    """
+    out_dir = Path(out_dir)
+    compared = metrics.end_differences(read_ctm(words_ctm), read_ctm(ref_ctm), left_out)
+    groups = {
+        "all": metrics.delay(compared.non_final + compared.final),
+        "non_final": metrics.delay(compared.non_final),
+        "final": metrics.delay(compared.final),
+    }
+    reasons = dict(sorted(Counter(compared.unmatched.values()).items()))
+    content = {
+        name: {f"{key}_ms" if key != "words" else key: value for key, value in dataclasses.asdict(item).items()}
+        for name, item in groups.items()
+    }
+    total = len(compared.matched) + len(compared.unmatched)
+    utterances = {"total": total, "matched": len(compared.matched), "unmatched": reasons}
+    content = {**content.pop("all"), **content, "utterances": utterances, "unmatched": compared.unmatched}
+    with atomic_write(out_dir / "delay.json") as stream:
+        json.dump(content, stream, ensure_ascii=False, indent=1)
+        stream.write("\n")
+    lines = [
+        f"# {title}",
+        "",
+        "Word ends against the reference, in ms (negative: earlier than the reference). delay: mean; delta: mean of",
+        "the absolute differences; median: of the signed ones; p95: 95 % of the absolute differences are within it.",
+        "",
+        "|words|number|delay|delta|median|p95|",
+        "|---|---|---|---|---|---|",
+        _delay_row("all", groups["all"]),
+        _delay_row("not last of the utterance", groups["non_final"]),
+        _delay_row("last of the utterance", groups["final"]),
+        "",
+        f"Utterances: {total}, of them compared: {len(compared.matched)}, not compared: {len(compared.unmatched)}.",
+        *(f"- {reason}: {count}" for reason, count in reasons.items()),
+    ]
+    if compared.matched:
+        plots.plot_delay_histogram(compared.non_final, compared.final, out_dir / "delay.png", title)
+        lines += ["", "![delay](delay.png)"]
+    with atomic_write(out_dir / "report.md") as stream:
+        stream.write("\n".join(lines) + "\n")
+    return content
+
+
+# Latency report
+
+_GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
+_NOTES = """
+A word is emitted when it is settled: never taken back from then on. delay: emission minus the word's end in the
+reference, of correct words. Audio clock: the audio pushed by then. Wall clock: compute time added, as if the audio
+arrived in real time; it holds for this machine and what else ran on it. algorithmic: the longest wait for chunk,
+encoder segment and look-ahead. The end of a recording settles all that is open then: on the audio clock the last
+words are delayed by no more than the silence after them, tail_seconds included.
+"""
+
+
+def latency_report(out_dir, setup, sizes, command=None, date=None):
+    """Write ``LATENCY.md``, ``latency.json`` and the accuracy-latency curve ``latency.png`` into ``out_dir``.
+
+    Args:
+        out_dir: directory.
+        setup: dict of what was measured, for JSON: ``model`` and ``set`` (the title), ``reference`` (CTM or None), ...
+        sizes: one dict for each chunk size: that of ``latency.summary`` with ``chunk_seconds``, ``context_seconds``
+            and ``algorithmic_seconds`` (None: infinite).
+        command: how it was made.
+
+    Returns the table of the chunk sizes, as lines.
+    """
+    out_dir = Path(out_dir)
+    with atomic_write(out_dir / "latency.json") as stream:
+        json.dump({**setup, "chunk_sizes": sizes}, stream, ensure_ascii=False, indent=1, allow_nan=False)
+        stream.write("\n")
+    title = f"Latency of {Path(setup['model']).name} on {Path(setup['set']).name}"
+    points = []
+    for size in sizes:
+        delay, label = size["delay_ms"]["all"], f"{_seconds(size['chunk_seconds'])} s"
+        if delay["count"]:
+            points.append((label, size["wer"], delay["p50"] / 1000, delay["p90"] / 1000))
+    table = latency_table(sizes)
+    lines = [f"# {title}", *made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
+    lines += ["", "## Chunk sizes", "", *table, _NOTES, "## Emission delay, ms", "", *emission_table(sizes)]
+    if setup["reference"] is None:
+        lines += ["", "There is no reference: delays are against the word ends that the stream itself reports."]
+    else:
+        lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
+    lines += ["", "## Words", "", *counts_table(sizes)]
+    plot = out_dir / "latency.png"
+    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
+    if points:
+        lines += ["", f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})"]
+    with atomic_write(out_dir / "LATENCY.md") as stream:
+        stream.write("\n".join(lines) + "\n")
+    return table
+
+
+def _seconds(value):
+    return "inf" if value is None else f"{value:g}"
+
+
+def latency_table(sizes):
+    """One row for each chunk size (``latency.summary`` with its settings): accuracy, delay of all words, speed."""
+    head = ("chunk (s)", "context (s)", "algorithmic (s)", "WER (%)", "delay P50 (ms)", "delay P90 (ms)")
+    head += ("compute a chunk P50 (ms)", "compute a chunk P99 (ms)", "RTF", "capped")
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        times = (_seconds(size[f"{name}_seconds"]) for name in ("chunk", "context", "algorithmic"))
+        delay, compute = size["delay_ms"]["all"], size["compute_ms_per_chunk"]
+        values = [(size["wer"], "{:.1f}"), (delay["p50"], "{:.0f}"), (delay["p90"], "{:.0f}")]
+        values += [(compute["p50"], "{:.1f}"), (compute["p99"], "{:.1f}"), (size["rtf"], "{:.3f}")]
+        measured = (shown(*value) for value in values)
+        lines.append(f"|{'|'.join((*times, *measured, str(size['capped'])))}|")
+    return lines
+
+
+def emission_table(sizes):
+    """Emission delays of each chunk size by the word's place in the utterance, on both clocks, in ms."""
+    names = ("mean", "P50", "P90", "P99")
+    head = ("chunk (s)", "words", "number", *names, *(f"wall {name}" for name in names))
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        for group, label in _GROUPS.items():
+            both = [size[clock][group] for clock in ("delay_ms", "wall_delay_ms")]
+            cells = [shown(item[name.lower()], "{:.0f}") for item in both for name in names]
+            lines.append(f"|{'|'.join((_seconds(size['chunk_seconds']), label, str(both[0]['count']), *cells))}|")
+    return lines
+
+
+def word_end_table(sizes):
+    """Paper Table III for the word times of streams, in ms."""
+    lines = ["|chunk (s)|words|number|delay|delta|median|p95|", "|---|---|---|---|---|---|---|"]
+    for size in sizes:
+        for group, item in size["word_ends_ms"].items():
+            lines.append(f"|{_seconds(size['chunk_seconds'])}{_delay_row(_GROUPS[group], metrics.Delay(**item))}")
+    return lines
+
+
+def counts_table(sizes):
+    """Which words of the reference were measured, and why the others were not."""
+    reasons = sorted({reason for size in sizes for reason in size["words"]["left_out"]})
+    head = ("chunk (s)", "in the reference", "= measured", *(f"+ {reason}" for reason in reasons), "inserted besides")
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        words = size["words"]
+        counts = (words["reference"], words["measured"], *(words["left_out"].get(each, 0) for each in reasons))
+        lines.append(f"|{'|'.join(map(str, (_seconds(size['chunk_seconds']), *counts, words['inserted'])))}|")
+    return lines
