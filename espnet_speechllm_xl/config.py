@@ -293,10 +293,12 @@ class SearchConfig:
     nbest: int = _option(1, "distinct texts returned at most")
     max_tokens_per_chunk: int = _option(40, "cap: then only the end of the chunk is allowed; reported when hit")
     recombine: bool = _option(False, "merge hypotheses of equal text in the same chunk (approximation)")
+    ctc_weight: float = _option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint.py)")
 
     def __post_init__(self):
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             _require(getattr(self, name) >= 1, f"search {name} must be at least 1")
+        _require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from espnet_speechllm_xl.audio import conform, read_audio
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
+from espnet_speechllm_xl.joint import JointModel
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
@@ -190,6 +191,8 @@ class Speech2Text:
         chunking = _rechunk(getattr(model, "chunking", None), chunk_size, context)
         if chunking is not None:
             chunking.check_against(model.acoustic.encoder.config)
+        if config.ctc_weight:
+            model = JointModel(model, config.ctc_weight)
         return cls(task, model, tokenizer, config, chunking)
 
     @property

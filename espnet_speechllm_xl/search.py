@@ -9,9 +9,10 @@ of them together, so utterances, streams and hypotheses share the decoder's batc
                       on and is prefilled with the next chunk
 
 A step is asked for only after pruning, hence only for hypotheses that live on.  A score is the plain sum of the
-log-probabilities of tokens and `$`, in float64, without length normalisation.  Equal scores are ordered by token
-sequence, then by the chunks of the tokens, so results do not depend on the order inside ``torch.topk``; scores
-that differ by rounding only (another batch, another device) are no ties and may swap.
+log-probabilities of tokens and `$`, in float64, without length normalisation (joint.py has others).  Equal
+scores are ordered by token sequence, then by the chunks of the tokens, so results do not depend on the order
+inside ``torch.topk``; scores that differ by rounding only (another batch, another device) are no ties and may
+swap.
 
 Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` hypotheses being expanded.
 """
@@ -51,6 +52,7 @@ class Result:
 
     row: Any
     log_probs: Tensor  # (V + 1,) natural logarithms after the last input; `$` is the last entry
+    scores: Tensor | None = None  # (V + 1,) what each adds to a hypothesis' score; None: log_probs (joint.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,11 @@ class Hypothesis:
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
     _row: Any = field(default=None, repr=False, compare=False)
     _log_probs: Tensor | None = field(default=None, repr=False, compare=False)
+    _scores: Tensor | None = field(default=None, repr=False, compare=False)
 
     def _public(self):
         """Without the decoder state, so that a result kept by a caller does not keep a cache alive."""
-        return replace(self, _row=None, _log_probs=None)
+        return replace(self, _row=None, _log_probs=None, _scores=None)
 
 
 def _rank(hypothesis):
@@ -136,7 +139,10 @@ class Search(abc.ABC):
             Request(h._row, h._chunk, token=h.tokens[-1]) if h._emitted else Request(h._row, h._chunk, chunks[h._chunk])
             for h in hypotheses
         ]
-        return [replace(h, _row=r.row, _log_probs=r.log_probs) for h, r in zip(hypotheses, results, strict=True)]
+        return [
+            replace(h, _row=r.row, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
+            for h, r in zip(hypotheses, results, strict=True)
+        ]
 
     def _expand(self, hypotheses):
         """Log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
@@ -146,7 +152,8 @@ class Search(abc.ABC):
                 f"the decoder gave {steps.shape[1]} log-probabilities for {self.eoc} tokens and `$`: "
                 "use the token list that the model was trained with"
             )
-        totals = steps + steps.new_tensor([h.score for h in hypotheses])[:, None]
+        totals = torch.stack([h._scores for h in hypotheses]).double()
+        totals += totals.new_tensor([h.score for h in hypotheses])[:, None]
         full = [i for i, h in enumerate(hypotheses) if h._emitted >= self.config.max_tokens_per_chunk]
         if full:
             totals[full, : self.eoc] = -math.inf

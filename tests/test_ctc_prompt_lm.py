@@ -14,10 +14,10 @@ import training
 import yaml
 from test_model import as_batch, make_acoustic, random_utterances
 
-from espnet_speechllm_xl.baselines.ctc_prefix import BlockPrefix, fuse_end
-from espnet_speechllm_xl.baselines.ctc_prompt_lm import CTCPromptLM, PromptRow
+from espnet_speechllm_xl.baselines.ctc_prompt_lm import CTCPromptLM, PromptRow, fuse_end
 from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, LossConfig, PromptConfig, StreamConfig
 from espnet_speechllm_xl.ctc import collapse
+from espnet_speechllm_xl.ctc_prefix import Prefix
 from espnet_speechllm_xl.llm import Decoder
 from espnet_speechllm_xl.search import Request
 
@@ -71,7 +71,7 @@ def test_end_of_a_block_is_that_of_all_paths(frames):
     texts = brute_force(log_probs)
     for length in range(4):
         for text in itertools.product(range(3), repeat=length):
-            prefix = BlockPrefix.empty(log_probs)
+            prefix = Prefix.empty(log_probs)
             for token in text:
                 prefix = prefix.extend(token)
             begun = sum(share for other, share in texts.items() if other[:length] == text)
@@ -86,7 +86,7 @@ def test_end_of_a_long_block_stays_finite():
     log_probs[::40, 0] = 0.0
     log_probs[::40, 2] = -60.0
     log_probs = log_probs.log_softmax(-1)
-    prefix, ends = BlockPrefix.empty(log_probs), []
+    prefix, ends = Prefix.empty(log_probs), []
     for _ in range(12):
         ends.append(prefix.end().item())
         prefix = prefix.extend(0)
@@ -275,7 +275,7 @@ def test_steps_compute_what_training_computes(layout, context, weight):
     for block in range(-(-int(counts.min()) // CHUNK)):
         own = [row[:count][block * CHUNK : (block + 1) * CHUNK] for row, count in zip(frames, counts, strict=True)]
         requests = {index: Request(rows[index], block, each) for index, each in enumerate(own)}
-        prefixes = [BlockPrefix.empty(model.ctc(each[None])[0]) for each in own]
+        prefixes = [Prefix.empty(model.ctc(each[None])[0]) for each in own]
         for step in range(1, 5):
             results = model.decoder.extend(list(requests.values()))
             for index, result in zip(requests, results, strict=True):

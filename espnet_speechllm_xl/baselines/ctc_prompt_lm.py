@@ -43,9 +43,9 @@ from torch import nn
 
 from espnet_speechllm_xl import cache, timeline
 from espnet_speechllm_xl.acoustic import AcousticModel
-from espnet_speechllm_xl.baselines.ctc_prefix import BlockPrefix, fuse_end
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc import CTCHead
+from espnet_speechllm_xl.ctc_prefix import Prefix
 from espnet_speechllm_xl.model import add_ctc_loss, text_loss
 from espnet_speechllm_xl.search import Request, Result
 from espnet_speechllm_xl.sequence import check_ends, gather_inputs, interleave
@@ -70,7 +70,7 @@ class PromptRow:
     prompts: int = 0  # how many of these inputs are prompts
     tokens: tuple = ()  # its text, where that will be read again
     memory: torch.Tensor | None = None  # (1, 1, E)
-    spelled: BlockPrefix | None = None  # its tokens of the current block, to CTC; None where CTC has no say
+    spelled: Prefix | None = None  # its tokens of the current block, to CTC; None where CTC has no say
 
     def alone(self):
         """A copy that does not hold the buffer of the batch it came from."""
@@ -172,7 +172,7 @@ class PromptDecoder(nn.Module):
         if self.config.layout == "prompts_first":
             text = self.lm.embed(torch.tensor(row.tokens, dtype=torch.long, device=vectors.device))
             past, inputs = row.past.first(row.prompts), torch.cat([vectors, text])
-        spelled = BlockPrefix.empty(prompts.log_probs[0]) if self.config.end_ctc_weight else None
+        spelled = Prefix.empty(prompts.log_probs[0]) if self.config.end_ctc_weight else None
         return (
             Request(past, request.chunk, inputs),
             PromptRow(row.past, row.prompts + len(vectors), row.tokens, prompts.memory, spelled),
@@ -189,6 +189,18 @@ def _block_means(frames, members):
     """Means (B, K, E) of ``frames`` (B, T, E) over the ``members`` (B, K, T) of each block; 0 of an empty one."""
     shares = members.to(frames.dtype) / members.sum(-1, keepdim=True).clamp(min=1)
     return shares @ frames
+
+
+def fuse_end(log_probs, end, weight):
+    """Next-token log-probabilities (V + 1,) whose end, the last entry, CTC had a say in.
+
+    The log-probability of the end becomes the weighted mean of the LM's and CTC's ``end``; the tokens share what is
+    left as the LM would, so that the result is a distribution and hypotheses that ended a block compare with those
+    that did not.
+    """
+    ended = (1 - weight) * log_probs[-1:] + weight * end.to(log_probs)
+    tokens = log_probs[:-1] - log_probs[:-1].logsumexp(0) + torch.log(-torch.expm1(ended))
+    return torch.cat([tokens, ended])
 
 
 class CTCPromptLM(AcousticModel):

@@ -1,0 +1,116 @@
+"""Joint decoding: CTC has a say in what the decoder writes (Watanabe et al. 2017; for streams, Moritz et al. 2019).
+
+A hypothesis scores
+
+    (1 - weight) log P(tokens and `$`; the decoder)  +  weight log P(a text that begins with the tokens; CTC)
+
+where CTC, the auxiliary head of training, hears the audio up to the end of the hypothesis' chunk.  A word that the
+decoder leaves out at the border of two chunks, as each leaves it to the other, costs CTC's part as soon as the word
+behind it is written; a word that it writes twice, at once.  The paper has no such thing: its search is weight 0.
+
+A score can rise a little with the next chunk, when CTC hears the end of a word there that the decoder wrote before.
+So the alignment-synchronous search, which stops when no active hypothesis is better than a complete one, may stop too
+soon.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from espnet_speechllm_xl.config import ConfigError
+from espnet_speechllm_xl.ctc_prefix import Prefix
+from espnet_speechllm_xl.token_times import LOOKBACK
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """One hypothesis' past.  Never changes: forks share it."""
+
+    past: Any  # of the decoder
+    prefix: Prefix | None = None  # to CTC; None before the first chunk
+
+    def alone(self):
+        """A copy that does not hold the buffer of the batch it came from."""
+        return dataclasses.replace(self, past=self.past.alone())
+
+
+class JointDecoder:
+    """The decoder of a model, and its CTC head: takes the encoder's frames, as they are before the projection.
+
+    Args:
+        model: :class:`~espnet_speechllm_xl.model.ChunkwiseModel`, or another that writes chunk by chunk.
+        weight: of CTC.
+    """
+
+    def __init__(self, model, weight):
+        self._model, self._weight = model, weight
+        self.eoc = model.decoder.eoc
+
+    def initial_row(self, context):
+        """The past of a hypothesis before any chunk, which will see ``context`` previous ones (None: all)."""
+        return JointRow(self._model.decoder.initial_row(context))
+
+    @torch.no_grad()
+    def extend(self, requests):
+        """Advance hypotheses; takes and gives what the decoder's own ``extend`` does, with frames (c, E).
+
+        The results' ``scores`` are joint, their ``log_probs`` those of the decoder alone.
+        """
+        chunks = {}  # the hypotheses of a stream share its chunks
+        for request in requests:
+            if request.frames is not None and id(request.frames) not in chunks:
+                heard = self._model.ctc(request.frames[None])[0]
+                chunks[id(request.frames)] = heard, self._model.projection(request.frames)
+        steps, prefixes = [], []
+        for request in requests:
+            heard, inputs = chunks.get(id(request.frames), (None, None))
+            steps.append(dataclasses.replace(request, row=request.row.past, frames=inputs))
+            prefixes.append(_advanced(request, heard))
+        results = self._model.decoder.extend(steps)
+        return [
+            dataclasses.replace(
+                result,
+                row=JointRow(result.row, prefix),
+                scores=self._scores(result.log_probs.double(), prefix, request),
+            )
+            for result, prefix, request in zip(results, prefixes, requests, strict=True)
+        ]
+
+    def _scores(self, log_probs, prefix, request):
+        """What the next token, or ``$``, adds to a hypothesis' score: (V + 1,)."""
+        # A token's value was counted when the token was chosen; more audio changes the value.
+        counted = prefix.value
+        if request.frames is not None:
+            counted = prefix.value.new_zeros(()) if request.row.prefix is None else request.row.prefix.value
+        heard = torch.cat([prefix.next(), prefix.value[None]]) - counted
+        return (1 - self._weight) * log_probs + self._weight * heard
+
+
+def _advanced(request, heard):
+    """The prefix behind a request; ``heard``: log-probabilities (c, V + 1) of its frames, if it has any."""
+    prefix = request.row.prefix
+    if request.frames is None:
+        return prefix.extend(request.token)
+    return Prefix.empty(heard) if prefix is None else prefix.grow(heard, max(LOOKBACK, len(heard)))
+
+
+class JointModel(nn.Module):
+    """A model as streaming.py and engine.py want it, whose decoder is a :class:`JointDecoder`.
+
+    Raises ConfigError for a model without chunks or without CTC head.
+    """
+
+    def __init__(self, model, weight):
+        super().__init__()
+        if getattr(model, "chunking", None) is None:
+            raise ConfigError("search ctc_weight: this model does not write chunk by chunk: leave it out")
+        if model.ctc is None:
+            raise ConfigError(
+                "search ctc_weight: this model has no CTC head (loss_conf ctc_weight was 0 in training): leave it out"
+            )
+        self.acoustic, self.ctc, self.chunking = model.acoustic, model.ctc, model.chunking
+        self.projection = nn.Identity()
+        self.decoder = JointDecoder(model, weight)
