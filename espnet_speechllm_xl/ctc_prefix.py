@@ -2,6 +2,7 @@
 
     value       log P(the paths spell the tokens so far, or these and more)
     next()      the same with one more token, for each there is
+    waiting(m)  log P(the same, and no other token before the last m frames)
     end()       log P(the paths spell no more than the tokens so far, given that they begin with them)
 
 Paths are those through the frames so far.  Natural logarithms throughout.
@@ -102,6 +103,15 @@ class Prefix:
         if last.token is not None:
             values[last.token] = torch.logsumexp(last.before(last.token)[:-1] + scores[:, last.token], 0)
         return values
+
+    def waiting(self, margin):
+        """log P(the paths begin with the tokens so far, another coming in the last ``margin`` frames or later)."""
+        last, begin = self.tokens[-1], max(0, len(self.log_probs) - margin)
+        value = torch.logaddexp(last.in_token[begin], last.in_blank[begin])
+        if len(self.tokens) == 1:
+            return value
+        entering = self.tokens[-2].before(last.token)[begin:-1] + self.log_probs[begin:, last.token]
+        return torch.logaddexp(value, torch.logsumexp(entering, 0))
 
     def end(self):
         """A scalar tensor, see above; 0 where there are too few frames for the tokens."""

@@ -5,12 +5,13 @@ A hypothesis scores
     (1 - weight) log P(tokens and `$`; the decoder)  +  weight log P(a text that begins with the tokens; CTC)
 
 where CTC, the auxiliary head of training, hears the audio up to the end of the hypothesis' chunk.  A word that the
-decoder leaves out at the border of two chunks, as each leaves it to the other, costs CTC's part as soon as the word
-behind it is written; a word that it writes twice, at once.  The paper has no such thing: its search is weight 0.
+decoder leaves out at the border of two chunks, as each leaves it to the other, costs CTC's part when the word behind
+it is written; a word that it writes twice, at once.  While a hypothesis has ended its chunk and written nothing in the
+next, CTC's part is that no further token came but in the last ``MARGIN`` frames: otherwise it would be free to leave
+out words.  In those frames the beginning of the next chunk's first word may be heard already.
 
-A score can rise a little with the next chunk, when CTC hears the end of a word there that the decoder wrote before.
-So the alignment-synchronous search, which stops when no active hypothesis is better than a complete one, may stop too
-soon.
+The paper has no such thing: its search is weight 0.  As a score can rise again with the next chunk, the alignment-
+synchronous search, which stops when no active hypothesis is better than a complete one, may stop too soon.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc_prefix import Prefix
 from espnet_speechllm_xl.token_times import LOOKBACK
 
+MARGIN = 12  # frames, 0.48 s
+
 
 @dataclass(frozen=True)
 class JointRow:
@@ -31,6 +34,7 @@ class JointRow:
 
     past: Any  # of the decoder
     prefix: Prefix | None = None  # to CTC; None before the first chunk
+    heard: torch.Tensor | None = None  # (V + 1,) CTC's part of the score with each next output
 
     def alone(self):
         """A copy that does not hold the buffer of the batch it came from."""
@@ -70,23 +74,14 @@ class JointDecoder:
             steps.append(dataclasses.replace(request, row=request.row.past, frames=inputs))
             prefixes.append(_advanced(request, heard))
         results = self._model.decoder.extend(steps)
-        return [
-            dataclasses.replace(
-                result,
-                row=JointRow(result.row, prefix),
-                scores=self._scores(result.log_probs.double(), prefix, request),
-            )
-            for result, prefix, request in zip(results, prefixes, requests, strict=True)
-        ]
+        return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]
 
-    def _scores(self, log_probs, prefix, request):
-        """What the next token, or ``$``, adds to a hypothesis' score: (V + 1,)."""
-        # A token's value was counted when the token was chosen; more audio changes the value.
-        counted = prefix.value
-        if request.frames is not None:
-            counted = prefix.value.new_zeros(()) if request.row.prefix is None else request.row.prefix.value
-        heard = torch.cat([prefix.next(), prefix.value[None]]) - counted
-        return (1 - self._weight) * log_probs + self._weight * heard
+    def _result(self, request, result, prefix):
+        heard = torch.cat([prefix.next(), prefix.waiting(MARGIN)[None]])
+        before = request.row.heard
+        counted = 0.0 if before is None else before[self.eoc if request.token is None else request.token]
+        scores = (1 - self._weight) * result.log_probs.double() + self._weight * (heard - counted)
+        return dataclasses.replace(result, row=JointRow(result.row, prefix, heard), scores=scores)
 
 
 def _advanced(request, heard):

@@ -23,12 +23,13 @@ def random_log_probs(frames, classes, seed, sharpness=2.0):
     return (sharpness * noise).log_softmax(-1)
 
 
-def begun(log_probs, text):
-    """log of the probability of all paths whose text begins with ``text``."""
+def begun(log_probs, text, margin=None):
+    """log of the probability of all paths whose text begins with ``text``; ``margin``: and ends with it until then."""
     frames, classes = log_probs.shape
     total = 0.0
     for path in itertools.product(range(classes), repeat=frames):
-        if tuple(collapse(list(path), classes - 1)[: len(text)]) == text:
+        early = () if margin is None else collapse(list(path[: max(0, frames - margin)]), classes - 1)
+        if tuple(collapse(list(path), classes - 1)[: len(text)]) == text and len(early) <= len(text):
             total += math.exp(sum(log_probs[t, symbol].item() for t, symbol in enumerate(path)))
     return math.log(total) if total else -math.inf
 
@@ -49,6 +50,9 @@ def test_prefixes_are_those_of_all_paths(pieces):
                 assert prefix.value.item() == pytest.approx(begun(log_probs[:heard], text), abs=1e-9)
                 following = [begun(log_probs[:heard], (*text, token)) for token in range(2)]
                 assert prefix.next().tolist() == pytest.approx(following, abs=1e-9)
+                for margin in (0, 2, 9):
+                    expected = begun(log_probs[:heard], text, margin)
+                    assert prefix.waiting(margin).item() == pytest.approx(expected, abs=1e-9)
                 if written < 2 and rng.random() < 0.7:
                     token = rng.choice([v for v in range(2) if math.isfinite(following[v])] or [0])
                     if not math.isfinite(following[token]):

@@ -102,7 +102,7 @@ transcribed() {
   filled "$work/transcribe.json"
 }
 
-check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "--longform-factors" && ./run.sh --help | grep -q "11 pack 12 latency"'
+check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "--longform-factors" && ./run.sh --help | grep -q "11 pack 12 latency" && ./run.sh --help | grep -q "alsd_ctc0.3"'
 check "an unknown option is refused" fails_with 2 "unknown option --nope" --nope 1
 check "an unknown stage is refused" fails_with 2 "no stage 'trian'" --stage trian
 check "stages in the wrong order are refused" fails_with 2 "comes after" --stage score --stop-stage decode
@@ -136,6 +136,9 @@ tables >"$work/tables"
 check "everything again" run third
 check "nothing expensive was made again" diff "$work/times" <(times)
 check "the results are the same" diff "$work/tables" <(tables)
+
+check "decoding with a say for CTC" run joint --stage decode --stop-stage score --searches alsd_ctc0.3
+check "its results" says RESULTS.md "^|decode_alsd_ctc0.3/test|"
 
 check "stage 12, the latency of two chunk sizes" run latency --stage latency --stop-stage latency \
   --latency-args "--chunk-sizes 0.32,0.64"

@@ -28,8 +28,9 @@ results=RESULTS.md
 log() { printf '%s %s\n' "$(date '+%H:%M:%S')" "$*"; }
 die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 2; }
 
-# option_lines FILE...: their lines name=default # description
-option_lines() { sed -n '/^# options begin/,/^# options end/{/^[a-z_]*=/p}' "$@"; }
+# option_lines FILE...: their lines name=default # description; option_help FILE...: and the rest of the descriptions
+option_lines() { option_help "$@" | grep '^[a-z_]*='; }
+option_help() { sed -n '/^# options begin/,/^# options end/{/^[a-z_]*=/p;/^  *# /p}' "$@"; }
 option_files=("${BASH_SOURCE[1]}" "${BASH_SOURCE[0]}") # the driver and this file
 
 usage() {
@@ -38,10 +39,10 @@ usage() {
   for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
   printf '\n\noptions (default: description):\n'
   local line name
-  while read -r line; do
+  while IFS= read -r line; do
     name=${line%%=*}
-    printf '  --%s %s\n' "${name//_/-}" "${line#*=}"
-  done < <(option_lines "${option_files[@]}")
+    if [[ $line = ' '* ]]; then printf '    %s\n' "$line"; else printf '  --%s %s\n' "${name//_/-}" "${line#*=}"; fi
+  done < <(option_help "${option_files[@]}")
 }
 
 # read_options "$@": sets the variables; command becomes, for RESULTS.md, the driver with the options that make a

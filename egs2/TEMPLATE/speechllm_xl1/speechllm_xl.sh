@@ -31,7 +31,7 @@ corpus_args=          # ESPnet options of all systems' training on this corpus, 
 train_args=           # further ESPnet options
 tag=                  # of the experiment (default: the system and the YAML's name)
 searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
-                      # "greedy default alsd")
+                      # "greedy default alsd"); alsd_ctc0.3 is alsd with --ctc-weight 0.3
 beam_size=8
 decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
 decode_tag=           # appended to decode_<search>
@@ -235,13 +235,16 @@ fi
 
 # decode SET...: with every search
 decode() {
-  local set search
+  local set search joint
   for set in "$@"; do
     for search in $searches; do
+      joint=()
+      [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
       # shellcheck disable=SC2086
       sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.JOB.log" \
         python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" \
-        --out "$model/decode_$search$decode_tag/$set" --device "$device" --search "$search" --beam-size "$beam_size" $decode_args
+        --out "$model/decode_$search$decode_tag/$set" --device "$device" \
+        --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
     done
   done
 }
