@@ -96,7 +96,9 @@ class LogMel(nn.Module):
     def _log_mel_of_frames(self, frames):
         spectrum = torch.fft.rfft(frames * self.window, n=self.n_fft)
         power = spectrum.real.square() + spectrum.imag.square()
-        return (power @ self.filters).clamp(min=self.config.floor).log()
+        # In double precision: in single, training's matmul_precision may round both factors to bfloat16 or TF32.
+        bands = (power.double() @ self.filters.double()).to(power)
+        return bands.clamp(min=self.config.floor).log()
 
 
 class GlobalNormalizer(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
 from espnet_speechllm_xl.features import GlobalNormalizer, LogMel, SpecAugment, stack_frames
+from espnet_speechllm_xl.trainer import matmul_precision
 
 RATE = 16000
 
@@ -44,6 +45,16 @@ def test_equals_slow_reference():
     assert lengths.tolist() == [9]
     np.testing.assert_allclose(features[0].numpy(), slow_log_mel(samples, FeatureConfig()), atol=1e-4)
     assert torch.allclose(features[0, 3], torch.tensor(math.log(1e-8), dtype=torch.float64))  # samples 480 .. 879
+
+
+def test_the_precision_of_products_in_training_changes_no_feature():
+    log_mel = LogMel(FeatureConfig())
+    audio = torch.rand(2, 32000, generator=torch.Generator().manual_seed(0)) - 0.5
+    found = []
+    for name in ("highest", "medium"):
+        with matmul_precision(name, on_cpu=True):
+            found.append(log_mel(audio, torch.tensor([32000, 32000]))[0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("count, frames", [(0, 0), (1, 0), (399, 0), (400, 1), (559, 1), (560, 2), (16000, 98)])
