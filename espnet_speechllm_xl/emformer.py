@@ -390,8 +390,11 @@ class EmformerEncoder(AbsEncoder):
         return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
 
     def _ended(self, features, state):
-        """The last features of streams, padded to whole segments plus right context; the state that they continue;
-        number of frames without the padding that are still to come out."""
+        """What :meth:`push` makes of the last ``features`` (B, f, M).
+
+        Returns the features padded to whole segments plus right context, the state that they continue, and the
+        number of frames that are still to come out, those of the padding left out.
+        """
         features = torch.cat([state.features.to(features), features], dim=1)
         stacks = features.shape[1] // timeline.STACK
         count = state.frames.shape[1] + stacks
