@@ -180,12 +180,12 @@ class Plan:
         """The searches that the rows of a system need, in their order."""
         return list(dict.fromkeys(row.search for _, row in self.rows_of(system)))
 
-    def decodings(self, system):
-        """The (search, set) pairs that the rows of a system need."""
+    def decodings(self, system, search=None):
+        """The (search, set) pairs that the rows of a system need, or those of one search."""
         pairs = [
             (row.search, self.corpus.set_name(column)) for table, row in self.rows_of(system) for column in table.sets
         ]
-        return list(dict.fromkeys(pairs))
+        return [pair for pair in dict.fromkeys(pairs) if search in (None, pair[0])]
 
     def model(self, system, seed=1):
         """The directory of a training."""
@@ -208,10 +208,10 @@ class Plan:
         directory = self.model(system, seed) / f"decode_{search}" / dataset
         return directory if (directory / "decode.json").is_file() and (directory / "text").is_file() else None
 
-    def state(self, system, seed=1):
-        """The :class:`State` of a training."""
+    def state(self, system, seed=1, search=None):
+        """The :class:`State` of a training; ``search``: which of its decodings count, None: all."""
         directory = self.model(system, seed)
-        pairs = self.decodings(system)
+        pairs = self.decodings(system, search)
         decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
         config = read_config(directory)
         return State(len(read_train_log(directory)), config and config.get("max_epoch"), decoded, len(pairs))

@@ -84,14 +84,14 @@ class Records:
                 self._kept[key] = Record()
         return self._kept[key]
 
-    def state(self, system, seed=1):
-        """How far a training is: of ``exp/``, or of its record where that is all there is.
+    def state(self, system, seed=1, search=None):
+        """How far a training is (:meth:`Plan.state`): of ``exp/``, or of its record where that is all there is.
 
         Raises UserError when its config.yaml cannot be read.
         """
         if self.plan.model(system, seed).is_dir():
-            return self.plan.state(system, seed)
-        record, wanted = self.get(system, seed), self.plan.decodings(system)
+            return self.plan.state(system, seed, search)
+        record, wanted = self.get(system, seed), self.plan.decodings(system, search)
         decoded = sum("/".join(pair) in record.decoded for pair in wanted)
         return State(len(record.epochs), record.max_epoch, decoded, len(wanted))
 

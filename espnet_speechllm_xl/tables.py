@@ -160,11 +160,11 @@ def rate_table(results, table, unit):
 
 
 def _states(results, row):
-    """``decoded``, or what is left to do for the trainings of a row."""
+    """``decoded``, or what is left to do for a row: its trainings, and its search."""
     texts = []
     for seed in results.records.seeds(row.system) or [1]:
         try:
-            texts.append((seed, str(results.records.state(row.system, seed))))
+            texts.append((seed, str(results.records.state(row.system, seed, row.search))))
         except UserError:  # an unreadable config.yaml is named by Records.update
             texts.append((seed, "unreadable"))
     if len({text for _, text in texts}) == 1:

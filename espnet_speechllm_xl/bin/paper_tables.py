@@ -128,7 +128,8 @@ def listing(records, tables, todo):
             for system, seed in todo:
                 if system == row.system:
                     training = f"{plan.expdir}/{plan.model(system, seed).name}"
-                    lines.append((number, row.name, system, row.search, training, str(records.state(system, seed))))
+                    state = str(records.state(system, seed, row.search))
+                    lines.append((number, row.name, system, row.search, training, state))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
