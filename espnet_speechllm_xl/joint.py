@@ -7,8 +7,9 @@ A hypothesis scores
 where CTC, the auxiliary head of training, hears the audio up to the end of the hypothesis' chunk.  A word that the
 decoder leaves out at the border of two chunks, as each leaves it to the other, costs CTC's part when the word behind
 it is written; a word that it writes twice, at once.  While a hypothesis has ended its chunk and written nothing in the
-next, CTC's part is that no further token came but in the last ``MARGIN`` frames: otherwise it would be free to leave
-out words.  In those frames the beginning of the next chunk's first word may be heard already.
+next, CTC's part is that no further token came but in the last ``MARGIN`` frames (and those of a label delay):
+otherwise it would be free to leave out words.  In those frames the beginning of the next chunk's first word may be
+heard already.  Behind the last chunk no word comes: its `$` counts as that there is no further token at all.
 
 The paper has no such thing: its search is weight 0.  As a score can rise again with the next chunk, the alignment-
 synchronous search, which stops when no active hypothesis is better than a complete one, may stop too soon.
@@ -51,6 +52,7 @@ class JointDecoder:
 
     def __init__(self, model, weight):
         self._model, self._weight = model, weight
+        self._margin = MARGIN + model.chunking.delay
         self.eoc = model.decoder.eoc
 
     def initial_row(self, context):
@@ -77,7 +79,7 @@ class JointDecoder:
         return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]
 
     def _result(self, request, result, prefix):
-        heard = torch.cat([prefix.next(), prefix.waiting(MARGIN)[None]])
+        heard = torch.cat([prefix.next(), prefix.waiting(0 if request.last else self._margin)[None]])
         before = request.row.heard
         counted = 0.0 if before is None else before[self.eoc if request.token is None else request.token]
         scores = (1 - self._weight) * result.log_probs.double() + self._weight * (heard - counted)

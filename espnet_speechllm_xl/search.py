@@ -39,6 +39,7 @@ class Request:
     chunk: int  # chunk that the inputs belong to
     frames: Tensor | None = None  # (q, D) encodings of the chunk (prefill)
     token: int | None = None  # one text token
+    last: bool = False  # no audio follows the chunk; False also where that is not known yet
 
     @property
     def kind(self):
@@ -103,8 +104,11 @@ class Search(abc.ABC):
         self.beam = [Hypothesis(_row=initial_row)]  # best first
 
     @abc.abstractmethod
-    def advance(self, frames):
-        """Generator that takes the next chunk: ``frames`` (q, D), q >= 1; only the last chunk may be shorter."""
+    def advance(self, frames, last=False):
+        """Generator that takes the next chunk: ``frames`` (q, D), q >= 1; only the last chunk may be shorter.
+
+        ``last``: it is known that no audio follows.
+        """
 
     @abc.abstractmethod
     def finish(self):
@@ -133,12 +137,9 @@ class Search(abc.ABC):
             texts.setdefault(hypothesis.tokens, hypothesis._public())
         return list(texts.values())[: self.config.nbest]
 
-    def _extend(self, hypotheses, chunks):
-        """Feed each hypothesis its last output; ``chunks[k]`` are the frames (q, D) of chunk k."""
-        results = yield [
-            Request(h._row, h._chunk, token=h.tokens[-1]) if h._emitted else Request(h._row, h._chunk, chunks[h._chunk])
-            for h in hypotheses
-        ]
+    def _extend(self, hypotheses, chunks, last):
+        """Feed each hypothesis its last output; ``chunks[k]`` are the frames (q, D) of chunk k, ``last`` the last k."""
+        results = yield [Request(h._row, h._chunk, **_input(h, chunks), last=h._chunk == last) for h in hypotheses]
         return [
             replace(h, _row=r.row, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
             for h, r in zip(hypotheses, results, strict=True)
@@ -199,12 +200,12 @@ class ChunkSync(Search):
         super().__init__(*args)
         self.chunk = 0  # chunks taken
 
-    def advance(self, frames):
+    def advance(self, frames, last=False):
         chunk = self.chunk
         _check_chunk(frames, chunk)
         ended, open_ = [], self.beam
         while open_:
-            open_ = yield from self._extend(open_, {chunk: frames})
+            open_ = yield from self._extend(open_, {chunk: frames}, chunk if last else None)
             steps, totals = self._expand(open_)
             if self.config.recombine:
                 ended = self._recombine(ended, open_, totals)
@@ -290,17 +291,19 @@ class AlignmentSync(Search):
     def __init__(self, *args):
         super().__init__(*args)
         self.frames = []  # (q, D) of each chunk
+        self._last = None  # the last chunk, when known
         self._start = self.beam
 
-    def advance(self, frames):
+    def advance(self, frames, last=False):
         _check_chunk(frames, len(self.frames))
         yield from ()
         self.frames.append(frames)
+        self._last = len(self.frames) - 1 if last else None
 
     def finish(self):
         complete, active = ([], self._start) if self.frames else (self._start, [])
         while active and not self._done(complete, active):
-            active = yield from self._extend(active, self.frames)
+            active = yield from self._extend(active, self.frames, self._last)
             steps, totals = self._expand(active)
             if self.config.recombine:
                 self._recombine(active, totals)
@@ -328,6 +331,12 @@ class AlignmentSync(Search):
             a, b = totals[ending].item(), totals[growing].item()
             totals[ending] = log_add(a, b) if a >= b else -math.inf
             totals[growing] = log_add(a, b) if a < b else -math.inf
+
+
+def _input(hypothesis, chunks):
+    if hypothesis._emitted:
+        return {"token": hypothesis.tokens[-1]}
+    return {"frames": chunks[hypothesis._chunk]}
 
 
 def _check_chunk(frames, chunk):

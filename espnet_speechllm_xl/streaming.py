@@ -93,6 +93,8 @@ class AudioChunks:
         chunking.check_against(encoder)
         rate = acoustic.config.sample_rate
         self._size = chunking.chunk
+        # With look-ahead the last frames come when the recording ends, and only then.
+        self._ends_known = encoder.segment is None or encoder.right_context > 0
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
         self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
         if encoder.segment is not None:
@@ -111,7 +113,10 @@ class AudioChunks:
         return self._needed - self._count
 
     def take(self, samples, final):
-        """Generator of encoder requests; returns the chunks (c, D) completed, when final also the last, short one."""
+        """Generator of encoder requests; returns the chunks completed, when final also the last, short one.
+
+        A chunk is ``(frames (c, D), last)``; ``last``: it is known to be the last, however the samples were pushed.
+        """
         self._samples.append(samples)
         self._count += len(samples)
         if final or self._count >= self._needed:
@@ -142,7 +147,7 @@ class AudioChunks:
             chunks.append(rest)
             rest = rest[:0]
         self._frames = [rest.clone()]
-        return chunks
+        return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
 
 
 def _search(model, tokenizer, chunking, config):
@@ -222,9 +227,9 @@ class Stream:
         if self.closed:
             raise ValueError("the stream is closed: open another one")
         self.closed = True  # for good if what follows fails
-        for frames in (yield from self._audio.take(samples, final)):
+        for frames, last in (yield from self._audio.take(samples, final)):
             self._times.add(frames)
-            yield from self.search.advance(_inputs(self.model, frames))
+            yield from self.search.advance(_inputs(self.model, frames), last)
             self._settle_shared()
             self._settle_old()
             self._end_segment_by_rule()
@@ -366,9 +371,9 @@ def decode(model, tokenizer, chunking, search, samples, most_segments=None):
     searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
     audio = AudioChunks(model.acoustic, chunking, most_segments)
     chunks = yield from audio.take(checked_samples(samples, model), final=True)
-    for frames in chunks:
+    for frames, last in chunks:
         times.add(frames)
-        yield from searching.advance(_inputs(model, frames))
+        yield from searching.advance(_inputs(model, frames), last)
     texts = distinct_texts(tokenizer, (yield from searching.finish()))
     return [_transcript(tokenizer, times, *item) for item in list(texts.items())[: search.nbest]]
 

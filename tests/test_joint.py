@@ -9,7 +9,7 @@ import tiny
 import torch
 from test_search import Toy, all_paths, config, rank, text_of
 
-from espnet_speechllm_xl.config import ConfigError, SearchConfig
+from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, SearchConfig
 from espnet_speechllm_xl.ctc import collapse
 from espnet_speechllm_xl.ctc_prefix import Prefix
 from espnet_speechllm_xl.engine import run
@@ -87,9 +87,10 @@ def test_old_audio_and_tokens_are_forgotten():
 class Heard(torch.nn.Module):
     """A toy model: frames are their own CTC log-probabilities, the decoder is a toy of test_search.py."""
 
-    def __init__(self, toy):
+    def __init__(self, toy, delay=0):
         super().__init__()
-        self.acoustic, self.chunking, self.projection = torch.nn.Identity(), object(), torch.nn.Identity()
+        self.acoustic, self.projection = torch.nn.Identity(), torch.nn.Identity()
+        self.chunking = ChunkingConfig(delay=delay)
         self.ctc = torch.nn.Identity()
         self.decoder = toy
         toy.eoc, toy.initial_row = toy.vocabulary, lambda context: ()
@@ -98,8 +99,9 @@ class Heard(torch.nn.Module):
 def decode(toy, log_probs, sizes, weight, settings):
     decoder = JointDecoder(Heard(toy), weight)
     search = make_search(settings, decoder.initial_row(None), toy.vocabulary)
-    for frames in log_probs.split(sizes):
-        run([search.advance(frames)], decoder.extend)
+    chunks = log_probs.split(sizes)
+    for number, frames in enumerate(chunks, 1):
+        run([search.advance(frames, last=number == len(chunks))], decoder.extend)
     return run([search.finish()], decoder.extend)[0]
 
 
@@ -112,7 +114,7 @@ def test_beam_as_large_as_the_space_is_exhaustive(method, weight):
         paths = all_paths(toy, sizes, cap=2)
         joint = {}
         for segments, (score, _) in paths.items():
-            heard = begun(log_probs, text_of(segments))
+            heard = begun(log_probs, text_of(segments), margin=0)  # no more than this text
             # A text that CTC cannot hear in time is never written.
             possible = [begun(log_probs[: sum(sizes[: k + 1])], text_of(segments[: k + 1])) for k in range(3)]
             if math.isfinite(min(possible)):
@@ -155,6 +157,32 @@ def test_a_word_that_both_chunks_leave_out_is_found(method):
     settings = SearchConfig(method, beam_size=8)
     texts = {weight: decode(Shy(), log_probs.log(), [4, 4], weight, settings)[0].tokens for weight in (1e-9, 0.3)}
     assert texts == {1e-9: (1,), 0.3: (0, 1)}
+
+
+class Brief:
+    """Says 0 less readily than nothing, and no more than once."""
+
+    vocabulary, eoc = 2, 2
+
+    def extend(self, requests):
+        chances = [[0.3, 0.05, 0.65] if request.token is None else [0.01, 0.01, 0.98] for request in requests]
+        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+
+
+@pytest.mark.parametrize("method", ["alsd", "chunk_sync", "greedy"])
+@pytest.mark.parametrize(
+    ("behind", "delay", "last", "text"),
+    [(3, 0, False, ()), (3, 0, True, (0,)), (14, 0, False, (0,)), (14, 4, False, ()), (14, 4, True, (0,))],
+)
+def test_a_word_near_the_end_is_left_to_the_next_chunk_unless_there_is_none(method, behind, delay, last, text):
+    """CTC hears 0 ``behind`` frames before the end of the chunk."""
+    log_probs = torch.full((30, 3), 0.01)
+    log_probs[:, 2] = 0.98
+    log_probs[-behind] = torch.tensor([0.98, 0.01, 0.01])
+    decoder = JointDecoder(Heard(Brief(), delay), 0.3)
+    search = make_search(SearchConfig(method, beam_size=4), decoder.initial_row(None), 2)
+    run([search.advance(log_probs.log(), last)], decoder.extend)
+    assert run([search.finish()], decoder.extend)[0][0].tokens == text
 
 
 # Models

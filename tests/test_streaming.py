@@ -10,9 +10,18 @@ import torch
 from tiny import cuts, play, said
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, SearchConfig, StreamConfig
+from espnet_speechllm_xl.acoustic import Acoustic
+from espnet_speechllm_xl.config import (
+    ChunkingConfig,
+    ConfigError,
+    FeatureConfig,
+    SearchConfig,
+    SpecAugmentConfig,
+    StreamConfig,
+)
+from espnet_speechllm_xl.engine import run
 from espnet_speechllm_xl.search import Hypothesis
-from espnet_speechllm_xl.streaming import Stream, Update, transcribe
+from espnet_speechllm_xl.streaming import AudioChunks, Stream, Update, transcribe
 
 RATE = 16000
 ONE_FRAME = timeline.samples_for_frames(1, RATE)
@@ -76,6 +85,27 @@ def test_stream_gives_what_offline_gives(tiny_model, method, chunking):
         assert (updates[-1].partial, stream.capped) == ("", expected[0].capped)
         texts.add(expected[0].text)
     assert len(texts) == len(lengths)  # the decoder listens
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_the_last_chunk_is_known_with_look_ahead_only_and_however_the_audio_comes(ahead, chunk):
+    shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "segment": 8, "left_context": 8, "right_context": ahead}
+    acoustic = Acoustic(FeatureConfig(), SpecAugmentConfig(), encoder_conf=shape).double().eval()
+    rng = random.Random(ahead)
+    for frames in (1, 7, 8, 9, 10, 11, 16, 18, 32, 33, 34):
+        for more in (-1, 0, 1):
+            audio = torch.zeros(timeline.samples_for_frames(frames, RATE) + more, dtype=torch.float64)
+            found = []
+            for pieces in ([audio], list(audio.split(100)), cuts(audio, rng, 9000)):
+                chunks = AudioChunks(acoustic, ChunkingConfig(chunk, 2))
+                takes = [chunks.take(torch.as_tensor(piece), final=False) for piece in pieces]
+                takes.append(chunks.take(audio[:0], final=True))
+                taken = [each for take in takes for each in run([take], acoustic.encode)[0]]
+                found.append([last for _, last in taken])
+                assert sum(len(frames) for frames, _ in taken) == timeline.frames(len(audio), RATE)
+            assert found[0] == found[1] == found[2]
+            assert found[0] == [False] * (len(found[0]) - 1) + [ahead > 0] * bool(found[0])
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
