@@ -132,7 +132,7 @@ class Scripted(ChunkSync):
         self.script, self.chunk, self.dropped, self.beam = script, 0, 0, [Hypothesis()]
         self.dead = []  # (outputs of a hypothesis that was dropped, chunks by then)
 
-    def advance(self, frames):
+    def advance(self, frames, last=False):
         yield from ()
         self.outputs = [outputs for outputs in self.script[self.chunk] if not self.continues_a_dead_one(outputs)]
         self.beam = []
