@@ -42,6 +42,7 @@ setup(
         "test": [
             "pytest>=8.0,<10",
             "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.6,<4",  # the tests on two cores
             "hypothesis>=6.100,<7",
             "httpx>=0.28,<1",
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
