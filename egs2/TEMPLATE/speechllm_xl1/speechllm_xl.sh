@@ -32,6 +32,7 @@ train_args=           # further ESPnet options
 tag=                  # of the experiment (default: the system and the YAML's name)
 searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
                       # "greedy default alsd"); alsd_ctc0.3 is alsd with --ctc-weight 0.3
+corpus_searches=      # beside speechllm_xl's default ones, for the recipe's run.sh
 beam_size=8
 decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
 decode_tag=           # appended to decode_<search>
@@ -50,7 +51,8 @@ task=$system system_args='' aligned_system=1 default_searches="greedy alsd"
 one_chunk="--chunking_conf chunk=null --chunking_conf context=null --concat_conf max_lead_seconds=0"
 one_chunk+=" --search_conf max_tokens_per_chunk=1000" # it holds the whole text
 case $system in
-  speechllm_xl | chunked_aed | ctc_prompt_lm) ;;
+  speechllm_xl) default_searches+=" $corpus_searches" ;;
+  chunked_aed | ctc_prompt_lm) ;;
   nonstreaming) task=speechllm_xl system_args=$one_chunk ;;
   nonstreaming_full) # the encoder sees the whole utterance, too
     task=speechllm_xl

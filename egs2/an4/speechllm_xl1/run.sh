@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=egs2/an4/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_an4.yaml "$@"
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_an4.yaml \
+  --corpus-searches alsd_ctc0.3 "$@"

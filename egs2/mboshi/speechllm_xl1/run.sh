@@ -8,6 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . local/corpus.sh
 
 # Four times the speech of the corpus that the sizes tiny were made for: as many epochs, a longer schedule.
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_tiny.yaml \
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_tiny.yaml --corpus-searches alsd_ctc0.3 \
   --corpus-aligner-args "--max_epoch 8 --scheduler_conf warmup_steps_list=[0,400,4200]" \
   --corpus-args "--max_epoch 12 --scheduler_conf warmup_steps_list=[0,400,6200]" "$@"

@@ -7,4 +7,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=egs2/mini_espeak/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --longform-factors 10 "$@"
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --corpus-searches alsd_ctc0.3 \
+  --longform-factors 10 "$@"
