@@ -113,7 +113,8 @@ class Records:
             if found is not None:
                 decoded[f"{search}/{dataset}"] = found
         record = replace(record, decoded=decoded, epochs=read_train_log(directory) or old.epochs)
-        if record != old and (record.epochs or decoded):
+        # as text, in which a nan of the log is equal to itself
+        if _as_json(record) != _as_json(old) and (record.epochs or decoded):
             self._kept[system, seed] = record = replace(record, made=report.environment())
             write_record(self.path(system, seed), record)
 
@@ -178,9 +179,12 @@ def read_record(path):
 
 def write_record(path, record):
     """Write a :class:`Record` as JSON, an utterance a line."""
-    text = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
     with atomic_write(path) as stream:
-        stream.write(text.replace("],", "],\n") + "\n")
+        stream.write(_as_json(record).replace("],", "],\n") + "\n")
+
+
+def _as_json(record):
+    return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
 def _digest(references):
