@@ -44,6 +44,7 @@ class Corpus:
     system_args: dict = field(default_factory=dict)  # {system: more of them, of its own}
     units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
     without: list = field(default_factory=list)  # systems whose rows are left out
+    without_searches: list = field(default_factory=list)  # searches whose rows are left out
     report: str = "TABLES.md"  # in the recipe
 
     def set_name(self, column):
@@ -154,6 +155,10 @@ class Plan:
         for each in [*self.corpus.system_args, *self.corpus.without]:
             _system(path, content, each)  # which names what is not there
         tables = {number: _table(path, content, number) for number in self.corpus.tables}
+        searches = {row.search for table in tables.values() for row in table.rows}
+        for each in self.corpus.without_searches:
+            if each not in searches:
+                raise UserError(f"{path}: corpora {name}: no row has the search '{each}' of without_searches")
         self.tables = {number: self._with_own_rows(table) for number, table in tables.items()}
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
         used.update(dict.fromkeys(filter(None, (_system(path, content, name).after for name in used))))
@@ -164,7 +169,9 @@ class Plan:
         self.dump = self.directory / "dump"
 
     def _with_own_rows(self, table):
-        return replace(table, rows=[row for row in table.rows if row.system not in self.corpus.without])
+        corpus = self.corpus
+        rows = [row for row in table.rows if row.system not in corpus.without]
+        return replace(table, rows=[row for row in rows if row.search not in corpus.without_searches])
 
     def _sized(self, system):
         def sized(text):

@@ -17,7 +17,7 @@ import yaml
 
 from espnet_speechllm_xl import metrics, paper, plots, records, tables
 from espnet_speechllm_xl.bin import paper_tables
-from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, from_dict
+from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, LossConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.significance import Interval
 from espnet_speechllm_xl.tasks import find_task
@@ -219,6 +219,8 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         encoder = from_dict(EncoderConfig, args.encoder_conf)
         if hasattr(args, "chunking_conf"):
             from_dict(ChunkingConfig, args.chunking_conf).check_against(encoder)
+        if any("_ctc" in search for search in plan.searches(system)):  # has a say only where it was trained
+            assert from_dict(LossConfig, args.loss_conf).ctc_weight > 0, system
         schedule = args.scheduler_conf
         if args.scheduler == "piecewiselinearwarmuplr":
             assert len(schedule["warmup_steps_list"]) == len(schedule["warmup_lr_list"])
@@ -238,6 +240,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         ("search: greedy, paper:", "serach: greedy, paper:", "row CTC lacks search"),
         ("script: run_ctc.sh", "script: run_ctc.sh, decode_option: [--searches]", "decode_option wants two"),
         ("axis: chunk", "axes: chunk", "tables I has no setting 'axes'; did you mean 'axis'?"),
+        ("size: tiny", "without_searches: [alds]\n    size: tiny", "no row has the search 'alds' of without_searches"),
         ("tables: [I, III, IV, V]", "tables: [VI]", "no 'VI' in tables; there are: I, III, IV, V"),
         ("systems:\n", "sistems:\n", "has no section systems"),
         ("corpora:", "corpora: [", "not readable YAML"),
