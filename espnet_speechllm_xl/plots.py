@@ -3,6 +3,7 @@
 Each function writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a figure is drawn.
 """
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -229,8 +230,9 @@ def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="
     (``significance.Interval``, percent); ``joined``: the places are in an order, so draw a line through each series.
     """
     figure, (panel,) = _figure(max(5.5, 1.15 * len(ticks)), 4.2)
+    step = min(0.16, 0.8 / max(1, len(series)))
     for row, (label, values) in enumerate(series.items()):
-        shift = 0.16 * (row - (len(series) - 1) / 2)
+        shift = step * (row - (len(series) - 1) / 2)
         points = [(index + shift, value) for index, value in enumerate(values) if value is not None]
         _draw_intervals(panel, points, label, row, "-" if joined else "none")
     panel.set_xticks(range(len(ticks)), ticks)
@@ -247,30 +249,34 @@ def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="
 
 
 def plot_systems(path, points, title="", ylabel="WER (%)"):
-    """Error rate of systems over their latency.
+    """Error rate of systems in the order of their latency, those of equal latency together.
 
     ``points``: (label, worst-case algorithmic latency in seconds, ``significance.Interval``); systems that cannot
-    stream have an infinite latency and stand at the right.  Equal latencies are drawn side by side.
+    stream have an infinite latency and stand at the right.
     """
-    figure, (panel,) = _figure(10, 5)
-    finite = [latency for _, latency, _ in points if math.isfinite(latency)]
-    span = max(finite, default=1.0)
-    whole, step = 1.35 * span, 0.02 * span
-    seen = {}
-    for row, (label, latency, value) in enumerate(points):
-        place = latency if math.isfinite(latency) else whole
-        beside = seen[place] = seen.get(place, -1) + 1
-        _draw_intervals(panel, [(place + beside * step, value)], label, row, "none")
-    if len(finite) < len(points):
-        panel.axvline(1.2 * span, color="grey", linestyle=":")
-        panel.annotate("not streaming", (1.21 * span, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
-    panel.set_xlim(0, 1.7 * span if len(finite) < len(points) else 1.2 * span)
-    panel.set_xticks([tick for tick in panel.get_xticks() if tick <= 1.2 * span])
-    panel.set_xlabel("worst-case algorithmic latency, s (systems of equal latency side by side)")
+    figure, (panel,) = _figure(max(5.5, 0.5 * len(points)), 5.5)
+    ticks, place = [], 0
+    for row, (latency, group) in enumerate(itertools.groupby(sorted(points, key=_latency), _latency)):
+        if place:
+            panel.axvline(place - 1, color="grey", linestyle=":")
+        first = place
+        drawn = [(first + beside, label, value) for beside, (label, _, value) in enumerate(group)]
+        _draw_intervals(panel, [(x, value) for x, _, value in drawn], None, row, "none")
+        ticks += [(x, label) for x, label, _ in drawn]
+        text = f"{latency:.2f} s" if math.isfinite(latency) else "all audio"
+        middle = first + (len(drawn) - 1) / 2
+        panel.annotate(text, (middle, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
+        place = first + len(drawn) + 1
+    panel.set_xticks(*zip(*ticks, strict=True), rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    panel.set_xlim(-1, place - 1)
+    panel.set_xlabel("system; above: worst-case algorithmic latency")
     _finish_rates(panel, title, ylabel)
-    if points:
-        _without_math(figure.legend(loc="outside right upper", fontsize=8))
+    panel.set_title(title, parse_math=False, pad=20)
     return _save(figure, path)
+
+
+def _latency(point):
+    return round(point[1], 2)
 
 
 def _draw_intervals(panel, points, label, row, line):
