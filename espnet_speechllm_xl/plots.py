@@ -16,6 +16,7 @@ from .timeline import chunk_seconds
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^vP*X"
 INCHES_PER_SECOND = 2.0
+LOGARITHMIC_FROM = 20  # greatest error rate / least
 
 
 def _figure(width, height, rows=1, **kwargs):
@@ -242,7 +243,8 @@ def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="
             text.set(rotation=20, ha="right")
     panel.set_xlim(-0.5, len(ticks) - 0.5)
     panel.set_xlabel(xlabel, parse_math=False)
-    _finish_rates(panel, title, ylabel)
+    rates = [value.value for values in series.values() for value in values if value is not None]
+    _finish_rates(panel, title, ylabel, rates)
     if series:
         _without_math(panel.legend(fontsize=8))
     return _save(figure, path)
@@ -270,7 +272,7 @@ def plot_systems(path, points, title="", ylabel="WER (%)"):
     panel.set_xticks(*zip(*ticks, strict=True), rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     panel.set_xlim(-1, place - 1)
     panel.set_xlabel("system; above: worst-case algorithmic latency")
-    _finish_rates(panel, title, ylabel)
+    _finish_rates(panel, title, ylabel, [value.value for _, _, value in points])
     panel.set_title(title, parse_math=False, pad=20)
     return _save(figure, path)
 
@@ -298,9 +300,14 @@ def _draw_intervals(panel, points, label, row, line):
     )
 
 
-def _finish_rates(panel, title, ylabel):
+def _finish_rates(panel, title, ylabel, rates):
+    """Labels, and a logarithmic axis where the greatest rate would make the others look alike."""
     panel.set_ylabel(ylabel)
-    panel.set_ylim(bottom=0)
+    if rates and 0 < LOGARITHMIC_FROM * min(rates) < max(rates):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+    else:
+        panel.set_ylim(bottom=0)
     panel.grid(axis="y", alpha=0.3)
     panel.set_title(title, parse_math=False)
 

@@ -666,7 +666,8 @@ def test_plots(tmp_path):
     path = plots.plot_intervals(tmp_path / "a.png", ["0.32 s", "$\\infty$"], series, "chunk", "title $x", joined=True)
     assert path.read_bytes().startswith(PNG)
     points = [("LAS", math.inf, value), ("CTC", 1.52, bare), ("XL", 1.52, value)]
-    for name, chosen in (("b", points), ("c", points[:1]), ("d", points[1:])):
+    worse = [*points, ("non-streaming", math.inf, Interval(70.0, 69.0, 71.0)), ("best", 0.56, Interval(0.1, 0.0, 0.2))]
+    for name, chosen in (("b", points), ("c", points[:1]), ("d", points[1:]), ("e", worse)):
         assert plots.plot_systems(tmp_path / f"{name}.png", chosen, "V").read_bytes().startswith(PNG)
 
 
