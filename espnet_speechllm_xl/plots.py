@@ -261,19 +261,17 @@ def plot_systems(path, points, title="", ylabel="WER (%)"):
     for row, (latency, group) in enumerate(itertools.groupby(sorted(points, key=_latency), _latency)):
         if place:
             panel.axvline(place - 1, color="grey", linestyle=":")
-        first = place
-        drawn = [(first + beside, label, value) for beside, (label, _, value) in enumerate(group)]
+        drawn = [(place + beside, label, value) for beside, (label, _, value) in enumerate(group)]
         _draw_intervals(panel, [(x, value) for x, _, value in drawn], None, row, "none")
         ticks += [(x, label) for x, label, _ in drawn]
         text = f"{latency:.2f} s" if math.isfinite(latency) else "all audio"
-        middle = first + (len(drawn) - 1) / 2
+        middle = place + (len(drawn) - 1) / 2
         panel.annotate(text, (middle, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
-        place = first + len(drawn) + 1
+        place += len(drawn) + 1
     panel.set_xticks(*zip(*ticks, strict=True), rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     panel.set_xlim(-1, place - 1)
     panel.set_xlabel("system; above: worst-case algorithmic latency")
-    _finish_rates(panel, title, ylabel, [value.value for _, _, value in points])
-    panel.set_title(title, parse_math=False, pad=20)
+    _finish_rates(panel, title, ylabel, [value.value for _, _, value in points], pad=20)
     return _save(figure, path)
 
 
@@ -300,7 +298,7 @@ def _draw_intervals(panel, points, label, row, line):
     )
 
 
-def _finish_rates(panel, title, ylabel, rates):
+def _finish_rates(panel, title, ylabel, rates, pad=None):
     """Labels, and a logarithmic axis where the greatest rate would make the others look alike."""
     panel.set_ylabel(ylabel)
     if rates and 0 < LOGARITHMIC_FROM * min(rates) < max(rates):
@@ -309,7 +307,7 @@ def _finish_rates(panel, title, ylabel, rates):
     else:
         panel.set_ylim(bottom=0)
     panel.grid(axis="y", alpha=0.3)
-    panel.set_title(title, parse_math=False)
+    panel.set_title(title, parse_math=False, pad=pad)
 
 
 def _without_math(legend):
