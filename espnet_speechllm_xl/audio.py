@@ -177,8 +177,8 @@ def _fetch(entry, cache):
         else:
             raise AudioError(
                 "missing",
-                f"{entry} does not exist (working directory {os.getcwd()}): correct the path; "
-                "relative ones in wav.scp start at the working directory",
+                f"{entry} does not exist: correct the path; "
+                f"relative ones, in wav.scp too, start at the working directory, {os.getcwd()}",
             )
     except OSError as error:
         raise AudioError("unreadable", f"{entry} cannot be read: {error.strerror or error}") from None
@@ -340,5 +340,9 @@ def _to_mono(samples, channel, name, notes):
         return samples[:, channel]
     if channels == 1:
         return samples[:, 0]
-    _note(notes, "channels-averaged", f"{name}: {channels} channels averaged; choose one with the channel option")
+    _note(
+        notes,
+        "channels-averaged",
+        f"{name}: {channels} channels averaged; to hear one of them alone, make a mono file of it",
+    )
     return samples.mean(axis=1, dtype=np.float64).astype(np.float32)

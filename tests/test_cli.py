@@ -146,7 +146,7 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch, dump, tiny_model_dir, tm
     monkeypatch.setattr(decode, "make_worker", buggy)
     with pytest.raises(ValueError, match="a bug"):
         run(capsys, "decode", "--dump", dump, "--model", tiny_model_dir, "--out", tmp_path / "out")
-    monkeypatch.setattr("espnet_speechllm_xl.score_dirs.score_set", lambda *_, **__: [].pop())
+    monkeypatch.setattr("espnet_speechllm_xl.bin.score._score_one", lambda args: [].pop())
     with pytest.raises(IndexError):
         texts = ("--ref", dump / "text", "--hyp", dump / "text", "--utt2spk", dump / "utt2spk")
         run(capsys, "score", *texts, "--out", tmp_path / "out")

@@ -8,7 +8,10 @@ from espnet_speechllm_xl.formats import FORMATS, TIMED
 
 def add_arguments(parser):
     """Options of the command."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="audio files (WAV, FLAC, Ogg, MP3, ...)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="audio files (WAV, FLAC, Ogg, MP3, ...); for standard input or a microphone see `stream`",
+    )  # fmt: skip
     parser.add_argument("--format", default="text", choices=sorted(FORMATS), help="default %(default)s")
     add_model_arguments(parser)
 
