@@ -11,12 +11,9 @@ A job is one utterance made of one part (``format``) or of several with pauses b
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +24,7 @@ import numpy as np
 from espnet_speechllm_xl.audio import AudioError, backing_file, read_audio, to_int16, write_flac
 from espnet_speechllm_xl.ctm import write_ctm
 from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.jobs import over_processes
 from espnet_speechllm_xl.kaldi import KaldiError, read_data_dir, spk2utt, write_table
 
 BATCH = 8  # jobs handed to a process at once
@@ -161,23 +159,13 @@ def _usable(item, job, settings, out):
 
 
 def _results(jobs, settings, out, nj):
-    """Yield lists of journal lines, in any order.  Raises KaldiError when a process dies."""
+    """Yield lists of journal lines, in any order.  Raises UserError when a process dies."""
     jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
     if nj <= 1 or len(batches) <= 1:
         yield from (_work(batch, settings, out) for batch in batches)
         return
-    # spawn: no thread or lock of the parent can be inherited in a bad state.
-    pool = ProcessPoolExecutor(min(nj, len(batches)), multiprocessing.get_context("spawn"))
-    try:
-        for future in as_completed([pool.submit(_work, batch, settings, out) for batch in batches]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise KaldiError(
-            f"{out}: a worker process died (memory?); run the same command again, with a smaller --nj: it goes on"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from over_processes(_work, [(batch, settings, out) for batch in batches], nj)
 
 
 def _clean(out, wanted):
@@ -209,7 +197,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     Returns:
         :class:`Report`.
     Raises:
-        KaldiError: nothing could be written, or a worker process died.
+        UserError: nothing could be written, or a worker process died.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

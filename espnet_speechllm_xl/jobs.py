@@ -3,8 +3,10 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -102,10 +104,20 @@ def _results(tasks, make_worker, settings, nj):
         for index, batch in tasks:
             yield index, worker(batch)
         return
-    # spawn: a fork after torch has started threads can hang
-    pool = ProcessPoolExecutor(min(nj, len(tasks)), multiprocessing.get_context("spawn"))
+    yield from over_processes(_run, [(*task, make_worker, settings) for task in tasks], nj)
+
+
+def over_processes(function, calls, nj):
+    """Yield ``function(*call)`` for every one of ``calls`` (a list), in any order, from up to ``nj`` processes.
+
+    They end when this process does, even if it is killed.  Raises UserError when one of them dies, and what
+    ``function`` raises.
+    """
+    # spawn: no thread or lock of the parent is inherited in a bad state; a fork after torch's threads can hang
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(nj, len(calls)), spawn, initializer=_end_with_parent)
     try:
-        for future in as_completed([pool.submit(_run, *task, make_worker, settings) for task in tasks]):
+        for future in as_completed([pool.submit(function, *call) for call in calls]):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
@@ -113,6 +125,16 @@ def _results(tasks, make_worker, settings, nj):
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent():
+    """Without this, the processes of a pool whose parent was killed go on, and then wait for ever."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _run(index, batch, make_worker, settings):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def squares(settings):
 
 def broken(settings):
     raise UserError("the model is truncated: copy it again")
+
+
+def endless(settings):
+    """Worker that notes its process and never ends."""
+    with open(settings["log"], "a", encoding="utf-8") as log:
+        log.write(f"{os.getpid()}\n")
+    time.sleep(600)
 
 
 def dying(settings):
@@ -113,6 +121,35 @@ def test_several_processes(tmp_path):
     assert run(tmp_path, nj=2) == EXPECTED
     assert sorted(log(tmp_path)) == [1, 3, 4, 7, 8]
     assert run(tmp_path) == EXPECTED and log(tmp_path) == []  # the number of processes is no setting
+
+
+def test_the_processes_end_with_a_parent_that_is_killed(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_jobs as t; from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    t.run(Path(sys.argv[2]), worker=t.endless, nj=2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)])
+    path = tmp_path / "log"
+    wait_for(lambda: path.exists() and len(path.read_text("utf-8").splitlines()) == 2)
+    workers = [int(line) for line in path.read_text("utf-8").splitlines()]
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not any(is_running(worker) for worker in workers))
+
+
+def wait_for(reached, seconds=60):
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.1)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_shards_are_put_together_without_working_again(tmp_path):
