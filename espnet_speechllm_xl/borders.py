@@ -28,6 +28,13 @@ def place(word, chunk, near):
     return AFTER if timeline.place_in_chunk(first, chunk) < near else ELSEWHERE
 
 
+def unusable(timed, words):
+    """Why the reference times of an utterance (list of ``ctm.Word``, or None) do not serve its ``words``, or None."""
+    if not timed:
+        return "no reference times"
+    return None if same_words(timed, words) else "other words than its reference times"
+
+
 @dataclass(frozen=True)
 class BorderErrors:
     """``counts``: ``{place: metrics.Counts}`` of the reference's words; ``insertions`` have no place.
@@ -57,11 +64,11 @@ def border_errors(references, hypotheses, times, chunk, near):
     split = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():
-        timed = times.get(utterance, [])
-        if not same_words(timed, scored.reference):
-            left_out[utterance] = "other words than its reference times" if timed else "no reference times"
+        reason = unusable(times.get(utterance), scored.reference)
+        if reason:
+            left_out[utterance] = reason
             continue
-        words = iter(timed)
+        words = iter(times[utterance])
         for kind, wanted, _ in scored.pairs:
             if wanted is not None:
                 kinds[place(next(words), chunk, near)][kind] += 1

@@ -1,4 +1,7 @@
-"""``python3 -m espnet_speechllm_xl.bin.border_report``: how many errors of a decoded set lie at chunk borders."""
+"""``python3 -m espnet_speechllm_xl.bin.border_report``: what goes wrong at the borders of chunks.
+
+Of a decoded set, how many errors lie there; of a model, whether a chunk takes up a word that the one before left out.
+"""
 
 import argparse
 import sys
@@ -13,12 +16,16 @@ def get_parser():
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=f"python3 -m espnet_speechllm_xl.bin.{PROGRAM}",
-        description="Print the errors of a decoded set by the place of the words with respect to the chunk borders. "
-        "The dump must have reference word times (ref.ctm).",
+        description="Print the errors of a decoded set by the place of the words with respect to the chunk borders, "
+        "or what a model thinks of the words that end just before one. The dump must have reference word times "
+        "(ref.ctm).",
     )
-    parser.add_argument("--decoded", required=True, metavar="DIR", help="exp/<model>/decode_*/<set>")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--decoded", metavar="DIR", help="exp/<model>/decode_*/<set>")
+    what.add_argument("--model", help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/<set>")
     parser.add_argument("--chunk", type=int, metavar="FRAMES", help="of 40 ms (default: that of the model)")
+    parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
     parser.add_argument(
         "--near", type=int, default=3, metavar="FRAMES", help="from a border that are near it (default %(default)s)"
     )
@@ -29,7 +36,11 @@ def main(argv=None):
     """Print the report; returns 0, 1 when a file is missing or damaged or nothing could be counted."""
     args = get_parser().parse_args(argv)
     try:
-        lines, counted = report(Path(args.decoded), Path(args.dump), args.chunk, args.near)
+        settings = Path(args.dump), args.chunk, args.near
+        if args.model:
+            lines, counted = model_report(args.model, *settings, args.device)
+        else:
+            lines, counted = report(Path(args.decoded), *settings)
     except (UserError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
@@ -38,7 +49,7 @@ def main(argv=None):
 
 
 def report(decoded, dump, chunk=None, near=3):
-    """Lines of Markdown, and the number of utterances counted; raises UserError or OSError."""
+    """Lines of Markdown about a decoded set, and the number of utterances counted; raises UserError or OSError."""
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.borders import border_errors
     from espnet_speechllm_xl.ctm import read_ctm
@@ -52,18 +63,76 @@ def report(decoded, dump, chunk=None, near=3):
     for name, counts in [*found.counts.items(), ("all", sum(found.counts.values(), start=metrics.Counts()))]:
         shares = (f"{counts.percent(part):.2f}" for part in (counts.deletions, counts.substitutions))
         lines.append(f"|{name}|{counts.words}|{'|'.join(shares)}|")
-    counted = len(references) - len(found.left_out)
     lines += [
         "",
         f"Chunks of {chunk_seconds(chunk):.2f} s; 'just' is within {chunk_seconds(near):.2f} s. "
-        f"Insertions: {found.insertions}. Utterances: {len(references)}, counted: {counted}, "
-        f"left out: {len(found.left_out)}.",
+        f"Insertions: {found.insertions}. {_counts(references, found.left_out)}",
     ]
-    reasons = sorted(set(found.left_out.values()))
-    for reason in reasons:
-        names = [name for name, why in found.left_out.items() if why == reason]
-        lines.append(f"Left out, {reason}: {metrics.some_names(names)}.")
-    return lines, counted
+    return lines + _reasons(found.left_out), len(references) - len(found.left_out)
+
+
+def model_report(model, dump, chunk=None, near=3, device="cpu"):
+    """Lines of Markdown about a model, and the number of utterances counted; raises UserError or OSError."""
+    from tqdm import tqdm
+
+    from espnet_speechllm_xl import metrics
+    from espnet_speechllm_xl.borders import unusable
+    from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.held_back import border_words
+    from espnet_speechllm_xl.inference import Speech2Text
+    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.timeline import chunk_seconds
+
+    speech2text = Speech2Text.from_pretrained(model, device, ctc_weight=0.0)
+    chunking = speech2text.chunking
+    if chunking is None or (chunk or chunking.chunk) is None or not hasattr(speech2text.model, "decode_aligned"):
+        raise UserError(f"{model} does not write chunk by chunk: give a SpeechLLM-XL, ReaLLM or chunked AED")
+    chunking = chunking if chunk is None else chunking.resized(chunk)
+    if not 0 < near < chunking.chunk:
+        raise UserError(f"{near} frames near a border do not fit into a chunk of {chunking.chunk}: give fewer")
+    texts, audio, times = read_table(dump / "text"), read_table(dump / "wav.scp"), read_ctm(dump / "ref.ctm")
+    found, left_out = [], {}
+    for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
+        timed = times.get(utterance)
+        reason = "not in wav.scp" if utterance not in audio else unusable(timed, metrics.words(text))
+        try:
+            if reason is None:
+                speech = speech2text.load(audio[utterance])
+                found += border_words(speech2text.model, speech2text.tokenizer, chunking, speech, text, timed, near)
+        except UserError as error:
+            reason = str(error)
+        if reason is not None:
+            left_out[utterance] = reason
+    lines = [
+        *_table(found, near),
+        "",
+        f"frames: from the word's last to the last of its chunk of {chunk_seconds(chunking.chunk):.2f} s; the rest are "
+        f"mean probabilities. {_counts(texts, left_out)}",
+    ]
+    return lines + _reasons(left_out), len(texts) - len(left_out)
+
+
+def _table(found, near):
+    lines = ["|frames|words|written|`$` instead|taken up, if left out|lost|", "|---" * 6 + "|"]
+    for distance in [*range(near), "all"]:
+        chosen = [word for word in found if distance in ("all", word.distance)]
+        columns = ([getattr(word, name) for word in chosen] for name in ("written", "ended", "taken_up", "lost"))
+        shares = (f"{sum(column) / len(column):.3f}" if column else "-" for column in columns)
+        lines.append(f"|{distance}|{len(chosen)}|{'|'.join(shares)}|")
+    return lines
+
+
+def _counts(utterances, left_out):
+    counted = len(utterances) - len(left_out)
+    return f"Utterances: {len(utterances)}, counted: {counted}, left out: {len(left_out)}."
+
+
+def _reasons(left_out):
+    from espnet_speechllm_xl.metrics import some_names
+
+    reasons = sorted(set(left_out.values()))
+    named = {reason: some_names([name for name, why in left_out.items() if why == reason]) for reason in reasons}
+    return [f"Left out, {reason}: {names}." for reason, names in named.items()]
 
 
 def chunk_of_model(directory):
