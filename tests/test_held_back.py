@@ -103,6 +103,9 @@ def test_report(tiny_model_dir, tiny_aligner_dir, tmp_path, capsys, speech, reco
         "Left out, not in wav.scp: u4.",
         "Left out, other words than its reference times: u3.",
     ]
+    write_ctm(tmp_path / "other.ctm", {"u1": WORDS, "u2": [Word("stop", 0.1, 0.2)]})
+    assert border_report.main([*options, "--reference", str(tmp_path / "other.ctm")]) == 0
+    assert "counted: 2, left out: 2" in capsys.readouterr().out
     assert border_report.main([*options, "--chunk", "32", "--near", "1"]) == 0
     assert "|all|1|0." in capsys.readouterr().out
     assert border_report.main([*options, "--near", "16"]) == 1

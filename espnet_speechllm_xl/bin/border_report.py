@@ -17,13 +17,13 @@ def get_parser():
     parser = argparse.ArgumentParser(
         prog=f"python3 -m espnet_speechllm_xl.bin.{PROGRAM}",
         description="Print the errors of a decoded set by the place of the words with respect to the chunk borders, "
-        "or what a model thinks of the words that end just before one. The dump must have reference word times "
-        "(ref.ctm).",
+        "or what a model thinks of the words that end just before one.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--decoded", metavar="DIR", help="exp/<model>/decode_*/<set>")
     what.add_argument("--model", help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/<set>")
+    parser.add_argument("--reference", metavar="CTM", help="times of the words (default: ref.ctm in the dump)")
     parser.add_argument("--chunk", type=int, metavar="FRAMES", help="of 40 ms (default: that of the model)")
     parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
     parser.add_argument(
@@ -34,9 +34,12 @@ def get_parser():
 
 def main(argv=None):
     """Print the report; returns 0, 1 when a file is missing or damaged or nothing could be counted."""
+    from espnet_speechllm_xl.ctm import read_ctm
+
     args = get_parser().parse_args(argv)
     try:
-        settings = Path(args.dump), args.chunk, args.near
+        dump = Path(args.dump)
+        settings = dump, read_ctm(args.reference or dump / "ref.ctm"), args.chunk, args.near
         if args.model:
             lines, counted = model_report(args.model, *settings, args.device)
         else:
@@ -48,17 +51,16 @@ def main(argv=None):
     return 0 if counted else 1
 
 
-def report(decoded, dump, chunk=None, near=3):
+def report(decoded, dump, times, chunk, near):
     """Lines of Markdown about a decoded set, and the number of utterances counted; raises UserError or OSError."""
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.borders import border_errors
-    from espnet_speechllm_xl.ctm import read_ctm
     from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.timeline import chunk_seconds
 
     chunk = chunk_of_model(decoded.parent.parent) if chunk is None else chunk
     references = read_table(dump / "text")
-    found = border_errors(references, read_table(decoded / "text"), read_ctm(dump / "ref.ctm"), chunk, near)
+    found = border_errors(references, read_table(decoded / "text"), times, chunk, near)
     lines = ["|word|words|deleted (%)|substituted (%)|", "|---|---|---|---|"]
     for name, counts in [*found.counts.items(), ("all", sum(found.counts.values(), start=metrics.Counts()))]:
         shares = (f"{counts.percent(part):.2f}" for part in (counts.deletions, counts.substitutions))
@@ -71,13 +73,12 @@ def report(decoded, dump, chunk=None, near=3):
     return lines + _reasons(found.left_out), len(references) - len(found.left_out)
 
 
-def model_report(model, dump, chunk=None, near=3, device="cpu"):
+def model_report(model, dump, times, chunk, near, device):
     """Lines of Markdown about a model, and the number of utterances counted; raises UserError or OSError."""
     from tqdm import tqdm
 
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.borders import unusable
-    from espnet_speechllm_xl.ctm import read_ctm
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table
@@ -90,7 +91,7 @@ def model_report(model, dump, chunk=None, near=3, device="cpu"):
     chunking = chunking if chunk is None else chunking.resized(chunk)
     if not 0 < near < chunking.chunk:
         raise UserError(f"{near} frames near a border do not fit into a chunk of {chunking.chunk}: give fewer")
-    texts, audio, times = read_table(dump / "text"), read_table(dump / "wav.scp"), read_ctm(dump / "ref.ctm")
+    texts, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
         timed = times.get(utterance)
