@@ -12,7 +12,7 @@ from torch import nn
 
 from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.ctc import CTCHead
-from espnet_speechllm_xl.sequence import IGNORE, build_sequence, gather_inputs, held_back
+from espnet_speechllm_xl.sequence import IGNORE, build_sequence, gather_inputs
 
 
 class ChunkwiseModel(AcousticModel, abc.ABC):
@@ -33,7 +33,6 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
     def __init__(self, acoustic, decoder, chunking, loss):
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
-        chunking.check_training()
         self.acoustic = acoustic
         self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
         self.decoder = decoder
@@ -63,8 +62,6 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
-        if self.training:
-            ends = held_back(ends, counts, chunking)
         hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
         loss, accuracies, targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}

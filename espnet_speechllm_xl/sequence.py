@@ -53,28 +53,6 @@ def check_ends(frame_lengths, token_lengths, ends):
         )
 
 
-def held_back(ends, frame_lengths, chunking):
-    """``ends`` (B, U) in which some of the last words of chunks end in the next chunk: training sees others each time.
-
-    Near a border it is a matter of a frame which chunk a word belongs to, and a model that ends a chunk's text too
-    soon has lost the word: it has seen few texts to which the next chunk had to add it, the fewer the longer the
-    chunks are (held_back.py measures it).  At each border, with the probability ``chunking.hold_back``, all that ends
-    within ``chunking.hold_back_frames`` before it is moved to the first frame behind it.
-
-    Tokens that end together stay together, and the order stays.  ``frame_lengths`` is (B,).
-    """
-    size = chunking.chunk
-    if size is None or not chunking.hold_back or not ends.numel():
-        return ends
-    due = ends.clamp(min=0) + chunking.delay
-    own = timeline.chunk_of_frame(due, size)
-    drawn = torch.rand(len(ends), int(own.max()) + 1, device=ends.device) < chunking.hold_back
-    near = timeline.place_in_chunk(due, size) >= size - chunking.hold_back_frames
-    last = frame_lengths[:, None] - 1
-    moved = ((own + 1) * size - chunking.delay).minimum(last)
-    return torch.where(drawn.gather(1, own) & near & (ends < last), moved, ends)  # check_ends shall see what is beyond
-
-
 def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
     """Interleave frames and tokens of a batch chunk by chunk.
 

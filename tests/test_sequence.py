@@ -13,7 +13,6 @@ from espnet_speechllm_xl.sequence import (
     build_sequence,
     frame_chunks,
     gather_inputs,
-    held_back,
     sequence_length,
 )
 from espnet_speechllm_xl.visibility import PADDING
@@ -148,38 +147,3 @@ def test_padded_ends_are_not_looked_at():
         torch.tensor([2, 2]), torch.ones(2, 2).long(), torch.tensor([1, 2]), ends, ChunkingConfig(2), 9
     )
     assert sequence.target.tolist() == [[IGNORE, 1, 9, IGNORE], [IGNORE, 1, 1, 9]]
-
-
-def test_words_at_borders_are_held_back():
-    ends = torch.tensor([[3, 4, 5, 5, 7, 9, 14, 15, 18, 99], [0, 6, 6, -1, -1, -1, -1, -1, -1, -1]])
-    frames = torch.tensor([20, 7])
-
-    def moved(**settings):
-        return held_back(ends, frames, ChunkingConfig(8, 2, **settings)).tolist()
-
-    always = {"hold_back": 0.999999}
-    # The last chunk of either has no border behind it, and 99 is left for check_ends.
-    assert moved(**always) == [[3, 4, 8, 8, 8, 9, 16, 16, 18, 99], ends[1].tolist()]
-    assert moved(**always, hold_back_frames=1) == [[3, 4, 5, 5, 8, 9, 14, 16, 18, 99], ends[1].tolist()]
-    # With a delay of 2 frames, the ends 3 to 5 are the last of a chunk, and 11 to 13.
-    assert moved(**always, delay=2) == [[6, 6, 6, 6, 7, 9, 14, 15, 18, 99], ends[1].tolist()]
-    assert moved() == ends.tolist()
-    assert held_back(ends, frames, ChunkingConfig(None, 2, **always)).tolist() == ends.tolist()
-    nothing = torch.zeros(2, 0).long()
-    assert held_back(nothing, frames, ChunkingConfig(8, 2, **always)) is nothing
-
-
-def test_borders_hold_back_as_often_as_asked_and_keep_the_order():
-    torch.manual_seed(2)
-    rng = random.Random(2)
-    ends = torch.tensor([sorted(rng.randrange(8 * 200) for _ in range(400)) for _ in range(20)])
-    chunking = ChunkingConfig(8, 2, hold_back=0.25, hold_back_frames=3)
-    moved = held_back(ends, torch.full((20,), 8 * 200 + 1), chunking)
-    near = ends % 8 >= 5
-    assert torch.equal(moved[~near], ends[~near])
-    assert torch.equal(moved[moved != ends], (ends // 8 * 8 + 8)[moved != ends])
-    assert (moved[:, 1:] >= moved[:, :-1]).all()
-    assert (moved != ends)[near].double().mean().item() == pytest.approx(0.25, abs=0.02)
-    for row in range(20):  # one border, one choice
-        for chunk in range(200):
-            assert len({bool(m) for m in (moved != ends)[row][near[row] & (ends[row] // 8 == chunk)]}) <= 1

@@ -48,7 +48,7 @@ from espnet_speechllm_xl.ctc import CTCHead
 from espnet_speechllm_xl.ctc_prefix import Prefix
 from espnet_speechllm_xl.model import add_ctc_loss, text_loss
 from espnet_speechllm_xl.search import Request, Result
-from espnet_speechllm_xl.sequence import check_ends, gather_inputs, held_back, interleave
+from espnet_speechllm_xl.sequence import check_ends, gather_inputs, interleave
 from espnet_speechllm_xl.visibility import PADDING
 
 
@@ -220,7 +220,6 @@ class CTCPromptLM(AcousticModel):
     def __init__(self, acoustic, lm, chunking, loss, prompt):
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
-        chunking.check_training()
         prompt.check_against(chunking, loss)
         self.acoustic = acoustic
         self.projection = nn.Identity()  # of a stream's frames: what becomes of them only a block can tell
@@ -246,8 +245,6 @@ class CTCPromptLM(AcousticModel):
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
         check_ends(counts, text_lengths, ends)
         chunking = self.chunking
-        if self.training:
-            ends = held_back(ends, counts, chunking)
         prompts = self.decoder.prompts(frames, counts, chunking.chunk)
         blocks = timeline.num_chunks(counts, chunking.chunk)
         token_block = timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, blocks[:, None])
