@@ -18,26 +18,27 @@ EVERY_CHUNK = 1 << 62  # more than there are
 
 @dataclass(frozen=True)
 class Row:
-    """One hypothesis' past."""
+    """One hypothesis' past: its inputs in their order, without gaps."""
 
     keys_values: torch.Tensor  # (2 * layers, H, W, d): keys of layer 0, values of layer 0, keys of layer 1, ...
     position: torch.Tensor  # (W,) rotary position of each slot
-    chunk: torch.Tensor  # (W,) chunk id, PADDING where a slot holds nothing
+    chunk: torch.Tensor  # (W,) chunk id of each slot
     next_position: int  # position of the next input
     context: int | None  # previous chunks that stay visible; None: all
 
     def evict(self, chunk):
-        """Drop what inputs of ``chunk``, and all later ones, cannot see, and empty slots."""
-        keep = (self.chunk >= max(oldest_visible_chunk(chunk, self.context), 0)).nonzero()[:, 0]
-        kept = self.keys_values[:, :, keep], self.position[keep], self.chunk[keep]
-        return Row(*kept, self.next_position, self.context)
+        """Drop what inputs of ``chunk``, and all later ones, cannot see."""
+        gone = int((self.chunk < oldest_visible_chunk(chunk, self.context)).sum())
+        return self._slots(slice(gone, None))
 
     def first(self, count):
         """The past of its first ``count`` inputs, of which none was evicted."""
-        inputs = (self.chunk != PADDING).nonzero()[:, 0]
-        keep = inputs[:count]
-        kept = self.keys_values[:, :, keep], self.position[keep], self.chunk[keep]
-        return Row(*kept, self.next_position - (len(inputs) - len(keep)), self.context)
+        return replace(self._slots(slice(count)), next_position=self.next_position - len(self.chunk[count:]))
+
+    def _slots(self, some):
+        return replace(
+            self, keys_values=self.keys_values[:, :, some], position=self.position[some], chunk=self.chunk[some]
+        )
 
     def alone(self):
         """A copy that does not hold the buffer of the batch it came from."""
@@ -88,13 +89,17 @@ class Batch:
         self.position = rows[0].position.new_zeros(len(rows), total)
         self.chunk = torch.full_like(self.position, PADDING)
         steps = torch.arange(self.new, device=first.device)
-        for index, (row, width) in enumerate(zip(rows, widths, strict=True)):
-            self.buffer[:, index, :, :width] = row.keys_values
-            self.buffer[:, index, :, width : self.width] = 0  # unseen, but 0 * NaN would be NaN
-            self.position[index, :width] = row.position
-            self.chunk[index, :width] = row.chunk
+        # A row's past ends where its new inputs begin, so that no gap is left in it, which its forks would inherit.
+        self.slots = [
+            slice(self.width - width, self.width + count) for width, count in zip(widths, counts, strict=True)
+        ]
+        for index, (row, slots) in enumerate(zip(rows, self.slots, strict=True)):
+            self.buffer[:, index, :, : slots.start] = 0  # unseen, but 0 * NaN would be NaN
+            self.buffer[:, index, :, slots.start : self.width] = row.keys_values
+            self.position[index, slots.start : self.width] = row.position
+            self.chunk[index, slots.start : self.width] = row.chunk
             self.position[index, self.width :] = row.next_position + steps
-            self.chunk[index, self.width : self.width + counts[index]] = chunks[index]
+            self.chunk[index, self.width : slots.stop] = chunks[index]
         self.next_positions = [row.next_position + count for row, count in zip(rows, counts, strict=True)]
         self.contexts = [row.context for row in rows]
 
@@ -128,7 +133,14 @@ class Batch:
 
     def rows(self):
         """The rows after the call."""
+        parts = zip(self.slots, self.next_positions, self.contexts, strict=True)
         return [
-            Row(self.buffer[:, index], self.position[index], self.chunk[index], next_position, context)
-            for index, (next_position, context) in enumerate(zip(self.next_positions, self.contexts, strict=True))
+            Row(
+                self.buffer[:, index, :, slots],
+                self.position[index, slots],
+                self.chunk[index, slots],
+                next_position,
+                context,
+            )
+            for index, (slots, next_position, context) in enumerate(parts)
         ]

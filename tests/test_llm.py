@@ -125,6 +125,17 @@ def test_eviction_bounds_the_cache(decoder, context):
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
+def test_a_row_holds_its_own_past_and_no_more(decoder, context):
+    """Whatever it was batched with: hypotheses that begin their chunks at different times do not widen one another."""
+    for seed in range(3):
+        for stream in run_streams(decoder, context, seed, rounds=80):
+            newest = stream.inputs[-1][0] if stream.inputs else 0
+            visible = [x for chunk, x in stream.inputs if chunk >= newest - context]
+            width = sum(1 if isinstance(x, int) else len(x) for x in visible)
+            assert stream.row.keys_values.shape[2] == len(stream.row.position) == len(stream.row.chunk) == width
+
+
+@pytest.mark.parametrize("context", [0, 1, 2])
 def test_rebasing_changes_nothing(decoder, context, monkeypatch):
     plain = run_streams(decoder, context, seed=5, rounds=60)
     monkeypatch.setattr(llm, "REBASE_POSITION", 5)
