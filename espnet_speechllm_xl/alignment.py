@@ -77,6 +77,16 @@ def token_ends(char_ends, token_char_ends):
     return ends
 
 
+def within_audio(ends, frames):
+    """``ends``, of which those a little after the last of so many ``frames`` are moved to it.
+
+    Word times may go beyond the last complete frame.  What ends much later is left, to be refused.
+    """
+    last = max(0, frames - 1)
+    late = last + timeline.gap_frames(timeline.OVERSHOOT_SECONDS)
+    return [min(end, last) if end <= late else end for end in ends]
+
+
 def whole_word_ends(char_ends, text):
     """Character ends where all of a word, and the space before it, take the end of its last character.
 

@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 
-OVERSHOOT_SECONDS = 0.5  # a segment may end this much after its recording (Kaldi's extract-segments does so)
 # Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
 UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
@@ -310,7 +310,7 @@ def _span(entry, start, end, rate, total, notes):
     if start == 0 and end is None:
         return 0, total
     first, last = round(start * rate), total if end is None else round(end * rate)
-    if first >= total or last - total > OVERSHOOT_SECONDS * rate:
+    if first >= total or last - total > timeline.OVERSHOOT_SECONDS * rate:
         raise AudioError(
             "segment",
             f"{entry}: segment {start} .. {'end' if end is None else end} s is outside of the recording "

@@ -12,13 +12,12 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends
+from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise
 
 PAD_TOKEN = -1
-OVERSHOOT_SECONDS = 0.5  # as in audio.py
 
 
 class DataError(UserError):
@@ -51,14 +50,10 @@ class Preprocessor:
             ends = parse_char_ends(utterance, data["alignment"], text)
             if self.whole_words:
                 ends = whole_word_ends(ends, text)
-            ends = np.asarray(token_ends(ends, char_ends_of_tokens), dtype=np.int64)
-            arrays["ends"] = self._within(ends, len(speech))
+            frames = int(timeline.frames(len(speech), self.sample_rate))
+            ends = within_audio(token_ends(ends, char_ends_of_tokens), frames)
+            arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
-
-    def _within(self, ends, samples):
-        """Word times may end a little after the last complete frame; what ends much later is left to be refused."""
-        last = max(0, int(timeline.frames(samples, self.sample_rate)) - 1)
-        return np.where(ends <= last + timeline.gap_frames(OVERSHOOT_SECONDS), np.minimum(ends, last), ends)
 
 
 def collate(examples):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from . import timeline
-from .alignment import from_word_times, token_ends
+from .alignment import from_word_times, token_ends, within_audio
 from .sequence import IGNORE
 from .text import normalise, word_spans
 
@@ -49,7 +49,7 @@ def border_words(model, tokenizer, chunking, speech, text, words, near):
 
     Raises:
         AlignmentError: the words are not those of the text.
-        UserError: a word ends after the audio.
+        UserError: a word ends much later than the audio.
     """
     text = normalise(text)
     tokens, char_ends = tokenizer.encode(text)
@@ -58,9 +58,11 @@ def border_words(model, tokenizer, chunking, speech, text, words, near):
     with torch.inference_mode():
         speech = torch.as_tensor(speech, device=next(model.parameters()).device)
         frames, counts = model.acoustic(speech[None], torch.tensor([len(speech)], device=speech.device))
-        # A last word may end in an incomplete frame.  The frame that decides about a token's chunk:
-        due = [min(end, int(counts[0]) - 1) + chunking.delay for end in ends]
+        # The frame that decides about a token's chunk:
+        due = [end + chunking.delay for end in within_audio(ends, int(counts[0]))]
         spans = _at_borders(spans, due, chunking.chunk, near)
+        if not spans:
+            return []
         rows = [due, *(_held_back(due, *span, chunking.chunk) for span in spans)]
         rows, tokens = (torch.tensor(values, device=speech.device) for values in (rows, tokens))
         logs, places = _log_probs(model, chunking, frames, counts, tokens, rows - chunking.delay)

@@ -14,6 +14,7 @@ HOP_MS = 10
 WINDOW_MS = 25
 STACK = 4
 FRAME_SECONDS = HOP_MS * STACK / 1000
+OVERSHOOT_SECONDS = 0.5  # what ends by so much after its recording ends with it (Kaldi's extract-segments)
 
 
 def hop_samples(sample_rate):

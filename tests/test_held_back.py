@@ -10,6 +10,7 @@ from espnet_speechllm_xl.alignment import AlignmentError
 from espnet_speechllm_xl.audio import write_flac
 from espnet_speechllm_xl.bin import border_report
 from espnet_speechllm_xl.ctm import Word, write_ctm
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.held_back import BorderWord, border_words
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.kaldi import write_table
@@ -82,6 +83,8 @@ def test_what_is_at_a_border_follows_the_delay(recogniser, speech):
     assert border_words(*settings, recogniser.chunking.resized(64), speech, TEXT, WORDS, 3) == []
     with pytest.raises(AlignmentError):
         border_words(*settings, late, speech, TEXT, WORDS[1:], 1)
+    with pytest.raises(UserError, match="a token ends at frame 79 but the audio has 62 frames"):
+        border_words(*settings, late, speech, TEXT, [*WORDS[:-1], Word("today", 2.1, 3.2)], 1)
 
 
 def test_report(tiny_model_dir, tiny_aligner_dir, tmp_path, capsys, speech, recogniser):
