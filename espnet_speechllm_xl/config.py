@@ -120,8 +120,6 @@ class ChunkingConfig:
     delay: int = 0  # frames added to a token's end before its chunk is chosen
     unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
     train_chunks: list | None = None  # frames, chunk sizes of which training draws one a batch; null: ``chunk`` only
-    hold_back: float = 0.0  # probability that training leaves what ends near a border to the next chunk
-    hold_back_frames: int = 8  # frames; "near": in so many last ones of a chunk
 
     def __post_init__(self):
         _require(
@@ -131,8 +129,6 @@ class ChunkingConfig:
         _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         _require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         _require(self.delay >= 0, f"delay {self.delay} must not be negative")
-        _require(0 <= self.hold_back < 1, f"hold_back {self.hold_back}: give a probability below 1")
-        _require(self.hold_back_frames >= 1, f"hold_back_frames {self.hold_back_frames}: give frames >= 1")
         _require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
     def check_against(self, encoder):
@@ -144,14 +140,6 @@ class ChunkingConfig:
                 f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
                 f"{s} * n frames or a divisor of {s}",
             )
-
-    def check_training(self):
-        """What training alone demands; a user may decode with other chunks and another context."""
-        _require(
-            not self.hold_back or self.context != 0,
-            f"hold_back {self.hold_back} with context 0: a chunk that does not see the one before cannot tell what "
-            "that left out; give a context of at least 1, or hold_back 0",
-        )
 
     def resized(self, chunk):
         """With chunks of ``chunk`` frames (None: infinite) that see as far back as these, at least."""
@@ -243,7 +231,6 @@ class PromptConfig:
             "prompt_conf layout to interleaved",
         )
         _require(chunking.train_chunks is None, "chunking_conf train_chunks: blocks have one size: leave it at null")
-        _require(not chunking.hold_back, "chunking_conf hold_back: a block holds no words back here: leave it at 0")
         _require(
             chunking.unit == "token" or self.end_ctc_weight == 0,
             "prompt_conf end_ctc_weight: CTC wants the first half of a word in the block where it was said: set it "

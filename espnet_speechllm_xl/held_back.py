@@ -98,8 +98,8 @@ def _log_probs(model, chunking, frames, counts, tokens, rows):
     ``tokens`` is (U,); ``rows`` (R, U) are their last frames in each of the sequences to score.
     """
     many, lengths = len(rows), torch.full_like(rows[:, 0], len(tokens))
-    hidden, sequence = model.decode_aligned(
+    hidden, targets = model.decode_aligned(
         frames.expand(many, -1, -1), counts.expand(many), tokens.expand(many, -1), lengths, rows, chunking
     )
-    is_text = (sequence.target != IGNORE) & (sequence.target != model.decoder.eoc)
+    is_text = (targets != IGNORE) & (targets != model.decoder.eoc)
     return model.decoder.logits(hidden).log_softmax(-1), is_text.nonzero()[:, 1].reshape(many, -1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.ctc import CTCHead
-from espnet_speechllm_xl.sequence import IGNORE, build_sequence, counted_targets, gather_inputs, held_back
+from espnet_speechllm_xl.sequence import IGNORE, build_sequence, gather_inputs
 
 
 class ChunkwiseModel(AcousticModel, abc.ABC):
@@ -33,7 +33,6 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
     def __init__(self, acoustic, decoder, chunking, loss):
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
-        chunking.check_training()
         self.acoustic = acoustic
         self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
         self.decoder = decoder
@@ -43,7 +42,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
 
     @abc.abstractmethod
     def decode_aligned(self, frames, counts, tokens, token_lengths, ends, chunking):
-        """Of aligned text, the decoder's hidden states (B, L, D) and :class:`~espnet_speechllm_xl.sequence.Sequence`.
+        """The decoder's hidden states (B, L, D) and targets (B, L), ``IGNORE`` where none, of aligned text.
 
         Args:
             frames: (B, T, encoder's dim), counts (B,) frames.
@@ -63,11 +62,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
-        lost = None
-        if self.training and chunking.hold_back:
-            ends, lost = held_back(ends, counts, chunking)
-        hidden, sequence = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
-        targets = sequence.target if lost is None else counted_targets(sequence, lost, self.decoder.eoc)
+        hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
         loss, accuracies, targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}
         if self.ctc is not None:
@@ -93,7 +88,7 @@ class SpeechLLMXL(ChunkwiseModel):
         """See :class:`ChunkwiseModel`; ``$`` is a target only."""
         sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
         inputs = gather_inputs(sequence, self.projection(frames), self.decoder.embed(tokens))
-        return self.decoder(inputs, sequence.position, sequence.chunk, chunking.context), sequence
+        return self.decoder(inputs, sequence.position, sequence.chunk, chunking.context), sequence.target
 
 
 def text_loss(decoder, hidden, targets, config):

@@ -53,42 +53,6 @@ def check_ends(frame_lengths, token_lengths, ends):
         )
 
 
-def held_back(ends, frame_lengths, chunking):
-    """Some of the last words of chunks moved into the next chunk, so that training shows how to take such words up.
-
-    Near a border a frame decides which chunk a word belongs to, and a model that ends a chunk's text too soon has
-    lost the word unless the next chunk's text begins with it.  Alignments hold few such words, the fewer the longer
-    the chunks are (held_back.py measures what a model makes of them).  At each border, with the probability
-    ``chunking.hold_back``, all that ends within ``chunking.hold_back_frames`` before it is moved to the first frame
-    behind it.  That the text of the chunk before should then end without it must not be learnt
-    (:func:`counted_targets`).
-
-    Args:
-        ends: (B, U) last frame of each token.  Those that are equal stay equal, and the order stays.
-        frame_lengths: (B,).
-
-    Returns:
-        The new ends (B, U), and whether a chunk has lost words, bool (B, K).
-    """
-    size, chunks = chunking.chunk, timeline.num_chunks(frame_lengths, chunking.chunk)[:, None]
-    drawn = torch.rand(len(ends), max(1, int(chunks.max())), device=ends.device) < chunking.hold_back
-    if size is None:  # no borders
-        return ends, torch.zeros_like(drawn)
-    due = ends + chunking.delay
-    own = timeline.chunk_of_frame(due, size).clamp(0, drawn.shape[1] - 1)
-    near = timeline.place_in_chunk(due, size) >= size - chunking.hold_back_frames
-    # The last chunk has no border behind it; padding is below 0.
-    moved = drawn.gather(1, own) & near & (ends >= 0) & (own + 1 < chunks)
-    lost = torch.zeros_like(drawn, dtype=torch.long).scatter_reduce(1, own, moved.long(), "amax")
-    return torch.where(moved, (own + 1) * size - chunking.delay, ends), lost.bool()
-
-
-def counted_targets(sequence, lost, eoc):
-    """The targets (B, L) of a :class:`Sequence` without the ``$`` of chunks that have lost words (B, K)."""
-    ended = (sequence.target == eoc) & lost.gather(1, sequence.chunk.clamp(min=0))
-    return sequence.target.masked_fill(ended, IGNORE)
-
-
 def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
     """Interleave frames and tokens of a batch chunk by chunk.
 

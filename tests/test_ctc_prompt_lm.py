@@ -424,7 +424,6 @@ def test_a_long_stream(load):
         ({}, {}, {}, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0"),
         ({"context": 4}, {"ctc_weight": 0.3}, {}, "chunking_conf context 4: .* set it to null, or prompt_conf layout"),
         ({"train_chunks": [8]}, {"ctc_weight": 0.3}, {}, "train_chunks: blocks have one size: leave it at null"),
-        ({"hold_back": 0.1}, {"ctc_weight": 0.3}, {}, "hold_back: a block holds no words back here: leave it at 0"),
         ({"unit": "word"}, {"ctc_weight": 0.3}, {}, "prompt_conf end_ctc_weight: .* set it to 0, or"),
         ({"chunk": 6}, {"ctc_weight": 0.3}, {}, "chunk 6 and encoder segment 4 do not divide one another"),
     ],

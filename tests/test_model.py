@@ -231,26 +231,6 @@ def test_training_draws_chunk_sizes_and_evaluation_does_not():
     assert min(drawn.count(value) for value in losses.values()) >= 3
 
 
-def test_training_holds_words_back_and_evaluation_does_not():
-    model = make_model(chunk=8, context=2)
-    batch = as_batch(random_utterances(3, count=12))
-    plain = model(**batch)[0].item()
-    model.chunking = ChunkingConfig(8, 2, hold_back=0.5)
-    assert model(**batch)[0].item() == plain
-    model.training = True  # the parts stay in evaluation: no dropout, no SpecAugment
-    torch.manual_seed(1)
-    drawn = {model(**batch)[0].item() for _ in range(20)}
-    assert len(drawn) > 3
-    model.chunking = ChunkingConfig(8, 2, hold_back=1e-9)
-    assert model(**batch)[0].item() == plain
-
-
-def test_what_is_held_back_must_be_in_sight():
-    settings = make_acoustic(), Decoder(VOCABULARY, dim=16, layers=2, heads=2, ffn_dim=24)
-    with pytest.raises(ConfigError, match="hold_back 0.2 with context 0: .* give a context of at least 1"):
-        SpeechLLMXL(*settings, ChunkingConfig(8, 0, hold_back=0.2), LossConfig())
-
-
 def test_every_drawn_chunk_size_must_fit_the_segment():
     model = make_model()
     with pytest.raises(ConfigError, match="chunk 6 and encoder segment 4 do not divide one another"):

@@ -11,10 +11,8 @@ from espnet_speechllm_xl.sequence import (
     IGNORE,
     build_label_sequence,
     build_sequence,
-    counted_targets,
     frame_chunks,
     gather_inputs,
-    held_back,
     sequence_length,
 )
 from espnet_speechllm_xl.visibility import PADDING
@@ -149,53 +147,3 @@ def test_padded_ends_are_not_looked_at():
         torch.tensor([2, 2]), torch.ones(2, 2).long(), torch.tensor([1, 2]), ends, ChunkingConfig(2), 9
     )
     assert sequence.target.tolist() == [[IGNORE, 1, 9, IGNORE], [IGNORE, 1, 1, 9]]
-
-
-ALWAYS = 0.999999
-
-
-def test_words_at_borders_are_held_back():
-    ends = torch.tensor([[3, 4, 5, 5, 7, 9, 14, 15, 18, 99], [0, 6, 6, -1, -1, -1, -1, -1, -1, -1]])
-    frames = torch.tensor([20, 7])
-
-    def moved(near, chunk=8, **settings):
-        chunking = ChunkingConfig(chunk, 2, hold_back=ALWAYS, hold_back_frames=near, **settings)
-        ends_, lost = held_back(ends, frames, chunking)
-        return ends_.tolist(), lost.tolist()
-
-    # The last chunk of either has no border behind it; 99 is left for check_ends.
-    short = ends[1].tolist()
-    some = [[True, True, False], [False] * 3]
-    assert moved(3) == ([[3, 4, 8, 8, 8, 9, 16, 16, 18, 99], short], some)
-    assert moved(1) == ([[3, 4, 5, 5, 8, 9, 14, 16, 18, 99], short], some)
-    # With a delay of 2 frames, the ends 3 to 5 are in the last frames of a chunk, and 11 to 13.
-    assert moved(3, delay=2) == ([[6, 6, 6, 6, 7, 9, 14, 15, 18, 99], short], [[True, False, False], [False] * 3])
-    assert moved(3, chunk=None) == (ends.tolist(), [[False], [False]])
-    nothing = held_back(torch.zeros(2, 0).long(), torch.tensor([9, 0]), ChunkingConfig(8, 2, hold_back=ALWAYS))
-    assert nothing[0].shape == (2, 0) and nothing[1].tolist() == [[False, False], [False, False]]
-
-
-def test_borders_hold_back_as_often_as_asked_and_keep_the_order():
-    torch.manual_seed(2)
-    rng = random.Random(2)
-    ends = torch.tensor([sorted(rng.randrange(8 * 200) for _ in range(400)) for _ in range(20)])
-    chunking = ChunkingConfig(8, 2, hold_back=0.25, hold_back_frames=3)
-    moved, lost = held_back(ends, torch.full((20,), 8 * 200 + 1), chunking)
-    near, other = ends % 8 >= 5, moved != ends
-    assert torch.equal(moved[~near], ends[~near])
-    assert torch.equal(moved[other], (ends // 8 * 8 + 8)[other])
-    assert (moved[:, 1:] >= moved[:, :-1]).all()
-    assert other[near].double().mean().item() == pytest.approx(0.25, abs=0.02)
-    assert torch.equal(other[near], lost.gather(1, ends // 8)[near])  # one border, one choice
-    assert lost.sum() == len({(int(row), int(ends[row, place]) // 8) for row, place in other.nonzero()})
-
-
-def test_a_chunk_that_has_lost_words_does_not_learn_its_end():
-    frames, tokens, counts = torch.tensor([20, 7]), torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])
-    chunking = ChunkingConfig(8, 2, hold_back=ALWAYS, hold_back_frames=2)
-    ends, lost = held_back(torch.tensor([[3, 7, 19], [2, -1, -1]]), frames, chunking)
-    sequence = build_sequence(frames, tokens, counts, ends, chunking, eoc=9)
-    plain, counted = sequence.target, counted_targets(sequence, lost, 9)
-    assert [target for target in plain[0].tolist() if target != IGNORE] == [1, 9, 2, 9, 3, 9]
-    assert [target for target in counted[0].tolist() if target != IGNORE] == [1, 2, 9, 3, 9]
-    assert torch.equal(counted[1], plain[1])

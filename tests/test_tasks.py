@@ -109,7 +109,7 @@ def test_config_is_self_contained(toy_data, recogniser, tmp_path):
     values = yaml.safe_load((recogniser / "config.yaml").read_text())
     assert values["token_list"] == toy_data.tokens.read_text().rstrip("\n").split("\n")
     assert values["task"] == "speechllm_xl"
-    defaults = {"delay": 0, "unit": "token", "train_chunks": None, "hold_back": 0.0, "hold_back_frames": 8}
+    defaults = {"delay": 0, "unit": "token", "train_chunks": None}
     assert values["chunking_conf"] == {"chunk": 8, "context": 2, **defaults}
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -220,4 +220,4 @@ class ChunkedAED(ChunkwiseModel):
         place = timeline.place_in_chunk(torch.arange(frames.shape[1], device=frames.device), chunking.chunk)
         memory = self.decoder.memory(self.projection(frames), place)
         hidden, _ = self.decoder(inputs, sequence.chunk, memory, frame_chunks(counts, chunking.chunk))
-        return hidden, sequence
+        return hidden, sequence.target
