@@ -69,6 +69,18 @@ def read_audio(
     return conform(samples, rate, sample_rate, speed=speed, channel=channel, resample=resample, name=entry, notes=notes)
 
 
+def read_file(path, sample_rate=16000, *, notes=None):
+    """A user's audio file, whole, as :func:`read_audio` gives it; no name is run as a command, whatever it looks like.
+
+    Raises AudioError.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise _missing(name)
+    samples, rate = _decode(name, _nonempty(name), 0.0, None, notes)
+    return conform(samples, rate, sample_rate, name=name, notes=notes)
+
+
 def read_bytes(content, sample_rate=16000, *, name="audio", most_seconds=math.inf, notes=None):
     """The audio of a file that is in memory (bytes), as :func:`read_audio` gives it; nothing is written to disk.
 
@@ -169,23 +181,31 @@ def _fetch(entry, cache):
         if entry.endswith("|"):
             content = _run(entry)
         elif os.path.isfile(entry):
-            if os.path.getsize(entry) == 0:
-                raise AudioError("empty", f"{entry} is an empty file: copy it again, or remove it from the list")
-            return Path(entry)
+            return _nonempty(entry)
         elif archive and os.path.isfile(archive):
             content = _load_archive(entry, archive, int(offset), part)
         else:
-            raise AudioError(
-                "missing",
-                f"{entry} does not exist: correct the path; "
-                f"relative ones, in wav.scp too, start at the working directory, {os.getcwd()}",
-            )
+            raise _missing(entry)
     except OSError as error:
         raise AudioError("unreadable", f"{entry} cannot be read: {error.strerror or error}") from None
     if cache is not None:
         cache.clear()
         cache[entry] = content
     return content
+
+
+def _missing(entry):
+    return AudioError(
+        "missing",
+        f"{entry} does not exist: correct the path; "
+        f"relative ones, in wav.scp too, start at the working directory, {os.getcwd()}",
+    )
+
+
+def _nonempty(file):
+    if os.path.getsize(file) == 0:
+        raise AudioError("empty", f"{file} is an empty file: copy it again, or remove it from the list")
+    return Path(file)
 
 
 def _run(entry):
@@ -247,7 +267,7 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
             samples = audio.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         if str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
-            advice = "compressed SPHERE needs the entry `sph2pipe -f wav FILE |`"
+            advice = "convert compressed SPHERE by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
         else:
             advice = "copy it again, or convert it to WAV or FLAC"
         reason = re.sub(r"^Error opening <.*?>: ", "", " ".join(str(error).split())).rstrip(". :")

@@ -24,13 +24,17 @@ class ConfigError(UserError):
 
 def from_dict(cls, values, section=None):
     """Make the dataclass ``cls`` from a YAML section; unknown names raise :class:`ConfigError`."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in values or {}:
+    check_names(values or {}, [field.name for field in dataclasses.fields(cls)], section or cls.__name__)
+    return cls(**(values or {}))
+
+
+def check_names(values, names, section):
+    """Raise :class:`ConfigError` for the first of ``values`` that is not in the list ``names``."""
+    for name in values:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(names)
-            raise ConfigError(f"{section or cls.__name__} has no setting '{name}'; {hint}")
-    return cls(**(values or {}))
+            raise ConfigError(f"{section} has no setting '{name}'; {hint}")
 
 
 def signature(cls, *first):
@@ -160,7 +164,7 @@ class DecoderConfig:
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
     pretrained: str | None = None  # directory of a Hugging Face causal LM; sizes above are then ignored
-    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft) and the new `$` row
+    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft), embeddings, output
     lora_alpha: int = 32  # LoRA scale numerator
 
     def __post_init__(self):
@@ -189,6 +193,16 @@ class LabelDecoderConfig:
         _require(self.dim % 2 == 0, f"decoder dim {self.dim} must be even: frames are numbered by sines and cosines")
         for name in ("lstm_layers", "blocks"):
             _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+
+
+@dataclass(frozen=True)
+class CTCConfig:
+    """Head of the CTC model, which aligns."""
+
+    dropout: float = 0.1  # probability, before the output layer
+
+    def __post_init__(self):
+        _require(0 <= self.dropout < 1, f"ctc_conf dropout {self.dropout} is not in [0, 1)")
 
 
 @dataclass(frozen=True)

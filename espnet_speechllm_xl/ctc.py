@@ -54,7 +54,7 @@ class CTCModel(AcousticModel):
         dropout: probability, before the output layer.
     """
 
-    def __init__(self, acoustic, vocab_size, dropout=0.1):
+    def __init__(self, acoustic, vocab_size, dropout):
         super().__init__()
         self.acoustic = acoustic
         self.ctc = CTCHead(acoustic.encoder.output_size(), vocab_size, dropout)

@@ -1,8 +1,9 @@
 """Many streams, one model: whatever they want at a moment is computed as one batch of each kind.
 
 Streams and searches never call the model.  They are generators that yield requests (``EncodeRequest`` of acoustic.py,
-``Request`` of search.py) and are sent the answers; a round answers all of them with at most three calls: encoder,
-decoder prefill, decoder token.  Generators may join between any two rounds (continuous batching).
+``Request`` of search.py) and are sent the answers; a round answers all of one kind together: encoder (those of
+streams in step with one another), decoder prefill, decoder token.  Generators may join between any two rounds
+(continuous batching).
 """
 
 import queue

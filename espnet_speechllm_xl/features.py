@@ -53,10 +53,6 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def output_size(self):
-        """Mel bands."""
-        return self.config.n_mels
-
     def forward(self, speech, lengths):
         """All complete frames of a padded batch.
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import timeline
-from .alignment import from_word_times, token_ends, within_audio
-from .sequence import IGNORE
-from .text import normalise, word_spans
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.alignment import from_word_times, token_ends, within_audio
+from espnet_speechllm_xl.sequence import IGNORE
+from espnet_speechllm_xl.text import normalise, word_spans
+
+AT_ONCE = 4  # sequences; the mask of each is as large as the square of its length
 
 
 @dataclass(frozen=True)
@@ -60,29 +62,29 @@ def border_words(model, tokenizer, chunking, speech, text, words, near):
         frames, counts = model.acoustic(speech[None], torch.tensor([len(speech)], device=speech.device))
         # The frame that decides about a token's chunk:
         due = [end + chunking.delay for end in within_audio(ends, int(counts[0]))]
-        spans = _at_borders(spans, due, chunking.chunk, near)
+        spans = _at_borders(spans, due, chunking.chunk, near, timeline.num_chunks(int(counts[0]), chunking.chunk))
         if not spans:
             return []
         rows = [due, *(_held_back(due, *span, chunking.chunk) for span in spans)]
         rows, tokens = (torch.tensor(values, device=speech.device) for values in (rows, tokens))
-        logs, places = _log_probs(model, chunking, frames, counts, tokens, rows - chunking.delay)
+        groups = (rows - chunking.delay).split(AT_ONCE)
+        scored = [_log_probs(model, chunking, frames, counts, tokens, ends) for ends in groups]
+    of_text, of_end = (torch.cat(parts) for parts in zip(*scored, strict=True))
     found = []
     for row, (first, last) in enumerate(spans, start=1):
-        word = slice(first, last + 1)
-        written, taken_up = (logs[one, places[one, word], tokens[word]].sum().exp().item() for one in (0, row))
-        ended = logs[0, places[0, first], model.decoder.eoc].exp().item()
+        written, taken_up = (of_text[one, first : last + 1].sum().exp().item() for one in (0, row))
         distance = chunking.chunk - 1 - timeline.place_in_chunk(due[last], chunking.chunk)
-        found.append(BorderWord(distance, written, ended, taken_up))
+        found.append(BorderWord(distance, written, of_end[0, first].exp().item(), taken_up))
     return found
 
 
-def _at_borders(spans, due, chunk, near):
+def _at_borders(spans, due, chunk, near, chunks):
     """Those of ``spans`` (first and last token of a word) that end near a border, with the next word behind it."""
+    chunk_of = [min(timeline.chunk_of_frame(frame, chunk), chunks - 1) for frame in due]
     return [
         (first, last)
         for (first, last), (following, _) in zip(spans, spans[1:], strict=False)
-        if timeline.chunk_of_frame(due[last], chunk) < timeline.chunk_of_frame(due[following], chunk)
-        and timeline.place_in_chunk(due[last], chunk) >= chunk - near
+        if chunk_of[last] < chunk_of[following] and timeline.place_in_chunk(due[last], chunk) >= chunk - near
     ]
 
 
@@ -92,14 +94,13 @@ def _held_back(due, first, last, chunk):
     return due[:first] + [border] * (last + 1 - first) + due[last + 1 :]
 
 
-def _log_probs(model, chunking, frames, counts, tokens, rows):
-    """Log-probabilities (R, L, V) after every decoder input, and the place (R, U) in L that predicts each token.
-
-    ``tokens`` is (U,); ``rows`` (R, U) are their last frames in each of the sequences to score.
-    """
-    many, lengths = len(rows), torch.full_like(rows[:, 0], len(tokens))
+def _log_probs(model, chunking, frames, counts, tokens, ends):
+    """Log-probabilities (R, U) of every token, and of `$` in its place, when the tokens (U,) end in frames (R, U)."""
+    many, lengths = len(ends), torch.full_like(ends[:, 0], len(tokens))
+    tokens = tokens.expand(many, -1)
     hidden, targets = model.decode_aligned(
-        frames.expand(many, -1, -1), counts.expand(many), tokens.expand(many, -1), lengths, rows, chunking
+        frames.expand(many, -1, -1), counts.expand(many), tokens, lengths, ends, chunking
     )
     is_text = (targets != IGNORE) & (targets != model.decoder.eoc)
-    return model.decoder.logits(hidden).log_softmax(-1), is_text.nonzero()[:, 1].reshape(many, -1)
+    logs = model.decoder.logits(hidden[is_text].reshape(*tokens.shape, -1)).log_softmax(-1)
+    return logs.gather(-1, tokens[..., None])[..., 0], logs[..., model.decoder.eoc]

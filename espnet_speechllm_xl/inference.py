@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.audio import conform, read_audio
+from espnet_speechllm_xl.audio import conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
@@ -212,11 +212,13 @@ class Speech2Text:
     def load(self, audio, sample_rate=None):
         """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.audio.AudioError`."""
         if isinstance(audio, (str, Path)):
-            return read_audio(str(audio), self.sample_rate)
+            return read_file(audio, self.sample_rate)
         return conform(audio, sample_rate or self.sample_rate, self.sample_rate)
 
     def transcribe_batch(self, recordings):
         """The n-best lists of several recordings (n,), decoded together; each as if alone."""
+        if not recordings:
+            return []
         return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
 
     def stream(self, search="chunk_sync", chunk_size=None, context=None, **stream_conf):

@@ -6,6 +6,7 @@ Shape legend: ``B`` batch, ``L`` sequence, ``D`` model dimension, ``V`` tokenize
 """
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from espnet_speechllm_xl import cache
 from espnet_speechllm_xl.config import ConfigError, DecoderConfig, from_dict, signature
 from espnet_speechllm_xl.dropout import drop_tokens, dropout
-from espnet_speechllm_xl.search import Result
+from espnet_speechllm_xl.search import Request, Result
 from espnet_speechllm_xl.visibility import attention_mask
 
 REBASE_POSITION = 2048  # float32 angles up to here err by 1e-4 rad; see Row.rebase
@@ -29,7 +30,7 @@ class Decoder(nn.Module):
         conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
 
     Raises:
-        ConfigError: unknown field, or a checkpoint that is missing or has no rotary positions.
+        ConfigError: unknown field, or a checkpoint that is missing or whose positions are not Llama's rotary ones.
     """
 
     def __init__(self, vocab_size, **conf):
@@ -40,13 +41,13 @@ class Decoder(nn.Module):
         if self.config.pretrained:
             self.lm.resize_token_embeddings(vocab_size + 1, mean_resizing=False)
         base = self.lm.get_decoder()
-        if not hasattr(base, "rotary_emb"):
-            raise ConfigError(
-                f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding; "
-                "the sliding window of SpeechLLM-XL needs one: choose a model of the Llama, Mistral or Qwen family"
-            )
         # transformers 5.24 renamed the argument.
         self._past = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        if self.config.pretrained and not self._keys_can_move():
+            raise ConfigError(
+                f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding in Llama's "
+                "layout, which the sliding window needs: choose a model of the Llama, Mistral or Qwen family"
+            )
         if self.config.lora_rank:
             self.lm = _with_lora(self.lm, self.config)
         if self.config.dropout:
@@ -128,6 +129,21 @@ class Decoder(nn.Module):
         ]
         return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
 
+    def _keys_can_move(self):
+        """Whether keys of late positions, rotated back, are those of early ones: not so in every kind of model."""
+        if not hasattr(self.lm.get_decoder(), "rotary_emb"):
+            return False
+        frames = torch.randn(3, self.dim, generator=torch.Generator().manual_seed(0))
+        row = self.initial_row(None)
+        late = replace(row, next_position=64)
+        try:
+            first, second = self.extend([Request(each, 0, frames=frames) for each in (row, late)])
+            moved = second.row.rebase(1, self._rotate)
+        except (RuntimeError, TypeError):  # other shapes, other arguments
+            return False
+        wanted = first.row.keys_values
+        return bool((moved.keys_values - wanted).abs().max() < 1e-3 * wanted.abs().max())
+
     def _rotate(self, keys, shift):
         """Rotate cached keys (..., W, d) by ``shift`` positions (Llama's half-split layout)."""
         where = torch.full((1, keys.shape[-2]), shift, device=keys.device)
@@ -173,9 +189,15 @@ def _pretrained(config):
             f"decoder_conf pretrained: {config.pretrained} holds no Hugging Face checkpoint (config.json); "
             "download the model first and give its directory"
         )
-    return AutoModelForCausalLM.from_pretrained(
-        config.pretrained, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            config.pretrained, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"decoder_conf pretrained: {config.pretrained} cannot be used ({str(error).splitlines()[0]}); "
+            "download it again, or choose a model of the Llama, Mistral or Qwen family"
+        ) from error
 
 
 def _with_lora(model, config):

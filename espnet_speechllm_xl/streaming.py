@@ -16,6 +16,7 @@ import math
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from espnet_speechllm_xl import timeline
@@ -92,7 +93,7 @@ class AudioChunks:
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
         rate = acoustic.config.sample_rate
-        self._size = chunking.chunk
+        self._size = chunking.chunk or math.inf
         # With look-ahead the last frames come when the recording ends, and only then.
         self._ends_known = encoder.segment is None or encoder.right_context > 0
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
@@ -137,16 +138,13 @@ class AudioChunks:
             yield samples, True
 
     def _cut(self, final):
-        if not self._frames:
+        count = sum(map(len, self._frames))
+        if not count or not (final or count >= self._size):
             return []
         waiting = torch.cat(self._frames)
-        size = self._size or max(1, len(waiting))
-        whole = len(waiting) // size if self._size else 0
-        chunks, rest = list(waiting[: whole * size].split(size)) if whole else [], waiting[whole * size :]
-        if final and len(rest):
-            chunks.append(rest)
-            rest = rest[:0]
-        self._frames = [rest.clone()]
+        chunks = list(waiting.split(min(self._size, count)))
+        # A short one waits for more; cloned, as it would keep the others alive.
+        self._frames = [] if final or len(chunks[-1]) == self._size else [chunks.pop().clone()]
         return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
 
 
@@ -253,12 +251,15 @@ class Stream:
         self._settle(self._whole_words(self.search.settled(), self.search.beam))
 
     def _settle_old(self):
-        """Settle the best hypothesis's words of chunks that are ``settle_seconds`` old; one that never ends is cut.
+        """Settle the best hypothesis's words that are ``settle_seconds`` old; one that goes on as long again is cut.
 
         That there are no more of them is settled as well: in silence a rival with one word more could stay for ever.
         """
-        count = self.search.commit_until(self.search.chunk - self._settle_chunks)
-        self._settle(self._whole_words(count, [self.search.best()]) or count)
+        now, age = self.search.chunk, self._settle_chunks
+        count = self.search.commit_until(now - age)
+        whole = self._whole_words(count, self.search.beam, last_ends=True)
+        endless = count and not whole and self.search.oldest + 1 <= now - 2 * age
+        self._settle(count if endless else whole)
 
     def _settle_all(self):
         self._commit(len(self.search.best().tokens))
@@ -267,16 +268,19 @@ class Stream:
         self.search.commit(count)
         self._settle(count)
 
-    def _whole_words(self, count, hypotheses):
-        """``count`` tokens or fewer, so that all ``hypotheses`` have ended their word there."""
-        while count and not all(self._word_ends(h.tokens, count) for h in hypotheses):
+    def _whole_words(self, count, hypotheses, last_ends=False):
+        """``count`` tokens or fewer, so that all ``hypotheses`` have ended their word there.
+
+        ``last_ends``: so has one without more tokens.
+        """
+        last_ends = last_ends or self.chunking.unit == "word"  # then no word goes on in the next chunk
+
+        def ends(tokens):
+            return self.tokenizer.starts_word(tokens[count]) if count < len(tokens) else last_ends
+
+        while count and not all(ends(h.tokens) for h in hypotheses):
             count -= 1
         return count
-
-    def _word_ends(self, tokens, index):
-        if index < len(tokens):
-            return self.tokenizer.starts_word(tokens[index])
-        return self.chunking.unit == "word"  # then no word goes on in the next chunk
 
     def _settle(self, count):
         """Turn the first ``count`` tokens, which all hypotheses share, into words, and forget them."""
@@ -343,17 +347,26 @@ def timed_words(tokenizer, tokens, scores, spans):
 
 
 def checked_samples(samples, model):
-    """``samples`` as a tensor (n,) where the model is; raises AudioError for what is no audio of that form."""
+    """A copy of ``samples``, a tensor (n,) where the model is; raises AudioError for what is no audio of that form."""
     like = next(model.parameters())
-    samples = torch.as_tensor(samples, device=like.device)
-    if samples.dim() != 1 or not (samples.is_floating_point() or len(samples) == 0):
+    try:
+        tensor = samples if isinstance(samples, torch.Tensor) else torch.tensor(_native(np.asarray(samples)))
+    except (TypeError, ValueError) as error:  # not numbers
+        raise AudioError("unreadable", f"stream: {error}: push (n,) floats in [-1, 1]") from None
+    if tensor.dim() != 1 or not (tensor.is_floating_point() or len(tensor) == 0):
         raise AudioError(
             "unreadable",
-            f"stream: samples of shape {tuple(samples.shape)} and type {samples.dtype}: push (n,) floats in [-1, 1]",
+            f"stream: samples of shape {tuple(tensor.shape)} and type {tensor.dtype}: push (n,) floats in [-1, 1]",
         )
-    if not torch.isfinite(samples).all():
+    if not torch.isfinite(tensor).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
-    return samples.to(torch.promote_types(like.dtype, torch.float32))
+    # Copied because they are kept, and the caller may fill the same buffer again.
+    return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+
+
+def _native(array):
+    """In this machine's byte order and with positive strides, as torch wants it."""
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):

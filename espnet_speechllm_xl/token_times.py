@@ -3,7 +3,8 @@
 The decoder says only in which chunk a token's (with ``unit: word`` its word's) last frame lies.  A model trained with
 an auxiliary CTC loss knows more: the tokens of a chunk are aligned by CTC Viterbi to the frames between the token
 before them, at most ``LOOKBACK`` or one chunk back, and the end of the chunk.  Without a CTC head, or where the frames
-are too few, they share the chunk evenly.  Times depend on nothing after the chunk, so a stream gives what a file gives.
+are too few, they share the chunk evenly.  Times depend on nothing after the chunk, so with greedy search a stream gives
+what a file gives; with a beam it may settle a word before the others of its chunk, which decide its times as well.
 """
 
 import math
@@ -52,7 +53,7 @@ class TokenTimes:
             except AlignmentError:
                 pass  # too few frames
         begin = max(begin, after)
-        width = (end - begin) / len(tokens)
+        width = max(end - begin, 1) / len(tokens)  # a frame, where words settled before took the whole chunk
         return [(begin + index * width, begin + (index + 1) * width) for index in range(len(tokens))]
 
     @torch.no_grad()

@@ -167,4 +167,5 @@ def test_training_raises_the_accuracy_and_what_it_leaves_decodes(toy_data, toy_s
     history = [epoch["train"] for _, epoch in sorted(training.history(out).items())]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"] and history[-1]["acc"] > history[0]["acc"]
     (out / "tokenizer.model").write_bytes(toy_data.tokenizer.read_bytes())
-    assert Speech2Text.from_pretrained(out, search="greedy")(tiny.speech(1, 16000))[0].score < 0
+    s2t = Speech2Text.from_pretrained(out, search="greedy")
+    assert len({s2t(tiny.speech(seed, 16000))[0].text for seed in range(4)}) > 1

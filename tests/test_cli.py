@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+import yaml
 
 from espnet_speechllm_xl.bin import align, cli, decode
 from espnet_speechllm_xl.ctm import read_ctm
@@ -116,6 +117,14 @@ def test_train_without_options_is_wrong_use(capsys):
     assert run(capsys, "train")[0] == 2
     code, out, _ = run(capsys, "train-aligner", "-h")
     assert code == 0 and "--print_config" in out
+
+
+@pytest.mark.parametrize("argv, task", [(["train"], "speechllm_xl"), (["train-aligner"], "ctc")])
+def test_train_prints_its_configuration(capsys, argv, task):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*argv, "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert not ended.value.code and shown["task"] == task and shown["encoder_conf"]["segment"] == 32
 
 
 @pytest.mark.parametrize("command", ["transcribe", "decode", "align", "pack"])

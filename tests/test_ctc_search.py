@@ -72,6 +72,7 @@ def test_batch_is_alone_and_words_have_times(recogniser, search):
     speech2text = recogniser(search=search, nbest=3, dtype="float64")
     recordings = [tiny.speech(1, 30000), np.zeros(300, np.float32), tiny.speech(2, 47000)]
     together = speech2text.transcribe_batch(recordings)
+    assert speech2text.transcribe_batch([]) == []
     for nbest, recording in zip(together, recordings, strict=True):
         alone = speech2text(recording)
         assert [one.token_ids for one in alone] == [one.token_ids for one in nbest]

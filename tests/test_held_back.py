@@ -78,6 +78,10 @@ def test_what_is_at_a_border_follows_the_delay(recogniser, speech):
     assert dataclasses.astuple(found) == pytest.approx((0, *np.exp([words[1], ends[1], held_back[1]])), rel=1e-9)
     (found, *_) = border_words(*settings, late, speech, TEXT, WORDS, 2)
     assert found.distance == 0
+    # Behind the last chunk there is none: "mat" and "today" are due later, and share it with "the" in frame 61.
+    far = dataclasses.replace(recogniser.chunking, delay=14)
+    words = [*WORDS[:-2], Word("mat", 2.0, 2.08), WORDS[-1]]
+    assert [word.distance for word in border_words(*settings, far, speech, TEXT, words, 3)] == [2, 2]
     # With longer chunks only "on" ends at a border; "cat" and "sat" share a chunk with what follows.
     assert len(border_words(*settings, recogniser.chunking.resized(32), speech, TEXT, WORDS, 3)) == 1
     assert border_words(*settings, recogniser.chunking.resized(64), speech, TEXT, WORDS, 3) == []

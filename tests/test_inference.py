@@ -1,6 +1,7 @@
 """Loading models: what must be equal, what is refused and how; options; audio in any form."""
 
 import math
+import os
 import shutil
 import zipfile
 
@@ -11,6 +12,7 @@ import tiny
 import yaml
 
 from espnet_speechllm_xl import Speech2Text
+from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.inference import ModelError, load_model, pack
@@ -193,6 +195,16 @@ def test_audio_in_any_form(tiny_model_dir, tmp_path):
     for name, options in (("a.wav", {}), ("b.flac", {}), ("c.wav", {"subtype": "FLOAT"})):
         soundfile.write(tmp_path / name, audio, 16000, **options)
         assert speech2text(tmp_path / name) == expected == speech2text(str(tmp_path / name))
+
+
+def test_a_file_name_is_never_a_command(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    speech2text, audio = load(tiny_model_dir, search="greedy"), tiny.speech(8, 48000)
+    soundfile.write("touch ran |", audio, 16000, format="WAV", subtype="FLOAT")
+    assert speech2text("touch ran |") == speech2text(audio.astype(np.float32))
+    with pytest.raises(AudioError, match="touch other . does not exist"):
+        speech2text("touch other |")
+    assert sorted(os.listdir()) == ["touch ran |"]
 
 
 def test_other_sample_rates_are_converted(tiny_model_dir, tmp_path):

@@ -205,6 +205,26 @@ def test_disputed_text_is_settled_when_it_is_old(model, piece):
     assert all(update.text == "" for update in never) and never[-1].partial == "the on"
 
 
+def test_a_word_over_a_border_stays_whole(model, piece):
+    the, on, at = piece["▁the"], piece["▁on"], piece["at"]
+    config = StreamConfig(settle_seconds=1.28, endpoint_silence=math.inf, endpoint_length=math.inf)
+    word = [(on, 0), (at, 1)]
+    for rivals in ([], [word[:1]], [[*word[:1], (the, 1)]]):  # the beam may dispute its second half
+        updates = scripted(model, [[word[:1]], *([[word, *rivals]] * 4)], config)
+        assert [update.text for update in updates] == ["", "", "", "onat", ""]
+    # Or the best has no second half, and a rival has: "on" waits until the rival is too old.
+    updates = scripted(model, [[word[:1]], *([[word[:1], word]] * 4)], config)
+    assert [update.text for update in updates] == ["", "", "", "on", ""]
+
+
+def test_a_word_that_goes_on_and_on_is_cut(model, piece):
+    endless = [(piece["▁the"], 0), *((piece["at"], chunk) for chunk in range(1, 8))]
+    config = StreamConfig(settle_seconds=1.28, endpoint_silence=math.inf, endpoint_length=math.inf)
+    updates = scripted(model, [[endless[: chunk + 1]] for chunk in range(8)], config)
+    # When its first chunk is four chunks old, what is two chunks old is cut off.
+    assert [update.text for update in updates] == ["", "", "", "", "theatat", "", "", "atatat"]
+
+
 def test_that_nothing_was_said_is_settled_when_it_is_old(model, piece):
     the, on = piece["▁the"], piece["▁on"]
     none, one = [], [(the, 0)]

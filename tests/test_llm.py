@@ -437,3 +437,17 @@ def test_a_checkpoint_without_rotary_positions_is_refused(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no rotary position embedding"):
         Decoder(VOCABULARY, pretrained=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "cohere", "gemma3_text"])
+def test_a_checkpoint_with_rotary_positions_of_another_layout_is_refused(tmp_path, kind):
+    """Part of the dimensions, pairs side by side, several sets: all would go wrong once positions are re-based."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 16}
+    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = CONFIG_MAPPING[kind](**sizes, **heads, **special)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no rotary position embedding in Llama's layout"):
+        Decoder(VOCABULARY, pretrained=str(tmp_path))

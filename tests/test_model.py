@@ -202,7 +202,7 @@ def test_chunk_and_segment_must_fit():
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_ctc_model_batch_equals_alone(encoder):
     torch.manual_seed(0)
-    model = CTCModel(make_acoustic(encoder), VOCABULARY).double().eval()
+    model = CTCModel(make_acoustic(encoder), VOCABULARY, dropout=0.1).double().eval()
     utterances = random_utterances(seed=23, count=5)
     batch = as_batch(utterances)
     log_probs, counts = model.log_probs(batch["speech"], batch["speech_lengths"])

@@ -265,17 +265,49 @@ def test_what_is_no_audio_is_refused_and_the_stream_goes_on(tiny_model):
     stream = live(tiny_model, (16, 2), search("greedy"))
     updates = [stream.push(audio[:20000])]
     nan = np.array([0.1, np.nan], np.float32)
+    ragged = [[0.1, 0.2], [0.3]]
     for bad, reason in (
         (nan, "not-finite"),
         (np.zeros((2, 9), np.float32), "unreadable"),
         (np.ones(9, np.int16), "unreadable"),
+        *((bad, "unreadable") for bad in (["x"], None, object(), ragged, 0.5)),
     ):
         with pytest.raises(AudioError) as caught:
             stream.push(bad)
         assert caught.value.reason == reason and str(caught.value).startswith("stream: ")
         assert "\n" not in str(caught.value)
-    updates.append(stream.push(list(map(float, audio[20000:]))))  # a list does as well
+    updates.append(stream.push(list(map(float, audio[20000:25000]))))  # a list does as well
+    updates.append(stream.push(audio[25000:30000].astype(">f8")))
+    updates.append(stream.push(audio[30000:][::-1].copy()[::-1]))
     assert said([*updates, stream.close()]) == expected[0].text
+
+
+def test_a_buffer_may_be_filled_again(tiny_model):
+    audio = tiny.speech(4, 40000)
+    expected = offline(tiny_model, (16, 2), search("greedy"), audio)[0]
+    stream, buffer, updates = live(tiny_model, (16, 2), search("greedy")), np.zeros(160), []
+    for block in audio.reshape(-1, 160):
+        buffer[:] = block
+        updates.append(stream.push(buffer))
+    assert said([*updates, stream.close()]) == expected[0].text
+
+
+def test_a_stream_with_one_endless_chunk_copies_its_frames_once(tiny_model, monkeypatch):
+    joined = []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts, *args, **kw: joined.append(len(parts)) or cat(parts, *args, **kw))
+    chunks = AudioChunks(tiny_model[0].acoustic, ChunkingConfig(None, None))
+    segments = 20
+    for _ in range(segments):
+        assert run([chunks.take(torch.zeros(8 * 640, dtype=torch.float64), final=False)], answer_of(tiny_model)) == [[]]
+    waiting = len(chunks._frames)
+    assert waiting >= segments - 2 and max(joined) < waiting
+    ((frames, last),) = run([chunks.take(torch.zeros(0, dtype=torch.float64), final=True)], answer_of(tiny_model))[0]
+    assert last and len(frames) == timeline.frames(segments * 8 * 640, RATE)
+
+
+def answer_of(tiny_model):
+    return tiny_model[0].acoustic.encode
 
 
 def test_alsd_cannot_stream(tiny_model):

@@ -78,6 +78,7 @@ def model_report(model, dump, times, chunk, near, device):
     from tqdm import tqdm
 
     from espnet_speechllm_xl import metrics
+    from espnet_speechllm_xl.audio import read_audio
     from espnet_speechllm_xl.borders import unusable
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
@@ -98,7 +99,7 @@ def model_report(model, dump, times, chunk, near, device):
         reason = "not in wav.scp" if utterance not in audio else unusable(timed, metrics.words(text))
         try:
             if reason is None:
-                speech = speech2text.load(audio[utterance])
+                speech = read_audio(audio[utterance], speech2text.sample_rate)
                 found += border_words(speech2text.model, speech2text.tokenizer, chunking, speech, text, timed, near)
         except UserError as error:
             reason = str(error)

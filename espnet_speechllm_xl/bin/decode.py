@@ -84,7 +84,7 @@ def _write_texts(out, good, nbest):
 
 def make_worker(settings):
     """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
-    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table
 
@@ -97,7 +97,7 @@ def make_worker(settings):
             try:
                 if item["utterance"] not in audio:
                     raise AudioError("missing", "not in wav.scp")
-                recordings.append((item, speech2text.load(audio[item["utterance"]])))
+                recordings.append((item, read_audio(audio[item["utterance"]], speech2text.sample_rate)))
             except AudioError as error:
                 item["failed"] = str(error)
         start = time.perf_counter()

@@ -188,7 +188,7 @@ def make_worker(settings):
 
     import numpy as np
 
-    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.latency import stream_through
@@ -209,7 +209,7 @@ def make_worker(settings):
             try:
                 if item["utterance"] not in audio:
                     raise AudioError("missing", "not in wav.scp")
-                item["run"] = asdict(measured(speech2text.load(audio[item["utterance"]])))
+                item["run"] = asdict(measured(read_audio(audio[item["utterance"]], speech2text.sample_rate)))
             except AudioError as error:
                 item["failed"] = str(error)
         return items

@@ -93,9 +93,9 @@ def _blocks(args, sample_rate):
 
 
 def _file(path, sample_rate, realtime):
-    from espnet_speechllm_xl.audio import read_audio
+    from espnet_speechllm_xl.audio import read_file
 
-    samples, begin = read_audio(path, sample_rate), time.monotonic()
+    samples, begin = read_file(path, sample_rate), time.monotonic()
     size = round(BLOCK_SECONDS * sample_rate)
     for first in range(0, len(samples), size):
         block = samples[first : first + size]

@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import io
+import sys
 from pathlib import Path
 
 # ESPnet prints a notice about an optional package to standard output, where transcripts go.
@@ -94,6 +95,11 @@ class SpeechTask(abs_task.AbsTask):
             use_matplotlib=False,
             num_workers=0,
         )
+
+    @classmethod
+    def print_config(cls, file=None):
+        """Print every option with its value; ESPnet's default is the output at its import, redirected above."""
+        super().print_config(sys.stdout if file is None else file)
 
     @classmethod
     def main_worker(cls, args):

@@ -10,7 +10,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_speechllm_xl.baselines.transducer import TransducerModel, transcribe
-from espnet_speechllm_xl.config import LossConfig
+from espnet_speechllm_xl.config import LossConfig, check_names
 from espnet_speechllm_xl.tasks.common import SpeechTask, encoder_choices
 
 decoder_choices = ClassChoices("decoder", classes={"transducer": TransducerDecoder}, default="transducer")
@@ -48,7 +48,10 @@ class TransducerTask(SpeechTask):
         """The model of ``args``."""
         acoustic = cls.build_acoustic(args)
         classes = len(args.token_list) + 1
-        decoder = decoder_choices.get_class(args.decoder)(classes, **args.decoder_conf)
+        decoder_class = decoder_choices.get_class(args.decoder)
+        for section, built in (("decoder_conf", decoder_class), ("joint_network_conf", JointNetwork)):
+            check_names(getattr(args, section), list(get_default_kwargs(built)), section)
+        decoder = decoder_class(classes, **args.decoder_conf)
         joint = JointNetwork(classes, acoustic.encoder.output_size(), decoder.dunits, **args.joint_network_conf)
         return TransducerModel(acoustic, decoder, joint, cls.section(args, "loss_conf"))
 
