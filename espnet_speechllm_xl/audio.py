@@ -148,15 +148,14 @@ def write_flac(path, samples, sample_rate):
         soundfile.write(temporary, samples, sample_rate, format="FLAC", subtype="PCM_16")
 
 
-def backing_file(entry):
-    """The file that an entry reads (path or archive), or None for a command or a missing file."""
+def backing_files(entry):
+    """The files that an entry reads, as far as they are there: a path, an archive, those that a command names."""
     entry = os.fspath(entry).strip()
     if entry.endswith("|"):
-        return None
-    for name in (entry, _archive(entry)[0]):
-        if name and os.path.isfile(name):
-            return Path(name)
-    return None
+        names = entry[:-1].replace("'", " ").replace('"', " ").split()
+    else:
+        names = [entry] if os.path.isfile(entry) else [_archive(entry)[0]]
+    return [Path(name) for name in names if name and os.path.isfile(name)]
 
 
 def _note(notes, kind, message):

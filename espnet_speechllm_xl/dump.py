@@ -20,12 +20,13 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+import soundfile
 
-from espnet_speechllm_xl.audio import AudioError, backing_file, read_audio, to_int16, write_flac
+from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_int16, write_flac
 from espnet_speechllm_xl.ctm import write_ctm
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.jobs import over_processes
-from espnet_speechllm_xl.kaldi import KaldiError, read_data_dir, spk2utt, write_table
+from espnet_speechllm_xl.kaldi import KaldiError, Problem, read_data_dir, read_table, spk2utt, write_table
 
 BATCH = 8  # jobs handed to a process at once
 
@@ -87,13 +88,11 @@ def audio_path(out, utterance):
 
 def _fingerprint(job, settings):
     """Changes when the result would: other source, other segment, other speed, other rate."""
-    stats = []
-    for part in job.parts:
-        path = backing_file(part.entry)
-        stat = path.stat() if path else None
-        stats.append([stat.st_size, stat.st_mtime_ns] if stat else None)
+    files = [[path.stat() for path in backing_files(part.entry)] for part in job.parts]
+    stats = [[number for stat in group for number in (stat.st_size, stat.st_mtime_ns)] or None for group in files]
+    parts = [part if part.channel is not None else part[:3] for part in job.parts]
     how = [settings.sample_rate, settings.channel, settings.resample, settings.gap if len(job.parts) > 1 else 0]
-    return hashlib.sha1(json.dumps([job.parts, job.speed, how, stats]).encode()).hexdigest()
+    return hashlib.sha1(json.dumps([parts, job.speed, how, stats]).encode()).hexdigest()
 
 
 def _length_reason(samples, settings):
@@ -112,7 +111,8 @@ def _make(job, settings, out, cache):
         for part in job.parts:
             samples = read_audio(
                 part.entry, settings.sample_rate, start=part.start, end=part.end, speed=job.speed,
-                channel=settings.channel, resample=settings.resample, notes=notes, cache=cache,
+                channel=settings.channel if part.channel is None else part.channel, resample=settings.resample,
+                notes=notes, cache=cache,
             )  # fmt: skip
             samples, clipped = to_int16(samples)
             notes["clipped"] += clipped > 0
@@ -289,6 +289,21 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=
     return make_dump(
         out, jobs, settings, utt2spk=utt2spk, text=directory.text, ctm=ctm, skipped=skipped, nj=nj, progress=progress
     )
+
+
+def foreign_audio(dump, sample_rate):
+    """A list of :class:`Problem`: files of a dump that are not mono audio at ``sample_rate`` Hz, by their headers."""
+    foreign = []
+    for utterance, path in read_table(Path(dump) / "wav.scp").items():
+        try:
+            found = soundfile.info(path)
+        except (soundfile.SoundFileError, RuntimeError):
+            foreign.append(f"'{utterance}': {path} is damaged or of an unknown format")
+            continue
+        if (found.channels, found.samplerate) != (1, sample_rate):
+            foreign.append(f"'{utterance}': {found.channels} channels, {found.samplerate} Hz")
+    what = f"entry is not mono audio at {sample_rate} Hz"
+    return [Problem(str(Path(dump) / "wav.scp"), what, len(foreign), foreign[0])] if foreign else []
 
 
 def group(utt2spk, factor, order="consecutive", seed=0):

@@ -1,7 +1,7 @@
 """Kaldi data directories: read, check, mend, cut, perturb.
 
 A directory holds ``wav.scp`` (recording -> audio), optionally ``segments`` (utterance -> part of a
-recording), ``text``, ``utt2spk``, ``spk2utt`` and optionally ``utt2dur`` and ``ref.ctm`` (reference word
+recording), ``text``, ``utt2spk`` and optionally ``spk2utt``, ``utt2dur`` and ``ref.ctm`` (reference word
 times in seconds).  Two files are ours: ``utt2speed`` (playback speed that ``format`` applies) and
 ``utt2parts`` (what a long utterance was joined from).  ESPnet's dumps are such directories too.
 
@@ -9,6 +9,7 @@ Everything is UTF-8 and sorted as ``LC_ALL=C sort`` does; that is the order of c
 Python strings.  Nothing here touches audio.
 """
 
+import itertools
 import math
 import re
 import shutil
@@ -36,6 +37,7 @@ class Source(NamedTuple):
     entry: str
     start: float = 0.0
     end: float | None = None
+    channel: int | None = None  # 0-based
 
 
 class Problem(NamedTuple):
@@ -167,24 +169,28 @@ class DataDir:
     utterances: list = field(default_factory=list)
 
 
+SEGMENT = "`utterance recording start end [channel]` with 0 <= start < end and a channel counted from 0"
+
+
 def _parse_segment(value):
-    """``recording start end`` -> (recording, start, end); Kaldi writes -1 for "to the end".  ValueError if bad."""
-    recording, start, end = value.split()[:3]
-    start, end = float(start), float(end)
-    if end == -1 and 0 <= start < math.inf:
-        return recording, start, None
-    if not 0 <= start < end < math.inf:
+    """``recording start end [channel]`` -> (recording, start, end, channel); ValueError if bad.
+
+    Kaldi writes the end -1 for "to the end".
+    """
+    recording, start, end, *channel = value.split()
+    start, end = float(start), None if float(end) == -1 else float(end)
+    if not 0 <= start < (math.inf if end is None else end) or end == math.inf or len(channel) > 1:
         raise ValueError
-    return recording, start, end
+    if channel and not re.fullmatch(r"[0-9]+", channel[0]):
+        raise ValueError
+    return recording, start, end, int(channel[0]) if channel else None
 
 
 def _segment(path, utterance, value):
     try:
         return _parse_segment(value)
     except ValueError:
-        raise KaldiError(
-            f"{path}: '{utterance} {value}' is not `utterance recording start end` with 0 <= start < end: mend the line"
-        ) from None
+        raise KaldiError(f"{path}: '{utterance} {value}' is not {SEGMENT}: mend the line") from None
 
 
 def _without_file(path, tables):
@@ -203,9 +209,9 @@ def _sources(path, recordings, segments):
         return {utterance: Source(entry) for utterance, entry in recordings.items()}
     sources = {}
     for utterance, value in segments.items():
-        recording, start, end = _segment(path / "segments", utterance, value)
+        recording, *part = _segment(path / "segments", utterance, value)
         if recording in recordings:
-            sources[utterance] = Source(recordings[recording], start, end)
+            sources[utterance] = Source(recordings[recording], *part)
     return sources
 
 
@@ -260,7 +266,7 @@ def _mismatches(path, tables):
                 lost.append(utterance)
         except ValueError:
             bad_segments.append(utterance)
-    problems += missing("segments", "not `utterance recording start end` with 0 <= start < end", bad_segments)
+    problems += missing("segments", f"not {SEGMENT}", bad_segments)
     problems += missing("segments", "recording is not in wav.scp", lost)
     for name in ("text", "utt2spk"):
         if name in tables:
@@ -278,14 +284,14 @@ def check_dir(path, need_text=True, need_files=False):
     """Every defect of a data directory, as a list of :class:`Problem`; [] for a good one.
 
     ``need_text`` False allows a directory without ``text`` and empty texts (test sets without reference).
-    ``need_files``: a dump, whose utterances are files of their own, no commands, archive offsets or segments; it may be
-    without ``spk2utt``.
+    ``need_files``: a dump, whose utterances are files of their own, no commands, archive offsets or segments, and of
+    known lengths.
 
     Raises:
         KaldiError: a file is not UTF-8, cannot be read, or holds a damaged ``ref.ctm``.
     """
     path, tables, problems = Path(path), {}, []
-    required = ("wav.scp", "utt2spk") + (("text",) if need_text else ()) + (() if need_files else ("spk2utt",))
+    required = ["wav.scp", "utt2spk", *(["text"] if need_text else []), *(["utt2num_samples"] if need_files else [])]
     for name in (*TABLES, "spk2utt"):
         if (path / name).exists():
             tables[name], found = _scan(path / name)
@@ -331,12 +337,12 @@ def _good_sources(tables):
 
 
 def fix_dir(path, need_text=True):
-    """Sort, drop what is unmatched, rebuild ``spk2utt``; the old files go to ``DIR/.backup``.
+    """Sort, drop what is unmatched, rebuild ``spk2utt``.
 
-    Of a duplicated id the first line stays.
+    Of a duplicated id the first line stays.  The old files go to ``DIR/.backup``, the next time to ``DIR/.backup.2``.
 
     Returns:
-        (utterances kept, Counter of dropped utterances by reason, list of remarks).
+        (utterances kept, Counter of dropped utterances by reason, list of remarks, directory of the old files).
     Raises:
         KaldiError: no usable ``wav.scp``, no ``text`` although needed, or nothing would be left.
     """
@@ -364,13 +370,21 @@ def fix_dir(path, need_text=True):
             kept.append(utterance)
     if not kept:
         raise KaldiError(f"{path}: no utterance is in all files ({_counts(dropped)}); the directory was left as it is")
+    ctm, backup = _read_ctm(path), _keep(path, [*tables, "ref.ctm"])
     tables["utt2spk"] = speakers
-    for name in tables:
+    _write_selected(path, tables, kept, ctm)
+    return kept, dropped, remarks, backup
+
+
+def _keep(path, names):
+    """Copy files to a new directory below ``path``, which is returned."""
+    backups = (path / f".backup{suffix}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
+    backup = next(folder for folder in backups if not folder.exists())
+    backup.mkdir()
+    for name in names:
         if (path / name).exists():
-            (path / ".backup").mkdir(exist_ok=True)
-            shutil.copy2(path / name, path / ".backup" / name)
-    _write_selected(path, tables, kept, _read_ctm(path))
-    return kept, dropped, remarks
+            shutil.copy2(path / name, backup / name)
+    return backup
 
 
 def _named(tables):

@@ -45,7 +45,7 @@ class Corpus:
     units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
     without: list = field(default_factory=list)  # systems whose rows are left out
     without_searches: list = field(default_factory=list)  # searches whose rows are left out
-    report: str = "TABLES.md"  # in the recipe
+    report: str = "TABLES.md"  # beside the records
 
     def set_name(self, column):
         """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""

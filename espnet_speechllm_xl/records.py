@@ -96,23 +96,27 @@ class Records:
         return State(len(record.epochs), record.max_epoch, decoded, len(wanted))
 
     def update(self, system, seed):
-        """Write the record of a training that is in ``exp/``; what is not there is kept from the record before."""
+        """Write the record of a training that is in ``exp/``.
+
+        What is not there is kept from the record before, unless that is of another training of the same name.
+        """
         directory, old = self.plan.model(system, seed), self.get(system, seed)
         if not directory.is_dir():
             return
-        record, config = old, None
+        epochs, described = read_train_log(directory), {}
         try:
             config = read_config(directory)
             if config:
-                record = replace(record, **_described(config, directory))
+                described = _described(config, directory)
         except UserError as error:
             self.problems.append(f"{directory.name}: {error}")
-        decoded = dict(old.decoded)
+        record = Record() if _is_another(old, described, epochs) else old
+        decoded = dict(record.decoded)
         for search, dataset in self.plan.decodings(system):
             found = self._decoded(system, seed, search, dataset)
             if found is not None:
                 decoded[f"{search}/{dataset}"] = found
-        record = replace(record, decoded=decoded, epochs=read_train_log(directory) or old.epochs)
+        record = replace(record, **described, decoded=decoded, epochs=epochs or record.epochs)
         # as text, in which a nan of the log is equal to itself
         if _as_json(record) != _as_json(old) and (record.epochs or decoded):
             self._kept[system, seed] = record = replace(record, made=report.environment())
@@ -185,6 +189,14 @@ def write_record(path, record):
 
 def _as_json(record):
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_another(old, described, epochs):
+    """Whether a training differs from the recorded one: in its configuration, or in its first epoch's figures."""
+    if "config" in described and old.config and described["config"] != old.config:
+        return True
+    first = min(epochs.keys() & old.epochs.keys(), default=None)
+    return first is not None and json.dumps(epochs[first]) != json.dumps(old.epochs[first])
 
 
 def _digest(references):

@@ -205,8 +205,14 @@ def read_decoded(directory, dump):
     source = _reference_dir(dump, directory.name)
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
-    info = _read_info(directory / "decode.json")
-    return read_table(source / "text"), read_table(directory / "text"), read_table(source / "utt2spk"), info
+    info, references = _read_info(directory / "decode.json"), read_table(source / "text")
+    counted = info.get("utterances", len(references)) + info.get("failed", 0)
+    if "utterances" in info and counted != len(references):
+        raise UserError(
+            f"{directory}: {counted} utterances were decoded, {source} has {len(references)}: "
+            "the data was made anew since; run the decode stage again, or remove the directory"
+        )
+    return references, read_table(directory / "text"), read_table(source / "utt2spk"), info
 
 
 def score_decoded(directory, dump):

@@ -61,7 +61,7 @@ class Results:
     def __init__(self, plan, records):
         self.plan, self.records = plan, records
         self.problems = []
-        self._cells = {}
+        self._cells, self._references = {}, {}
 
     def cell(self, row, column, unit=None):
         """The :class:`Cell` of a row and a column of its table, None where no seed is decoded or readable.
@@ -83,8 +83,10 @@ class Results:
         found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
         if not found:
             return None
-        if len({decoded.references for decoded in found.values()}) > 1:
-            raise UserError("its trainings were scored on different references: decode them again")
+        for decoded in found.values():
+            first, digest = self._references.setdefault(dataset, (system, decoded.references))
+            if decoded.references != digest:
+                raise UserError(f"it was scored on other references than {first}: decode both on the same data")
         blocks = significance.blocks([decoded.counts[unit] for decoded in found.values()], by_speaker)
         rates = {seed: decoded.rate(unit) for seed, decoded in found.items()}
         missing = sum(decoded.missing for decoded in found.values())

@@ -37,7 +37,8 @@ sharded_cmd() {
   local nj=$1 log=$2
   shift 2
   if [ "$cmd_backend" = slurm ]; then
-    decode_cmd --gpus "$gpus" "$nj" "$log" "$@" --shard "JOB/$nj" || return
+    # Not status 1, by which COMMAND says that some of its inputs failed.
+    decode_cmd --gpus "$gpus" "$nj" "$log" "$@" --shard "JOB/$nj" || return 3
     "$@"
   else
     "$@" --nj "$nj"

@@ -154,13 +154,52 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     assert list(kaldi.read_table(data / "text")) == ["ann-1", "bob-1", "bob-2"]
     assert list(read_ctm(data / "ref.ctm")) == ["ann-1", "bob-1", "bob-2"]
     assert (data / ".backup" / "text").read_bytes() == before
+    assert f"old files in {data}/.backup\n" in out
+    append(data / "text", "zoe NO AUDIO")
+    between = contents(data)
+    assert main(["check", str(data), "--fix"]) == 0
+    assert f"old files in {data}/.backup.2\n" in capsys.readouterr().out
+    assert (data / ".backup" / "text").read_bytes() == before
+    assert len(read_ctm(data / ".backup" / "ref.ctm")) == 5
+    for name in ("wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm"):
+        assert (data / ".backup.2" / name).read_bytes() == between[name]
+
+
+def test_spk2utt_may_be_missing_and_must_be_right(tmp_path):
+    data = make(tmp_path / "d", LENGTHS)
+    (data / "spk2utt").write_text("ann ann-1\n")
+    assert [Path(item.file).name for item in kaldi.check_dir(data)] == ["spk2utt"]
+    (data / "spk2utt").unlink()
+    assert kaldi.check_dir(data) == [] and format_dir(data, tmp_path / "o").written == len(LENGTHS)
+
+
+def test_a_dump_is_checked_for_what_the_stages_need(tmp_path, capsys):
+    good = tmp_path / "good"
+    format_dir(make(tmp_path / "d", LENGTHS), good)
+    assert main(["check", str(good), "--dump"]) == 0
+    narrow = make(tmp_path / "narrow", LENGTHS, rate=8000)
+    kaldi.write_table(narrow / "utt2num_samples", dict.fromkeys(LENGTHS, 3200))
+    scp = kaldi.read_table(narrow / "wav.scp")
+    soundfile.write(scp["bob-2"], noise(0.3, 0).reshape(-1, 2), RATE)
+    Path(scp["ann-3"]).write_text("no audio")
+    capsys.readouterr()
+    assert main(["check", str(narrow), "--dump"]) == 1
+    error = capsys.readouterr().err
+    assert "entry is not mono audio at 16000 Hz (5 times, first: 'ann-1': 1 channels, 8000 Hz)" in error
+    assert "give --kaldi-data in place of --dumpdir" in error
+    assert main(["check", str(narrow), "--dump", "--sample-rate", "8000"]) == 1
+    error = capsys.readouterr().err
+    assert "(2 times, first: 'ann-3'" in error and "is damaged or of an unknown format" in error
+    (good / "utt2num_samples").unlink()
+    assert main(["check", str(good), "--dump"]) == 1
+    assert "utt2num_samples: file is missing" in capsys.readouterr().err
 
 
 def test_fix_rebuilds_speakers(tmp_path):
     data = make(tmp_path / "d", LENGTHS)
     (data / "utt2spk").unlink()
     assert Problem(str(data / "utt2spk"), "file is missing", 1, "") in kaldi.check_dir(data)
-    kept, dropped, remarks = kaldi.fix_dir(data)
+    kept, dropped, remarks, _ = kaldi.fix_dir(data)
     assert len(kept) == 5 and not dropped and remarks == ["utt2spk rebuilt from spk2utt"]
     assert kaldi.read_table(data / "utt2spk")["bob-2"] == "bob"
     (data / "utt2spk").unlink(), (data / "spk2utt").unlink()
@@ -185,7 +224,7 @@ def test_segments_are_checked(tmp_path):
     kaldi.write_table(data / "spk2utt", kaldi.spk2utt(kaldi.read_table(data / "utt2spk")))
     found = {item.what: (item.count, item.first) for item in kaldi.check_dir(data)}
     assert found == {
-        "not `utterance recording start end` with 0 <= start < end": (2, "'rec-3'"),
+        f"not {kaldi.SEGMENT}": (2, "'rec-3'"),
         "recording is not in wav.scp": (1, "'rec-2'"),
     }
     assert kaldi.fix_dir(data)[0] == ["rec-1", "rec-5"] and kaldi.check_dir(data) == []
@@ -193,6 +232,51 @@ def test_segments_are_checked(tmp_path):
         "rec-1": 8000,
         "rec-5": 16000,
     }
+
+
+def test_channel_of_a_segment(tmp_path):
+    """Both sides of a telephone call in one file, as Kaldi's fifth column tells them apart."""
+    data = make(tmp_path / "d", {"rec": 2.0})
+    left, right = noise(1.0, 3), noise(1.0, 4)
+    soundfile.write(kaldi.read_table(data / "wav.scp")["rec"], np.stack([left, right], axis=1), RATE)
+    segments = {"rec-a": "rec 0 1 0", "rec-b": "rec 0 0.5 1", "rec-c": "rec 0.5 -1 1", "rec-d": "rec 0 1"}
+    kaldi.write_table(data / "segments", segments)
+    for name in ("text", "utt2spk"):
+        kaldi.write_table(data / name, dict.fromkeys(segments, "rec"))
+    (data / "spk2utt").unlink()
+    assert kaldi.check_dir(data) == []
+    got = format_and_read(data, tmp_path / "o")
+    np.testing.assert_array_equal(got["rec-a"], left)
+    np.testing.assert_array_equal(np.concatenate([got["rec-b"], got["rec-c"]]), right)
+    np.testing.assert_allclose(got["rec-d"], (left / 2 + right / 2), atol=1)
+    kaldi.write_table(data / "segments", {**segments, "rec-a": "rec 0 1 1"})
+    assert format_dir(data, tmp_path / "o").reused == 3
+    np.testing.assert_array_equal(samples_of(tmp_path / "o")["rec-a"], right)
+    for bad in ("rec 0 1 left", "rec 0 1 -1", "rec 0 1 0 0", "rec 0"):
+        kaldi.write_table(data / "segments", {**segments, "rec-a": bad})
+        assert [item.what for item in kaldi.check_dir(data)] == [f"not {kaldi.SEGMENT}"]
+        with pytest.raises(KaldiError, match="mend the line"):
+            kaldi.read_data_dir(data)
+
+
+def test_changed_audio_behind_a_command_is_read_again(tmp_path):
+    data = make(tmp_path / "d", LENGTHS)
+    scp = kaldi.read_table(data / "wav.scp")
+    kaldi.write_table(data / "wav.scp", {key: f"cat '{path}' |" for key, path in scp.items()})
+    assert format_dir(data, tmp_path / "o").reused == 0 and format_dir(data, tmp_path / "o").reused == 5
+    soundfile.write(scp["ann-1"], noise(0.7, 9), RATE)
+    report = format_dir(data, tmp_path / "o")
+    assert (report.written, report.reused) == (5, 4)
+    np.testing.assert_array_equal(samples_of(tmp_path / "o")["ann-1"], noise(0.7, 9))
+
+
+def test_a_killed_process_is_one_line(tmp_path, capsys):
+    data = make(tmp_path / "d", {f"s-{index:02d}": 0.2 for index in range(20)})
+    scp = kaldi.read_table(data / "wav.scp")
+    kaldi.write_table(data / "wav.scp", {**scp, "s-03": "kill -9 $PPID |"})
+    assert main(["format", "--data", str(data), "--dump", str(tmp_path / "o"), "--nj", "2"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("format: a worker process died")
 
 
 def format_and_read(data, out, **options):

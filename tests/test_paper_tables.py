@@ -1,10 +1,12 @@
 """The paper's tables: the plan in conf/, the runs row by row, and TABLES.md from planted decodings."""
 
+import dataclasses
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,7 +269,7 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     printed = capsys.readouterr()
     assert "small, seed 1 failed with status 3" in printed.err and printed.err.count("\n") == 1
     calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
-    common = "--nj 3 --downloads D"
+    common = f"--nj 3 --downloads {os.path.abspath('D')}"  # the recipe's scripts run elsewhere
     assert calls == [
         f"./run.sh --stop-stage align --expdir exp --aligner-args --max_epoch 1 {common}",
         "./run.sh --stage train --stop-stage longform --tag xl_tiny --expdir exp --searches alsd greedy "
@@ -277,7 +279,7 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
         "./run_ctc.sh --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
         f"--train-args --max_epoch 2 --patience 5 --seed 1 --train-config train_ctc_tiny.yaml {common}",
     ]
-    assert "# The paper's tables on toy" in (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert "# The paper's tables on toy" in (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     assert command(recipe, "--list") == 0
     states = capsys.readouterr().out
     assert re.search(r"I +0.64 s +small +alsd +exp/xl_tiny_c16 +training, epoch 1/2\n", states)
@@ -298,9 +300,11 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     printed = capsys.readouterr().out
     assert "--tag ctc_tiny --expdir" in printed and "--tag ctc_tiny_s3 --expdir" in printed
     assert "--seed 3" in printed and "xl_tiny" not in printed
-    assert not (recipe / "calls").exists() and not (recipe / "TABLES.md").exists()
+    assert not (recipe / "calls").exists() and not (recipe / "exp/TABLES.md").exists()
     assert command(recipe, *options) == 0
-    assert sorted(path.name for path in (recipe / "exp").iterdir()) == ["ctc_tiny", "ctc_tiny_s3", "records"]
+    made = {path.name for path in (recipe / "exp").iterdir()}
+    assert made == {"ctc_tiny", "ctc_tiny_s3", "records", "TABLES.md", "images"}
+    assert not (recipe / "TABLES.md").exists()  # that of the recipe's own records is left alone
     plan = paper.Plan("toy", recipe.parent / "plan.yaml")
     assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
 
@@ -319,7 +323,7 @@ def test_trainings_side_by_side(recipe, capsys, monkeypatch):
     assert sorted(path.name for path in (recipe / "exp/records").iterdir()) == [
         "ctc_tiny.json", "xl_tiny.json", "xl_tiny_c16.json",
     ]  # fmt: skip
-    rows = rows_of((recipe / "TABLES.md").read_text(encoding="utf-8"), "V")
+    rows = rows_of((recipe / "exp/TABLES.md").read_text(encoding="utf-8"), "V")
     assert rows["XL"][0][2] == rows["CTC"][0][2] == "decoded"
 
 
@@ -436,7 +440,7 @@ def test_tables(recipe, capsys):
     (recipe / "exp/aligner/aligned/eval/report/delay.png").write_bytes(PNG + b"histogram")
     assert command(recipe, "--report") == 0
     assert capsys.readouterr().err == ""
-    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     first = rows_of(text, "I")
     rates, sizes = first["1.28 s"]
     assert rates[:3] == ["2.5/6.9", "10.0 [10.0, 10.0]", "2.7/6.7"]
@@ -449,7 +453,7 @@ def test_tables(recipe, capsys):
     assert difference == ["missing", "**+10.0 [+10.0, +10.0]**"]
     assert "Blocks of the intervals: dev 400 words in 40 utterances; eval 400 words in 20 speakers." in text
     assert rows_of(text, "III")["CTC"][1] == ["-52", "-3.2", "63", "20.0", "77"]
-    assert (recipe / "images/tables_III.png").read_bytes() == PNG + b"histogram"
+    assert (recipe / "exp/images/tables_III.png").read_bytes() == PNG + b"histogram"
     fourth = rows_of(text, "IV")
     assert fourth["XL"][0][3].startswith("10.0 [")
     assert "eval_2x 400 words in 40 utterances" in text  # joined from several speakers
@@ -462,7 +466,7 @@ def test_tables(recipe, capsys):
     states = "seed 1: decoded; seed 2: epoch 2/2, decoded {0} sets; seed 3: epoch 2/2, decoded {0} sets"
     assert fifth["XL"][0][2] == states.format("0 of 1") and rates[4] == states.format("1 of 3")
     for number in ("I", "IV", "V"):
-        assert (recipe / f"images/tables_{number}.png").read_bytes().startswith(PNG)
+        assert (recipe / f"exp/images/tables_{number}.png").read_bytes().startswith(PNG)
         assert f"(images/tables_{number}.png)" in text
 
 
@@ -473,7 +477,7 @@ def test_what_joining_does_to_a_system(recipe, capsys):
         plant(recipe, f"xl_tiny{seed}", "alsd", "eval_2x", lambda index: 2 - index % 2)
     title = "WER minus the same system's on the utterances alone"
     assert command(recipe, "--report") == 0
-    assert title not in rows_of((recipe / "TABLES.md").read_text(encoding="utf-8"), "IV")
+    assert title not in rows_of((recipe / "exp/TABLES.md").read_text(encoding="utf-8"), "IV")
     parts = recipe / "dump/raw/eval_2x/utt2parts"
     write(parts, "".join(f"u{index:02d} u{index ^ 1:02d}\n" for index in range(40)))
     assert command(recipe, "--records", "kept", "--report") == 0
@@ -488,7 +492,7 @@ def test_what_joining_does_to_a_system(recipe, capsys):
 
 def test_what_people_write_is_kept(recipe):
     assert command(recipe, "--report") == 0
-    path = recipe / "TABLES.md"
+    path = recipe / "exp/TABLES.md"
     first = path.read_text(encoding="utf-8")
     path.write_text(first.replace("# The paper's tables on toy\n", "# Our tables\n\nFound out: nothing.\n"), "utf-8")
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
@@ -503,11 +507,11 @@ def test_what_people_write_is_kept(recipe):
 
 def test_tables_of_nothing(recipe):
     assert command(recipe, "--report") == 0
-    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     assert rows_of(text, "I")["1.28 s"][0] == ["2.5/6.9", "missing", "2.7/6.7", "missing", "missing"]
     assert rows_of(text, "III")["CTC"][1] == ["-52", "missing", "63", "missing", "-"]
     assert text.count("No plot yet") == 4
-    assert not (recipe / "images").exists()
+    assert not (recipe / "exp/images").exists()
 
 
 def test_records_outlive_the_trainings(recipe, capsys):
@@ -559,6 +563,42 @@ def test_a_set_is_scored_anew_when_it_was_decoded_anew(recipe, monkeypatch):
     assert records.read_record(kept).decoded["alsd/eval"].rate() == 20.0
 
 
+def test_a_training_of_the_same_name_replaces_the_recorded_one(recipe):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    kept = recipe / "exp/records/xl_tiny.json"
+    log = recipe / "exp/xl_tiny/train.log"
+    text, decoded = log.read_text(encoding="utf-8"), recipe / "exp/xl_tiny/decode_alsd"
+    assert "alsd/eval" in records.read_record(kept).decoded
+    decoded.rename(recipe / "gone")
+    assert command(recipe, "--report") == 0
+    assert "alsd/eval" in records.read_record(kept).decoded  # the same training, cleaned up
+    log.write_text(text.replace("loss=1.0", "loss=1.5"), encoding="utf-8")
+    assert command(recipe, "--report") == 0
+    assert records.read_record(kept).decoded == {} and records.read_record(kept).epochs
+
+
+def test_rows_of_other_references_are_not_compared(recipe, capsys):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    plant(recipe, "ctc_tiny", "greedy", "eval", lambda index: 2)
+    assert command(recipe, "--report") == 0
+    kept = recipe / "exp/records/ctc_tiny.json"
+    record = records.read_record(kept)
+    other = {name: dataclasses.replace(one, references="0123") for name, one in record.decoded.items()}
+    shutil.rmtree(recipe / "exp/ctc_tiny")
+    records.write_record(kept, dataclasses.replace(record, decoded=other))
+    capsys.readouterr()
+    assert command(recipe, "--report") == 1
+    assert (
+        "ctc, eval: it was scored on other references than xl: decode both on the same data" in capsys.readouterr().err
+    )
+
+
+def test_a_report_is_of_everything(recipe, capsys):
+    assert command(recipe, "--report", "--row", "CTC") == 2
+    assert "leave out --table, --row and --seeds" in capsys.readouterr().err
+
+
 def test_characters_are_counted_too(recipe):
     plan = recipe.parent / "plan.yaml"
     plan.write_text(
@@ -567,7 +607,7 @@ def test_characters_are_counted_too(recipe):
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
     plant(recipe, "xl_tiny_c16", "alsd", "eval", lambda index: 2)
     assert command(recipe, "--report") == 0
-    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     words, differences, characters, more, _ = rows_of(text, "I")["0.64 s"]
     assert words[3] == "20.0 [20.0, 20.0]" and differences[1] == "+10.0 [+10.0, +10.0]"
     # 10 letters and 9 blanks.
@@ -593,7 +633,7 @@ def test_what_cannot_be_read_is_named(recipe, capsys):
     plant(recipe, "xl_tiny_c16", "alsd", "eval", lambda index: 1, {**EMFORMER, "chunking_conf": {"size": 32}})
     write(recipe / "exp/aligner/aligned/eval/report/delay.json", "{")
     assert command(recipe, "--report") == 1
-    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     errors = capsys.readouterr().err.splitlines()
     for part in (
         "u99 not in the references",
@@ -612,7 +652,7 @@ def test_missing_hypotheses_are_counted(recipe):
     path = recipe / "exp/xl_tiny/decode_alsd/eval/text"
     path.write_text(path.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
     command(recipe, "--report")
-    text = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     assert rows_of(text, "I")["1.28 s"][0][3].startswith("2.5 [")
     assert "eval: 1 utterances without hypothesis count as deletions." in text
 

@@ -25,20 +25,23 @@ class Progress:
 
 
 def _check(args):
+    from espnet_speechllm_xl.dump import foreign_audio
     from espnet_speechllm_xl.kaldi import check_dir, fix_dir
 
     need_text = not args.no_text_ok
     if args.fix and check_dir(args.directory, need_text):
-        kept, dropped, remarks = fix_dir(args.directory, need_text)
+        kept, dropped, remarks, backup = fix_dir(args.directory, need_text)
         for remark in remarks:
             print(remark)
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         total = sum(dropped.values())
         print(
             f"{args.directory}: {len(kept) + total} in = {len(kept)} kept + {total} dropped"
-            f"{f' ({reasons})' if reasons else ''}; old files in {Path(args.directory) / '.backup'}"
+            f"{f' ({reasons})' if reasons else ''}; old files in {backup}"
         )
     problems = check_dir(args.directory, need_text, need_files=args.dump)
+    if args.dump and not problems:
+        problems = foreign_audio(args.directory, args.sample_rate)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems and args.dump:
@@ -139,7 +142,11 @@ def get_parser():
     check = commands.add_parser("check", help="find, and with --fix mend, defects of a Kaldi directory")
     check.add_argument("directory")
     check.add_argument("--fix", action="store_true", help="sort, drop unmatched utterances, rebuild spk2utt")
-    check.add_argument("--dump", action="store_true", help="commands, archive offsets and segments are defects, too")
+    check.add_argument(
+        "--dump", action="store_true",
+        help="of a dump: so are commands, archive offsets, segments, missing lengths, and audio of another rate",
+    )  # fmt: skip
+    check.add_argument("--sample-rate", type=_at_least(int, 1000), default=16000, help="with --dump, Hz")
     check.add_argument("--no-text-ok", action="store_true", help="missing and empty texts are no defect")
     check.set_defaults(run=_check)
 
@@ -185,11 +192,11 @@ def get_parser():
 def main(argv=None):
     """Run a command.  Returns 0, or 1 with one line on stderr when the data is unusable (2: wrong use)."""
     args = get_parser().parse_args(argv)
-    from espnet_speechllm_xl.kaldi import KaldiError
+    from espnet_speechllm_xl.errors import UserError
 
     try:
         return args.run(args)
-    except (KaldiError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         return 1
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from espnet_speechllm_xl.errors import UserError
 
 PROGRAM = "paper_tables.sh"
+PATHS = ("--downloads", "--kaldi-data", "--dumpdir", "--hf-tokenizer")  # options of the recipes
 
 
 def get_parser():
@@ -27,7 +29,7 @@ def get_parser():
     parser.add_argument("--corpus", required=True, metavar="NAME", help="in conf/paper_tables.yaml, e.g. an4")
     parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row or system; may be repeated")
-    parser.add_argument("--seeds", default="1", metavar='"1 2 3"', help="seeds of the trainings (default %(default)s)")
+    parser.add_argument("--seeds", metavar='"1 2 3"', help="seeds of the trainings (default 1)")
     parser.add_argument(
         "--jobs", type=_at_least_one, default=1, metavar="N", help="trainings side by side, on this machine"
     )
@@ -44,7 +46,7 @@ def get_parser():
         help="where the figures of each training are kept, in the recipe (default: records/ beside the models); what "
         "is recorded there is not trained again",
     )
-    parser.add_argument("--out", metavar="FILE", help="default: TABLES.md in the recipe, or what the plan says")
+    parser.add_argument("--out", metavar="FILE", help="default: TABLES.md, or as the plan names it, beside the records")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
     return parser
 
@@ -67,17 +69,25 @@ def _main(args, command):
     from espnet_speechllm_xl import paper
     from espnet_speechllm_xl.records import Records
 
+    if args.report and (args.table or args.row or args.seeds):
+        raise UserError("--report is of all rows and seeds that are recorded: leave out --table, --row and --seeds")
     paper.check_extra(args.options)
     plan = paper.Plan(args.corpus, args.plan or paper.PLAN, args.directory, args.exp)
     records = Records(plan, plan.directory / args.records if args.records else plan.exp / "records")
-    todo = [(system, seed) for system in select(plan, args.table, args.row) for seed in _seeds(args.seeds)]
+    todo = [(system, seed) for system in select(plan, args.table, args.row) for seed in _seeds(args.seeds or "1")]
     if args.list:
         print("\n".join(listing(records, args.table, todo)))
         return 0
-    failed = [] if args.report else run(records, todo, args.options, args.dry_run, args.jobs)
+    failed = [] if args.report else run(records, todo, _absolute(args.options), args.dry_run, args.jobs)
     if args.dry_run:
         return 0
-    return _report(records, Path(args.out or plan.directory / plan.corpus.report), command, failed)
+    return _report(records, Path(args.out or records.directory.parent / plan.corpus.report), command, failed)
+
+
+def _absolute(options):
+    """Options for the recipes' scripts, which run elsewhere: relative paths begin where this program was started."""
+    pairs = itertools.pairwise(["", *options])
+    return [os.path.abspath(value) if option in PATHS else value for option, value in pairs]
 
 
 def _report(records, out, command, failed):

@@ -168,3 +168,5 @@ fi
 if runs 6; then
   score
 fi
+
+finish

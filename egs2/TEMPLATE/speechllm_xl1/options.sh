@@ -105,8 +105,30 @@ conf() {
 # checksum FILE...: of their contents; directories count with all files in them.
 checksum() { find -L "$@" -type f -print0 | sort -z | xargs -0 cat | cksum; }
 
+# tolerate WHAT COMMAND...: goes on when it ends with 1, as those do of whose inputs some failed; finish tells of it.
+incomplete=()
+tolerate() {
+  local what=$1 status=0
+  shift
+  "$@" || status=$?
+  case $status in
+    0) ;;
+    1) incomplete+=("$what") ;;
+    *) exit "$status" ;;
+  esac
+}
+
+# finish: the end of a driver, with status 1 when something was left out.
+finish() {
+  [ ${#incomplete[@]} -gt 0 ] || return 0
+  log "some inputs failed; they are named above:"
+  printf '  %s\n' "${incomplete[@]}"
+  exit 1
+}
+
 # score: every decoded set below $expdir, by whichever driver it was decoded.
 score() {
-  python3 -m espnet_speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" \
+  tolerate "scoring: sets below $expdir" \
+    python3 -m espnet_speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" \
     --command "$command"
 }

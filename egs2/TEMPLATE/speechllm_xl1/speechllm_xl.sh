@@ -237,15 +237,16 @@ fi
 
 # decode SET...: with every search
 decode() {
-  local set search joint
+  local set search joint out
   for set in "$@"; do
     for search in $searches; do
       joint=()
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
+      out=$model/decode_$search$decode_tag/$set
       # shellcheck disable=SC2086
-      sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.JOB.log" \
-        python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" \
-        --out "$model/decode_$search$decode_tag/$set" --device "$device" \
+      tolerate "decoding: utterances in $out/failed" \
+        sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.JOB.log" \
+        python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$out" --device "$device" \
         --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
     done
   done
@@ -281,7 +282,10 @@ fi
 if runs 12; then
   for set in $test_sets; do
     # shellcheck disable=SC2086
-    speechllm_xl latency --model "$model" --dump "$dump/$set" --out "$model/latency$decode_tag/$set" --device "$device" \
-      --beam-size "$beam_size" $latency_args
+    tolerate "latency: utterances of $set" \
+      speechllm_xl latency --model "$model" --dump "$dump/$set" --out "$model/latency$decode_tag/$set" \
+      --device "$device" --beam-size "$beam_size" $latency_args
   done
 fi
+
+finish
