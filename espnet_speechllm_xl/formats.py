@@ -114,8 +114,13 @@ def _json(file, nbest, _several):
     return json.dumps(result, ensure_ascii=False) + "\n"
 
 
+def recording_id(file):
+    """The name of a file's recording in a CTM."""
+    return re.sub(r"\s", "_", Path(file).stem)
+
+
 def _ctm(file, nbest, _several):
-    name = re.sub(r"\s", "_", Path(file).stem)
+    name = recording_id(file)
     return "".join(format_word(name, word) + "\n" for word in nbest[0].words)
 
 

@@ -221,11 +221,11 @@ class Speech2Text:
             return []
         return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
 
-    def stream(self, search="chunk_sync", chunk_size=None, context=None, **stream_conf):
+    def stream(self, search=None, chunk_size=None, context=None, **stream_conf):
         """A :class:`~espnet_speechllm_xl.streaming.Stream` for audio that is still arriving.
 
         Args:
-            search: "chunk_sync" or "greedy".
+            search: "chunk_sync" or "greedy"; None: this object's, chunk_sync in place of alsd.
             chunk_size, context: seconds, in place of this object's.
             stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
@@ -241,8 +241,8 @@ class Speech2Text:
             )
         chunking = _rechunk(self.chunking, chunk_size, context)
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
-        method = dataclasses.replace(self.search, method=search)
-        return Stream(self.model, self.tokenizer, chunking, method, config)
+        search = search or ("chunk_sync" if self.search.method == "alsd" else self.search.method)
+        return Stream(self.model, self.tokenizer, chunking, dataclasses.replace(self.search, method=search), config)
 
 
 def _rechunk(chunking, chunk_size, context):

@@ -173,7 +173,8 @@ def decoded_sets(exp, dump):
     return sorted(found, key=lambda path: _natural(path.as_posix()))
 
 
-def _read_info(path):
+def read_info(path):
+    """The contents of a ``decode.json``, {} with a warning where there is none; raises UserError."""
     if not path.exists():
         log.warning(f"{path}: not there, so no RTF: run the decode stage again to have it")
         return {}
@@ -205,7 +206,7 @@ def read_decoded(directory, dump):
     source = _reference_dir(dump, directory.name)
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
-    info, references = _read_info(directory / "decode.json"), read_table(source / "text")
+    info, references = read_info(directory / "decode.json"), read_table(source / "text")
     counted = info.get("utterances", len(references)) + info.get("failed", 0)
     if "utterances" in info and counted != len(references):
         raise UserError(

@@ -1,5 +1,8 @@
 """Errors by the place of words with respect to chunk borders, on planted words."""
 
+import json
+import math
+
 import pytest
 import yaml
 
@@ -70,7 +73,7 @@ def test_report(tmp_path, capsys):
     write_ctm(dump / "ref.ctm", TIMES)
     options = ["--decoded", str(decoded), "--dump", str(dump), "--near", "2"]
     assert border_report.main(options) == 1
-    assert "config.yaml names no chunk: give --chunk FRAMES" in capsys.readouterr().err
+    assert "give --chunk FRAMES" in capsys.readouterr().err
     write(tmp_path / "exp/xl/config.yaml", yaml.safe_dump({"chunking_conf": {"chunk": 8}}))
     assert border_report.main(options) == 0
     out = capsys.readouterr().out.splitlines()
@@ -79,6 +82,12 @@ def test_report(tmp_path, capsys):
     assert out[-1] == "Left out, no reference times: u2."
     assert border_report.main([*options, "--chunk", "16"]) == 0
     assert "Chunks of 0.64 s; 'just' is within 0.08 s." in capsys.readouterr().out
+    write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": 0.64}}))  # not the model's own
+    assert border_report.main(options) == 0
+    assert "Chunks of 0.64 s" in capsys.readouterr().out
+    write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": math.inf}}))
+    assert border_report.main(options) == 1
+    assert "was decoded without chunks" in capsys.readouterr().err
     (dump / "ref.ctm").unlink()
     assert border_report.main(options) == 1
     assert "ref.ctm" in capsys.readouterr().err

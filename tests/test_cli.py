@@ -272,6 +272,11 @@ def test_format_ctm(capsys, tiny_model_dir, files, expected, tmp_path):
         assert word.confidence == pytest.approx(exact.confidence, abs=1e-3)
 
 
+def test_a_ctm_does_not_mix_recordings(capsys, tiny_model_dir, files):
+    code, out, error = transcribe(capsys, tiny_model_dir, files, ["good.wav", "good.wav"], "--format", "ctm")
+    assert (code, out) == (2, "") and "2 files would be the recording 'good': transcribe them one by" in one_line(error)
+
+
 def _seconds(clock):
     hours, minutes, seconds = clock.replace(",", ".").split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
@@ -421,6 +426,8 @@ def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     best = read_table(tmp_path / "out" / "text")
     assert {item["utterance"]: item["nbest"][0]["text"] for item in lists} == best
     assert max(len(item["nbest"]) for item in lists) > 1
+    assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out" / "nbest.jsonl").exists()  # it was not of these texts
 
 
 @pytest.mark.parametrize(
@@ -479,6 +486,22 @@ def test_align_lists_unusable_audio(capsys, broken_dump, tiny_aligner_dir, tmp_p
     assert code == 0 and list(failed) == ["a-2", "a-3", "b-1", "b-2", "b-3"]
     assert failed["a-3"] == "unusable audio: not in wav.scp" and "gone.flac does not exist" in failed["a-2"]
     assert "2 of 7 utterances aligned" in out and "3 left out: unusable audio" in out
+
+
+def test_align_lists_what_the_dump_lacks(capsys, dump, tiny_aligner_dir, tmp_path):
+    copy = shutil.copytree(dump, tmp_path / "copy")
+    speakers = read_table(copy / "utt2spk")
+    write_table(copy / "utt2spk", {name: speaker for name, speaker in speakers.items() if name != "a-1"})
+    code, _, _ = run(capsys, "align", "--dump", copy, "--model", tiny_aligner_dir, "--out", tmp_path / "out")
+    assert code == 0 and read_table(tmp_path / "out" / "failed")["a-1"] == "not in utt2spk"
+
+
+def test_places_that_cannot_be_written_are_one_line(capsys, dump, tiny_model_dir, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, tmp_path / "file/below")
+    assert code == 2 and "file" in one_line(error)
+    code, _, error = run(capsys, "pack", "--model", tiny_model_dir, "--out", tmp_path)
+    assert code == 2 and f"{tmp_path}" in one_line(error)
 
 
 def test_an_interrupted_alignment_goes_on(capsys, monkeypatch, dump, tiny_aligner_dir, tmp_path):

@@ -131,3 +131,18 @@ def test_missing_and_damaged_tokenizers(tmp_path):
     (tmp_path / "damaged" / "tokenizer.json").write_text('{"version": "1.0", "trunca')
     with pytest.raises(TokenizerError, match="damaged holds no Hugging Face tokenizer"):
         load_tokenizer(tmp_path / "damaged")
+
+
+def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
+    from espnet_speechllm_xl.bin import tokens
+
+    (tmp_path / "latin1").write_bytes("u1 caf\xe9\n".encode("latin-1"))
+    (tmp_path / "empty").write_text("u1\n")
+    for name, says in (
+        ("absent", "absent does not exist"),
+        ("latin1", "convert it with iconv"),
+        ("empty", "no transcr"),
+    ):
+        assert tokens.main(["--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1

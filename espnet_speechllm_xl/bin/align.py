@@ -6,6 +6,8 @@ from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_jobs_arguments
 
+COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
+
 
 def add_arguments(parser):
     """Options of the command."""
@@ -58,6 +60,10 @@ def main(args):
     if args.text:
         _move(aligned, text, read_table(args.text))
         text = read_table(args.text)
+    for name in COPIED:
+        usable = {utterance for utterance, result in aligned.items() if not isinstance(result, str)}
+        absent = usable - read_table(dump / name).keys()
+        aligned.update(dict.fromkeys(absent, f"not in {name}"))
     failed = {utterance: result for utterance, result in sorted(aligned.items()) if isinstance(result, str)}
     good = {utterance: result for utterance, result in sorted(aligned.items()) if not isinstance(result, str)}
     if not good:
@@ -178,7 +184,7 @@ def _write(dump, out, text, good, failed, task):
 
     texts = {utterance: normalise(text[utterance]) for utterance in good}
     write_table(out / "text", texts)
-    for name in ("wav.scp", "utt2spk", "utt2num_samples"):
+    for name in COPIED:
         table = read_table(dump / name)
         write_table(out / name, {utterance: table[utterance] for utterance in good})
     write_table(out / "spk2utt", spk2utt(read_table(out / "utt2spk")))

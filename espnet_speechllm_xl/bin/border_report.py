@@ -58,7 +58,7 @@ def report(decoded, dump, times, chunk, near):
     from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.timeline import chunk_seconds
 
-    chunk = chunk_of_model(decoded.parent.parent) if chunk is None else chunk
+    chunk = chunk_of_decoded(decoded) if chunk is None else chunk
     references = read_table(dump / "text")
     found = border_errors(references, read_table(decoded / "text"), times, chunk, near)
     lines = ["|word|words|deleted (%)|substituted (%)|", "|---|---|---|---|"]
@@ -137,13 +137,19 @@ def _reasons(left_out):
     return [f"Left out, {reason}: {names}." for reason, names in named.items()]
 
 
-def chunk_of_model(directory):
-    """Frames of a chunk of the model in ``directory``; raises UserError when it has none."""
+def chunk_of_decoded(decoded):
+    """Frames of the chunks that a set was decoded with, or its model's; raises UserError when there are none."""
     from espnet_speechllm_xl.paper import read_config
+    from espnet_speechllm_xl.report import read_info
+    from espnet_speechllm_xl.timeline import frames_from_seconds
 
-    chunk = ((read_config(directory) or {}).get("chunking_conf") or {}).get("chunk")
+    seconds = read_info(decoded / "decode.json").get("settings", {}).get("chunk_size")
+    if seconds is not None:
+        chunk = frames_from_seconds(seconds, "chunk size")
+    else:
+        chunk = ((read_config(decoded.parent.parent) or {}).get("chunking_conf") or {}).get("chunk")
     if chunk is None:
-        raise UserError(f"{directory}/config.yaml names no chunk: give --chunk FRAMES")
+        raise UserError(f"{decoded} was decoded without chunks, or its model is not above it: give --chunk FRAMES")
     return chunk
 
 

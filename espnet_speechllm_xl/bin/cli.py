@@ -61,8 +61,9 @@ def _run(module, args):
     except UserError as error:
         print(f"speechllm-xl: error: {error}", file=sys.stderr)
         return WRONG_USE
-    except PermissionError as error:
-        print(f"speechllm-xl: error: {error.filename} cannot be written or read: {error.strerror}", file=sys.stderr)
+    except (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
+        print(f"speechllm-xl: error: {name} cannot be written or read: {error.strerror}", file=sys.stderr)
         return WRONG_USE
     except BrokenPipeError:  # whoever read the output is gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

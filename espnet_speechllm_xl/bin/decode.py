@@ -76,6 +76,7 @@ def _write_texts(out, good, nbest):
     }
     for name, value in columns.items():
         write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
+    (out / "nbest.jsonl").unlink(missing_ok=True)
     if nbest > 1:
         with atomic_write(out / "nbest.jsonl") as stream:
             for utterance, item in good.items():

@@ -78,7 +78,7 @@ def main(args):
     if not audio or not set(audio) <= set(texts):
         raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
     reference, times = _reference(args.reference, dump)
-    chunkings, rate, beam_size = _chunkings(args)
+    chunkings, rate, search = _chunkings(args)
     batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": _load(args),
@@ -99,7 +99,8 @@ def main(args):
         "set": str(dump),
         "reference": reference and str(reference),
         **{name: str(value) for name, value in stream_settings(args).items()},
-        "beam_size": beam_size,
+        "search": search.method,
+        "beam_size": search.beam_size,
         "device": args.device,
         "block_seconds": args.block,
         "tail_seconds": args.tail,
@@ -132,7 +133,7 @@ def _load(args):
 
 
 def _chunkings(args):
-    """Stream options and figures of each chunk size, the sample rate, the beam; raises UserError before any work."""
+    """Stream options and figures of each chunk size, the sample rate, the search; raises UserError before any work."""
     from espnet_speechllm_xl import timeline
     from espnet_speechllm_xl.inference import Speech2Text
 
@@ -142,7 +143,9 @@ def _chunkings(args):
     known = [timeline.chunk_seconds(chunk) for chunk in trained.train_chunks or [trained.chunk]]
     for seconds in args.chunk_sizes or known:
         options = {**stream_settings(args), "chunk_size": seconds, "context": args.context}
-        chunking = speech2text.stream(**options).chunking
+        stream = speech2text.stream(**options)
+        chunking, search = stream.chunking, stream.search.config
+        options["search"] = search.method
         values = {
             "chunk_seconds": seconds,
             "context_seconds": timeline.context_seconds(chunking),
@@ -150,8 +153,7 @@ def _chunkings(args):
         }
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append({"stream": options, "figures": figures})
-    beam_size = 1 if stream_settings(args)["search"] == "greedy" else speech2text.search.beam_size
-    return found, speech2text.sample_rate, beam_size
+    return found, speech2text.sample_rate, search
 
 
 def _streamed(settings, batches, out):

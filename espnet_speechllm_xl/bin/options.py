@@ -18,7 +18,7 @@ def add_model_arguments(parser, chunk_size=True):
         "--search",
         metavar="NAME",
         help="greedy, chunk_sync or alsd; of a CTC model greedy or prefix_beam, of a transducer greedy, default, "
-        "alsd, ... (default: the model's configuration)",
+        "alsd, ... (default: the model's configuration; of a live stream chunk_sync in place of alsd)",
     )
     for field in SEARCH_FIELDS:
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": "N"}
@@ -44,7 +44,7 @@ def add_config_arguments(parser, cls):
 def stream_settings(args):
     """Keyword arguments of ``Speech2Text.stream``; chunk size and context are those of :func:`load_settings`."""
     names = [field.name for field in dataclasses.fields(StreamConfig)]
-    return {"search": args.search or "chunk_sync", **{name: getattr(args, name) for name in names}}
+    return {"search": args.search, **{name: getattr(args, name) for name in names}}
 
 
 def sample_counts(dump):

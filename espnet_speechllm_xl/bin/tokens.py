@@ -7,6 +7,7 @@ from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path, atomic_write
+from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.text import load_tokenizer, normalise
 
 
@@ -40,8 +41,7 @@ def _make(args):
             args.hf, out / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
         )
         return tokenizer
-    with open(args.text, encoding="utf-8") as stream:
-        sentences = [normalise(line.split(maxsplit=1)[1]) for line in stream if len(line.split(maxsplit=1)) == 2]
+    sentences = list(filter(None, map(normalise, read_table(args.text, empty_values=True).values())))
     if not sentences:
         raise UserError(f"{args.text} has no transcripts: run the format stage")
     with atomic_path(out / "tokenizer.model") as temporary:

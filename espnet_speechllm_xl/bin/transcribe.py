@@ -1,9 +1,10 @@
 """``transcribe``: audio files to text, JSON, CTM or subtitles on standard output."""
 
 import sys
+from collections import Counter
 
 from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
-from espnet_speechllm_xl.formats import FORMATS, TIMED
+from espnet_speechllm_xl.formats import FORMATS, TIMED, recording_id
 
 
 def add_arguments(parser):
@@ -24,6 +25,9 @@ def main(args):
 
     if args.format in ("srt", "vtt") and len(args.files) > 1:
         raise UserError(f"--format {args.format} takes one FILE: subtitles of several would be one mixed track")
+    name, count = Counter(map(recording_id, args.files)).most_common(1)[0]
+    if args.format == "ctm" and count > 1:
+        raise UserError(f"--format ctm: {count} files would be the recording '{name}': transcribe them one by one")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
     if args.format in TIMED and not speech2text.task.word_times:
         name = speech2text.task.name

@@ -51,8 +51,6 @@ class Service:
 
         A stream must be bounded to be served: its window and its segments may last ``max_span_seconds`` at most.
         """
-        method = self.speech2text.search.method
-        search = search or ("chunk_sync" if method == "alsd" else method)
         stream = self.speech2text.stream(search, chunk_size, context, **stream_conf)
         chunk, contexts = stream.chunking.chunk, stream.chunking.context
         window = math.inf if contexts is None else timeline.chunk_seconds(chunk) * (1 + contexts)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # mini_espeak: a synthetic corpus made here by espeak-ng; nothing is downloaded.
 #   ./run.sh                              small: about 1 h of training speech
-#   ./run.sh --data-opts "--size large"   a test set of at least 10,000 words
+#   ./run.sh --data-opts "--size large" --expdir exp/large --results exp/large/RESULTS.md
+#                                         a test set of at least 10,000 words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=egs2/mini_espeak/speechllm_xl1/local/corpus.sh

@@ -5,7 +5,6 @@ corpus=(
   --train-set train
   --valid-set dev
   --test-sets test
-  --data-opts "--seed 1" # the settings were chosen on the development set of seed 0
   --token-type bpe
   --vocab-size 60
 )

@@ -1,6 +1,6 @@
 """Make the mini_espeak corpus: Kaldi data directories with reference word times.
 
-    python3 make_corpus.py --out data --size small --seed 0
+    python3 make_corpus.py --out data --size small --seed 1
 
 ``OUT/{train,dev,test}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``, seconds);
 the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on ``--nj``.
@@ -218,7 +218,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="make the mini_espeak corpus")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
-    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
     parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     try:
