@@ -350,7 +350,8 @@ def checked_samples(samples, model):
     """A copy of ``samples``, a tensor (n,) where the model is; raises AudioError for what is no audio of that form."""
     like = next(model.parameters())
     try:
-        tensor = samples if isinstance(samples, torch.Tensor) else torch.tensor(_native(np.asarray(samples)))
+        # Copied because they are kept, and the caller may fill the same buffer again.
+        tensor = samples.clone() if isinstance(samples, torch.Tensor) else torch.tensor(_native(np.asarray(samples)))
     except (TypeError, ValueError) as error:  # not numbers
         raise AudioError("unreadable", f"stream: {error}: push (n,) floats in [-1, 1]") from None
     if tensor.dim() != 1 or not (tensor.is_floating_point() or len(tensor) == 0):
@@ -360,13 +361,12 @@ def checked_samples(samples, model):
         )
     if not torch.isfinite(tensor).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
-    # Copied because they are kept, and the caller may fill the same buffer again.
-    return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+    return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def _native(array):
     """In this machine's byte order and with positive strides, as torch wants it."""
-    return array.astype(array.dtype.newbyteorder("="), order="C")
+    return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):

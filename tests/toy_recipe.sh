@@ -183,4 +183,15 @@ check "its segment is the utterance" says exp/full/config.yaml "^    segment: nu
 check "ReaLLM" baseline run_reallm.sh reallm "greedy alsd" --train-args "--max_epoch 1 --chunking_conf delay=12"
 check "its chunks are 240 ms" says exp/reallm/config.yaml "^    chunk: 6"
 
+one_damaged_file() { # the recipe goes on, and its status tells
+  local audio out=$model/decode_greedy_damaged
+  audio=$(head -n 1 dump/raw/dev/wav.scp | cut -d ' ' -f 2)
+  head -c 100 "$audio" >"$audio.cut" && mv "$audio.cut" "$audio"
+  ! run damaged --stage decode --stop-stage pack --searches greedy --decode-tag _damaged >/dev/null || return 1
+  same failed 1 "$(lines "$out/dev/failed")" && filled "$out"/{dev,test,test_2x}/text \
+    && says "$work/damaged.log" "decoding: utterances in $out/dev/failed" && says "$work/damaged.log" "stage 11: pack" \
+    && says RESULTS.md "decode_greedy_damaged/dev: 1 utterances without hypothesis count as deletions"
+}
+check "one damaged file stops nothing else" one_damaged_file
+
 summary
