@@ -1,5 +1,10 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
 import kaldiio
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from espnet_speechllm_xl.data import Preprocessor, collate
 from espnet_speechllm_xl.features import LogMel
 from espnet_speechllm_xl.kaldi import read_table, write_table
 from espnet_speechllm_xl.text import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def loaded(folder, tokenizer):
@@ -160,3 +167,22 @@ def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_
     done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
     assert done.returncode == 1
     assert "text" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock nobody waits")
+def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
+    script = tmp_path / "driver.sh"
+    script.write_text(
+        f'set -euo pipefail\n. "{ROOT}/egs2/TEMPLATE/speechllm_xl1/options.sh"\n'
+        'lock exp/model\necho "$1 begins" >>order\nsleep "$2"\necho "$1 ends" >>order\nunlock\n'
+    )
+    run = {"cwd": tmp_path, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(["bash", script, "first", "2"], **run) as first:
+        while not (tmp_path / "order").exists():
+            time.sleep(0.05)
+        second = subprocess.run(["bash", script, "second", "0"], **run, check=True)
+        assert first.wait() == 0
+    assert "another process trains exp/model: waiting for its end" in second.stdout
+    assert (tmp_path / "order").read_text().split("\n")[:-1] == [
+        "first begins", "first ends", "second begins", "second ends",
+    ]  # fmt: skip

@@ -102,6 +102,15 @@ conf() {
   die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}"
 }
 
+# lock DIR: one process trains there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).
+lock() {
+  command -v flock >/dev/null || return 0
+  mkdir -p "$1"
+  exec 9>"$1/.lock"
+  flock -n 9 || { log "another process trains $1: waiting for its end"; flock 9; }
+}
+unlock() { exec 9>&-; }
+
 # checksum FILE...: of their contents; directories count with all files in them.
 checksum() { find -L "$@" -type f -print0 | sort -z | xargs -0 cat | cksum; }
 

@@ -164,6 +164,7 @@ train_model() {
     [ -z "$with_alignment" ] \
       || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
   done
+  lock "$out"
   files=("$train"/{wav.scp,text,utt2spk} "$valid"/{wav.scp,text,utt2spk})
   [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
   stamp=$(checksum "${files[@]}" "$tokenizer")
@@ -187,6 +188,7 @@ train_model() {
     --train_shape_file "$out/stats/train/speech_shape" --train_shape_file "$out/stats/train/text_shape" \
     --valid_shape_file "$out/stats/valid/speech_shape" --valid_shape_file "$out/stats/valid/text_shape" \
     "${distributed[@]}" "$@"
+  unlock
 }
 
 if runs 5 "$no_aligner"; then
