@@ -315,6 +315,9 @@ class SearchConfig:
         _require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """What ``speechllm-xl serve`` allows; the command's options are made from these fields.  infinity: no limit."""

@@ -125,7 +125,7 @@ def _seconds(value):
 def latency_table(sizes):
     """One row for each chunk size (``latency.summary`` with its settings): accuracy, delay of all words, speed."""
     head = ("chunk (s)", "context (s)", "algorithmic (s)", "WER (%)", "delay P50 (ms)", "delay P90 (ms)")
-    head += ("compute a chunk P50 (ms)", "compute a chunk P99 (ms)", "RTF", "capped")
+    head += ("compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped")
     lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
     for size in sizes:
         times = (_seconds(size[f"{name}_seconds"]) for name in ("chunk", "context", "algorithmic"))

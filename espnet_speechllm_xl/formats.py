@@ -1,5 +1,6 @@
 """Results written down: text, JSON, CTM, SRT and WebVTT of a recording; JSON and captions of a live stream."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -76,7 +77,7 @@ class Captions:
 
     def _caption(self, start, end, text):
         if self.kind == "vtt":
-            return f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n"
+            return f"{_clock(start, '.')} --> {_clock(end, '.')}\n{html.escape(text, quote=False)}\n\n"
         self._number += 1
         return f"{self._number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
 

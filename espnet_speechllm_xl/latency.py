@@ -37,7 +37,7 @@ class Run:
     words: tuple  # of Emission
     audio_seconds: float
     seconds: float  # compute time of all pushes
-    chunk_seconds: tuple  # compute time of each chunk
+    chunk_seconds: tuple  # compute time of the push that completed each chunk
     capped: int  # chunks cut off at max_tokens_per_chunk
 
     @classmethod
@@ -51,7 +51,7 @@ def stream_through(stream, samples, sample_rate, block, clock=time.perf_counter)
     """Push ``samples`` (n,) in blocks of ``block`` samples through an open stream and close it; a :class:`Run`.
 
     The audio is pushed as fast as it goes.  What is left at the end is settled by ``close``, at once after the last
-    block.  A push that completes n chunks counts as n chunks of equal compute time.
+    block.  A push that completes n chunks counts as n pushes of equal compute time.
     """
     blocks = [samples[start : start + block] for start in range(0, len(samples), block)]
     steps = [*(functools.partial(stream.push, samples) for samples in blocks), stream.close]

@@ -120,7 +120,7 @@ def frames_from_seconds(seconds, what):
     """A user's duration (``--chunk-size 1.28``) as whole frames; raises UserError off the 40 ms grid."""
     if seconds == math.inf:
         return None
-    count = round(seconds / FRAME_SECONDS) if math.isfinite(seconds) else -1
+    count = round(seconds / FRAME_SECONDS) if math.isfinite(seconds / FRAME_SECONDS) else -1
     if count < 0 or abs(count * FRAME_SECONDS - seconds) > 1e-6:
         raise UserError(
             f"{what} {seconds} s is not a multiple of {FRAME_SECONDS} s: give a duration >= 0 on that grid, or inf"

@@ -44,8 +44,9 @@ class Level:
     latencies: list = field(default_factory=list)  # seconds
     delays: list = field(default_factory=list)
     behind: list = field(default_factory=list)
-    refused: int = 0
+    refused: int = 0  # because the server was full
     failed: int = 0
+    messages: set = field(default_factory=set)  # of the server, why
 
 
 def find_files(path):
@@ -84,7 +85,9 @@ async def client(url, headers, audio, message_seconds, level, wait):
         async with connect(url, additional_headers=headers, compression=None, open_timeout=30) as socket:
             ready = json.loads(await socket.recv())
             if ready["type"] == "error":
-                level.refused += 1
+                level.refused += ready["code"] == "full"
+                level.failed += ready["code"] != "full"
+                level.messages.add(ready["message"])
                 return
             clock = {"begin": time.monotonic(), "end": None}
             sender = asyncio.create_task(send(socket, audio, message_seconds, clock))
@@ -117,9 +120,9 @@ async def listen(socket, clock, level):
         if last == "result" and clock["end"] is None:
             level.latencies.append(message["latency"])
             level.delays.append(time.monotonic() - clock["begin"] - message["time"])
-        elif last == "end":
+        elif last == "end" and clock["end"] is not None:
             level.behind.append(time.monotonic() - clock["end"])
-    return last == "end"
+    return last == "end" and clock["end"] is not None  # or the server was stopped
 
 
 def counters(url, headers):
@@ -140,6 +143,8 @@ async def measure(args, headers, audio, count):
     waits = np.random.default_rng(count).uniform(0, 2, count)
     streams = [client(url, headers, audio[i % len(audio)], args.message, level, waits[i]) for i in range(count)]
     await asyncio.gather(*streams)
+    for message in sorted(level.messages):
+        print(f"load_test.py: {message}", file=sys.stderr)
     busy, heard, calls, requests = await asyncio.to_thread(counters, args.url, headers) - before
     cells = [count, level.refused, level.failed]
     cells += [seconds(level.latencies, p) for p in (50, 99)] + [seconds(level.delays, p) for p in (50, 99)]

@@ -14,9 +14,10 @@ import tiny
 import yaml
 
 from espnet_speechllm_xl.bin import align, cli, decode
-from espnet_speechllm_xl.ctm import read_ctm
+from espnet_speechllm_xl.ctm import Word, read_ctm
 from espnet_speechllm_xl.dump import format_dir
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.formats import Captions
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
 COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "serve", "score", "pack"]
@@ -302,6 +303,13 @@ def test_format_vtt(capsys, tiny_model_dir, files, expected):
     head, *blocks = out.strip().split("\n\n")
     assert (code, head) == (0, "WEBVTT")
     _check_captions([tuple(block.split("\n")) for block in blocks], expected)
+
+
+def test_captions_of_the_web_are_escaped():
+    words = [Word(text, index, index + 0.5, 1.0) for index, text in enumerate(["<noise>", "AT&T", "a-->b"])]
+    text = Captions("vtt").all(words)
+    assert text.endswith("\n&lt;noise&gt; AT&amp;T a--&gt;b\n\n")
+    assert "<noise> AT&T a-->b" in Captions("srt").all(words)
 
 
 # decode, align, score

@@ -5,6 +5,7 @@ a chunk size that was streamed before by the same weights and settings is only c
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import shlex
@@ -82,6 +83,7 @@ def main(args):
     batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": _load(args),
+        "search": dataclasses.asdict(search),
         "dump": str(dump),
         "stamp": jobs.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp"),
         "block": max(1, round(args.block * rate)),

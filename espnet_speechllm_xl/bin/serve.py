@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_config_arguments, add_model_arguments, load_config, load_settings
-from espnet_speechllm_xl.config import ServerConfig
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from espnet_speechllm_xl.config import LOOPBACK, ServerConfig
 
 
 def add_arguments(parser):

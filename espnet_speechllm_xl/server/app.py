@@ -1,5 +1,6 @@
 """Which address does what; runs the server and stops it without losing what was sent."""
 
+import asyncio
 import contextlib
 import socket
 import sys
@@ -107,6 +108,8 @@ class Server(uvicorn.Server):
                 ws="websockets-sansio",
                 ws_max_size=2 * service.config.max_message_bytes,  # up to it a client is told what was wrong
                 ws_per_message_deflate=False,  # PCM hardly shrinks
+                # A pong waits behind the audio of a client that is held back; dead ones end by the limits on silence.
+                ws_ping_timeout=None,
                 timeout_graceful_shutdown=FAREWELL_SECONDS,
                 lifespan="off",
                 access_log=False,  # a line would hold the token of `?token=`
@@ -117,24 +120,26 @@ class Server(uvicorn.Server):
         )
 
     async def shutdown(self, sockets=None):
-        """Stop accepting, finish the streams and files that are served, then close."""
-        for server in self.servers:
-            server.close()
-        await self._service.drain()
+        """Admit nobody, finish the streams and files that are served, then close; at once at a second signal."""
+        draining = asyncio.ensure_future(self._service.drain())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait({draining}, timeout=0.1)
         await super().shutdown(sockets)
 
 
 def bind(config):
-    """The listening socket's address, taken before the model is loaded; raises UserError."""
+    """The listening socket, taken before the model is loaded; raises UserError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     # A session gives up after send_seconds.  Its connection is then closed politely, which waits until the client has
     # read everything: the kernel has to cut it off.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * config.send_seconds))
+    milliseconds = min(2000 * config.send_seconds, 2**31 - 1)  # the most that the kernel takes: 25 days
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(milliseconds))
     try:
         listener.bind((config.host, config.port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise UserError(

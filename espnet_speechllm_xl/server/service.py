@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import LOOPBACK, StreamConfig
 from espnet_speechllm_xl.engine import Engine
 from espnet_speechllm_xl.server.metrics import Metrics
 from espnet_speechllm_xl.server.refusal import Refusal
@@ -49,19 +50,22 @@ class Service:
     def open_stream(self, search=None, chunk_size=None, context=None, **stream_conf):
         """A :class:`~espnet_speechllm_xl.streaming.Stream`; raises UserError for settings that do not fit.
 
-        A stream must be bounded to be served: its window and its segments may last ``max_span_seconds`` at most.
+        A stream must be bounded to be served: its window, its segments and what the beam disputes may last
+        ``max_span_seconds`` at most.
         """
+        most = self.config.max_span_seconds
+        stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, most))
         stream = self.speech2text.stream(search, chunk_size, context, **stream_conf)
         chunk, contexts = stream.chunking.chunk, stream.chunking.context
         window = math.inf if contexts is None else timeline.chunk_seconds(chunk) * (1 + contexts)
-        most = self.config.max_span_seconds
         if window > most:
             raise Refusal(
                 "bad-setting", f"chunk and context are {window} s: give a chunk_size and a context within {most} s"
             )
-        length = stream.config.endpoint_length
-        if length > most:
-            raise Refusal("bad-setting", f"endpoint_length {length} s is too long: give at most {most} s")
+        for name in ("endpoint_length", "settle_seconds"):
+            seconds = getattr(stream.config, name)
+            if seconds > most:
+                raise Refusal("bad-setting", f"{name} {seconds} s is too long: give at most {most} s")
         return stream
 
     def warm(self):
@@ -74,17 +78,31 @@ class Service:
         """Raises Refusal unless the client of a starlette connection may use the model."""
         headers, token = connection.headers, self.config.token
         if token:
-            given = headers.get("authorization", "").removeprefix("Bearer ") or connection.query_params.get("token", "")
-            if not hmac.compare_digest(given.encode(), token.encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            given = given.encode("latin-1")  # what headers are
+            if scheme.lower() != "bearer":
+                given = connection.query_params.get("token", "").encode()
+            if not hmac.compare_digest(given, token.encode()):
                 raise Refusal(
                     "unauthorized", "wrong or missing token: send 'Authorization: Bearer TOKEN' or '?token=TOKEN'"
                 )
-        elif "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
-            # Without a token, any page that a user of this machine visits could reach a server on its loopback.
+        elif "origin" in headers and not self._is_own(headers["origin"], headers.get("host")):
             raise Refusal(
                 "foreign-origin",
                 f"pages of {headers['origin']} may not use this server: open its own page, or serve with --token",
             )
+
+    def _is_own(self, origin, host):
+        """Whether a page is this server's own, by the headers of its request.
+
+        Without a token, any page that a user of this machine visits could reach a server on its loopback; the name of
+        the host must be known as well, because whoever owns a name can let it mean 127.0.0.1.
+        """
+        try:
+            origin = urlsplit(origin)
+            return origin.netloc == host and origin.hostname in (*LOOPBACK, self.config.host)
+        except ValueError:  # no address
+            return False
 
     @contextlib.contextmanager
     def place(self, kind):

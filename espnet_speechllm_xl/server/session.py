@@ -28,6 +28,8 @@ from espnet_speechllm_xl.pcm import Pcm
 from espnet_speechllm_xl.server.refusal import Refusal
 
 LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
+RATE_DIGITS = 6  # more are no sample rate
+FAILED = "the model failed on this stream: connect again; the server's log says more"
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,18 @@ class AudioQueue:
         self.ending = None
         self._most = most
         self._pieces = deque()  # (samples, arrival)
+        self._arrival = 0.0  # of the last samples taken
         self._changed = asyncio.Condition()
 
     async def put(self, samples):
-        """Add samples (n,), then wait until there is room again."""
+        """Add samples (n,), then wait until there is room again; returns whether that took time."""
         async with self._changed:
             self._pieces.append((samples, time.monotonic()))
             self.count += len(samples)
             self._changed.notify_all()
+            full = self.count > self._most
             await self._changed.wait_for(lambda: self.count <= self._most)
+            return full
 
     async def end(self, samples, ending):
         """Add the last samples (n,)."""
@@ -73,16 +78,16 @@ class AudioQueue:
         """Wait for ``wanted`` samples or the end: ``(samples (n,), arrival of the last, whether that is the end)``."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.count >= wanted or self.ending is not None)
-            taken, missing, arrival = [], wanted, 0.0
+            taken, missing = [np.zeros(0, np.float32)], wanted
             while self._pieces and missing > 0:
-                samples, arrival = self._pieces.popleft()
+                samples, self._arrival = self._pieces.popleft()
                 if len(samples) > missing:
-                    self._pieces.appendleft((samples[missing:], arrival))
+                    self._pieces.appendleft((samples[missing:], self._arrival))
                 taken.append(samples[:missing])
                 missing -= len(taken[-1])
             self.count -= wanted - missing
             self._changed.notify_all()
-            return np.concatenate(taken), arrival, missing > 0
+            return np.concatenate(taken), self._arrival, self.ending is not None and not self._pieces
 
 
 class Session:
@@ -102,6 +107,11 @@ class Session:
                     ending = await self._serve()
             except Refusal as refusal:
                 ending = _refused(refusal)
+            except (SlowReader, WebSocketDisconnect):
+                raise
+            except Exception:  # a bug must not leave the client without an answer
+                logging.exception("a stream failed")
+                ending = _refused(Refusal("failed", FAILED))
             if ending.refusal:
                 await self._send({"type": "error", "code": ending.reason, "message": str(ending.refusal)})
             await self._socket.close(ending.close, ending.reason)
@@ -147,6 +157,7 @@ class Session:
         self._queue = AudioQueue(max(self._stream.wanted, self._config.max_queue_seconds * rate_of_model))
         self._most = self._config.max_stream_seconds * rate_of_model  # samples
         self._began = self._heard = time.monotonic()
+        self._resumed = 0.0  # when reading went on after the queue had been full
 
     async def _greet(self):
         encoder, chunking = self._stream.model.acoustic.encoder.config, self._stream.chunking
@@ -154,7 +165,7 @@ class Session:
             {
                 "type": "ready",
                 "sample_rate": self._service.sample_rate,
-                "chunk_seconds": timeline.chunk_seconds(chunking.chunk),
+                "chunk_seconds": None if chunking.chunk is None else timeline.chunk_seconds(chunking.chunk),
                 "lookahead_seconds": timeline.frame_start_seconds(encoder.right_context),
                 "model": self._service.name,
             }
@@ -202,7 +213,7 @@ class Session:
         limits = [
             (self._heard + idle, _refused(Refusal("idle", f"no audio for {idle} s: {advice}"))),
             (self._began + most, _refused(_too_long(most))),
-            (self._service.stopped + LAST_WORDS, Ending("stopping", 1001)),
+            (max(self._service.stopped, self._resumed) + LAST_WORDS, Ending("stopping", 1001)),
         ]
         when, ending = min(limits, key=lambda limit: limit[0])
         return when - time.monotonic(), ending
@@ -220,7 +231,8 @@ class Session:
             await self._queue.put(samples[: int(self._most)])
             raise _too_long(self._config.max_stream_seconds)
         self._most -= len(samples)
-        await self._queue.put(samples)
+        if await self._queue.put(samples):
+            self._resumed = time.monotonic()
         if data:
             self._heard = time.monotonic()
 
@@ -234,9 +246,11 @@ class Session:
         return samples
 
     async def _command(self, text):
+        if len(text) > self._config.max_message_bytes:
+            raise Refusal("too-big", f"a text message of {len(text)} characters: audio is binary")
         try:
             command = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             command = None
         if not isinstance(command, dict) or command.get("type") != "end":
             raise Refusal(
@@ -273,9 +287,7 @@ class Session:
             )
         except Exception as error:
             logging.exception("a stream failed")
-            raise Refusal(
-                "failed", "the model failed on this stream: connect again; the server's log says more"
-            ) from error
+            raise Refusal("failed", FAILED) from error
 
     async def _send_result(self, result, arrival):
         latency = time.monotonic() - arrival
@@ -300,8 +312,8 @@ def _settings(query, sample_rate):
                 "bad-setting", f"'{name}' is no setting of a stream: known are rate, format, {', '.join(known)}"
             )
     rate, form = query.get("rate", str(sample_rate)), query.get("format", "s16")
-    if not rate.isdecimal():
-        raise Refusal("bad-rate", f"rate {rate}: give whole Hz")
+    if not rate.isdecimal() or len(rate) > RATE_DIGITS:
+        raise Refusal("bad-rate", f"rate {rate[:50]}: give whole Hz")
     settings = {name: query[name] for name in known if query.get(name)}
     for name in settings.keys() - {"search"}:
         try:

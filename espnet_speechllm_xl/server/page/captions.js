@@ -102,7 +102,7 @@ function wordElement(word) {
 function cuesOf(words) {
   const cues = [];
   for (const { text: raw, start, end } of words) {
-    const text = raw.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    const text = raw.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
     const last = cues.at(-1);
     if (last && last.count < 10 && end - last.start <= 5) {
       Object.assign(last, { end, text: `${last.text} ${text}`, count: last.count + 1 });

@@ -26,9 +26,9 @@ class Connection {
           onMessage(message);
           if (message.type === "ready") resolve(this);
         };
-        this.socket.onclose = ({ reason }) => {
-          if (complete && this.finished) return resolveClosed();
-          const error = new Error(failure ?? (reason || this.reason(complete)));
+        this.socket.onclose = ({ code, reason }) => {
+          if (complete && this.finished && code === 1000) return resolveClosed();
+          const error = new Error(failure ?? (complete ? this.reason(complete) : reason || this.reason(complete)));
           reject(error);
           rejectClosed(error);
         };

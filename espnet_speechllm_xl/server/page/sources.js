@@ -33,11 +33,7 @@ export class Microphone {
   }
 
   static async listen(stream) {
-    let context = new AudioContext();
-    if (context.sampleRate > 48000) {
-      await context.close();
-      context = new AudioContext({ sampleRate: 48000 }); // the most that the server takes
-    }
+    const context = new AudioContext();
     await context.audioWorklet.addModule(new URL("recorder.js", import.meta.url));
     return new Microphone(stream, context);
   }
