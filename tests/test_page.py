@@ -172,9 +172,9 @@ def use_greedy(page):
     page.select_option("[name=search]", "greedy")
 
 
-def assert_near_letters(text):
+def assert_near_letters(text, most=2):
     """A model trained for seconds may miss a letter; that the page shows *its* text is tested exactly."""
-    assert jiwer.wer(" ".join(LETTERS), text) <= 2 / 8, text
+    assert jiwer.wer(" ".join(LETTERS), text) <= most / 8, text
 
 
 def test_a_dropped_file_reads_as_the_recogniser_has_it(page, recogniser, model, wav):
@@ -215,7 +215,7 @@ def test_the_microphone_is_heard(page, recogniser, wav):
     samples = np.frombuffer(b"".join(messages[1:-1]), np.int16) / np.float32(32768)
     assert len(samples) / rate > soundfile.info(wav).duration - 1
     assert text_of(page) == recogniser(samples, rate)[0].text
-    assert_near_letters(text_of(page))
+    assert_near_letters(text_of(page), most=4)  # the first and the last may be cut
 
 
 def test_a_file_may_be_sent_as_it_is_heard(page, wav):
