@@ -9,6 +9,7 @@ Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``
 from dataclasses import dataclass
 
 import torch
+from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import nn
 
@@ -111,6 +112,14 @@ class Acoustic(nn.Module):
 
 class AcousticModel(AbsESPnetModel):
     """Base of the ESPnet models: what has its :class:`Acoustic` as ``acoustic``."""
+
+    @staticmethod
+    def answer(loss, stats, weight):
+        """ESPnet's ``(loss, stats, weight)``, with the loss among the statistics.
+
+        A copy of it is returned, because ESPnet's trainer divides that by ``accum_grad`` in place.
+        """
+        return force_gatherable((loss.clone(), {**stats, "loss": loss.detach()}, weight), loss.device)
 
     def collect_feats(self, speech, speech_lengths, **_):
         """Features for ESPnet's statistics stage."""

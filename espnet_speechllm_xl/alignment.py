@@ -5,6 +5,7 @@ every character of its transcript, spaces included.  It knows no tokenizer: a ta
 character ends.
 """
 
+import unicodedata
 from dataclasses import dataclass
 
 from espnet_speechllm_xl import timeline
@@ -181,11 +182,12 @@ def from_word_times(text, words):
     Raises:
         AlignmentError: the words are not those of the transcript.
     """
-    source = " ".join(word.text for word in words)
+    spelt = [unicodedata.normalize("NFC", word.text) for word in words]  # as the transcript is
+    source = " ".join(spelt)
     starts, ends, last = [], [], 0
     for index, word in enumerate(words):
         last = max(last, timeline.frame_at(word.end))
-        count = len(word.text) + (index > 0)  # the space before a word belongs to it
+        count = len(spelt[index]) + (index > 0)  # the space before a word belongs to it
         starts.extend([min(last, timeline.frame_from(word.start))] * count)
         ends.extend([last] * count)
     return [transfer(source, starts, text), transfer(source, ends, text)]

@@ -5,7 +5,6 @@ Classes are the tokenizer's ids 0 .. V-1, then the blank = V.
 
 import torch
 import torch.nn.functional as F
-from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import nn
 from torchaudio.functional import edit_distance
 
@@ -69,10 +68,10 @@ class CTCModel(AcousticModel):
         log_probs, counts = self.log_probs(speech, speech_lengths)
         text = text.clamp(min=0)  # the collate function pads with a negative id
         loss = self.ctc.loss(log_probs, counts, text, text_lengths).mean()
-        stats = {"loss": loss.detach()}
+        stats = {}
         if not self.training:
             stats["ter"] = self._error_rate(log_probs, counts, text, text_lengths)
-        return force_gatherable((loss, stats, speech.shape[0]), loss.device)
+        return self.answer(loss, stats, speech.shape[0])
 
     def _error_rate(self, log_probs, counts, text, text_lengths):
         errors = 0

@@ -6,6 +6,7 @@ A CTM file cannot say that an utterance has no words: such utterances are not in
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from .errors import UserError
@@ -23,8 +24,12 @@ class Word:
 
 
 def same_words(timed, words):
-    """Whether a list of :class:`Word` has the texts ``words``, but for case."""
-    return [word.text.casefold() for word in timed] == [word.casefold() for word in words]
+    """Whether a list of :class:`Word` has the texts ``words``, but for case and Unicode's ways to compose."""
+
+    def folded(text):
+        return unicodedata.normalize("NFC", text.casefold())
+
+    return [folded(word.text) for word in timed] == [folded(word) for word in words]
 
 
 def _number(value, name, where):

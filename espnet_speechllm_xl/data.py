@@ -52,6 +52,11 @@ class Preprocessor:
                 ends = whole_word_ends(ends, text)
             frames = int(timeline.frames(len(speech), self.sample_rate))
             ends = within_audio(token_ends(ends, char_ends_of_tokens), frames)
+            if max(ends, default=-1) >= frames:
+                raise DataError(
+                    f"{utterance}: a token ends at frame {max(ends)} but the audio has {frames} frames: "
+                    "the alignment belongs to other audio; run the align stage again"
+                )
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
 
@@ -156,9 +161,12 @@ class BatchFactory(AbsIterFactory):
                 raise DataError(f"{what} lacks {len(lacking)} utterances, first '{lacking[0]}': remake the statistics")
         longest = max(self.frames, key=self._length)
         if self._length(longest) > batch_bins:
+            name, advice = ("batch_bins", "or lower --max-wav-duration in the format stage")
+            if not train:
+                name, advice = ("valid_batch_bins", "or leave it out of the validation set")
             raise DataError(
-                f"batch_bins {batch_bins} is less than the {self._length(longest)} frames and tokens of {longest}: "
-                "raise batch_bins, or lower --max-wav-duration in the format stage"
+                f"{name} {batch_bins} is less than the {self._length(longest)} frames and tokens of {longest}: "
+                f"raise {name}, {advice}"
             )
 
     def _length(self, utterance):

@@ -7,7 +7,6 @@ import abc
 
 import torch
 import torch.nn.functional as F
-from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import nn
 
 from espnet_speechllm_xl.acoustic import AcousticModel
@@ -68,8 +67,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         if self.ctc is not None:
             losses = self.ctc.loss(self.ctc(frames), counts, tokens, text_lengths)
             loss = add_ctc_loss(loss, losses, targets, self.loss_config, stats)
-        stats["loss"] = loss.detach()
-        return force_gatherable((loss, stats, targets), loss.device)
+        return self.answer(loss, stats, targets)
 
     def _draw_chunking(self):
         """The chunking of a batch: the configured one, in training with one of its ``train_chunks``."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import metrics, plots
 from .errors import UserError
 from .io import atomic_write
-from .kaldi import Joined, joined, read_table
+from .kaldi import Joined, joined, normalise_text, read_table
 from .score_dirs import KINDS, score_set
 from .train_log import read_train_log, training_summary
 
@@ -213,7 +213,12 @@ def read_decoded(directory, dump):
             f"{directory}: {counted} utterances were decoded, {source} has {len(references)}: "
             "the data was made anew since; run the decode stage again, or remove the directory"
         )
-    return references, read_table(directory / "text"), read_table(source / "utt2spk"), info
+    return _nfc(references), _nfc(read_table(directory / "text")), read_table(source / "utt2spk"), info
+
+
+def _nfc(table):
+    """A table of texts in Unicode NFC, as hypotheses are; a dump of others may have marks apart from their letters."""
+    return {name: normalise_text(text) for name, text in table.items()}
 
 
 def score_decoded(directory, dump):

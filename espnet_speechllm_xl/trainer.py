@@ -31,6 +31,14 @@ class CheckpointError(UserError):
     """Weights cannot be loaded; the message names the file and what to do."""
 
 
+class StoppedEarlyError(Exception):
+    """A training that is resumed had come to its end by ``patience``; ``reporter`` has its epochs."""
+
+    def __init__(self, reporter, patience):
+        super().__init__(f"epoch {reporter.get_epoch()}: the training had stopped early (patience {patience})")
+        self.reporter = reporter
+
+
 class Trainer(espnet_trainer.Trainer):
     """ESPnet's trainer, mended."""
 
@@ -38,16 +46,26 @@ class Trainer(espnet_trainer.Trainer):
     def run(cls, *args, trainer_options, **kwargs):
         """Train; see ESPnet.  Files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs."""
         options = trainer_options
-        cls.progress = Progress(options.max_epoch)
+        cls.progress, cls.options = Progress(options.max_epoch), options
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # of a killed run
             leftover.unlink(missing_ok=True)
         keep_freed_memory()
         with replaced(torch, "save", _atomic_save), replaced(espnet_trainer, "average_nbest_models", average_best):
-            super().run(*args, trainer_options=options, **kwargs)
+            try:
+                super().run(*args, trainer_options=options, **kwargs)
+            except StoppedEarlyError as error:
+                print(error)
+                distributed = kwargs["distributed_option"]
+                if not distributed.distributed or distributed.dist_rank == 0:
+                    nbest = options.keep_nbest_models
+                    average_best(error.reporter, options.output_dir, options.best_model_criterion, nbest)
 
-    @staticmethod
-    def resume(checkpoint, model, reporter, **kwargs):
-        """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two."""
+    @classmethod
+    def resume(cls, checkpoint, model, reporter, **kwargs):
+        """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two.
+
+        Raises StoppedEarlyError where ESPnet would train one epoch more before it counts its patience again.
+        """
         try:
             espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
         except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -58,6 +76,9 @@ class Trainer(espnet_trainer.Trainer):
         epoch_file = Path(checkpoint).parent / f"{reporter.get_epoch()}epoch.pth"
         if not epoch_file.exists():
             _atomic_save(model.state_dict(), epoch_file)
+        patience, criterion = cls.options.patience, cls.options.early_stopping_criterion
+        if patience is not None and reporter.check_early_stopping(patience, *criterion):
+            raise StoppedEarlyError(reporter, patience)
 
     @classmethod
     def train_one_epoch(cls, *, iterator, optimizers, reporter, distributed_option, **kwargs):
@@ -133,7 +154,9 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
     for phase, name, mode in best_model_criterion:
         if not reporter.has(phase, name):
             continue
-        epochs = reporter.sort_epochs(phase, name, mode)[:count]
+        # An earlier run with a smaller keep_nbest_models has removed the others.
+        there = [e for e in reporter.sort_epochs(phase, name, mode) if (Path(output_dir) / f"{e}epoch.pth").exists()]
+        epochs = there[:count]
         states = [torch.load(Path(output_dir) / f"{epoch}epoch.pth", map_location="cpu") for epoch in epochs]
         mean = {
             key: sum(state[key].double() for state in states).div(len(states)).to(first.dtype)

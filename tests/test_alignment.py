@@ -1,7 +1,9 @@
 """Forced alignment against planted and enumerated paths; times moved between transcripts and tokenizers."""
 
+import dataclasses
 import itertools
 import random
+import unicodedata
 
 import pytest
 import torch
@@ -202,6 +204,8 @@ def test_word_times_give_every_character_its_words_end():
         Word("CAFÉ", 1.30, 2.0),
     ]
     starts, ends = from_word_times(text, words)
+    apart = [dataclasses.replace(word, text=unicodedata.normalize("NFD", word.text)) for word in words]
+    assert from_word_times(text, apart) == [starts, ends]
     assert len(starts) == len(ends) == len(text)
     #        Hello ,   don't  STOP  the  café !   with the space before a word its own
     last = [9] * 6 + [20] * 6 + [29] * 5 + [31] * 4 + [49] * 6

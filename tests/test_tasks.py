@@ -38,9 +38,12 @@ def aligner(toy_data, toy_stats, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recogniser(toy_data, toy_stats, aligner, tmp_path_factory):
-    start = ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
     out = tmp_path_factory.mktemp("xl") / "exp"
-    return training.train("speechllm_xl", toy_data, out, toy_stats, start, max_epoch=6)
+    return training.train("speechllm_xl", toy_data, out, toy_stats, begin_with(aligner), max_epoch=6)
+
+
+def begin_with(aligner):
+    return ["--init_param", f"{aligner}/valid.ter.ave.pth:acoustic:acoustic"]
 
 
 def test_statistics_stage(toy_data, toy_stats):
@@ -87,21 +90,30 @@ def test_loss_falls_and_files_are_there(name, request):
         ({"optim_conf": {"lr": 0.1}, "seed": 4}, "another seed \\(was 3, is 4\\) and 1 more settings"),
     ],
 )
-def test_other_settings_are_not_taken_for_the_same_training(toy_data, toy_stats, recogniser, tmp_path, change, message):
+def test_other_settings_are_not_taken_for_the_same_training(
+    toy_data, toy_stats, recogniser, aligner, tmp_path, change, message
+):
     """Neither ignored, when all epochs are done, nor mixed with the old ones."""
     copy = tmp_path / "copy"
     shutil.copytree(recogniser, copy, symlinks=True)
     files = {name: (copy / name).read_bytes() for name in ("config.yaml", "settings.json")}
     with pytest.raises(CheckpointError, match=f"{copy} was trained with {message}"):
-        training.train("speechllm_xl", toy_data, copy, toy_stats, **{"max_epoch": 6, **change})
+        training.train("speechllm_xl", toy_data, copy, toy_stats, begin_with(aligner), **{"max_epoch": 6, **change})
     assert {name: (copy / name).read_bytes() for name in files} == files
 
 
-def test_what_may_change_in_a_training(toy_data, toy_stats, recogniser, tmp_path):
+def test_other_weights_to_begin_with_are_not_the_same_training(toy_data, toy_stats, recogniser, tmp_path):
+    copy = shutil.copytree(recogniser, tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="was trained with another init_param"):
+        training.train("speechllm_xl", toy_data, copy, toy_stats, max_epoch=7)
+
+
+def test_what_may_change_in_a_training(toy_data, toy_stats, recogniser, aligner, tmp_path):
     """More epochs, and how the model is decoded later."""
     copy = tmp_path / "copy"
     shutil.copytree(recogniser, copy, symlinks=True)
-    training.train("speechllm_xl", toy_data, copy, toy_stats, max_epoch=7, search_conf={"beam_size": 3})
+    more = {"max_epoch": 7, "search_conf": {"beam_size": 3}}
+    training.train("speechllm_xl", toy_data, copy, toy_stats, begin_with(aligner), **more)
     assert (copy / "7epoch.pth").exists()
 
 
@@ -189,6 +201,13 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(num_iters_per_epoch=2)
     with pytest.raises(ConfigError, match=r"token_list .*nowhere\.txt does not exist: run the tokens stage"):
         start(options=["--token_list", str(tmp_path / "nowhere.txt")])
+
+
+def test_statistics_of_other_features_are_refused(toy_data, tmp_path):
+    stats = training.train("ctc", toy_data, tmp_path / "stats")
+    (tmp_path / "stats/features.json").write_text('{"sample_rate": 16000, "n_mels": 80, "f_max": 7000.0}')
+    with pytest.raises(ConfigError, match=r"another features_conf f_max \(was 7000.0, is .*\): remove .*stats and run"):
+        training.train("ctc", toy_data, tmp_path / "exp", stats, max_epoch=1)
 
 
 def test_alignment_of_other_text_or_audio_stops_the_training(toy_data, toy_stats, tmp_path):

@@ -247,6 +247,27 @@ def test_gradient_accumulation(toy_data, toy_stats, tmp_path):
     batches = steps(alone) // 2
     assert batches % 2 == 1 and batches > 2
     assert steps(pairs) == 2 * (batches // 2)
+    halves = [training.history(out)[1]["train"]["loss"] for out in (alone, pairs)]
+    assert 0.8 < halves[1] / halves[0] < 1.3, "the loss that is shown is that of a batch, not a share of it"
+
+
+def test_a_training_that_stopped_early_goes_no_further(toy_data, toy_stats, tmp_path, capsys):
+    def train():
+        options = {"max_epoch": 9, "patience": 1, "optim_conf": {"lr": 0.0}, "scheduler": None}
+        return training.train("ctc", toy_data, tmp_path / "exp", toy_stats, **options)
+
+    epochs = sorted(training.history(train()))
+    assert 1 < len(epochs) < 9
+    average = tmp_path / "exp/valid.ter.ave.pth"
+    average.unlink()
+    assert sorted(training.history(train())) == epochs and average.is_file()
+    assert f"epoch {epochs[-1]}: the training had stopped early (patience 1)" in capsys.readouterr().out
+
+
+def test_more_epochs_may_be_averaged_than_were_kept(toy_data, toy_stats, tmp_path):
+    training.train("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=4, keep_nbest_models=1)
+    out = training.train("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=5, keep_nbest_models=3)
+    assert sorted(training.history(out)) == [1, 2, 3, 4, 5] and (out / "valid.ter.ave.pth").is_file()
 
 
 def test_mixed_precision_is_accepted_without_gpu(toy_data, toy_stats, tmp_path):

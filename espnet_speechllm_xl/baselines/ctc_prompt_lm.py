@@ -38,7 +38,6 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import nn
 
 from espnet_speechllm_xl import cache, timeline
@@ -258,8 +257,7 @@ class CTCPromptLM(AcousticModel):
         stats = {"loss_llm": loss.detach(), **accuracies}
         ctc_losses = self.ctc.loss(prompts.log_probs, counts, tokens, text_lengths)
         loss = add_ctc_loss(loss, prefixes * ctc_losses, targets, self.loss_config, stats)
-        stats["loss"] = loss.detach()
-        return force_gatherable((loss, stats, targets), loss.device)
+        return self.answer(loss, stats, targets)
 
     def _prefix(self, vectors, prompt_block, tokens, text_lengths, token_block, cut):
         """LM inputs (B, L, D) and their :class:`~espnet_speechllm_xl.sequence.Sequence`: the prompts (B, P, D) of the

@@ -5,7 +5,6 @@ Classes are ESPnet's: the blank = 0, then the tokenizer's ids + 1.
 
 import torch
 from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
-from espnet2.torch_utils.device_funcs import force_gatherable
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import rnnt_loss
 
@@ -52,8 +51,7 @@ class TransducerModel(AcousticModel):
             ctc_loss = self.ctc.loss(self.ctc(frames), counts, text, text_lengths).mean()
             stats["loss_ctc"] = ctc_loss.detach()
             loss = loss + self.loss_config.ctc_weight * ctc_loss
-        stats["loss"] = loss.detach()
-        return force_gatherable((loss, stats, speech.shape[0]), loss.device)
+        return self.answer(loss, stats, speech.shape[0])
 
     def _loss(self, frames, counts, text, text_lengths):
         self.decoder.set_device(frames.device)

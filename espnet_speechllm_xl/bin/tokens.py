@@ -37,9 +37,8 @@ def _make(args):
         if not args.hf:
             raise UserError("--type hf needs --hf DIR")
         tokenizer = load_tokenizer(args.hf)
-        shutil.copytree(
-            args.hf, out / "tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
-        )
+        shutil.rmtree(out / "tokenizer", ignore_errors=True)  # files of another one would be taken for its own
+        shutil.copytree(args.hf, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
         return tokenizer
     sentences = list(filter(None, map(normalise, read_table(args.text, empty_values=True).values())))
     if not sentences:

@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -27,13 +28,17 @@ from espnet_speechllm_xl.config import (
 )
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
+from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.text import load_tokenizer
 from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
 # ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
 TRAINING_SETTINGS = (
     "normalize", "batch_bins", "accum_grad", "grad_clip", "seed", "optim", "optim_conf", "scheduler", "scheduler_conf",
+    "init_param", "ignore_init_mismatch", "freeze_param",
 )  # fmt: skip
+
+FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
@@ -91,6 +96,7 @@ class SpeechTask(abs_task.AbsTask):
         parser.set_defaults(
             iterator_type="task",
             best_model_criterion=[cls.criterion],
+            early_stopping_criterion=cls.criterion,
             num_att_plot=0,
             use_matplotlib=False,
             num_workers=0,
@@ -109,6 +115,9 @@ class SpeechTask(abs_task.AbsTask):
         precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
         with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
+        if args.collect_stats:
+            with atomic_write(Path(args.output_dir) / FEATURES) as stream:
+                json.dump(dataclasses.asdict(cls.section(args, "features_conf")), stream)
         if distributed.is_initialized():
             # Left to the end of the process, gloo's threads now and then abort it after a training that was finished.
             distributed.destroy_process_group()
@@ -199,6 +208,8 @@ class SpeechTask(abs_task.AbsTask):
             args.token_list = read_token_list(args.token_list)
         for name in cls.sections:
             setattr(args, name, dataclasses.asdict(cls.section(args, name)))
+        if args.stats_file:
+            _check_statistics(Path(args.stats_file), args.features_conf)
         acoustic = Acoustic(
             cls.section(args, "features_conf"),
             cls.section(args, "specaug_conf"),
@@ -208,6 +219,19 @@ class SpeechTask(abs_task.AbsTask):
         )
         args.encoder_conf = dataclasses.asdict(acoustic.encoder.config)
         return acoustic
+
+
+def _check_statistics(file, features):
+    """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
+    made = file.parents[1] / FEATURES
+    before = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+    changed = [name for name, value in features.items() if before.get(name, value) != value]
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"{file} was made with another features_conf {name} (was {before[name]}, is {features[name]}): "
+            f"remove {made.parent} and run the stage again"
+        )
 
 
 def read_token_list(path):

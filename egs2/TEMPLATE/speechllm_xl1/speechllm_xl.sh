@@ -173,6 +173,7 @@ train_model() {
       || die "$out was trained on other data or tokens than there are now: give this training a name of its own" \
         "(--tag or --aligner-tag), or remove $out to train again"
     mkdir -p "$out"
+    rm -rf "$out/tokenizer"
     if [ -d "$tokenizer" ]; then cp -r "$tokenizer" "$out/"; else cp "$tokenizer" "$out/tokenizer.model"; fi
     log "statistics: $out/stats (log: $out/stats.log)"
     train_cmd 1 "$out/stats.log" \

@@ -2,7 +2,9 @@
 # LibriSpeech with the paper's sizes and settings: 107 M encoder, 92 M decoder, 5000 unigram tokens, three speeds.
 #   ./run.sh --ngpu 8                                    960 h; the archives (60 GB) are fetched from their public address
 #   ./run.sh --ngpu 8 --downloads DIR                    DIR holds the archives, or the extracted LibriSpeech/
-#   ./run.sh --ngpu 1 --data-opts "--train 100" --train-set train_100      the 100 hours of train-clean-100
+#   ./run.sh --ngpu 1 --data-opts "--train 100" --train-set train_100 \
+#     --train-args "--batch_bins 20000 --accum_grad 8" --aligner-args "--batch_bins 30000 --accum_grad 8"
+#                                                        the 100 hours of train-clean-100; the batches of eight GPUs on one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
