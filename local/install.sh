@@ -44,8 +44,9 @@ trap 'exit 143' TERM HUP
 
 # find_python [PYTHON]: prints the path of a Python that can hold the package.
 find_python() {
-  local candidate version seen=""
-  for candidate in ${1:-python3 python3.12 python3.11 python3.10 python}; do
+  local candidate version seen="" candidates=(python3 python3.12 python3.11 python3.10 python)
+  [ -z "${1:-}" ] || candidates=("$1")
+  for candidate in "${candidates[@]}"; do
     version=$(python_version "$candidate") || continue
     if is_supported "$version"; then
       command -v "$candidate"
@@ -80,17 +81,17 @@ prepare_own_venv() {
   if [ -x "$prefix/bin/python" ]; then
     [ ! -s "$mark" ] || drop_half_written
     return
-  elif [ ! -s "$mark" ] && [ ! -f "$stamp" ] && [ -n "$(find "$prefix" -mindepth 1 ! -path "$mark" -print -quit)" ]; then
+  elif [ ! -s "$mark" ] && [ ! -f "$stamp" ] && [ -n "$(find "$prefix" -mindepth 1 ! -name "${mark##*/}" -print -quit)" ]; then
     rm -f "$mark"
     die "$prefix is in the way and is no environment: remove it, then run this again"
   fi
   base=$(find_python "$python")
   echo started >&9
-  find "$prefix" -mindepth 1 ! -path "$mark" -delete
+  find "$prefix" -mindepth 1 ! -name "${mark##*/}" -delete
   say "making $prefix with $base"
   "$base" -m venv "$prefix" >"$log" 2>&1 || {
     tail -n 5 "$log" >&2
-    find "$prefix" -mindepth 1 ! -path "$log" -delete
+    find "$prefix" -mindepth 1 ! -name "${log##*/}" -delete
     echo started >"$mark"
     die "$base cannot make a virtual environment (Debian/Ubuntu: apt install python3-venv)"
   }
@@ -136,8 +137,10 @@ failed() {
   die "$1 failed; the whole output is in $log. With network and disk space (7 GB) at hand, run the same command again"
 }
 
+# run_pip COMMAND...: without settings of the user's that would send packages elsewhere, or take them from there.
 run_pip() {
-  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off "$@"
+  env -u PYTHONPATH -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_DRY_RUN PYTHONNOUSERSITE=1 \
+    PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off "$@"
 }
 pip() { run_pip "$prefix/bin/python" "$tmp/pip/pip" "$@"; }
 

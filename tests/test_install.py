@@ -36,6 +36,7 @@ case "$*" in
   "- espnet "*) printf '%s\n' "pyworld>=0.3.4" "numpy>=2.0.0" ;;
   *"/pip wheel "*) [ "${NO_COMPILER:-0}" = 0 ] ;;
   *"/pip install "*)
+    env | grep -E '^(PIP_TARGET|PIP_PREFIX|PIP_ROOT|PIP_DRY_RUN|PYTHONPATH)=' >>"$CALLS"
     [ -z "${PIP_SLEEPS:-}" ] || { touch "$here/half"; sleep "$PIP_SLEEPS"; }
     if [ "${PIP_FAILS:-0}" = 1 ]; then echo "ERROR: no network today"; exit 1; fi
     [ "${@: -2:1}" != -r ] || sed 's/^/required: /' "${@: -1}" >>"$CALLS"
@@ -98,6 +99,19 @@ def test_python_option_wins_over_path(sandbox):
     os.symlink(mine, sandbox.bin / "mine")
     os.symlink(mine + ".version", sandbox.bin / "mine.version")
     assert f"with {sandbox.bin}/mine" in sandbox.install("--python", "mine").stderr
+
+
+def test_python_option_may_hold_spaces(sandbox):
+    sandbox.python(sandbox.repo / "my own", python3="3.12")
+    mine = str(sandbox.repo / "my own/python3")
+    assert f"with {mine}" in sandbox.install("--python", mine).stderr
+
+
+def test_settings_that_send_packages_elsewhere_do_not_count(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11")
+    elsewhere = dict.fromkeys(("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_DRY_RUN", "PYTHONPATH"), "/elsewhere")
+    assert sandbox.install(**elsewhere).returncode == 0
+    assert sandbox.pip_installs() and "/elsewhere" not in sandbox.calls.read_text()
 
 
 def test_refuses_unsupported_pythons_in_one_line(sandbox):
@@ -431,4 +445,4 @@ def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):
     assert (tmp_path / "logs/p.log").read_text().splitlines()[2] == "set --nj 2"
     assert {"--array=1-1", "--mem=8G", "--cpus-per-task=4"} <= set((tmp_path / "args").read_text().splitlines())
     done = run_shell("sharded_cmd 2 logs/d.JOB.log false; echo on", tmp_path, **slurm)
-    assert done.returncode == 1 and done.stdout == "" and "2 of 2 jobs failed (1 2)" in done.stderr
+    assert done.returncode == 3 and done.stdout == "" and "2 of 2 jobs failed (1 2)" in done.stderr
