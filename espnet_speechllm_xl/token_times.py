@@ -53,7 +53,8 @@ class TokenTimes:
             except AlignmentError:
                 pass  # too few frames
         begin = max(begin, after)
-        width = max(end - begin, 1) / len(tokens)  # a frame, where words settled before took the whole chunk
+        # Words that were settled before may have taken the whole chunk: then a frame.
+        width = (end - begin if begin < end else 1) / len(tokens)
         return [(begin + index * width, begin + (index + 1) * width) for index in range(len(tokens))]
 
     @torch.no_grad()

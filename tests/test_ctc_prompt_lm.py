@@ -411,7 +411,7 @@ def test_a_long_stream(load):
     again = row.past.next_position - row.prompts  # tokens that a new block reads again
     assert len(row.tokens) == (again if stream.model.prompt_config.layout == "prompts_first" else 0)
     assert row.prompts > 40 * 25 // 16 and row.past.next_position > row.prompts + 40
-    assert len(stream.search.best().tokens) < 20
+    assert len(stream.search.best().tokens) < 40  # of a word that goes on and on: those of twice the time
     stream.close()
 
 

@@ -88,3 +88,9 @@ def test_forgetting_changes_nothing_and_bounds_what_is_kept():
         forgetting.forget(chunk)
         assert len(forgetting._chunks) <= 2 + LOOKBACK // 8 + 1
     assert forgetting.frames == len(path)
+
+
+def test_a_chunk_that_earlier_words_took_whole_still_gives_time():
+    times = times_of("-00---11", 8, head=False)
+    assert times.spans((1, 2), 0, 8.0) == [(8.0, 8.5), (8.5, 9.0)]
+    assert times.spans((1,), 0, 7.5) == [(7.5, 8.0)]
