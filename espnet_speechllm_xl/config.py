@@ -328,7 +328,9 @@ class ServerConfig:
     max_streams: int = _option(32, "live streams at a time; more are refused")
     max_message_bytes: int = _option(1 << 20, "longest message of a stream")
     max_queue_seconds: float = _option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")
-    max_span_seconds: float = _option(60.0, "longest window (chunk and context) and segment that a stream may ask for")
+    max_span_seconds: float = _option(
+        60.0, "longest window (chunk and context), segment and settle_seconds of a stream"
+    )
     idle_seconds: float = _option(30.0, "a stream without audio for so long is ended")
     max_stream_seconds: float = _option(14400.0, "a stream is ended after so much audio, or time")
     send_seconds: float = _option(10.0, "a client that takes no results for so long is dropped")

@@ -207,8 +207,8 @@ def read_decoded(directory, dump):
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
     info, references = read_info(directory / "decode.json"), read_table(source / "text")
-    counted = info.get("utterances", len(references)) + info.get("failed", 0)
-    if "utterances" in info and counted != len(references):
+    counted = info["utterances"] + info.get("failed", 0) if "utterances" in info else len(references)
+    if counted != len(references):
         raise UserError(
             f"{directory}: {counted} utterances were decoded, {source} has {len(references)}: "
             "the data was made anew since; run the decode stage again, or remove the directory"

@@ -29,7 +29,6 @@ from espnet_speechllm_xl.server.refusal import Refusal
 
 LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
 RATE_DIGITS = 6  # more are no sample rate
-FAILED = "the model failed on this stream: connect again; the server's log says more"
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,10 @@ class Session:
                 ending = _refused(refusal)
             except (SlowReader, WebSocketDisconnect):
                 raise
-            except Exception:  # a bug must not leave the client without an answer
+            except Exception:  # of the model or of ours: the client must not be left without an answer
                 logging.exception("a stream failed")
-                ending = _refused(Refusal("failed", FAILED))
+                message = "the model failed on this stream: connect again; the server's log says more"
+                ending = _refused(Refusal("failed", message))
             if ending.refusal:
                 await self._send({"type": "error", "code": ending.reason, "message": str(ending.refusal)})
             await self._socket.close(ending.close, ending.reason)
@@ -281,13 +281,9 @@ class Session:
         return self._queue.ending
 
     async def _advance(self, samples, final):
-        try:
-            return await asyncio.wrap_future(
-                self._service.engine.submit(self._stream, self._stream.consume(samples, final))
-            )
-        except Exception as error:
-            logging.exception("a stream failed")
-            raise Refusal("failed", FAILED) from error
+        return await asyncio.wrap_future(
+            self._service.engine.submit(self._stream, self._stream.consume(samples, final))
+        )
 
     async def _send_result(self, result, arrival):
         latency = time.monotonic() - arrival

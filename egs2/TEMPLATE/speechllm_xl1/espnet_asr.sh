@@ -94,15 +94,18 @@ if runs 3; then
   if [ "$(cat "$model/stats/.done" 2>/dev/null)" = "$stamp" ]; then
     log "$model/stats was made before of the same data"
   else
+    lock "$model"
     log "statistics: $model/stats (log: $model/stats.log)"
     # shellcheck disable=SC2086  # options are split on purpose
     train_cmd 1 "$model/stats.log" \
       "${asr_train[@]}" --collect_stats true --ngpu 0 --output_dir "$model/stats" $asr_args
     echo "$stamp" >"$model/stats/.done"
+    unlock
   fi
 fi
 
 if runs 4; then
+  lock "$model"
   log "training: $model (log: $model/train.log; curves: tensorboard --logdir $model/tensorboard)"
   distributed=()
   [ "$ngpu" -le 1 ] || distributed=(--multiprocessing_distributed true)
@@ -112,6 +115,7 @@ if runs 4; then
     --normalize global_mvn --normalize_conf "stats_file=$model/stats/train/feats_stats.npz" \
     --train_shape_file "$model/stats/train/speech_shape" --valid_shape_file "$model/stats/valid/speech_shape" \
     "${distributed[@]}" $asr_args
+  unlock
   log "$(grep -h 'Total Number of model parameters' "$model"/train*.log | tail -n 1 | sed 's/^ *//')"
 fi
 

@@ -28,7 +28,7 @@ class Connection {
         };
         this.socket.onclose = ({ code, reason }) => {
           if (complete && this.finished && code === 1000) return resolveClosed();
-          const error = new Error(failure ?? (complete ? this.reason(complete) : reason || this.reason(complete)));
+          const error = new Error(failure ?? this.reason(complete, reason));
           reject(error);
           rejectClosed(error);
         };
@@ -39,8 +39,9 @@ class Connection {
   }
 
   // A browser says nothing about why a connection failed.
-  reason(complete) {
+  reason(complete, said) {
     if (complete) return "The server ended the recording. The text so far is kept.";
+    if (said) return said;
     if (this.opened) return "The connection was lost. The text so far is kept; start again to go on.";
     return "No connection. Does the server run, and does it ask for an access token (see Settings)?";
   }
