@@ -1,6 +1,7 @@
 """ESPnet's own tasks as baselines: the transducer loss they import, their decoding's output, all stages of a CTC."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_what_is_wrong_is_said_in_one_line(run_driver, recipe, wrong, message):
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("corpus", ["an4", "mini_espeak"])
+@pytest.mark.parametrize("corpus", ["an4", "librispeech", "mboshi", "mini_espeak"])
 @pytest.mark.parametrize("script", ["run.sh", "run_espnet.sh"])
 def test_recipes_give_options_that_the_driver_has(corpus, script):
     # The recipe's own options are read before --help.
@@ -209,12 +210,15 @@ def test_recipes_give_options_that_the_driver_has(corpus, script):
     assert done.returncode == 0 and f"usage: ./{script}" in done.stdout and "--train-set" in done.stdout, done.stderr
 
 
-def test_every_system_has_searches_and_both_recipes_have_every_system():
+def test_every_system_has_searches_and_all_sizes():
     shared, own = ROOT / "conf/espnet", ROOT / "egs2/an4/speechllm_xl1/conf/espnet"
-    systems = {path.stem[: -len("_tiny")][len("train_") :] for path in shared.glob("train_*_tiny.yaml")}
-    assert systems == {path.stem[: -len("_an4")][len("train_") :] for path in own.glob("train_*_an4.yaml")}
-    assert len(systems) == 4
-    for system in systems:
+    sizes = {"tiny": shared, "paper": shared, "an4": own}
+    found = {
+        size: {path.stem[: -len(size) - 1].removeprefix("train_") for path in folder.glob(f"train_*_{size}.yaml")}
+        for size, folder in sizes.items()
+    }
+    assert found["tiny"] == found["paper"] == found["an4"] and len(found["tiny"]) == 4
+    for system in found["tiny"]:
         assert list(shared.glob(f"decode_{system}_*.yaml")), system
     for path in (*shared.glob("train_*.yaml"), *own.glob("train_*.yaml")):
         # Averages of several criteria or sizes would leave it open which weights are decoded.
@@ -222,3 +226,15 @@ def test_every_system_has_searches_and_both_recipes_have_every_system():
         assert len(settings["best_model_criterion"]) == 1 and isinstance(settings["keep_nbest_models"], int), path
         steps = settings["scheduler_conf"].get("warmup_steps_list")
         assert steps is None or steps[-1] >= 100 * settings["max_epoch"], path
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/espnet/train_*_paper.yaml")), ids=lambda path: path.stem)
+def test_models_for_librispeech_have_the_parameters_that_they_name(path, tmp_path):
+    from espnet2.tasks.asr import ASRTask
+
+    pieces = ["<blank>", "<unk>", *(f"piece{number}" for number in range(4999)), "<sos/eos>"]
+    (tmp_path / "tokens.txt").write_text("\n".join(pieces))
+    args = ASRTask.get_parser().parse_args(["--config", str(path), "--token_list", str(tmp_path / "tokens.txt")])
+    model = ASRTask.build_model(args)
+    (millions,) = re.findall(r"(\d+) M parameters", path.read_text())
+    assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == int(millions)

@@ -43,15 +43,22 @@ def test_all_stages(tree, tmp_path):
     recipe = tmp_path / RECIPE
     shutil.copytree(ROOT / RECIPE, recipe)
     (tmp_path / "egs2/TEMPLATE").symlink_to(ROOT / "egs2/TEMPLATE")  # the driver follows it to the repository
-    done = subprocess.run(
-        ["./run.sh", "--downloads", tree, "--data-opts", "--train 100", "--train-set", "train_100", "--nj", "1",
-         "--test-sets", "test_clean test_other", "--searches", "alsd", "--beam-size", "2", "--longform-factors", "2",
-         "--vocab-size", "80", "--aligner-vocab-size", "60",
-         "--train-config", MICRO / "train_micro.yaml", "--aligner-config", MICRO / "train_aligner_micro.yaml",
-         "--train-args", "--max_epoch 1", "--aligner-args", "--max_epoch 1"],
-        cwd=recipe, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    data = ["--downloads", tree, "--data-opts", "--train 100", "--train-set", "train_100", "--nj", "1",
+            "--test-sets", "test_clean test_other", "--vocab-size", "80"]  # fmt: skip
+
+    def run(*command):
+        done = subprocess.run(
+            command, cwd=recipe, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    done = run(
+        "./run.sh", *data, "--searches", "alsd", "--beam-size", "2", "--longform-factors", "2",
+        "--aligner-vocab-size", "60",
+        "--train-config", MICRO / "train_micro.yaml", "--aligner-config", MICRO / "train_aligner_micro.yaml",
+        "--train-args", "--max_epoch 1", "--aligner-args", "--max_epoch 1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "note: train-clean-100 has 16 utterances, the official one 28539" in done.stdout
     assert len(read_table(recipe / "dump/raw/train_100_sp/text")) == 3 * 16
     assert len(read_table(recipe / "dump/raw/dev/text")) == 6  # clean and other, for validation
@@ -60,3 +67,11 @@ def test_all_stages(tree, tmp_path):
     found = {(search, name): int(count) for search, name, count in rows}
     expected = {"dev": 6, "test_clean": 4, "test_other": 4, "test_clean_2x": 2, "test_other_2x": 2}
     assert found == {("alsd", name): count for name, count in expected.items()}
+
+    run(
+        "./run_espnet.sh", *data, "--asr-config", MICRO / "train_asr_ctc_micro.yaml",
+        "--inference-configs", "decode_asr_ctc_greedy.yaml", "--asr-args", "--max_epoch 1",
+    )  # fmt: skip
+    text = (recipe / "RESULTS.md").read_text()
+    for name in ("dev", "test_clean", "test_other"):
+        assert f"|decode_greedy/{name}|{expected[name]}|" in text  # the same sets, in the same results

@@ -7,15 +7,8 @@
 #                                                        the 100 hours of train-clean-100; the batches of eight GPUs on one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=egs2/librispeech/speechllm_xl1/local/corpus.sh
+. local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/speechllm_xl.sh \
-  --train-set train_960 \
-  --valid-set dev \
-  --test-sets "dev_clean dev_other test_clean test_other" \
-  --speed-perturb "0.9 1.0 1.1" \
-  --token-type unigram \
-  --vocab-size 5000 \
-  --aligner-token-type unigram \
-  --aligner-vocab-size 5000 \
-  --train-config train_paper.yaml \
-  "$@"
+../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_paper.yaml \
+  --aligner-token-type unigram --aligner-vocab-size 5000 "$@"
