@@ -136,6 +136,11 @@ def normalise_text(text):
     return unicodedata.normalize("NFC", text)
 
 
+def read_text(path):
+    """:func:`read_table` of texts, in Unicode NFC as hypotheses are; in a foreign dump marks may stand apart."""
+    return {utterance: normalise_text(text) for utterance, text in read_table(path, empty_values=True).items()}
+
+
 def spk2utt(utt2spk):
     """``{speaker: "utt1 utt2 ..."}`` with the utterances in C order."""
     speakers = {}

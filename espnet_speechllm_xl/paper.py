@@ -46,6 +46,7 @@ class Corpus:
     without: list = field(default_factory=list)  # systems whose rows are left out
     without_searches: list = field(default_factory=list)  # searches whose rows are left out
     report: str = "TABLES.md"  # beside the records
+    is_the_papers: bool = False  # that the paper's figures are of
 
     def set_name(self, column):
         """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
@@ -211,9 +212,15 @@ class Plan:
         return sorted({int(match[1] or 1) for match in map(form.fullmatch, names) if match})
 
     def decoded(self, system, search, dataset, seed=1):
-        """The directory of a decoded set, or None where it is not there, or not whole."""
-        directory = self.model(system, seed) / f"decode_{search}" / dataset
-        return directory if (directory / "decode.json").is_file() and (directory / "text").is_file() else None
+        """The directory of a decoded set, or None where it is not there, not whole, or of weights before a training
+        that went on."""
+        model = self.model(system, seed)
+        directory = model / f"decode_{search}" / dataset
+        summary = directory / "decode.json"
+        if not summary.is_file() or not (directory / "text").is_file():
+            return None
+        newer = [path for path in model.glob("valid.*.ave.pth") if path.stat().st_mtime_ns > summary.stat().st_mtime_ns]
+        return None if newer else directory
 
     def state(self, system, seed=1, search=None):
         """The :class:`State` of a training; ``search``: which of its decodings count, None: all."""
@@ -221,7 +228,17 @@ class Plan:
         pairs = self.decodings(system, search)
         decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
         config = read_config(directory)
-        return State(len(read_train_log(directory)), config and config.get("max_epoch"), decoded, len(pairs))
+        epochs = config and self.max_epoch(system, config.get("max_epoch"))
+        return State(len(read_train_log(directory)), epochs, decoded, len(pairs))
+
+    def max_epoch(self, system, trained_for):
+        """How many epochs a training is to have: those it was ``trained_for``, or more if the YAML has more now."""
+        named = re.findall(r"--max_epoch[ =](\d+)", self._train_args(system))
+        return max([*filter(None, [trained_for]), *map(int, named[-1:])], default=None)
+
+    def _train_args(self, system):
+        own = self.systems[system].train_args, self.corpus.system_args.get(system)
+        return " ".join(filter(None, [self.corpus.train_args, *own]))
 
     def preparation(self, extra=()):
         """Command (list) for what all trainings share: data, tokens, aligner, alignments."""
@@ -233,8 +250,7 @@ class Plan:
         """Command (list) that trains and decodes; run again, it goes on where it was.  ``extra``: more options."""
         one = self.systems[system]
         longform = any(joined(dataset) for _, dataset in self.decodings(system))
-        own_args = self.corpus.system_args.get(system)
-        train_args = " ".join(filter(None, [self.corpus.train_args, one.train_args, own_args, f"--seed {seed}"]))
+        train_args = f"{self._train_args(system)} --seed {seed}".strip()
         decode, form = one.decode_option
         searches = " ".join(form.replace("{search}", search) for search in self.searches(system))
         return [
@@ -248,6 +264,8 @@ def check_extra(options):
     """Raises UserError for an option of the recipes' scripts that the rows set themselves, and for no option."""
     if options and not options[0].startswith("--"):
         raise UserError(f"'{options[0]}' is no option: what is for the recipe's scripts goes after --, as --name value")
+    if "--dumpdir" in options:
+        raise UserError("--dumpdir: the tables are scored against the recipe's own dump: give --kaldi-data DIR/raw")
     for option in options:
         if option.removeprefix("--").replace("_", "-") in OWN_OPTIONS and option.startswith("--"):
             raise UserError(f"{option} is set by the rows: leave it out, or change it in {PLAN.name}")

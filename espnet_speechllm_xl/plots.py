@@ -246,7 +246,7 @@ def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="
     rates = [value.value for values in series.values() for value in values if value is not None]
     _finish_rates(panel, title, ylabel, rates)
     if series:
-        _without_math(panel.legend(fontsize=8))
+        _without_math(figure.legend(loc="outside lower center", ncols=min(2, len(series)), fontsize=8))
     return _save(figure, path)
 
 
@@ -258,7 +258,7 @@ def plot_systems(path, points, title="", ylabel="WER (%)"):
     """
     figure, (panel,) = _figure(max(5.5, 0.5 * len(points)), 5.5)
     ticks, place = [], 0
-    for row, (latency, group) in enumerate(itertools.groupby(sorted(points, key=_latency), _latency)):
+    for row, (latency, group) in enumerate(by_latency(points)):
         if place:
             panel.axvline(place - 1, color="grey", linestyle=":")
         drawn = [(place + beside, label, value) for beside, (label, _, value) in enumerate(group)]
@@ -275,8 +275,13 @@ def plot_systems(path, points, title="", ylabel="WER (%)"):
     return _save(figure, path)
 
 
-def _latency(point):
-    return round(point[1], 2)
+def by_latency(points):
+    """``[(latency in seconds, points)]`` in order, of the points of :func:`plot_systems`."""
+
+    def latency(point):
+        return round(point[1], 2)
+
+    return [(value, list(group)) for value, group in itertools.groupby(sorted(points, key=latency), latency)]
 
 
 def _draw_intervals(panel, points, label, row, line):

@@ -93,12 +93,14 @@ class Records:
             return self.plan.state(system, seed, search)
         record, wanted = self.get(system, seed), self.plan.decodings(system, search)
         decoded = sum("/".join(pair) in record.decoded for pair in wanted)
-        return State(len(record.epochs), record.max_epoch, decoded, len(wanted))
+        epochs = self.plan.max_epoch(system, record.max_epoch) if record.epochs else record.max_epoch
+        return State(len(record.epochs), epochs, decoded, len(wanted))
 
     def update(self, system, seed):
         """Write the record of a training that is in ``exp/``.
 
-        What is not there is kept from the record before, unless that is of another training of the same name.
+        What is not there is kept from the record before, unless that is of another training of the same name; its
+        decodings are not kept when the training went on since.
         """
         directory, old = self.plan.model(system, seed), self.get(system, seed)
         if not directory.is_dir():
@@ -111,7 +113,7 @@ class Records:
         except UserError as error:
             self.problems.append(f"{directory.name}: {error}")
         record = Record() if _is_another(old, described, epochs) else old
-        decoded = dict(record.decoded)
+        decoded = {} if len(epochs) > len(record.epochs) else dict(record.decoded)
         for search, dataset in self.plan.decodings(system):
             found = self._decoded(system, seed, search, dataset)
             if found is not None:
@@ -250,7 +252,9 @@ def timing(config):
         # ESPnet's count frames behind their subsampling to 25 Hz; defaults of its ContextualBlock encoders.
         size, hop, ahead = (conf.get(name, default) for name, default in
                             (("block_size", 40), ("hop_size", 16), ("look_ahead", 16)))  # fmt: skip
-        encoder = EncoderConfig(segment=hop, left_context=size - hop - ahead, right_context=ahead)
+        seconds = timeline.FRAME_SECONDS
+        # Nothing comes out before the whole first block is in, which reaches further back than the later ones' hop.
+        return Timing(hop * seconds, ahead * seconds, None, None, size * seconds)
     else:
         encoder = EncoderConfig(segment=None, left_context=0, right_context=0)
     segment, ahead = timeline.chunk_seconds(encoder.segment), encoder.right_context * timeline.FRAME_SECONDS

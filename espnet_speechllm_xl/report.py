@@ -16,7 +16,7 @@ from pathlib import Path
 from . import metrics, plots
 from .errors import UserError
 from .io import atomic_write
-from .kaldi import Joined, joined, normalise_text, read_table
+from .kaldi import Joined, joined, read_table, read_text
 from .score_dirs import KINDS, score_set
 from .train_log import read_train_log, training_summary
 
@@ -206,19 +206,14 @@ def read_decoded(directory, dump):
     source = _reference_dir(dump, directory.name)
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
-    info, references = read_info(directory / "decode.json"), read_table(source / "text")
+    info, references = read_info(directory / "decode.json"), read_text(source / "text")
     counted = info["utterances"] + info.get("failed", 0) if "utterances" in info else len(references)
     if counted != len(references):
         raise UserError(
             f"{directory}: {counted} utterances were decoded, {source} has {len(references)}: "
             "the data was made anew since; run the decode stage again, or remove the directory"
         )
-    return _nfc(references), _nfc(read_table(directory / "text")), read_table(source / "utt2spk"), info
-
-
-def _nfc(table):
-    """A table of texts in Unicode NFC, as hypotheses are; a dump of others may have marks apart from their letters."""
-    return {name: normalise_text(text) for name, text in table.items()}
+    return references, read_text(directory / "text"), read_table(source / "utt2spk"), info
 
 
 def score_decoded(directory, dump):

@@ -89,10 +89,11 @@ def blocks(trainings, by_speaker=True):
     return Blocks(unit, names, errors, words)
 
 
-def regrouped(utterances, parts):
+def regrouped(utterances, parts, between=0):
     """What joined recordings count when their utterances are recognised one by one.
 
-    ``utterances``: ``{utterance: (errors, words, speaker)}``; ``parts``: ``{recording: [utterances]}``.  Returns
+    ``utterances``: ``{utterance: (errors, words, speaker)}``; ``parts``: ``{recording: [utterances]}``; ``between``:
+    symbols between the texts of two utterances (characters: their blank), which are right.  Returns
     ``{recording: (errors, words, speaker of its first utterance)}``; raises UserError when an utterance is missing.
     """
     absent = sorted({name for names in parts.values() for name in names} - set(utterances))
@@ -101,7 +102,7 @@ def regrouped(utterances, parts):
     return {
         recording: (
             sum(utterances[name][0] for name in names),
-            sum(utterances[name][1] for name in names),
+            sum(counts := [utterances[name][1] for name in names]) + between * max(0, sum(map(bool, counts)) - 1),
             utterances[names[0]][2],
         )
         for recording, names in parts.items()

@@ -20,10 +20,11 @@ from .train_log import training_summary
 FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
 FEWEST_SEEDS = 3
 
-INTRODUCTION = """
+OTHER_CORPUS = """
 The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
 their order and their ratios, not for their size. Models, batches and hours of speech are smaller here as well.
-
+"""
+INTRODUCTION = """
 Error rates in percent with 95 % intervals in brackets, from {draws} bootstrap draws of the test set: of speakers where
 a set has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
@@ -32,7 +33,8 @@ differences are findings: the interval is without 0, both systems were trained w
 seed of one is within the range of the other's. All others show no order.
 
 parameters: those of the whole model. segment, look-ahead: of the encoder. latency: worst case of the algorithm,
-max(segment, chunk) + look-ahead + label delay. RTF: decoding time / duration of the audio, on the first test column.
+max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
+time / duration of the audio, on the first test column.
 """
 
 
@@ -78,8 +80,18 @@ class Results:
                 self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def _averaged(self, system, search, dataset, unit, by_speaker):
-        found = {seed: record.decoded.get(f"{search}/{dataset}") for seed, record in self.trainings(system).items()}
+    def compared(self, row, reference, column, unit):
+        """The :class:`Cell` of each of two rows, None where one is missing; of one system only the seeds of both."""
+        ours, theirs = cells = [self.cell(one, column, unit) for one in (row, reference)]
+        if None in cells or row.system != reference.system or ours.rates.keys() == theirs.rates.keys():
+            return cells
+        seeds, dataset = ours.rates.keys() & theirs.rates.keys(), self.plan.corpus.set_name(column)
+        alone = joined(column) is None
+        return [self._averaged(one.system, one.search, dataset, unit, alone, seeds) for one in (row, reference)]
+
+    def _averaged(self, system, search, dataset, unit, by_speaker, seeds=None):
+        trainings = {seed: one for seed, one in self.trainings(system).items() if seeds is None or seed in seeds}
+        found = {seed: record.decoded.get(f"{search}/{dataset}") for seed, record in trainings.items()}
         found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
         if not found:
             return None
@@ -110,7 +122,8 @@ class Results:
             if not parts or not found:
                 return None
             sides = [[pair[side].counts[unit] for pair in found.values()] for side in (0, 1)]
-            sides[1] = [significance.regrouped(counts, parts) for counts in sides[1]]
+            between = int(unit == "characters")
+            sides[1] = [significance.regrouped(counts, parts, between) for counts in sides[1]]
             long, short = (significance.blocks(side, by_speaker=False) for side in sides)
             rates = [{seed: pair[side].rate(unit) for seed, pair in found.items()} for side in (0, 1)]
             return significance.difference(long, short), *rates
@@ -188,7 +201,7 @@ def difference_table(results, table, unit):
     for row in (row for row in table.rows if row is not reference):
         cells = []
         for column in table.sets:
-            ours, theirs = (results.cell(one, column, unit) for one in (row, reference))
+            ours, theirs = results.compared(row, reference, column, unit)
             if ours is None or theirs is None:
                 cells.append("missing")
                 continue
@@ -295,15 +308,16 @@ def _notes(results, table):
     """What the intervals are made of, and what is doubtful about the sets."""
     lines, parts = [], []
     for column in table.sets:
-        cells = [cell for cell in (results.cell(row, column) for row in table.rows) if cell]
+        found = {row.name: results.cell(row, column) for row in table.rows}
+        cells = [cell for cell in found.values() if cell]
         name = results.plan.corpus.set_name(column)
         if cells:
             count, unit = len(cells[0].blocks.names), cells[0].blocks.unit
             few = f" (fewer than {FEWEST_BLOCKS}: do not rely on it)" if count < FEWEST_BLOCKS else ""
             parts.append(f"{name} {int(cells[0].blocks.words.sum())} words in {count} {unit}s{few}")
-        missing = sum(cell.missing for cell in cells)
-        if missing:
-            lines.append(f"{name}: {missing} utterances without hypothesis count as deletions.")
+        for row, cell in found.items():
+            if cell and cell.missing:
+                lines.append(f"{name}, {row}: {cell.missing} utterances without hypothesis count as deletions.")
     return ([f"Blocks of the intervals: {'; '.join(parts)}."] if parts else []) + lines
 
 
@@ -385,7 +399,8 @@ def write_tables(plan, records, out, command=None, date=None):
     """
     out, results = Path(out), Results(plan, records)
     images = out.parent / "images" / out.stem.lower()  # and what follows
-    introduction = INTRODUCTION.format(
+    introduction = "" if plan.corpus.is_the_papers else OTHER_CORPUS
+    introduction += INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
     lines = [introduction.rstrip(), *report.made_lines(command, date)]

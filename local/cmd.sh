@@ -158,13 +158,13 @@ _run_local() (
 # _slurm_options: one option a line, from conf/slurm.conf, for kind and gpus of the caller.
 _slurm_options() {
   local label options
-  while read -r label options; do
+  while read -r label options || [ -n "$label" ]; do # the last line may lack its end
     case $label in
       all | "$kind") ;;
       gpu) [ "$gpus" -gt 0 ] || continue ;;
       *) continue ;;
     esac
-    printf '%s\n' "${options//GPUS/$gpus}" | tr -s ' \t' '\n'
+    [ -z "$options" ] || printf '%s\n' "${options//GPUS/$gpus}" | tr -s ' \t' '\n'
   done <"$slurm_conf"
 }
 

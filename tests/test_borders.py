@@ -88,6 +88,11 @@ def test_report(tmp_path, capsys):
     write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": math.inf}}))
     assert border_report.main(options) == 1
     assert "was decoded without chunks" in capsys.readouterr().err
+    write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": 0.64}}))
+    for path in (decoded / "text", dump / "text", dump / "ref.ctm"):
+        path.write_text(path.read_text().replace("four", "fou\u0301r" if path.parent == dump else "fo\u00far"))
+    assert border_report.main(options) == 0  # composed or not
+    assert "|all|4|25.00|0.00|" in capsys.readouterr().out
     (dump / "ref.ctm").unlink()
     assert border_report.main(options) == 1
     assert "ref.ctm" in capsys.readouterr().err

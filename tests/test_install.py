@@ -429,6 +429,14 @@ def test_slurm_array_gets_options_and_runs_every_shard(tmp_path, slurm):
     done = run_shell("decode_cmd 2 logs/d.JOB.log bash -c '[ JOB = 1 ]'", tmp_path, **slurm)
     assert done.returncode == 1 and "1 of 2 jobs failed (2)" in done.stderr
     assert not any(re.match("--gres", option) for option in (tmp_path / "args").read_text().splitlines())
+    # No empty argument for a kind without options, and the last line counts without its end.
+    (tmp_path / "own.conf").write_text("all --mem=8G\ndecode\ngpu --gres=gpu:GPUS")
+    done = run_shell(
+        "decode_cmd --gpus 1 2 logs/e.JOB.log true", tmp_path, slurm_conf=str(tmp_path / "own.conf"), **slurm
+    )
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "args").read_text().splitlines()
+    assert {"--mem=8G", "--gres=gpu:1"} <= set(asked) and "" not in asked
 
 
 def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):

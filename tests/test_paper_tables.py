@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 
 from espnet_speechllm_xl import metrics, paper, plots, records, tables
@@ -406,6 +407,7 @@ def test_failures_of_the_runs_are_named(recipe, capsys):
         (["--seeds", "0"], "--seeds '0'"),
         (["4"], "'4' is no option"),
         (["--", "--train-args", "--seed 5"], "--train-args is set by the rows"),
+        (["--", "--dumpdir", "dump"], "--dumpdir: the tables are scored against the recipe's own dump"),
         (["--directory", "/none/there"], "/none/there does not exist"),
     ],
 )
@@ -470,6 +472,7 @@ def test_tables(recipe, capsys):
     # A row's state is that of its own search: the sets which lack are the other row's.
     states = "seed 1: decoded; seed 2: epoch 2/2, decoded {0} sets; seed 3: epoch 2/2, decoded {0} sets"
     assert fifth["XL"][0][2] == states.format("0 of 1") and rates[4] == states.format("1 of 3")
+    assert "The corpus here is not the paper's" in text
     for number in ("I", "IV", "V"):
         assert (recipe / f"exp/images/tables_{number}.png").read_bytes().startswith(PNG)
         assert f"(images/tables_{number}.png)" in text
@@ -583,6 +586,62 @@ def test_a_training_of_the_same_name_replaces_the_recorded_one(recipe):
     assert records.read_record(kept).decoded == {} and records.read_record(kept).epochs
 
 
+def test_weights_of_more_epochs_are_decoded_anew(recipe, capsys):
+    for dataset in ("dev", "eval", "eval_2x"):
+        plant(recipe, "xl_tiny", "alsd", dataset, lambda index: 1)
+    weights = recipe / "exp/xl_tiny/valid.acc.ave.pth"
+    torch.save({"weight": torch.ones(2)}, weights)
+    made = (recipe / "exp/xl_tiny/decode_alsd/dev/decode.json").stat().st_mtime_ns
+    os.utime(weights, ns=(made, made))
+    assert command(recipe, "--report") == 0
+    assert command(recipe, "--list", "--row", "1.28 s") == 0
+    assert "  decoded\n" in capsys.readouterr().out
+    # Three epochs, and nothing decoded since: neither the sets nor their record are the model's any more.
+    plant(recipe, "xl_tiny", "alsd", "dev", lambda index: 2, {**EMFORMER, "max_epoch": 3}, epochs=3)
+    summary = write(recipe / "exp/xl_tiny/decode_alsd/dev/decode.json", '{"audio_seconds": 100.0, "seconds": 6.0}')
+    later = summary.stat().st_mtime_ns
+    os.utime(weights, ns=(later, later))
+    for dataset in ("eval", "eval_2x"):
+        os.utime(recipe / "exp/xl_tiny/decode_alsd" / dataset / "decode.json", ns=(made, made))
+    assert command(recipe, "--list", "--row", "1.28 s") == 0
+    assert "epoch 3/3, decoded 1 of 3 sets" in capsys.readouterr().out
+    assert command(recipe, "--report") == 0
+    decoded = records.read_record(recipe / "exp/records/xl_tiny.json").decoded
+    assert list(decoded) == ["alsd/dev"] and decoded["alsd/dev"].rate() == 20.0
+
+
+def test_a_plan_of_more_epochs_trains_on(recipe, capsys):
+    for dataset in ("dev", "eval"):
+        plant(recipe, "xl_tiny_c16", "alsd", dataset, lambda index: 1)
+    assert command(recipe, "--report") == 0
+    path = recipe.parent / "plan.yaml"
+    path.write_text(path.read_text("utf-8").replace("train_args: --max_epoch 2", "train_args: --max_epoch 5"), "utf-8")
+    assert command(recipe, "--list", "--row", "0.64 s") == 0
+    (recipe / "exp/xl_tiny_c16").rename(recipe.parent / "gone")  # and of its record
+    assert command(recipe, "--list", "--row", "0.64 s") == 0
+    assert capsys.readouterr().out.count("epoch 2/5, decoded 2 of 2 sets") == 2
+
+
+def test_searches_of_one_system_are_compared_on_the_same_trainings(recipe):
+    path = recipe.parent / "plan.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("search: greedy, paper: [3.6/8.8]", "search: greedy"), encoding="utf-8")
+    plan = paper.Plan("toy", path)
+    for seed, wrong in (("", 1), ("_s2", 2), ("_s3", 9)):
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index, wrong=wrong: wrong)
+        if wrong < 9:  # the third has not been decoded by this search
+            plant(recipe, f"xl_tiny{seed}", "greedy", "eval", lambda index, wrong=wrong: wrong + 1)
+    kept = records.Records(plan, recipe / "records")
+    for seed in (1, 2, 3):
+        kept.update("xl", seed)
+    results = tables.Results(plan, kept)
+    beam = plan.tables["I"].row("1.28 s")
+    greedy = dataclasses.replace(beam, search="greedy")
+    ours, theirs = results.compared(greedy, beam, "test", "words")
+    assert ours.blocks.rate - theirs.blocks.rate == pytest.approx(10) and {*theirs.rates} == {1, 2}
+    assert results.cell(beam, "test").blocks.rate == pytest.approx(40)
+
+
 def test_rows_of_other_references_are_not_compared(recipe, capsys):
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
     plant(recipe, "ctc_tiny", "greedy", "eval", lambda index: 2)
@@ -659,7 +718,7 @@ def test_missing_hypotheses_are_counted(recipe):
     command(recipe, "--report")
     text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     assert rows_of(text, "I")["1.28 s"][0][3].startswith("2.5 [")
-    assert "eval: 1 utterances without hypothesis count as deletions." in text
+    assert "eval, 1.28 s: 1 utterances without hypothesis count as deletions." in text
 
 
 def test_findings_want_three_seeds_and_seeds_apart():
@@ -679,7 +738,7 @@ def test_findings_want_three_seeds_and_seeds_apart():
         ({**EMFORMER, "chunking_conf": {"chunk": None, "context": None}}, (0.64, 0.24, math.inf, math.inf, math.inf)),
         (
             {"encoder": "contextual_block_conformer", "encoder_conf": {"look_ahead": 8}},
-            (0.64, 0.32, None, None, 0.96),
+            (0.64, 0.32, None, None, 1.6),
         ),
         ({"encoder": "vgg_rnn", "encoder_conf": {}}, (math.inf, 0, None, None, math.inf)),
     ],
@@ -712,6 +771,8 @@ def test_plots(tmp_path):
     assert path.read_bytes().startswith(PNG)
     points = [("LAS", math.inf, value), ("CTC", 1.52, bare), ("XL", 1.52, value)]
     worse = [*points, ("non-streaming", math.inf, Interval(70.0, 69.0, 71.0)), ("best", 0.56, Interval(0.1, 0.0, 0.2))]
+    groups = [(1.52, ["CTC", "XL"]), (math.inf, ["LAS"])]
+    assert [(latency, [name for name, _, _ in group]) for latency, group in plots.by_latency(points)] == groups
     for name, chosen in (("b", points), ("c", points[:1]), ("d", points[1:]), ("e", worse)):
         assert plots.plot_systems(tmp_path / f"{name}.png", chosen, "V").read_bytes().startswith(PNG)
 

@@ -115,5 +115,9 @@ def test_utterances_regrouped_as_they_were_joined():
         "a-x2": (3.5, 17, "x"),
         "c-x2": (0, 3, "x"),
     }
+    # Characters: the blank between two texts is one more, not beside a text that is empty.
+    characters = {**counts, "e": (0, 0, "x")}
+    joined = significance.regrouped(characters, {"a-x3": ["a", "e", "b"], "e-x1": ["e"]}, between=1)
+    assert joined == {"a-x3": (3.5, 18, "x"), "e-x1": (0, 0, "x")}
     with pytest.raises(UserError, match="hold d, which were not scored alone"):
         significance.regrouped(counts, {"a-x2": ["a", "d"]})

@@ -55,12 +55,12 @@ def report(decoded, dump, times, chunk, near):
     """Lines of Markdown about a decoded set, and the number of utterances counted; raises UserError or OSError."""
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.borders import border_errors
-    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.kaldi import read_text
     from espnet_speechllm_xl.timeline import chunk_seconds
 
     chunk = chunk_of_decoded(decoded) if chunk is None else chunk
-    references = read_table(dump / "text")
-    found = border_errors(references, read_table(decoded / "text"), times, chunk, near)
+    references = read_text(dump / "text")
+    found = border_errors(references, read_text(decoded / "text"), times, chunk, near)
     lines = ["|word|words|deleted (%)|substituted (%)|", "|---|---|---|---|"]
     for name, counts in [*found.counts.items(), ("all", sum(found.counts.values(), start=metrics.Counts()))]:
         shares = (f"{counts.percent(part):.2f}" for part in (counts.deletions, counts.substitutions))
@@ -82,7 +82,7 @@ def model_report(model, dump, times, chunk, near, device):
     from espnet_speechllm_xl.borders import unusable
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
-    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.kaldi import read_table, read_text
     from espnet_speechllm_xl.timeline import chunk_seconds
 
     speech2text = Speech2Text.from_pretrained(model, device, ctc_weight=0.0)
@@ -92,7 +92,7 @@ def model_report(model, dump, times, chunk, near, device):
     chunking = chunking if chunk is None else chunking.resized(chunk)
     if not 0 < near < chunking.chunk:
         raise UserError(f"{near} frames near a border do not fit into a chunk of {chunking.chunk}: give fewer")
-    texts, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
+    texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
         timed = times.get(utterance)

@@ -36,6 +36,7 @@ def main(args):
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
         return 0
+    (out / "decode.json").unlink(missing_ok=True)  # what is decoded anew is not done before its end
     title = f"decode {dump.name}"
     results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
     if args.shard:

@@ -72,10 +72,10 @@ def main(args):
     from espnet_speechllm_xl import delay_reports, jobs, latency
     from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.kaldi import read_table, read_text
 
     dump, out = Path(args.dump), Path(args.out)
-    texts, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
+    texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     if not audio or not set(audio) <= set(texts):
         raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
     reference, times = _reference(args.reference, dump)

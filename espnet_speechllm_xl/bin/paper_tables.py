@@ -15,7 +15,7 @@ from pathlib import Path
 from espnet_speechllm_xl.errors import UserError
 
 PROGRAM = "paper_tables.sh"
-PATHS = ("--downloads", "--kaldi-data", "--dumpdir", "--hf-tokenizer")  # options of the recipes
+PATHS = ("--downloads", "--kaldi-data", "--hf-tokenizer")  # options of the recipes
 
 
 def get_parser():

@@ -137,10 +137,11 @@ decode() {
   parts=$out/.parts
   stamp=$(checksum "$weights" "$config" "$dump/$set/wav.scp")\ $inference_args
   if [ -f "$out/decode.json" ] && [ "$(cat "$out/.done" 2>/dev/null)" = "$stamp" ]; then
+    touch "$out/decode.json" # of weights that may have been written again, equal
     log "$out was decoded before by the same weights and settings"
     return
   fi
-  rm -rf "$out/.done" "$parts"
+  rm -rf "$out/.done" "$out/decode.json" "$parts"
   mkdir -p "$parts" "$out/log"
   jobs=$(wc -l <"$dump/$set/wav.scp")
   [ "$jobs" -le "$nj" ] || jobs=$nj

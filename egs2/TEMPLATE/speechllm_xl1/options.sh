@@ -102,12 +102,12 @@ conf() {
   die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}"
 }
 
-# lock DIR: one process trains there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).
+# lock DIR: one process works there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).
 lock() {
   command -v flock >/dev/null || return 0
   mkdir -p "$1"
   exec 9>"$1/.lock"
-  flock -n 9 || { log "another process trains $1: waiting for its end"; flock 9; }
+  flock -n 9 || { log "another process works on $1: waiting for its end"; flock 9; }
 }
 unlock() { exec 9>&-; }
 

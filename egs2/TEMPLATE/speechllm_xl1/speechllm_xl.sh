@@ -105,6 +105,9 @@ aligner=$expdir/$aligner_tag
 model=$expdir/$tag
 aligned=$model/aligned
 
+# Recipes side by side want the same data.
+[ "$stage" -gt 4 ] || lock data
+
 if runs 1; then
   if [ -n "$kaldi_data" ]; then
     for set in $train_set $valid_set $test_sets; do
@@ -146,6 +149,7 @@ if runs 4; then
   make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
   [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size"
 fi
+unlock
 
 # train_model COMMAND CONFIG TOKENS OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or
 # empty.
