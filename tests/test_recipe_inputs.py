@@ -182,7 +182,7 @@ def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
             time.sleep(0.05)
         second = subprocess.run(["bash", script, "second", "0"], **run, check=True)
         assert first.wait() == 0
-    assert "another process trains exp/model: waiting for its end" in second.stdout
+    assert "another process works on exp/model: waiting for its end" in second.stdout
     assert (tmp_path / "order").read_text().split("\n")[:-1] == [
         "first begins", "first ends", "second begins", "second ends",
     ]  # fmt: skip
