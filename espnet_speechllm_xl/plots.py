@@ -246,7 +246,8 @@ def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="
     rates = [value.value for values in series.values() for value in values if value is not None]
     _finish_rates(panel, title, ylabel, rates)
     if series:
-        _without_math(figure.legend(loc="outside lower center", ncols=min(2, len(series)), fontsize=8))
+        columns = 2 if max(map(len, series)) < 30 else 1  # of the figure's width
+        _without_math(figure.legend(loc="outside lower center", ncols=columns, fontsize=8))
     return _save(figure, path)
 
 
