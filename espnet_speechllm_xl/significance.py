@@ -99,14 +99,12 @@ def regrouped(utterances, parts, between=0):
     absent = sorted({name for names in parts.values() for name in names} - set(utterances))
     if absent:
         raise UserError(f"joined recordings hold {some_names(absent)}, which were not scored alone: decode them again")
-    return {
-        recording: (
-            sum(utterances[name][0] for name in names),
-            sum(counts := [utterances[name][1] for name in names]) + between * max(0, sum(map(bool, counts)) - 1),
-            utterances[names[0]][2],
-        )
-        for recording, names in parts.items()
-    }
+    found = {}
+    for recording, names in parts.items():
+        errors, words, speakers = zip(*(utterances[name] for name in names), strict=True)
+        texts = sum(count > 0 for count in words)  # an empty one is joined without a blank
+        found[recording] = sum(errors), sum(words) + between * max(0, texts - 1), speakers[0]
+    return found
 
 
 def _reference(utterances, name):

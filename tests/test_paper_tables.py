@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from test_readme import DRIVER, ESPNET, SHARED, declared
 
 from espnet_speechllm_xl import metrics, paper, plots, records, tables
 from espnet_speechllm_xl.bin import paper_tables
@@ -165,19 +166,12 @@ CORPORA = [*yaml.safe_load(paper.PLAN.read_text(encoding="utf-8"))["corpora"]]
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_plan_of_the_repository(corpus):
     plan = paper.Plan(corpus)
-    template = ROOT / "egs2/TEMPLATE/speechllm_xl1"
-
-    def known(driver):
-        text = "".join((template / name).read_text(encoding="utf-8") for name in (driver, "options.sh"))
-        return set(
-            re.findall(r"^([a-z_]+)=", "".join(re.findall(r"# options begin(.*?)# options end", text, re.S)), re.M)
-        )
-
+    known = {driver: declared(driver) | declared(SHARED) for driver in (DRIVER, ESPNET)}
     tags = [plan.model(system).name for system in plan.systems]
     assert len(set(tags)) == len(tags)
     for system, one in plan.systems.items():
         options = {name.removeprefix("--").replace("-", "_") for name in plan.command(system)[1::2]}
-        assert options <= known("espnet_asr.sh" if one.script == "run_espnet.sh" else "speechllm_xl.sh"), system
+        assert options <= known[ESPNET if one.script == "run_espnet.sh" else DRIVER], system
         assert "{" not in " ".join(plan.command(system))
         for name in re.findall(r"train_\w+\.yaml", " ".join(one.options)):
             kind = "conf/espnet" if name.startswith("train_asr_") else "conf"
@@ -472,7 +466,6 @@ def test_tables(recipe, capsys):
     # A row's state is that of its own search: the sets which lack are the other row's.
     states = "seed 1: decoded; seed 2: epoch 2/2, decoded {0} sets; seed 3: epoch 2/2, decoded {0} sets"
     assert fifth["XL"][0][2] == states.format("0 of 1") and rates[4] == states.format("1 of 3")
-    assert "The corpus here is not the paper's" in text
     for number in ("I", "IV", "V"):
         assert (recipe / f"exp/images/tables_{number}.png").read_bytes().startswith(PNG)
         assert f"(images/tables_{number}.png)" in text
@@ -519,6 +512,10 @@ def test_tables_of_nothing(recipe):
     assert rows_of(text, "I")["1.28 s"][0] == ["2.5/6.9", "missing", "2.7/6.7", "missing", "missing"]
     assert rows_of(text, "III")["CTC"][1] == ["-52", "missing", "63", "missing", "-"]
     assert text.count("No plot yet") == 4
+    path = recipe.parent / "plan.yaml"
+    path.write_text(path.read_text("utf-8").replace("size: tiny", "size: tiny\n    is_the_papers: true"), "utf-8")
+    assert command(recipe, "--report") == 0
+    assert "The corpus here" in text and "The corpus here" not in (recipe / "exp/TABLES.md").read_text("utf-8")
     assert not (recipe / "exp/images").exists()
 
 
@@ -623,10 +620,7 @@ def test_a_plan_of_more_epochs_trains_on(recipe, capsys):
 
 
 def test_searches_of_one_system_are_compared_on_the_same_trainings(recipe):
-    path = recipe.parent / "plan.yaml"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("search: greedy, paper: [3.6/8.8]", "search: greedy"), encoding="utf-8")
-    plan = paper.Plan("toy", path)
+    plan = paper.Plan("toy", recipe.parent / "plan.yaml")
     for seed, wrong in (("", 1), ("_s2", 2), ("_s3", 9)):
         plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index, wrong=wrong: wrong)
         if wrong < 9:  # the third has not been decoded by this search
