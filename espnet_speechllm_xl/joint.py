@@ -24,7 +24,7 @@ from torch import nn
 
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc_prefix import Prefix
-from espnet_speechllm_xl.token_times import LOOKBACK
+from espnet_speechllm_xl.token_times import frames_back
 
 MARGIN = 12  # frames, 0.48 s
 
@@ -74,7 +74,7 @@ class JointDecoder:
         for request in requests:
             heard, inputs = chunks.get(id(request.frames), (None, None))
             steps.append(dataclasses.replace(request, row=request.row.past, frames=inputs))
-            prefixes.append(_advanced(request, heard))
+            prefixes.append(self._advanced(request, heard))
         results = self._model.decoder.extend(steps)
         return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]
 
@@ -85,13 +85,14 @@ class JointDecoder:
         scores = (1 - self._weight) * result.log_probs.double() + self._weight * (heard - counted)
         return dataclasses.replace(result, row=JointRow(result.row, prefix, heard), scores=scores)
 
-
-def _advanced(request, heard):
-    """The prefix behind a request; ``heard``: log-probabilities (c, V + 1) of its frames, if it has any."""
-    prefix = request.row.prefix
-    if request.frames is None:
-        return prefix.extend(request.token)
-    return Prefix.empty(heard) if prefix is None else prefix.grow(heard, max(LOOKBACK, len(heard)))
+    def _advanced(self, request, heard):
+        """The prefix behind a request; ``heard``: log-probabilities (c, V + 1) of its frames, if it has any."""
+        prefix = request.row.prefix
+        if request.frames is None:
+            return prefix.extend(request.token)
+        if prefix is None:
+            return Prefix.empty(heard)
+        return prefix.grow(heard, frames_back(len(heard), self._model.chunking.delay))
 
 
 class JointModel(nn.Module):

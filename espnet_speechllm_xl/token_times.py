@@ -1,10 +1,11 @@
 """When the tokens that the decoder wrote were said.
 
-The decoder says only in which chunk a token's (with ``unit: word`` its word's) last frame lies.  A model trained with
-an auxiliary CTC loss knows more: the tokens of a chunk are aligned by CTC Viterbi to the frames between the token
-before them, at most ``LOOKBACK`` or one chunk back, and the end of the chunk.  Without a CTC head, or where the frames
-are too few, they share the chunk evenly.  Times depend on nothing after the chunk, so with greedy search a stream gives
-what a file gives; with a beam it may settle a word before the others of its chunk, which decide its times as well.
+The decoder says only in which chunk a token's (with ``unit: word`` its word's) last frame lies, the label delay added.
+A model trained with an auxiliary CTC loss knows more: the tokens of a chunk are aligned by CTC Viterbi to the frames
+between the token before them, at most ``frames_back``, and the end of the chunk.  Without a CTC head, or where the
+frames are too few, they share the chunk, less the delay, evenly.  Times depend on nothing after the chunk, so with
+greedy search a stream gives what a file gives; with a beam it may settle a word before the others of its chunk, which
+decide its times as well.
 """
 
 import math
@@ -15,6 +16,11 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import AlignmentError, viterbi
 
 LOOKBACK = 25  # frames (1 s): a word may begin that long before the chunk in which it ends
+
+
+def frames_back(chunk, delay):
+    """How many frames before its chunk (``chunk`` frames; None: all) a token may have been said."""
+    return max(LOOKBACK, chunk or 0) + delay
 
 
 class TokenTimes:
@@ -52,8 +58,9 @@ class TokenTimes:
                 return self._aligned(tokens, window, end)
             except AlignmentError:
                 pass  # too few frames
-        begin = max(begin, after)
-        # Words that were settled before may have taken the whole chunk: then a frame.
+        delay = self._chunking.delay
+        begin, end = max(0, begin - delay, after), end - delay
+        # Words that were settled before, or the delay, may have taken the whole chunk: then a frame.
         width = (end - begin if begin < end else 1) / len(tokens)
         return [(begin + index * width, begin + (index + 1) * width) for index in range(len(tokens))]
 
@@ -71,8 +78,7 @@ class TokenTimes:
 
     def _window_start(self, chunk):
         begin, _ = timeline.chunk_span_frames(chunk, self._chunking.chunk, self.frames)
-        back = max(LOOKBACK, self._chunking.chunk or 0) + self._chunking.delay
-        return max(0, begin - back)
+        return max(0, begin - frames_back(self._chunking.chunk, self._chunking.delay))
 
 
 def hypothesis_spans(times, tokens, chunks, after=0.0):

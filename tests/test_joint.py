@@ -159,6 +159,34 @@ def test_a_word_that_both_chunks_leave_out_is_found(method):
     assert texts == {1e-9: (1,), 0.3: (0, 1)}
 
 
+class Due:
+    """Writes 0 in one chunk, with probability 0.9, and nothing in the others."""
+
+    vocabulary, eoc = 2, 2
+
+    def __init__(self, chunk):
+        self.chunk = chunk
+
+    def extend(self, requests):
+        due = [request.frames is not None and request.chunk == self.chunk for request in requests]
+        chances = [[0.9, 0.01, 0.09] if now else [0.01, 0.01, 0.98] for now in due]
+        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+
+
+@pytest.mark.parametrize("chunk, delay", [(6, 12), (6, 30), (16, 40)])
+def test_what_was_heard_is_known_until_its_delay_is_over(chunk, delay):
+    count, said = 6 * max(chunk, delay) // chunk, 2 * chunk
+    log_probs = torch.full((count * chunk, 3), 0.005)
+    log_probs[:, 2] = 0.99
+    log_probs[said] = torch.tensor([0.99, 0.005, 0.005])
+    decoder = JointDecoder(Heard(Due((said + delay) // chunk), delay), 0.3)
+    search = make_search(SearchConfig("chunk_sync", beam_size=8), decoder.initial_row(None), 2)
+    for index, frames in enumerate(log_probs.log().split(chunk), 1):
+        run([search.advance(frames, last=index == count)], decoder.extend)
+    (found, *_), *_ = run([search.finish()], decoder.extend)
+    assert found.tokens == (0,) and found.score > -1.2  # about -3 where CTC has forgotten it
+
+
 class Brief:
     """Says 0 less readily than nothing, and no more than once."""
 

@@ -41,6 +41,15 @@ def test_a_word_may_begin_before_its_chunk():
     assert hypothesis_spans(times, (0, 1, 2), (0, 1, 1)) == [(1.0, 3.0), (6.0, 9.0), (12.0, 13.0)]
 
 
+def test_the_label_delay_is_taken_off():
+    # Said in frames 0 to 5 and 18 to 23; the delay puts them two chunks later.
+    times = times_of("-" * 48, 6, head=False, delay=12)
+    assert hypothesis_spans(times, (0, 1, 2), (2, 5, 5)) == [(0.0, 6.0), (18.0, 21.0), (21.0, 24.0)]
+    path = ["-"] * 96
+    path[10] = "0"  # 36 frames before its chunk: within reach of the delay and LOOKBACK only
+    assert hypothesis_spans(times_of("".join(path), 6, delay=12), (0,), (7,))[0] == (10.0, 11.0)
+
+
 def test_no_token_begins_before_the_one_before_it_ended():
     times = times_of("-00----------1--", 8)
     # the decoder wrote 0 twice: the second finds its frames taken

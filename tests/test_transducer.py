@@ -51,6 +51,18 @@ def test_the_loss_is_that_of_the_lattice(load):
     assert weight == 2 and set(stats) == {"loss", "loss_transducer"}
 
 
+def test_audio_without_a_frame_leaves_the_others_loss_alone(load):
+    model = load().model
+    speech = torch.zeros(2, 16000)
+    speech[0] = torch.as_tensor(tiny.speech(0, 16000))
+    text, text_lengths = torch.tensor([[5, 9], [2, -1]]), torch.tensor([2, 1])
+    alone, *_ = model(speech[:1], torch.tensor([16000]), text[:1], text_lengths[:1])
+    loss, stats, _ = model(speech, torch.tensor([16000, 400]), text, text_lengths)
+    assert float(stats["loss_transducer"]) == pytest.approx(float(alone), rel=1e-5)
+    loss.backward()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_batch_is_alone(load, search):
     speech2text = load(search=search, beam_size=3, nbest=3)

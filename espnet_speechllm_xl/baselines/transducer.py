@@ -54,6 +54,13 @@ class TransducerModel(AcousticModel):
         return self.answer(loss, stats, speech.shape[0])
 
     def _loss(self, frames, counts, text, text_lengths):
+        # Audio without a frame has no path, and torchaudio reads memory that is not its own; CTC leaves it out, too.
+        heard = counts.to(text.device) > 0
+        if not heard.any():
+            return frames.sum() * 0
+        frames, counts, text, text_lengths = (
+            each[heard.to(each.device)] for each in (frames, counts, text, text_lengths)
+        )
         self.decoder.set_device(frames.device)
         labels = torch.nn.functional.pad(text + 1, (1, 0), value=BLANK)
         joint = self.joint_network(frames[:, :, None], self.decoder(labels)[:, None])  # (B, T, U + 1, V + 1)

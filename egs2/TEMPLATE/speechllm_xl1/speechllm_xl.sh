@@ -58,7 +58,7 @@ case $system in
     task=speechllm_xl
     system_args="$one_chunk --encoder_conf segment=null --encoder_conf left_context=0 --encoder_conf right_context=0"
     ;;
-  reallm) # chunks of 240 ms; a segment is a multiple of them
+  reallm) # chunks of 240 ms, of which the encoder hands out five at a time
     task=speechllm_xl
     system_args="--chunking_conf chunk=6 --chunking_conf context=null --encoder_conf segment=30"
     system_args+=" --encoder_conf left_context=30"
