@@ -85,6 +85,28 @@ def test_batch_is_alone_and_words_have_times(recogniser, search):
     assert len(set(texts)) == len(texts) and (search == "greedy") == (len(texts) == 1)
 
 
+def test_greedy_times_and_confidences_are_those_of_the_best_path(recogniser):
+    speech2text = recogniser(search="greedy", dtype="float64")
+    audio, pieces = tiny.speech(2, 47000), speech2text.tokenizer.pieces
+    log_probs, _ = speech2text.model.log_probs(torch.as_tensor(audio).double()[None], torch.tensor([len(audio)]))
+    scores, path = log_probs[0].detach().max(-1)
+    wanted, frame = [], 0
+    for token, run in itertools.groupby(path.tolist()):
+        begin, frame = frame, frame + len(list(run))
+        if token == speech2text.model.ctc.blank:
+            continue
+        if pieces[token].startswith("▁") or not wanted:
+            wanted.append([])
+        wanted[-1].append((begin, frame, float(scores[begin:frame].mean())))
+    (transcript,) = speech2text(audio)
+    found = [(word.start, word.end, word.confidence) for word in transcript.words]
+    assert len(found) > 2
+    assert found == [
+        pytest.approx((word[0][0] * 0.04, word[-1][1] * 0.04, math.exp(np.mean([score for *_, score in word]))))
+        for word in wanted
+    ]
+
+
 def test_what_a_model_without_chunks_cannot_do(recogniser):
     for settings, message in (
         ({"search": "alsd"}, "search 'alsd': a model of task 'ctc' has greedy, prefix_beam"),

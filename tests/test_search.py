@@ -194,6 +194,38 @@ def test_small_beam_equals_the_slow_reference(method, beam, toy_class):
         assert_nbest(found, best_per_text(SLOW[method](toy, sizes, beam, cap)))
 
 
+@pytest.mark.parametrize("search_class", [ChunkSync, RunOn])
+@pytest.mark.parametrize("seed", range(4))
+def test_only_openers_begin_a_chunk_and_any_token_the_text(search_class, seed):
+    toy, sizes, cap, openers = Toy(seed, 3), (4, 4, 3), 1, (True, False, True)
+    paths = all_paths(toy, sizes, cap)
+    allowed = {
+        (segments,): score
+        for segments, (score, _) in paths.items()
+        if all(openers[words[0]] for words in [words for words in segments if words][1:])
+    }
+    assert 0 < len(allowed) < len(paths) and ((1,), (0,), ()) in [segments for (segments,) in allowed]
+    conf = config(beam=10 * len(paths), cap=cap, nbest=10**6)
+    found = decode(search_class(conf, (), 3, torch.tensor(openers)), toy, sizes)
+    assert_nbest(found, best_per_text(allowed))
+
+
+def test_what_was_forgotten_keeps_the_next_chunks_first_token_an_opener():
+    class Word(Toy):
+        """Token 1, which continues a word, then the end of the chunk."""
+
+        def log_probs(self, history):
+            return [-3.0, -0.1, -5.0] if isinstance(history[-1], tuple) else [-9.0, -9.0, -0.1]
+
+    search = ChunkSync(config(beam=1), (), 2, torch.tensor([True, False]))
+    for _ in range(3):
+        run([search.advance(torch.zeros(4, 2))], Word(0, 2).extend)
+        search.forget(len(search.best().tokens) - 1)
+    search.forget(1)
+    run([search.advance(torch.zeros(4, 2))], Word(0, 2).extend)
+    assert search.best().tokens == (0,)
+
+
 def test_beams_of_the_two_methods_differ_somewhere():
     def best(method, seed):
         return decode(make_search(config(method, 2, 4), (), 3), Toy(seed, 3, -1.0), (4, 4, 4))[0].tokens

@@ -27,7 +27,7 @@ RATE = 16000
 ONE_FRAME = timeline.samples_for_frames(1, RATE)
 # The encoder's segment is 8 frames.
 OFF = StreamConfig(settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=math.inf)
-CHUNKINGS = [(16, 2), (4, 3), (8, 0), (32, 1), (16, None), (None, None)]
+CHUNKINGS = [(16, 2), (4, 3), (8, 0), (32, 1), (16, None), (None, None), (4, 3, 0, "word")]
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import training
 from slow import lattice_loss
 
 from espnet_speechllm_xl.config import ConfigError, LossConfig
-
-SEARCHES = ("greedy", "default", "alsd")
+from espnet_speechllm_xl.tasks.transducer import SEARCHES
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +86,13 @@ def test_class_k_is_the_tokenizers_k_minus_1(load, search):
         speech2text.model.joint_network.lin_out.bias[[0, token + 1]] = torch.tensor([3.0, 4.0])
     (transcript,) = speech2text(tiny.speech(1, 6400))
     assert set(transcript.token_ids) == {token} and set(transcript.text.split()) == {"a"}
+
+
+@pytest.mark.parametrize("search", ["alsd", "tsd", "nsc", "maes"])  # default takes minutes
+def test_a_beam_may_be_larger_than_the_vocabulary(load, search):
+    speech2text = load(search=search, beam_size=1000, nbest=2)
+    nbest = speech2text(tiny.speech(1, 3200))
+    assert len(nbest) == 2 and nbest[0].score > nbest[1].score
 
 
 def test_training_lowers_the_loss_and_what_it_leaves_decodes(toy_data, toy_stats, tmp_path):

@@ -84,10 +84,11 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
 
 
 def _decode(model, tokenizer, search, frames):
+    widest = max(1, model.decoder.odim - 2)  # more and ESPnet's searches look for tokens that do not exist
     beam_search = BeamSearchTransducer(
         model.decoder,
         model.joint_network,
-        beam_size=1 if search.method == "greedy" else search.beam_size,
+        beam_size=1 if search.method == "greedy" else min(search.beam_size, widest),
         search_type=search.method,
         u_max=len(frames),  # tokens; ESPnet's 50 would cut long audio short
         nbest=search.beam_size,  # of which some can be of the same text
