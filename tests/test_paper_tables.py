@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -344,7 +345,22 @@ def test_what_others_begin_with_comes_first(recipe, capsys):
     # Its record does not give its weights back.
     (recipe / "exp").rename(recipe / "gone")
     (recipe / "kept/xl_tiny_c16.json").unlink()
+    hold, begun = recipe / "hold_ctc_tiny", []
+
+    def let_go():
+        deadline = time.monotonic() + 60
+        while not (recipe / "exp/ctc_tiny/train.log").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # in which the second job would begin
+        begun.append((recipe / "exp/xl_tiny_c16").exists())
+        hold.unlink()
+
+    hold.touch()
+    holder = threading.Thread(target=let_go)
+    holder.start()
     assert called("--jobs", "2") == ["ctc_tiny", "xl_tiny_c16"]
+    holder.join()
+    assert begun == [False]
     capsys.readouterr()
 
 
