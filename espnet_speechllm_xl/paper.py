@@ -18,7 +18,7 @@ import yaml
 from .config import from_dict
 from .errors import UserError
 from .kaldi import joined
-from .train_log import read_train_log
+from .train_log import read_train_log, stopped_early
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "conf" / "paper_tables.yaml"
@@ -111,7 +111,7 @@ class State:
 
     @property
     def trained(self):
-        """Whether all epochs were made."""
+        """Whether all epochs were made, or as many as ``--patience`` allowed."""
         return self.max_epoch is not None and self.epochs >= self.max_epoch
 
     @property
@@ -228,8 +228,9 @@ class Plan:
         pairs = self.decodings(system, search)
         decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
         config = read_config(directory)
-        epochs = config and self.max_epoch(system, config.get("max_epoch"))
-        return State(len(read_train_log(directory)), epochs, decoded, len(pairs))
+        epochs = len(read_train_log(directory))
+        wanted = config and self.max_epoch(system, config.get("max_epoch"))
+        return State(epochs, epochs if stopped_early(directory) else wanted, decoded, len(pairs))
 
     def max_epoch(self, system, trained_for):
         """How many epochs a training is to have: those it was ``trained_for``, or more if the YAML has more now."""

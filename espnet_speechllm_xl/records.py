@@ -16,7 +16,7 @@ from .errors import UserError
 from .io import DamagedWeights, atomic_write, copy_file, read_weights
 from .kaldi import read_table
 from .paper import State, read_config
-from .train_log import read_train_log
+from .train_log import read_train_log, stopped_early
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
 BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
@@ -45,6 +45,7 @@ class Record:
     config: dict = field(default_factory=dict)  # the parts of config.yaml that say what a system waits for
     max_epoch: int | None = None
     parameters: int | None = None
+    stopped_early: bool = False  # by --patience, before max_epoch
     epochs: dict = field(default_factory=dict)  # read_train_log
     decoded: dict = field(default_factory=dict)  # {"<search>/<set>": DecodedSet}
 
@@ -94,6 +95,8 @@ class Records:
         record, wanted = self.get(system, seed), self.plan.decodings(system, search)
         decoded = sum("/".join(pair) in record.decoded for pair in wanted)
         epochs = self.plan.max_epoch(system, record.max_epoch) if record.epochs else record.max_epoch
+        if record.stopped_early:
+            epochs = len(record.epochs)
         return State(len(record.epochs), epochs, decoded, len(wanted))
 
     def update(self, system, seed):
@@ -227,7 +230,7 @@ def _described(config, directory):
     """The fields of a record that ``config.yaml`` and the weights tell; raises UserError."""
     parts = {name: config[name] for name in ("encoder", "encoder_conf", "chunking_conf") if name in config}
     timing(parts)
-    found = {"config": parts, "max_epoch": config.get("max_epoch")}
+    found = {"config": parts, "max_epoch": config.get("max_epoch"), "stopped_early": stopped_early(directory)}
     count = count_parameters(directory)
     return found if count is None else {**found, "parameters": count}
 

@@ -43,19 +43,35 @@ def read_train_log(directory):
     epoch e replaces what earlier logs said from e on.  Empty when there is no log.
     """
 
+    epochs = {}
+    for line in _lines(directory):
+        found = parse_epoch_line(line)
+        if found:
+            epoch, parts = found
+            epochs = {number: values for number, values in epochs.items() if number < epoch}
+            epochs[epoch] = parts
+    return epochs
+
+
+def stopped_early(directory):
+    """Whether the training in ``directory`` was ended by ``--patience``, and has not gone on since."""
+    stopped = False
+    for line in _lines(directory):
+        stopped = "[Early stopping]" in line or (stopped and parse_epoch_line(line) is None)
+    return stopped
+
+
+def _lines(directory):
+    """The lines of a training's logs, oldest first."""
+
     def age(path):
         number = re.fullmatch(r"train\.(\d+)\.log", path.name)
         return -int(number[1]) if number else 0
 
-    epochs = {}
     logs = [path for path in Path(directory).glob("train*.log") if re.fullmatch(r"train(\.\d+)?\.log", path.name)]
     for path in sorted(logs, key=age):
         with open(path, encoding="utf-8", errors="replace") as stream:
-            for found in filter(None, map(parse_epoch_line, stream)):
-                epoch, parts = found
-                epochs = {number: values for number, values in epochs.items() if number < epoch}
-                epochs[epoch] = parts
-    return epochs
+            yield from stream
 
 
 def training_summary(epochs):

@@ -295,6 +295,17 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     assert not (recipe / "calls").exists()
 
 
+def test_a_training_that_patience_ended_is_done(recipe, capsys):
+    write(recipe / "log2", EPOCH.format(1) + "[Early stopping] valid.loss has not been improved 5 epochs\n")
+    assert command(recipe) == 0
+    (recipe / "calls").unlink()
+    for forgotten in ("exp/ctc_tiny", "exp/xl_tiny"):  # of which the records are left
+        assert command(recipe) == 0 and command(recipe, "--list") == 0
+        assert capsys.readouterr().out.count("  decoded\n") == 6
+        shutil.rmtree(recipe / forgotten)
+    assert command(recipe) == 0 and not (recipe / "calls").exists()
+
+
 def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     options = ("--table", "V", "--row", "CTC", "--seeds", "1 3")
     assert command(recipe, *options, "--dry-run") == 0

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from espnet_speechllm_xl.train_log import read_train_log, training_summary
+from espnet_speechllm_xl.train_log import read_train_log, stopped_early, training_summary
 
 LOG = (
     "[host] 2025-01-01 10:00:00,000 (trainer:760) INFO: 1epoch:train:1-20batch: iter_time=0.1, loss=9.0\n"
@@ -48,6 +48,19 @@ def test_train_log_resumed_and_restarted(tmp_path):
     (tmp_path / "train_other.log").write_text(line.format(9, 1, 1))
     epochs = read_train_log(tmp_path)
     assert {epoch: parts["valid"]["loss"] for epoch, parts in epochs.items()} == {1: 11.0, 2: 22.0, 3: 23.0}
+
+
+def test_a_training_that_went_on_has_not_stopped_early(tmp_path):
+    line, stop = "{}epoch results: [train] loss=1, [valid] loss=1\n", "[Early stopping] valid.loss has not been\n"
+    (tmp_path / "train.log").write_text(line.format(1))
+    assert not stopped_early(tmp_path)
+    (tmp_path / "train.log").write_text(line.format(1) + stop + "# ended with status 0\n")
+    assert stopped_early(tmp_path)
+    (tmp_path / "train.log").rename(tmp_path / "train.1.log")
+    (tmp_path / "train.log").write_text("# started\n")
+    assert stopped_early(tmp_path)
+    (tmp_path / "train.log").write_text(line.format(2))
+    assert not stopped_early(tmp_path) and not stopped_early(tmp_path / "none")
 
 
 def test_train_log_is_what_espnet_writes(tmp_path):

@@ -1,5 +1,6 @@
 """What trainer.py mends: whole files, resuming, averages, accumulation; and training on two processes."""
 
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import torch
 import training
 
 from espnet_speechllm_xl import trainer
+from espnet_speechllm_xl.train_log import stopped_early
 from espnet_speechllm_xl.trainer import CheckpointError, Trainer, average_best
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,10 +253,16 @@ def test_gradient_accumulation(toy_data, toy_stats, tmp_path):
     assert 0.8 < halves[1] / halves[0] < 1.3, "the loss that is shown is that of a batch, not a share of it"
 
 
-def test_a_training_that_stopped_early_goes_no_further(toy_data, toy_stats, tmp_path, capsys):
+def test_a_training_that_stopped_early_goes_no_further(toy_data, toy_stats, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+
     def train():
         options = {"max_epoch": 9, "patience": 1, "optim_conf": {"lr": 0.0}, "scheduler": None}
-        return training.train("ctc", toy_data, tmp_path / "exp", toy_stats, **options)
+        out = training.train("ctc", toy_data, tmp_path / "exp", toy_stats, **options)
+        (out / "train.log").write_text(caplog.text, encoding="utf-8")
+        assert stopped_early(out)
+        caplog.clear()
+        return out
 
     epochs = sorted(training.history(train()))
     assert 1 < len(epochs) < 9
