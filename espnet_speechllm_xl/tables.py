@@ -1,12 +1,12 @@
 """TABLES.md: the paper's tables with our rows beside the paper's, intervals, sizes, speed, and a plot for each.
 
-What the tables are stands in ``paper.py`` and its YAML, what is in ``exp/`` is read here and not changed.  A row
-that is not there yet is shown as missing.
+What the tables are stands in ``paper.py`` and its YAML, what is in ``exp/`` is read here and not changed.  What is
+not decoded yet is shown as missing; rows of which there is no training are named below their table.
 """
 
 import datetime
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import plots, report, significance
@@ -351,13 +351,16 @@ def _copied_histogram(results, table, path):
 
 def _table_lines(results, number, images):
     plan, table = results.plan, results.plan.tables[number]
+    begun = [row for row in table.rows if row.name == table.reference or results.trainings(row.system)]
+    absent = [row.name for row in table.rows if row not in begun]
+    table = replace(table, rows=begun)
     title = f"Table {number}: {table.title}"
     lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`"]
     made = rate_table, difference_table, growth_table
     parts = [part(results, table, unit) for unit in plan.corpus.units for part in made]
     if table.plot == "alignment":
         parts.append(alignment_table(results, table))
-    parts += [_notes(results, table), system_table(results, table)]
+    parts += [absent and [f"Not trained: {'; '.join(absent)}."], _notes(results, table), system_table(results, table)]
     for part in filter(None, parts):
         lines += ["", *part]
     drawn = _plot(results, table, images.parent / f"{images.name}_{number}.png", f"{title} ({plan.name})")

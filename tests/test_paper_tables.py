@@ -317,6 +317,9 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     made = {path.name for path in (recipe / "exp").iterdir()}
     assert made == {"ctc_tiny", "ctc_tiny_s3", "records", "TABLES.md", "images"}
     assert not (recipe / "TABLES.md").exists()  # that of the recipe's own records is left alone
+    made = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
+    assert list(rows_of(made, "I")) == ["system (WER)", "---", "1.28 s", "system"]  # the reference
+    assert "\nNot trained: 0.64 s.\n" in made
     plan = paper.Plan("toy", recipe.parent / "plan.yaml")
     assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
 
