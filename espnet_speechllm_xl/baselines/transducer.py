@@ -84,7 +84,8 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
 
 
 def _decode(model, tokenizer, search, frames):
-    widest = max(1, model.decoder.odim - 2)  # more and ESPnet's searches look for tokens that do not exist
+    # ESPnet's searches that need fewer hypotheses than classes fail on a wider beam.
+    widest = max(1, model.decoder.odim - {"alsd": 1, "tsd": 1, "maes": 2}.get(search.method, 0))
     beam_search = BeamSearchTransducer(
         model.decoder,
         model.joint_network,
