@@ -84,6 +84,7 @@ EPOCH = "{}epoch results: [train] loss=1.0, time=40 seconds, [valid] loss=1.0, w
 # A recipe that "trains" two epochs at once, and decodes what is asked for; fail_TAG makes it stop in between.
 SCRIPT = """#!/usr/bin/env bash
 set -eu
+trap 'exit 130' INT  # also when it comes between two short commands, of which none dies of it
 printf '%s\\n' "$0 $*" >>calls
 echo "$OMP_NUM_THREADS" >>threads
 while [ $# -gt 0 ]; do
