@@ -108,11 +108,12 @@ class State:
     max_epoch: int | None
     decoded: int
     wanted: int
+    stopped_early: bool = False  # by --patience
 
     @property
     def trained(self):
         """Whether all epochs were made, or as many as ``--patience`` allowed."""
-        return self.max_epoch is not None and self.epochs >= self.max_epoch
+        return self.max_epoch is not None and (self.stopped_early or self.epochs >= self.max_epoch)
 
     @property
     def done(self):
@@ -228,9 +229,8 @@ class Plan:
         pairs = self.decodings(system, search)
         decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
         config = read_config(directory)
-        epochs = len(read_train_log(directory))
-        wanted = config and self.max_epoch(system, config.get("max_epoch"))
-        return State(epochs, epochs if stopped_early(directory) else wanted, decoded, len(pairs))
+        epochs = config and self.max_epoch(system, config.get("max_epoch"))
+        return State(len(read_train_log(directory)), epochs, decoded, len(pairs), stopped_early(directory))
 
     def max_epoch(self, system, trained_for):
         """How many epochs a training is to have: those it was ``trained_for``, or more if the YAML has more now."""

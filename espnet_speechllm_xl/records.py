@@ -95,9 +95,7 @@ class Records:
         record, wanted = self.get(system, seed), self.plan.decodings(system, search)
         decoded = sum("/".join(pair) in record.decoded for pair in wanted)
         epochs = self.plan.max_epoch(system, record.max_epoch) if record.epochs else record.max_epoch
-        if record.stopped_early:
-            epochs = len(record.epochs)
-        return State(len(record.epochs), epochs, decoded, len(wanted))
+        return State(len(record.epochs), epochs, decoded, len(wanted), record.stopped_early)
 
     def update(self, system, seed):
         """Write the record of a training that is in ``exp/``.
