@@ -12,8 +12,8 @@ setup(
     package_data={"espnet_speechllm_xl.server": ["page/**"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "torch>=2.11,<2.12",  # PyPI has no torchaudio after 2.11
-        "torchaudio>=2.11,<2.12",
+        "torch==2.11.*",
+        "torchaudio==2.11.0",  # 2.11.1 takes torch 2.11 for enough, yet its library does not load with it
         "espnet==202511",
         "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested
         "peft>=0.21,<1",
