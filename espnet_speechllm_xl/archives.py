@@ -29,13 +29,25 @@ def fetch(url, target):
         with urllib.request.urlopen(request, timeout=60) as answer:
             continued = have and answer.status == 206
             _copy(answer, partial, have if continued else 0)
-    except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
-        kept = " (the same command continues what has come)" if partial.exists() else ""
-        raise UserError(
-            f"{url} could not be fetched ({error}){kept}: try again, or get {target.name} another way and pass "
-            "`--downloads DIR`, DIR being the directory that holds it"
-        ) from None
+    except urllib.error.HTTPError as error:
+        if not (have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise _failure(url, target, partial, error) from None
+        # Nothing is left to come: stopped between the last byte and the renaming, unless it is another archive by now.
+        if error.headers.get("Content-Range") != f"bytes */{have}":
+            partial.unlink()
+            fetch(url, target)
+            return
+    except (OSError, http.client.HTTPException) as error:
+        raise _failure(url, target, partial, error) from None
     os.replace(partial, target)
+
+
+def _failure(url, target, partial, error):
+    kept = " (the same command continues what has come)" if partial.exists() else ""
+    return UserError(
+        f"{url} could not be fetched ({error}){kept}: try again, or get {target.name} another way and pass "
+        "`--downloads DIR`, DIR being the directory that holds it"
+    )
 
 
 def _copy(answer, partial, have):

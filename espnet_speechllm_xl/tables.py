@@ -407,7 +407,7 @@ def write_tables(plan, records, out, command=None, date=None):
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
     lines = [introduction.rstrip(), *report.made_lines(command, date)]
-    for number in plan.tables:
+    for number in sorted(plan.tables):  # I to V, in whatever order they are worked on
         lines += _table_lines(results, number, images)
     lines += _training_lines(results, images.with_name(f"{images.name}_learning_curves.png"))
     problems = [*records.problems, *results.problems]

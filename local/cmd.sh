@@ -25,7 +25,11 @@ decode_cmd() { run_jobs --kind decode "$@"; }
 pooled_cmd() {
   local nj=$1 log=$2
   shift 2
-  if [ "$cmd_backend" = slurm ]; then run_jobs --kind data 1 "$log" "$@" --nj "$nj"; else "$@" --nj "$nj"; fi
+  if [ "$cmd_backend" = slurm ]; then
+    run_jobs --kind data --processes "$nj" 1 "$log" "$@" --nj "$nj"
+  else
+    "$@" --nj "$nj"
+  fi
 }
 
 sharded_cmd() {
@@ -46,18 +50,20 @@ sharded_cmd() {
 }
 
 run_jobs() {
-  local kind=all gpus=0 progress=""
+  local kind=all gpus=0 processes=1 progress=""
   while [ $# -gt 0 ]; do
     case $1 in
       --kind) kind=$2 ;;
       --gpus) gpus=$2 ;;
+      --processes) processes=$2 ;;
       --progress) progress=$2 ;;
       *) break ;;
     esac
     shift 2
   done
   if [ $# -lt 3 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $gpus =~ ^[0-9]+$ ]]; then
-    echo "run_jobs: usage: run_jobs [--kind KIND] [--gpus N] [--progress REGEX] NJ LOG COMMAND..., got: $*" >&2
+    echo "run_jobs: usage: run_jobs [--kind KIND] [--gpus N] [--processes N] [--progress REGEX] NJ LOG COMMAND...," \
+      "got: $*" >&2
     return 2
   fi
   local nj=$1 log=$2
@@ -155,16 +161,17 @@ _run_local() (
   [ -z "$progress" ] || wait "$follower" || true
 )
 
-# _slurm_options: one option a line, from conf/slurm.conf, for kind and gpus of the caller.
+# _slurm_options: one option a line, from conf/slurm.conf, for kind, gpus and processes of the caller.
 _slurm_options() {
-  local label options
+  local label options wanted=$kind
+  [ "$gpus" -eq 0 ] || wanted=${kind}_gpu
   while read -r label options || [ -n "$label" ]; do # the last line may lack its end
     case $label in
-      all | "$kind") ;;
-      gpu) [ "$gpus" -gt 0 ] || continue ;;
+      all | "$wanted") ;;
       *) continue ;;
     esac
-    [ -z "$options" ] || printf '%s\n' "${options//GPUS/$gpus}" | tr -s ' \t' '\n'
+    options=${options//GPUS/$gpus}
+    [ -z "$options" ] || printf '%s\n' "${options//NJ/$processes}" | tr -s ' \t' '\n'
   done <"$slurm_conf"
 }
 

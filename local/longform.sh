@@ -22,6 +22,10 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+for way in $ways; do
+  [[ " across speaker shuffled " = *" $way "* ]] ||
+    { echo "longform.sh: --ways: there are across, speaker, shuffled, not '$way'" >&2; exit 2; }
+done
 [ -f "$dump/wav.scp" ] || { echo "longform.sh: --dump '$dump' holds no wav.scp: give a formatted set" >&2; exit 2; }
 
 # shellcheck source=local/path.sh
@@ -36,7 +40,6 @@ for way in $ways; do
     across) suffix='' options=(--across-speakers) ;;
     speaker) suffix=_speaker options=() ;;
     shuffled) suffix=_shuffled options=(--order shuffled --across-speakers) ;;
-    *) echo "longform.sh: --ways: there are across, speaker, shuffled, not '$way'" >&2; exit 2 ;;
   esac
   for factor in $factors; do
     out=${dump}_${factor}x$suffix

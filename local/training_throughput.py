@@ -21,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.tasks import TASKS, find_task
@@ -28,6 +29,7 @@ from espnet_speechllm_xl.trainer import keep_freed_memory, matmul_precision
 
 RATE = 16000  # Hz
 TOKENS_PER_SECOND = 3.5
+DEVICES = 8  # that batch_bins of the YAML are for
 
 
 def parse(argv):
@@ -37,11 +39,20 @@ def parse(argv):
     parser.add_argument("--task", default="speechllm_xl", choices=sorted(TASKS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vocab-size", type=int, default=5000)
-    parser.add_argument("--batch-bins", type=int, help="of one device (default: that of the YAML / 8)")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, after two that are not")
+    parser.add_argument(
+        "--batch-bins", type=at_least(int, 1), help=f"of one device (default: that of the YAML / {DEVICES})"
+    )
+    parser.add_argument("--steps", type=at_least(int, 1), default=5, help="that are timed, after two that are not")
     parser.add_argument("--hours", type=float, default=960, help="of the corpus (default %(default)s)")
     parser.add_argument("--speeds", type=int, default=3, help="copies of it at other speeds (default %(default)s)")
-    parser.add_argument("--devices", default="1,8", help="numbers of them to tell the time for (default %(default)s)")
+    parser.add_argument(
+        "--devices",
+        type=at_least(int, 1),
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="to tell the time for (default 1 8)",
+    )
     return parser.parse_args(argv)
 
 
@@ -68,8 +79,8 @@ def draw_batch(rng, bins, vocab_size, device):
 
 
 def measure(args, model, options):
-    """(seconds of audio and seconds of computing of each step, FLOP of the last step a second of audio)."""
-    bins, on_gpu = args.batch_bins or options.batch_bins // 8, torch.device(args.device).type == "cuda"
+    """(seconds of audio and seconds of computing of each step, FLOP and bytes of activations a second of audio)."""
+    bins, on_gpu = args.batch_bins or options.batch_bins // DEVICES, torch.device(args.device).type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     rng, spoken, spent = np.random.default_rng(0), [], []
 
@@ -93,10 +104,31 @@ def measure(args, model, options):
         print(f"step {count + 1} of {args.steps + 2}: {time.perf_counter() - begin:.2f} s", file=sys.stderr, flush=True)
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    return spoken, spent, counter.get_total_flops() / seconds
+    # What a batch twice as large keeps beyond: copies of the weights in half precision do not grow with it.
+    twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
+    kept = count_kept(model, twice, options.use_amp) - count_kept(model, batch, options.use_amp)
+    return spoken, spent, counter.get_total_flops() / seconds, kept / seconds
 
 
-def report(args, model, spoken, spent, flop):
+def count_kept(model, batch, amp):
+    """Bytes that a forward pass keeps for the backward pass, also on a CPU in the precision of a GPU (``amp``)."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor  # the graph holds it: no address is used twice before the loss is gone
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast(batch["speech"].device.type, torch.bfloat16, enabled=amp),
+    ):
+        loss, _, _ = model(**batch)
+    del loss
+    return sum(kept.values())
+
+
+def report(args, model, options, spoken, spent, flop, kept):
     """Lines of what was measured, and what follows from it."""
     rate = statistics.median(audio / seconds for audio, seconds in zip(spoken, spent, strict=True))
     hours = args.hours * args.speeds / rate
@@ -112,8 +144,15 @@ def report(args, model, spoken, spent, flop):
         memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     else:
         memory = torch.cuda.max_memory_allocated(args.device)
-    lines.append(f"memory: {memory / 2**30:.1f} GiB at most")
-    for count in map(int, args.devices.split(",")):
+    weights = 16 * sum(value.numel() for value in model.parameters())
+    bins = options.batch_bins // DEVICES
+    seconds = 100 * bins / sequence_length(int(timeline.frames(100 * RATE, RATE)), round(100 * TOKENS_PER_SECOND))
+    lines.append(f"memory: {memory / 2**30:.1f} GiB at most in these steps")
+    lines.append(
+        f"memory of a device with batch_bins {bins}: {weights / 2**30:.1f} GiB for weights, gradients and AdamW's "
+        f"state, {kept * seconds / 2**30:.1f} GiB for the activations of {seconds:.0f} s of audio"
+    )
+    for count in args.devices:
         lines.append(
             f"an epoch of {args.hours:g} h at {args.speeds} speeds on {count} of it: {hours / count:.1f} h of computing"
         )
@@ -124,6 +163,8 @@ def main(argv=None):
     """Returns 0, or 2 with one line on stderr."""
     args = parse(argv)
     try:
+        if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--device {args.device}: torch sees no GPU here; give cpu")
         model, options = build(args)
         keep_freed_memory()
         with matmul_precision(options.matmul_precision, on_cpu=torch.device(args.device).type == "cpu"):
@@ -131,7 +172,7 @@ def main(argv=None):
     except UserError as error:
         print(f"training_throughput.py: {error}", file=sys.stderr)
         return 2
-    print("\n".join(report(args, model, *figures)))
+    print("\n".join(report(args, model, options, *figures)))
     return 0
 
 

@@ -21,6 +21,11 @@ class Breaking(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         self.asked.append(wanted)
         begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if begin >= len(CONTENT):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.end_headers()
+            return
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(CONTENT) - begin))
         self.end_headers()
@@ -57,6 +62,16 @@ def test_a_server_without_ranges_begins_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Breaking, "most", len(CONTENT))
     fetch(server, tmp_path / "corpus.tar")
     assert (tmp_path / "corpus.tar").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [CONTENT, CONTENT + b"of an older archive"])
+def test_a_download_that_was_stopped_before_its_renaming(server, tmp_path, monkeypatch, left):
+    monkeypatch.setattr(Breaking, "most", len(CONTENT))
+    (tmp_path / ".corpus.tar.part").write_bytes(left)
+    fetch(server, tmp_path / "corpus.tar")
+    assert (tmp_path / "corpus.tar").read_bytes() == CONTENT
+    assert len(Breaking.asked) == (1 if left == CONTENT else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.tar"]
 
 
 def test_an_archive_is_extracted_whole_or_not_at_all(tmp_path):

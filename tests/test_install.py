@@ -423,14 +423,14 @@ def test_slurm_array_gets_options_and_runs_every_shard(tmp_path, slurm):
     done = run_shell("decode_cmd --gpus 2 2 logs/d.JOB.log bash -c 'echo \"$OMP_NUM_THREADS\" JOB'", tmp_path, **slurm)
     assert done.returncode == 0, done.stderr
     asked = (tmp_path / "args").read_text().splitlines()
-    assert {"--wait", "--array=1-2", "--gres=gpu:2", "--cpus-per-task=1", "--time=24:00:00"} <= set(asked)
-    assert "--cpus-per-task=4" not in asked
+    assert {"--wait", "--array=1-2", "--gres=gpu:2", "--cpus-per-gpu=2", "--time=24:00:00"} <= set(asked)
+    assert not any(option.startswith(("--cpus-per-task", "--mem=")) for option in asked)  # sbatch refuses both
     assert [(tmp_path / f"logs/d.{job}.log").read_text().splitlines()[2] for job in "12"] == ["4 1", "4 2"]
     done = run_shell("decode_cmd 2 logs/d.JOB.log bash -c '[ JOB = 1 ]'", tmp_path, **slurm)
     assert done.returncode == 1 and "1 of 2 jobs failed (2)" in done.stderr
     assert not any(re.match("--gres", option) for option in (tmp_path / "args").read_text().splitlines())
     # No empty argument for a kind without options, and the last line counts without its end.
-    (tmp_path / "own.conf").write_text("all --mem=8G\ndecode\ngpu --gres=gpu:GPUS")
+    (tmp_path / "own.conf").write_text("all --mem=8G\ndecode\ndecode_gpu --gres=gpu:GPUS")
     done = run_shell(
         "decode_cmd --gpus 1 2 logs/e.JOB.log true", tmp_path, slurm_conf=str(tmp_path / "own.conf"), **slurm
     )
@@ -451,6 +451,6 @@ def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):
     assert {"--array=1-2", "--gres=gpu:1"} <= set((tmp_path / "args").read_text().splitlines())
     assert run_shell("pooled_cmd 2 logs/p.log echo set", tmp_path, **slurm).stdout == ""
     assert (tmp_path / "logs/p.log").read_text().splitlines()[2] == "set --nj 2"
-    assert {"--array=1-1", "--mem=8G", "--cpus-per-task=4"} <= set((tmp_path / "args").read_text().splitlines())
+    assert {"--array=1-1", "--cpus-per-task=2"} <= set((tmp_path / "args").read_text().splitlines())
     done = run_shell("sharded_cmd 2 logs/d.JOB.log false; echo on", tmp_path, **slurm)
     assert done.returncode == 3 and done.stdout == "" and "2 of 2 jobs failed (1 2)" in done.stderr

@@ -598,7 +598,7 @@ def test_long_forms_in_every_way(tmp_path):
     assert sorted(map(len, map(str.split, parts["o_3x_shuffled"]))) == [2, 3]
     for groups in parts.values():
         assert sorted(" ".join(groups).split()) == sorted(kaldi.read_table(tmp_path / "o/text"))
-    wrong = subprocess.run([*script, "--ways", "all"], capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*script, "--ways", "across all"], capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and "there are across, speaker, shuffled, not 'all'" in wrong.stderr
 
 

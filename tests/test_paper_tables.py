@@ -522,6 +522,27 @@ def test_what_joining_does_to_a_system(recipe, capsys):
     assert "xl, eval_2x against eval: joined recordings hold u99" in capsys.readouterr().err
 
 
+def test_a_report_of_nothing_overwrites_nothing(recipe, capsys):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--records", "kept", "--report") == 0
+    before = (recipe / "TABLES.md").read_text(encoding="utf-8")
+    assert command(recipe, "--records", "kept", "--list") == 0
+    shutil.rmtree(recipe / "exp")
+    assert command(recipe, "--records", "kpet", "--report") == 2
+    error = capsys.readouterr().err
+    assert f"--records kpet: no record in {recipe / 'kpet'}, and no training" in error and error.count("\n") == 1
+    assert (recipe / "TABLES.md").read_text(encoding="utf-8") == before
+
+
+def test_a_list_is_of_all_seeds(recipe, capsys):
+    for seed in ("", "_s2"):
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--list", "--row", "1.28 s") == 0
+    assert "exp/xl_tiny_s2 " in capsys.readouterr().out
+    assert command(recipe, "--list", "--row", "1.28 s", "--seeds", "1") == 0
+    assert "exp/xl_tiny_s2 " not in capsys.readouterr().out
+
+
 def test_what_people_write_is_kept(recipe):
     assert command(recipe, "--report") == 0
     path = recipe / "exp/TABLES.md"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import soundfile
 import torch
 import training
 import yaml
+from espnet2.train import distributed_utils
+from espnet2.utils.build_dataclass import build_dataclass
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ConfigError, FeatureConfig
 from espnet_speechllm_xl.features import LogMel
 from espnet_speechllm_xl.inference import ModelError, Speech2Text, load_model
+from espnet_speechllm_xl.tasks import find_task
 from espnet_speechllm_xl.trainer import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +262,27 @@ def test_alignment_of_the_trained_aligner_is_near_the_truth(aligner, toy_data, t
         assert 0 <= ends[-1] < timeline.frames(samples[name], training.RATE)
 
 
+def test_several_machines_as_in_the_readme(monkeypatch):
+    """ESPnet's launcher takes the options, and puts the second of two machines with four GPUs each behind the first."""
+    command = re.search(r"train \.\.\. (--ngpu .*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    options = shlex.split(command.replace("\\\n", " ").replace("$first", "gpu-node01"))
+    config = ["--config", str(ROOT / "tests/conf/train_micro.yaml")]
+    args = find_task("speechllm_xl").get_parser().parse_args([*config, *options])
+    slurm = {"STEP_NUM_NODES": 2, "NTASKS": 2, "NODEID": 1, "PROCID": 1, "STEP_NODELIST": "gpu-node[01-02]"}
+    for name, value in {**slurm, "JOB_ID": 1, "STEP_ID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    distributed_utils.resolve_distributed_mode(args)
+    assert args.distributed and args.multiprocessing_distributed
+    # As ESPnet's main() does in the process of each GPU.
+    args.dist_rank = args.ngpu * distributed_utils.get_node_rank(None, args.dist_launcher) + 3
+    args.dist_world_size, args.local_rank = args.ngpu * distributed_utils.get_num_nodes(None, args.dist_launcher), 3
+    machines = build_dataclass(distributed_utils.DistributedOption, args)
+    machines.ngpu = 1
+    machines.init_options()
+    assert machines.dist_init_method == "tcp://gpu-node01:29500"
+    assert (machines.dist_rank, machines.dist_world_size, machines.local_rank) == (7, 8, 3)
+
+
 @pytest.mark.parametrize("name", ["speechllm_xl", "transducer"])
 def test_throughput_of_a_training(name):
     """local/training_throughput.py makes real steps, and its figures fit together."""
@@ -272,3 +297,4 @@ def test_throughput_of_a_training(name):
     one, eight = map(float, re.findall(r"on \d of it: ([\d.]+) h", done.stdout))
     assert one == pytest.approx(10 / rate, abs=0.06) and eight == pytest.approx(10 / rate / 8, abs=0.06)
     assert re.search(r"memory: [\d.]+ GiB", done.stdout)
+    assert re.search(r"AdamW's state, [\d.]+ GiB for the activations of \d+ s of audio", done.stdout)

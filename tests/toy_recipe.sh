@@ -106,6 +106,8 @@ check "--help lists stages and options" bash -c './run.sh --help | grep -q -e "-
 check "an unknown option is refused" fails_with 2 "unknown option --nope" --nope 1
 check "an unknown stage is refused" fails_with 2 "no stage 'trian'" --stage trian
 check "stages in the wrong order are refused" fails_with 2 "comes after" --stage score --stop-stage decode
+check "a number of GPUs that is none is refused" fails_with 2 "--ngpu 'two': give a whole number" --ngpu two
+check "a stage whose files are not there is refused" fails_with 2 "wav.scp is not there: run the stages" --stage train
 
 check "stages 1 to 6" run first --stop-stage align
 check "stages 7 to 11, by name" run second --stage train --stop-stage pack

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.align import kind_of_reason
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -22,20 +23,10 @@ def get_parser():
     parser.add_argument("--aligned", required=True, metavar="DIR", help="made by speechllm-xl align")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/SET that was aligned")
     parser.add_argument(
-        "--chunk", type=_at_least(1), default=32, help="frames (40 ms) a chunk, for the borders drawn (default 32)"
+        "--chunk", type=at_least(int, 1), default=32, help="frames (40 ms) a chunk, for the borders drawn (default 32)"
     )
-    parser.add_argument("--plots", type=_at_least(0), default=3, help="utterances to draw (default 3)")
+    parser.add_argument("--plots", type=at_least(int, 0), default=3, help="utterances to draw (default 3)")
     return parser
-
-
-def _at_least(low):
-    def number(text):
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
-        return int(text)
-
-    number.__name__ = "int"
-    return number
 
 
 def main(argv=None):

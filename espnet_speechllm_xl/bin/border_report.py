@@ -44,6 +44,13 @@ def main(argv=None):
             lines, counted = model_report(args.model, *settings, args.device)
         else:
             lines, counted = report(Path(args.decoded), *settings)
+    except FileNotFoundError as error:
+        print(
+            f"{PROGRAM}: {error.filename} is not there: give --dump a formatted set (word times: its ref.ctm, or "
+            "--reference), --decoded a set of a decode_* directory",
+            file=sys.stderr,
+        )
+        return 1
     except (UserError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1

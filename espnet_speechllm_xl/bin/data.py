@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import at_least
+
 
 class Progress:
     """A line on stderr every ``every`` seconds, and one at the end if there was any before."""
@@ -112,26 +114,13 @@ def _longform(args):
     return 0
 
 
-def _at_least(kind, low):
-    """An argparse type: a number of ``kind`` not below ``low``."""
-
-    def number(text):
-        value = kind(text)
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
-        return value
-
-    number.__name__ = kind.__name__
-    return number
-
-
 def _cpus():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _writers(parser):
-    parser.add_argument("--sample-rate", type=_at_least(int, 1000), default=16000, help="Hz (default 16000)")
-    parser.add_argument("--nj", type=_at_least(int, 1), default=min(4, _cpus()), help="processes")
+    parser.add_argument("--sample-rate", type=at_least(int, 1000), default=16000, help="Hz (default 16000)")
+    parser.add_argument("--nj", type=at_least(int, 1), default=min(4, _cpus()), help="processes")
 
 
 def get_parser():
@@ -146,7 +135,7 @@ def get_parser():
         "--dump", action="store_true",
         help="of a dump: so are commands, archive offsets, segments, missing lengths, and audio of another rate",
     )  # fmt: skip
-    check.add_argument("--sample-rate", type=_at_least(int, 1000), default=16000, help="with --dump, Hz")
+    check.add_argument("--sample-rate", type=at_least(int, 1000), default=16000, help="with --dump, Hz")
     check.add_argument("--no-text-ok", action="store_true", help="missing and empty texts are no defect")
     check.set_defaults(run=_check)
 
@@ -159,9 +148,9 @@ def get_parser():
     form = commands.add_parser("format", help="write a dump: 16-bit FLAC, mono, one file per utterance")
     form.add_argument("--data", required=True, help="Kaldi directory or ESPnet dump")
     form.add_argument("--dump", required=True, help="directory to write, dump/raw/<set>")
-    form.add_argument("--min-seconds", type=_at_least(float, 0), default=0.0, help="shorter ones are skipped")
-    form.add_argument("--max-seconds", type=_at_least(float, 0), default=float("inf"), help="longer ones are skipped")
-    form.add_argument("--channel", type=_at_least(int, 0), help="channel (from 0) of stereo audio; default: average")
+    form.add_argument("--min-seconds", type=at_least(float, 0), default=0.0, help="shorter ones are skipped")
+    form.add_argument("--max-seconds", type=at_least(float, 0), default=float("inf"), help="longer ones are skipped")
+    form.add_argument("--channel", type=at_least(int, 0), help="channel (from 0) of stereo audio; default: average")
     form.add_argument("--no-resample", action="store_true", help="skip audio of another rate")
     form.add_argument("--no-text-ok", action="store_true", help="keep utterances without text (test sets)")
     _writers(form)
@@ -171,18 +160,18 @@ def get_parser():
     subset.add_argument("--data", required=True)
     subset.add_argument("--out", required=True)
     which = subset.add_mutually_exclusive_group(required=True)
-    which.add_argument("--first", type=_at_least(int, 1), metavar="N", help="the first N utterances in C order")
-    which.add_argument("--last", type=_at_least(int, 1), metavar="N", help="the last N utterances in C order")
+    which.add_argument("--first", type=at_least(int, 1), metavar="N", help="the first N utterances in C order")
+    which.add_argument("--last", type=at_least(int, 1), metavar="N", help="the last N utterances in C order")
     which.add_argument("--utt-list", metavar="FILE", help="utterance ids, first word of each line")
     subset.set_defaults(run=_subset)
 
     long = commands.add_parser("longform", help="join consecutive utterances")
     long.add_argument("--dump", required=True, help="dump to read")
     long.add_argument("--out", required=True, help="dump to write")
-    long.add_argument("--factor", type=_at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
+    long.add_argument("--factor", type=at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
     long.add_argument("--order", choices=("consecutive", "shuffled"), default="consecutive")
     long.add_argument("--across-speakers", action="store_true", help="fill groups with the next speaker's utterances")
-    long.add_argument("--gap-seconds", type=_at_least(float, 0), default=0.0, help="silence between utterances")
+    long.add_argument("--gap-seconds", type=at_least(float, 0), default=0.0, help="silence between utterances")
     long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
     _writers(long)
     long.set_defaults(run=_longform)

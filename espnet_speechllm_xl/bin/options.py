@@ -67,9 +67,22 @@ def load_settings(args):
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def at_least(kind, low):
+    """An argparse type: a number of ``kind`` not below ``low``."""
+
+    def number(text):
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
 def add_jobs_arguments(parser):
     """How many processes work on a set, and a part of it for this one of several machines."""
-    parser.add_argument("--nj", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument("--nj", type=at_least(int, 1), default=1, help="processes (default %(default)s)")
     parser.add_argument(
         "--shard",
         type=_shard,

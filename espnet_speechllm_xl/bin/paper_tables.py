@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
 PROGRAM = "paper_tables.sh"
@@ -29,9 +30,11 @@ def get_parser():
     parser.add_argument("--corpus", required=True, metavar="NAME", help="in conf/paper_tables.yaml, e.g. an4")
     parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row or system; may be repeated")
-    parser.add_argument("--seeds", metavar='"1 2 3"', help="seeds of the trainings (default 1)")
     parser.add_argument(
-        "--jobs", type=_at_least_one, default=1, metavar="N", help="trainings side by side, on this machine"
+        "--seeds", metavar='"1 2 3"', help="seeds of the trainings (default 1; of --list all that there are)"
+    )
+    parser.add_argument(
+        "--jobs", type=at_least(int, 1), default=1, metavar="N", help="trainings side by side, on this machine"
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--list", action="store_true", help="show the rows and how far they are, and do nothing")
@@ -74,7 +77,12 @@ def _main(args, command):
     paper.check_extra(args.options)
     plan = paper.Plan(args.corpus, args.plan or paper.PLAN, args.directory, args.exp)
     records = Records(plan, plan.directory / args.records if args.records else plan.exp / "records")
-    todo = [(system, seed) for system in select(plan, args.table, args.row) for seed in _seeds(args.seeds or "1")]
+    if args.report and args.records and not any(map(records.seeds, plan.systems)):
+        raise UserError(f"--records {args.records}: no record in {records.directory}, and no training in {plan.exp}")
+    todo = []
+    for system in select(plan, args.table, args.row):
+        there = records.seeds(system) if args.list else []
+        todo += [(system, seed) for seed in (_seeds(args.seeds) if args.seeds else there or [1])]
     if args.list:
         print("\n".join(listing(records, args.table, todo)))
         return 0
@@ -226,13 +234,6 @@ def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None
         print(f"== {name}: {f'failed with status {status}' if status else 'done'}", flush=True)
     where = f"in {log}" if log else "above"
     return f"{name} failed with status {status}: mend what stands {where}, and run this again" if status else None
-
-
-def _at_least_one(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ if runs 1; then
   "$here/speechllm_xl.sh" "${forwarded[@]}" --system ctc --stage data --stop-stage tokens
 fi
 
-for file in "$dump/$train_data"/{wav.scp,text} "$dump/$valid_set"/{wav.scp,text} "$tokenizer"; do
-  [ -f "$file" ] || die "$file is not there: run the data stage (--stage data), or ./run.sh --stop-stage tokens"
-done
+need "run the data stage (--stage data), or ./run.sh --stop-stage tokens" \
+  "$dump/$train_data"/{wav.scp,text} "$dump/$valid_set"/{wav.scp,text} "$tokenizer"
 stamp=$(checksum "$dump/$train_data"/{wav.scp,text} "$dump/$valid_set"/{wav.scp,text} "$tokenizer")
 if [ "$stage" -le 4 ] && [ -f "$model/checkpoint.pth" ] && [ "$(cat "$model/stats/.done" 2>/dev/null)" != "$stamp" ]; then
   die "$model was trained on other data or tokens than there are now: give this training a name of its own" \

@@ -67,6 +67,8 @@ read_options() {
       *) die "unexpected argument '$1'; ./$usage_name --help" ;;
     esac
   done
+  [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj '$nj': give a whole number from 1"
+  [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu '$ngpu': give a whole number from 0"
   stage=$(stage_number "$stage") || exit 2
   stop_stage=$(stage_number "$stop_stage") || exit 2
   [ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
@@ -110,6 +112,15 @@ lock() {
   flock -n 9 || { log "another process works on $1: waiting for its end"; flock 9; }
 }
 unlock() { exec 9>&-; }
+
+# need ADVICE FILE...: ends with the advice when one of the files is not there.
+need() {
+  local advice=$1 file
+  shift
+  for file in "$@"; do
+    [ -f "$file" ] || die "$file is not there: $advice"
+  done
+}
 
 # checksum FILE...: of their contents; directories count with all files in them.
 checksum() { find -L "$@" -type f -print0 | sort -z | xargs -0 cat | cksum; }

@@ -168,9 +168,10 @@ train_model() {
     [ -z "$with_alignment" ] \
       || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
   done
-  lock "$out"
   files=("$train"/{wav.scp,text,utt2spk} "$valid"/{wav.scp,text,utt2spk})
   [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
+  need "run the stages before this one (from --stage 1 on)" "${files[@]}" "$tokens/tokens.txt"
+  lock "$out"
   stamp=$(checksum "${files[@]}" "$tokenizer")
   if [ "$(cat "$out/stats/.done" 2>/dev/null)" != "$stamp" ]; then
     [ ! -f "$out/checkpoint.pth" ] \

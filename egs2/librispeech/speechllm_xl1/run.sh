@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LibriSpeech with the paper's sizes and settings: 107 M encoder, 92 M decoder, 5000 unigram tokens, three speeds.
+# LibriSpeech with the paper's sizes and settings: 106 M encoder, 93 M decoder, 5000 unigram tokens, three speeds.
 #   ./run.sh --ngpu 8                                    960 h; the archives (60 GB) are fetched from their public address
 #   ./run.sh --ngpu 8 --downloads DIR                    DIR holds the archives, or the extracted LibriSpeech/
 #   ./run.sh --ngpu 1 --data-opts "--train 100" --train-set train_100 \
