@@ -104,10 +104,10 @@ def measure(args, model, options):
         print(f"step {count + 1} of {args.steps + 2}: {time.perf_counter() - begin:.2f} s", file=sys.stderr, flush=True)
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    # What a batch twice as large keeps beyond: copies of the weights in half precision do not grow with it.
-    twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
-    kept = count_kept(model, twice, options.use_amp) - count_kept(model, batch, options.use_amp)
-    return spoken, spent, counter.get_total_flops() / seconds, kept / seconds
+    # What two utterances keep more than one: copies of the weights in half precision do not grow with the batch.
+    one, two = ({name: tensor[:1].repeat_interleave(n, 0) for name, tensor in batch.items()} for n in (1, 2))
+    kept = count_kept(model, two, options.use_amp) - count_kept(model, one, options.use_amp)
+    return spoken, spent, counter.get_total_flops() / seconds, kept * len(batch["speech"]) / seconds
 
 
 def count_kept(model, batch, amp):
