@@ -192,7 +192,7 @@ def test_systems_of_the_repository_are_what_their_rows_say():
         values.update({name: yaml.safe_load(value) for name, value in re.findall(r"_conf (\w+)=(\S+)", text)})
         return values
 
-    for row in plan.tables["I"].rows[2:]:
+    for row in (row for row in plan.tables["I"].rows if plan.systems[row.system].script == "run.sh"):
         values = chunking(row)
         assert values["chunk"] == values["segment"] == float(row.name.split()[0]) / 0.04
         assert values["chunk"] * values["context"] == 5.12 / 0.04
