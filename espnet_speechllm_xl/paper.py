@@ -60,6 +60,7 @@ class System:
 
     script: str
     tag: str  # directory in exp/
+    only: list = field(default_factory=list)  # corpora whose tables have its rows; none: all
     stage: str = "train"  # of the script, to begin with
     after: str | None = None  # system that is to be trained before
     options: list = field(default_factory=list)
@@ -154,26 +155,37 @@ class Plan:
         self.corpus = _part(Corpus, path, content, "corpora", name)
         if not self.corpus.units or set(self.corpus.units) - {"words", "characters"}:
             raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are words and characters")
+        systems = _systems(path, content)
         for each in [*self.corpus.system_args, *self.corpus.without]:
-            _system(path, content, each)  # which names what is not there
-        tables = {number: _table(path, content, number) for number in self.corpus.tables}
-        searches = {row.search for table in tables.values() for row in table.rows}
-        for each in self.corpus.without_searches:
-            if each not in searches:
-                raise UserError(f"{path}: corpora {name}: no row has the search '{each}' of without_searches")
-        self.tables = {number: self._with_own_rows(table) for number, table in tables.items()}
+            _known(path, "systems", systems, each)
+        self.tables = self._own_tables(path, content, systems)
         used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
-        used.update(dict.fromkeys(filter(None, (_system(path, content, name).after for name in used))))
-        self.systems = {each: self._sized(_system(path, content, each)) for each in used}
+        used.update(dict.fromkeys(filter(None, (_known(path, "systems", systems, each).after for each in used))))
+        self.systems = {each: self._sized(_known(path, "systems", systems, each)) for each in used}
         self.directory = Path(directory) if directory else ROOT / self.corpus.directory
         self.expdir = str(exp or self.corpus.expdir)
         self.exp = self.directory / self.expdir
         self.dump = self.directory / "dump"
 
-    def _with_own_rows(self, table):
-        corpus = self.corpus
-        rows = [row for row in table.rows if row.system not in corpus.without]
-        return replace(table, rows=[row for row in rows if row.search not in corpus.without_searches])
+    def _own_tables(self, path, content, systems):
+        """The corpus's tables, with the rows that it has."""
+        where, corpus = f"{path}: corpora {self.name}", self.corpus
+        tables = {number: _table(path, content, number) for number in corpus.tables}
+        searches = {row.search for table in tables.values() for row in table.rows}
+        for each in corpus.without_searches:
+            if each not in searches:
+                raise UserError(f"{where}: no row has the search '{each}' of without_searches")
+        elsewhere = {each for each, system in systems.items() if system.only and self.name not in system.only}
+        for number, table in tables.items():
+            rows = [row for row in table.rows if row.system not in elsewhere.union(corpus.without)]
+            rows = [row for row in rows if row.search not in corpus.without_searches]
+            if table.reference not in [row.name for row in rows]:
+                raise UserError(
+                    f"{where}: table {number} is left without its reference, '{table.reference}': keep that row, "
+                    "or leave out the table"
+                )
+            tables[number] = replace(table, rows=rows)
+        return tables
 
     def _sized(self, system):
         def sized(text):
@@ -301,9 +313,14 @@ def _read(path):
 
 def _part(cls, path, content, section, name):
     """One entry of a section as its dataclass."""
-    if name not in content[section]:
-        raise UserError(f"{path}: no '{name}' in {section}; there are: {', '.join(map(str, content[section]))}")
-    return _made(cls, path, f"{section} {name}", content[section][name])
+    return _made(cls, path, f"{section} {name}", _known(path, section, content[section], name))
+
+
+def _known(path, section, entries, name):
+    """The entry of that name, of those of a section."""
+    if name not in entries:
+        raise UserError(f"{path}: no '{name}' in {section}; there are: {', '.join(map(str, entries))}")
+    return entries[name]
 
 
 def _made(cls, path, what, values):
@@ -317,13 +334,17 @@ def _is_required(each):
     return each.default is MISSING and each.default_factory is MISSING
 
 
-def _system(path, content, name):
-    system = _part(System, path, content, "systems", name)
-    if len(system.decode_option) != 2:
-        raise UserError(
-            f"{path}: systems {name}: decode_option wants two entries, an option and a form with {{search}}"
-        )
-    return system
+def _systems(path, content):
+    """All of the YAML, ``{name: System}``."""
+    systems = {name: _part(System, path, content, "systems", name) for name in content["systems"]}
+    for name, system in systems.items():
+        if len(system.decode_option) != 2:
+            raise UserError(
+                f"{path}: systems {name}: decode_option wants two entries, an option and a form with {{search}}"
+            )
+        for corpus in system.only:
+            _known(path, "corpora", content["corpora"], corpus)
+    return systems
 
 
 def _table(path, content, number):

@@ -243,6 +243,8 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         ("system: small", "system: large", "no 'large' in systems; there are: xl, small, ctc"),
         ("search: greedy, paper:", "serach: greedy, paper:", "row CTC lacks search"),
         ("script: run_ctc.sh", "script: run_ctc.sh, decode_option: [--searches]", "decode_option wants two"),
+        ("script: run_ctc.sh", "script: run_ctc.sh, only: [toi]", "no 'toi' in corpora; there are: toy"),
+        ("size: tiny", "without: [xl]\n    size: tiny", "table I is left without its reference, '1.28 s'"),
         ("axis: chunk", "axes: chunk", "tables I has no setting 'axes'; did you mean 'axis'?"),
         ("size: tiny", "without_searches: [alds]\n    size: tiny", "no row has the search 'alds' of without_searches"),
         ("tables: [I, III, IV, V]", "tables: [VI]", "no 'VI' in tables; there are: I, III, IV, V"),
@@ -258,6 +260,15 @@ def test_mistakes_in_a_plan_are_named(recipe, capsys, old, new, message):
     assert command(recipe, "--list") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_rows_of_another_corpus_are_left_out(recipe):
+    path = recipe.parent / "plan.yaml"
+    text = path.read_text(encoding="utf-8").replace("script: run_ctc.sh", "script: run_ctc.sh, only: [other]")
+    toy = yaml.safe_load(text)["corpora"]["toy"]
+    path.write_text(text.replace("systems:\n", f"  other: {json.dumps(toy)}\nsystems:\n", 1), encoding="utf-8")
+    assert [row.name for row in paper.Plan("toy", path).tables["V"].rows] == ["XL"]
+    assert [row.name for row in paper.Plan("other", path).tables["V"].rows] == ["XL", "CTC"]
 
 
 # Running rows
