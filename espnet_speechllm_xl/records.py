@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from . import metrics, report, timeline
+from . import metrics, report, significance, timeline
 from .config import ChunkingConfig, EncoderConfig, from_dict
 from .errors import UserError
 from .io import DamagedWeights, atomic_write, copy_file, read_weights
@@ -209,19 +209,10 @@ def _digest(references):
 
 def _scored(units, references, hypotheses, speakers, info, digest, what):
     """The :class:`DecodedSet` of tables by utterance; ``what`` names the hypotheses in errors."""
-    absent = sorted(set(references) - set(speakers))
-    if absent:
-        raise UserError(f"utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
-    counts, missing = {}, 0
+    counts, missing = {}, []
     for unit in units:
-        split = {"words": metrics.words, "characters": metrics.characters}[unit]
-        sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
-        scored = metrics.score(*sides, what)
-        missing = len(scored.missing)
-        counts[unit] = {
-            name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()
-        }
-    return DecodedSet(digest, counts, missing, info)
+        counts[unit], missing = significance.counted(references, hypotheses, speakers, unit, what)
+    return DecodedSet(digest, counts, len(missing), info)
 
 
 def _described(config, directory):

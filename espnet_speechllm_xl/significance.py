@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import metrics
 from .errors import UserError
-from .metrics import percent, some_names
 
 FEWEST_SPEAKERS = 20
+FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
 DRAWS = 9999
 CONFIDENCE = 0.95
 SEED = 0
@@ -43,7 +44,12 @@ class Blocks:
     @property
     def rate(self):
         """Errors in percent of the reference's words."""
-        return percent(self.errors.sum(), self.words.sum())
+        return metrics.percent(self.errors.sum(), self.words.sum())
+
+    def described(self, symbols="words"):
+        """How much of what was scored: ``773 words in 130 utterances``."""
+        few = f" (fewer than {FEWEST_BLOCKS}: do not rely on it)" if len(self.names) < FEWEST_BLOCKS else ""
+        return f"{int(self.words.sum())} {symbols} in {len(self.names)} {self.unit}s{few}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,37 @@ class Interval:
     def excludes_zero(self):
         """Whether all of the interval lies on one side of 0."""
         return self.low is not None and (self.low > 0 or self.high < 0)
+
+    def text(self, form="{:.1f}"):
+        """``8.7 [6.4, 11.1]``, without brackets where there is no interval; ``form`` is of each number."""
+        value = form.format(self.value)
+        return value if self.low is None else f"{value} [{form.format(self.low)}, {form.format(self.high)}]"
+
+
+def counted(references, hypotheses, speakers, unit, what):
+    """Errors by utterance, as :func:`blocks` takes them.
+
+    Args:
+        references, hypotheses: ``{utterance: text}``.
+        speakers: ``{utterance: speaker}``.
+        unit: ``words`` or ``characters``, which are counted.
+        what: the hypotheses, in errors.
+
+    Returns:
+        ``{utterance: [errors, symbols of the reference, speaker]}``, and the utterances without hypothesis, all of
+        whose symbols count as deletions.
+
+    Raises:
+        UserError: an utterance lacks a speaker, or is not in the references.
+    """
+    absent = sorted(set(references) - set(speakers))
+    if absent:
+        raise UserError(f"utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
+    split = {"words": metrics.words, "characters": metrics.characters}[unit]
+    sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
+    scored = metrics.score(*sides, what)
+    rows = {name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()}
+    return rows, scored.missing
 
 
 def blocks(trainings, by_speaker=True):
@@ -74,9 +111,8 @@ def blocks(trainings, by_speaker=True):
     for other in others:
         differing = [name for name in {*first, *other} if _reference(first, name) != _reference(other, name)]
         if differing:
-            raise UserError(
-                f"trainings to be averaged have other references in {some_names(sorted(differing))}: decode them again"
-            )
+            names = metrics.some_names(sorted(differing))
+            raise UserError(f"trainings to be averaged have other references in {names}: decode them again")
     speakers = {speaker for _, _, speaker in first.values()} if by_speaker else ()
     unit = "speaker" if len(speakers) >= FEWEST_SPEAKERS else "utterance"
     sums = {}
@@ -98,7 +134,9 @@ def regrouped(utterances, parts, between=0):
     """
     absent = sorted({name for names in parts.values() for name in names} - set(utterances))
     if absent:
-        raise UserError(f"joined recordings hold {some_names(absent)}, which were not scored alone: decode them again")
+        raise UserError(
+            f"joined recordings hold {metrics.some_names(absent)}, which were not scored alone: decode them again"
+        )
     found = {}
     for recording, names in parts.items():
         errors, words, speakers = zip(*(utterances[name] for name in names), strict=True)

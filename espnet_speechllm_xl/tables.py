@@ -17,7 +17,6 @@ from .records import timing
 from .significance import Interval
 from .train_log import training_summary
 
-FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
 FEWEST_SEEDS = 3
 
 OTHER_CORPUS = """
@@ -146,13 +145,9 @@ class Results:
 # Markdown
 
 
-def _markdown(head, rows):
+def markdown(head, rows):
+    """The lines of a Markdown table of texts."""
     return [f"|{'|'.join(head)}|", "|---" * len(head) + "|", *(f"|{'|'.join(row)}|" for row in rows)]
-
-
-def _with_borders(interval, form):
-    value = form.format(interval.value)
-    return value if interval.low is None else f"{value} [{form.format(interval.low)}, {form.format(interval.high)}]"
 
 
 RATES = {"words": "WER", "characters": "CER"}
@@ -169,9 +164,9 @@ def rate_table(results, table, unit):
         cells = [row.name]
         for column, paper in zip(table.sets, row.paper or [None] * len(table.sets), strict=True):
             cell = results.cell(row, column, unit)
-            cells += [paper or "-", _with_borders(cell.interval, "{:.1f}") if cell else "missing"]
+            cells += [paper or "-", cell.interval.text() if cell else "missing"]
         rows.append([*cells, _states(results, row)])
-    return _markdown([*head, "state"], rows)
+    return markdown([*head, "state"], rows)
 
 
 def _states(results, row):
@@ -210,7 +205,7 @@ def difference_table(results, table, unit):
     if all(cell == "missing" for row in rows for cell in row[1:]):
         return []
     head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def growth_table(results, table, unit):
@@ -223,12 +218,12 @@ def growth_table(results, table, unit):
         return []
     rows = [[name, *("missing" if cell is None else _marked(*cell) for cell in cells)] for name, cells in found.items()]
     names = [results.plan.corpus.set_name(column) for column in columns]
-    return _markdown([f"{RATES[unit]} minus the same system's on the utterances alone", *names], rows)
+    return markdown([f"{RATES[unit]} minus the same system's on the utterances alone", *names], rows)
 
 
 def _marked(difference, rates, reference):
     """A difference with its interval, bold when it is a finding."""
-    text = _with_borders(difference, "{:+.1f}")
+    text = difference.text("{:+.1f}")
     return f"**{text}**" if is_finding(difference, rates, reference) else text
 
 
@@ -259,7 +254,7 @@ def system_table(results, table):
         if with_paper:
             cells += [str(row.paper_system.get(name, "-")) for name in ("parameters", "look_ahead", "chunk")]
         rows.append(cells)
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _size_cells(results, row):
@@ -301,7 +296,7 @@ def alignment_table(results, table):
         return []
     head = ["alignment", "paper, delay (ms)", "delay (ms)", "paper, delta (ms)", "delta (ms)", "words"]
     note = "delay: mean difference of word ends to the reference (negative: earlier); delta: mean absolute difference."
-    return [*_markdown(head, rows), "", note]
+    return [*markdown(head, rows), "", note]
 
 
 def _notes(results, table):
@@ -312,9 +307,7 @@ def _notes(results, table):
         cells = [cell for cell in found.values() if cell]
         name = results.plan.corpus.set_name(column)
         if cells:
-            count, unit = len(cells[0].blocks.names), cells[0].blocks.unit
-            few = f" (fewer than {FEWEST_BLOCKS}: do not rely on it)" if count < FEWEST_BLOCKS else ""
-            parts.append(f"{name} {int(cells[0].blocks.words.sum())} words in {count} {unit}s{few}")
+            parts.append(f"{name} {cells[0].blocks.described()}")
         for row, cell in found.items():
             if cell and cell.missing:
                 lines.append(f"{name}, {row}: {cell.missing} utterances without hypothesis count as deletions.")
@@ -385,7 +378,7 @@ def _training_lines(results, path):
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
     head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
     drawn = plots.plot_learning_curves({name: record.epochs for name, record in found.items()}, path)
-    lines = ["", "## Trainings", "", *_markdown(head, rows)]
+    lines = ["", "## Trainings", "", *markdown(head, rows)]
     return [*lines, "", f"![learning curves of all trainings]({path.parent.name}/{drawn.name})"]
 
 

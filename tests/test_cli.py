@@ -20,7 +20,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.formats import Captions
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
-COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "serve", "score", "pack"]
+COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "serve", "score", "compare", "pack"]
 TEXTS = {
     "a-1": "turn the light on",
     "a-2": "no rain today",
@@ -601,3 +601,58 @@ def test_ten_minutes_in_bounded_memory(tiny_model_dir, files, tmp_path):
     assert len(done.stdout.splitlines()) == 2  # a transcript each and no other word
     assert codes == [0, 0] and len(done.stdout.splitlines()[-1].split()) > 500
     assert megabytes < 400, megabytes
+
+
+# compare
+
+
+@pytest.fixture
+def two_systems(tmp_path):
+    """A set of 20 utterances of 2 words and of two speakers, and two decodings that miss 10 and 4 words of them."""
+    dump, names = tmp_path / "dump/raw/test", [f"u{index:02d}" for index in range(20)]
+    dump.mkdir(parents=True)
+    (dump / "text").write_text("".join(f"{name} ONE TWO\n" for name in names), encoding="utf-8")
+    (dump / "utt2spk").write_text("".join(f"{name} s{name[-1]}\n" for name in names), encoding="utf-8")
+    for system, wrong in (("a", 10), ("b", 4)):
+        (tmp_path / system).mkdir()
+        lines = (f"{name} ONE{'' if index < wrong else ' TWO'}\n" for index, name in enumerate(names))
+        (tmp_path / system / "text").write_text("".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def compare(place, *argv):
+    return cli.main(["compare", "--dump", str(place / "dump/raw/test"), *map(str, argv)])
+
+
+def test_compare_has_rates_and_paired_differences(capsys, two_systems):
+    a, b = two_systems / "a", two_systems / "b/text"  # a directory, a file
+    assert compare(two_systems, a, b, a) == 0
+    head, _, *rows, last = capsys.readouterr().out.splitlines()
+    assert head == "|decoded|WER (%)|minus the first|"
+    cells = [row.strip("|").split("|") for row in rows]
+    assert [row[0] for row in cells] == [str(a), str(b), str(a)]
+    assert cells[0][1].startswith("25.0 [") and cells[1][1].startswith("10.0 [") and cells[0][1] == cells[2][1]
+    low, high = map(float, re.fullmatch(r"-15\.0 \[(.*), (.*)\]", cells[1][2]).groups())
+    # 6 of 20 utterances have an error less: the share of draws lies within 0.3 +- 0.2
+    assert -25.0 <= low < -20.0 and -10.0 < high <= -5.0
+    assert [row[2] for row in cells[::2]] == ["-", "+0.0 [+0.0, +0.0]"]
+    assert last == "95 % intervals; blocks: 40 words in 20 utterances"
+    assert compare(two_systems, a, b, "--unit", "characters") == 0
+    found = capsys.readouterr().out
+    assert "CER" in found and "|28.6 [" in found and "|11.4 [" in found and "blocks: 140 characters in 20" in found
+
+
+def test_compare_counts_missing_hypotheses_and_names_what_does_not_fit(capsys, two_systems):
+    text = two_systems / "b/text"
+    lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
+    text.write_text("".join(lines[:18]), encoding="utf-8")
+    assert compare(two_systems, text) == 0
+    printed = capsys.readouterr()
+    assert "2 utterances without hypothesis count as deletions: u18, u19" in printed.err and "|20.0 [" in printed.out
+    text.write_text("".join([*lines, "v ONE\n"]), encoding="utf-8")
+    assert compare(two_systems, text) == 2
+    assert re.search(
+        r"b/text: hypotheses: v not in the references .* decode and score the same", capsys.readouterr().err
+    )
+    assert compare(two_systems, two_systems / "c") == 2
+    assert "c does not exist" in capsys.readouterr().err.replace("/c/text", "/c")

@@ -17,6 +17,7 @@ COMMANDS = {
     "latency": "emission delay, speed and accuracy of streams, by chunk size",
     "serve": "live streams over WebSocket, whole files over HTTP",
     "score": "WER, CER, TER and RESULTS.md",
+    "compare": "error rates of decoded sets with confidence intervals, and their differences",
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",
 }
