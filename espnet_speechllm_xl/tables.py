@@ -28,7 +28,7 @@ Error rates in percent with 95 % intervals in brackets, from {draws} bootstrap d
 a set has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
 the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
-differences are findings: the interval is without 0, both systems were trained with at least {seeds} seeds, and no
+differences are findings: the interval excludes 0, both systems were trained with at least {seeds} seeds, and no
 seed of one is within the range of the other's. All others show no order.
 
 parameters: those of the whole model. segment, look-ahead: of the encoder. latency: worst case of the algorithm,
