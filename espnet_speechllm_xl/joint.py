@@ -1,4 +1,4 @@
-"""Joint decoding: CTC has a say in what the decoder writes (Watanabe et al. 2017; for streams, Moritz et al. 2019).
+"""Joint CTC scoring of what the decoder writes (Watanabe et al. 2017; for streams, Moritz et al. 2019).
 
 A hypothesis scores
 

@@ -223,7 +223,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         encoder = from_dict(EncoderConfig, args.encoder_conf)
         if hasattr(args, "chunking_conf"):
             from_dict(ChunkingConfig, args.chunking_conf).check_against(encoder)
-        if any("_ctc" in search for search in plan.searches(system)):  # has a say only where it was trained
+        if any("_ctc" in search for search in plan.searches(system)):  # needs its loss in training
             assert from_dict(LossConfig, args.loss_conf).ctc_weight > 0, system
         schedule = args.scheduler_conf
         if args.scheduler == "piecewiselinearwarmuplr":

@@ -139,7 +139,7 @@ check "everything again" run third
 check "nothing expensive was made again" diff "$work/times" <(times)
 check "the results are the same" diff "$work/tables" <(tables)
 
-check "CTC had a say in one search" says "$model/decode_alsd_ctc0.3/test/decode.json" '"ctc_weight": 0.3'
+check "one search had joint CTC scoring" says "$model/decode_alsd_ctc0.3/test/decode.json" '"ctc_weight": 0.3'
 
 check "stage 12, the latency of two chunk sizes" run latency --stage latency --stop-stage latency \
   --latency-args "--chunk-sizes 0.32,0.64"

@@ -191,7 +191,7 @@ def _block_means(frames, members):
 
 
 def fuse_end(log_probs, end, weight):
-    """Next-token log-probabilities (V + 1,) whose end, the last entry, CTC had a say in.
+    """Next-token log-probabilities (V + 1,) whose last entry, the end, has the share of CTC.
 
     The log-probability of the end becomes the weighted mean of the LM's and CTC's ``end``; the tokens share what is
     left as the LM would, so that the result is a distribution and hypotheses that ended a block compare with those

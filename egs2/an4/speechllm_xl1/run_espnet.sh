@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ESPnet's own asr tasks on the data of run.sh: ./run_espnet.sh --asr-config train_asr_SYSTEM_an4.yaml
-# SYSTEM: ctc, transducer, las, contextual_block_conformer (streaming). Characters, because they begin with random weights,
-# from which CTC, alone or beside another loss, learns them much sooner than pieces.
+# SYSTEM: ctc, transducer, las, contextual_block_conformer (streaming). Tokens are characters: from random weights, CTC,
+# alone or as an auxiliary loss, learns these much sooner than subword pieces.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=egs2/an4/speechllm_xl1/local/corpus.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Transducer baseline on the data of run.sh; all options of run.sh work. Its encoder starts from that of run_ctc.sh: from
-# random weights, on little speech, the label decoder learns the text by heart before the encoder is of any use.
+# random weights, on little speech, the prediction network memorises the transcripts before the encoder is of any use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
