@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
@@ -84,7 +85,9 @@ def extract(archive, name, out, source):
         if not (temporary / name).is_dir():
             raise UserError(f"{archive} holds no {name}: it is another archive; get it from {source}")
         os.replace(temporary / name, out)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:  # of this machine, not of the archive
+            raise UserError(f"{archive} cannot be extracted into {out.parent}: {error.strerror}") from None
         raise UserError(f"{archive} cannot be extracted ({error}): delete it and get it again from {source}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -152,7 +153,12 @@ def backing_files(entry):
     """The files that an entry reads, as far as they are there: a path, an archive, those that a command names."""
     entry = os.fspath(entry).strip()
     if entry.endswith("|"):
-        names = entry[:-1].replace("'", " ").replace('"', " ").split()
+        words = shlex.shlex(entry[:-1], posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        try:
+            names = list(words)
+        except ValueError:  # a quotation mark without its other one: the shell will say so
+            names = []
     else:
         names = [entry] if os.path.isfile(entry) else [_archive(entry)[0]]
     return [Path(name) for name in names if name and os.path.isfile(name)]
@@ -221,6 +227,27 @@ def _run(entry):
     return done.stdout
 
 
+def _most_flac_bytes(stream, offset):
+    """How many bytes the FLAC stream at ``offset`` has at the most (RFC 9639: metadata blocks); -1: it does not say."""
+    stream.seek(offset + 8)
+    info = stream.read(18)
+    shortest, numbers = int.from_bytes(info[:2], "big"), int.from_bytes(info[10:], "big")
+    channels, bits, samples = (numbers >> 41 & 7) + 1, (numbers >> 36 & 31) + 1, numbers & (1 << 36) - 1
+    if not samples or not shortest:
+        return -1
+    position, more = offset + 4, True
+    while more:
+        stream.seek(position)
+        header = stream.read(4)
+        if len(header) < 4:
+            return -1
+        more = header[0] < 128
+        position += 4 + int.from_bytes(header[1:], "big")
+    frames = samples // shortest + 1
+    # Uncompressed; a difference of two channels has a bit more.  Frames have headers, one for each channel, too.
+    return position - offset + samples * channels * (bits + 1) // 8 + frames * (32 + 8 * channels)
+
+
 def _load_archive(entry, archive, offset, part):
     with open(archive, "rb") as stream:
         stream.seek(offset)
@@ -230,7 +257,9 @@ def _load_archive(entry, archive, offset, part):
             stream.seek(offset)
             return stream.read(-1 if size >= UNKNOWN_BYTES else size + 8)
         if part is None and kind == b"fLaC":
-            return kind + stream.read()
+            size = _most_flac_bytes(stream, offset)
+            stream.seek(offset)
+            return stream.read(size)
     import kaldiio
 
     try:

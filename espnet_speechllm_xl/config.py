@@ -55,7 +55,7 @@ def _require(condition, message):
 class FeatureConfig:
     """Log-mel features (paper: 80 bands, 25 ms window, 10 ms shift; times are in timeline.py)."""
 
-    sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
+    sample_rate: int = 16000  # Hz, of the dump; what is decoded is resampled to it
     n_mels: int = 80  # mel bands
     f_min: float = 20.0  # Hz, lower edge of the first band
     f_max: float = 7600.0  # Hz, upper edge of the last band

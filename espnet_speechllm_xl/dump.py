@@ -158,6 +158,21 @@ def _usable(item, job, settings, out):
     return _length_reason(item["samples"], settings) is not None or (path.exists() and path.stat().st_size > 0)
 
 
+def _failed_before(item, job, settings):
+    """Whether an earlier run's line says that this very audio is unusable."""
+    return bool(item) and "reason" in item and item["key"] == _fingerprint(job, settings)
+
+
+def _note_changes(out, journal, items):
+    """Add lines to the journal.  A dump whose failed utterances only failed again stays as it is, in use or not."""
+    if not items:
+        return
+    _unfinish(out)
+    lines = [json.dumps(item, ensure_ascii=False) for item in items]
+    with open(journal, "a", encoding="utf-8") as stream:
+        stream.write("\n".join(["", *lines, ""]))  # the first end is of a line that a kill cut
+
+
 def _results(jobs, settings, out, nj):
     """Yield lists of journal lines, in any order.  Raises UserError when a process dies."""
     jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
@@ -200,21 +215,22 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
         UserError: nothing could be written, or a worker process died.
     """
     out = Path(out)
+    if (out / "wav.scp").exists() and not (out / "progress.jsonl").exists():
+        raise KaldiError(f"{out} was not made by formatting: rename it, or remove it, to have a dump written there")
     out.mkdir(parents=True, exist_ok=True)
-    journal, done = out / "progress.jsonl", _read_journal(out / "progress.jsonl")
-    done = {job.utterance: done[job.utterance] for job in jobs if _usable(done.get(job.utterance), job, settings, out)}
+    journal, before = out / "progress.jsonl", _read_journal(out / "progress.jsonl")
+    done = {
+        one.utterance: before[one.utterance] for one in jobs if _usable(before.get(one.utterance), one, settings, out)
+    }
     todo = [job for job in jobs if job.utterance not in done]
     report = Report(total=len(jobs) + len(skipped or {}), reused=len(done))
-    if todo:
+    if not all(_failed_before(before.get(job.utterance), job, settings) for job in todo):
         _unfinish(out)
-        with open(journal, "a", encoding="utf-8") as stream:
-            stream.write("\n")  # ends a line that a kill cut
-            for lines in _results(todo, settings, out, nj):
-                done.update((item["utt"], item) for item in lines)
-                stream.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in lines)
-                stream.flush()
-                if progress:
-                    progress(len(done), len(jobs))
+    for lines in _results(todo, settings, out, nj) if todo else ():
+        done.update((item["utt"], item) for item in lines)
+        _note_changes(out, journal, [item for item in lines if item != before.get(item["utt"])])
+        if progress:
+            progress(len(done), len(jobs))
     skipped, lengths = dict(skipped or {}), {}
     for job in jobs:
         item = done[job.utterance]
@@ -267,7 +283,7 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=
     """
     directory, settings = read_data_dir(data), settings or Settings()
     if Path(out).resolve() == directory.path.resolve():
-        raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump")
+        raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump (of run.sh: --dumpdir)")
     if directory.text is None and not text_optional:
         raise KaldiError(f"{directory.path / 'text'} does not exist: write it, or pass --no-text-ok for a test set")
     utt2spk = directory.utt2spk

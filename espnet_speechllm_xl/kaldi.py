@@ -70,7 +70,7 @@ def joined(name):
 def _rows(path):
     """Yield (line number, key, value) of a table; the value is '' where the line has only a key."""
     try:
-        with open(path, encoding="utf-8", newline="\n") as stream:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:  # editors of Windows begin it with a mark
             for number, line in enumerate(stream, 1):
                 line = line.rstrip("\r\n").strip(BLANKS)
                 cut = min((line.find(blank) for blank in BLANKS if blank in line), default=len(line))
@@ -524,6 +524,8 @@ def perturb_dir(data, out, factors):
         new["utt2speed"].update({prefix + key: label for key in tables["utt2spk"]})
         for key, items in (ctm or {}).items():
             words[prefix + key] = [replace(i, start=i.start / factor, end=i.end / factor) for i in items]
+    if (out / "wav.scp").exists() and not (out / "utt2speed").exists():
+        raise KaldiError(f"{out} was not made by speed perturbation: rename it, or remove it, to have it made")
     _fresh(out, data)
     for name, table in new.items():
         write_table(out / name, table)

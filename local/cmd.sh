@@ -4,11 +4,11 @@
 #   train_cmd  [--gpus N] [--progress REGEX] NJ LOG COMMAND...
 #   decode_cmd [--gpus N] [--progress REGEX] NJ LOG COMMAND...
 #
-# run NJ copies of COMMAND side by side, with JOB in LOG and in every argument replaced by 1..NJ, and wait for all of
+# run NJ copies of COMMAND side by side, with @JOB@ in LOG and in every argument replaced by 1..NJ, and wait for all of
 # them. When any fails: status 1, the number that failed, and name and last lines of the first one's log.
 #
 #   pooled_cmd  NJ LOG COMMAND...                COMMAND --nj NJ, with Slurm as one job of kind data
-#   sharded_cmd [--gpus N] NJ LOG COMMAND...     COMMAND --nj NJ, with Slurm as NJ jobs COMMAND --shard JOB/NJ and then
+#   sharded_cmd [--gpus N] NJ LOG COMMAND...     COMMAND --nj NJ, with Slurm as NJ jobs COMMAND --shard @JOB@/NJ and then
 #                                                COMMAND, which puts together what they made
 #
 # are for commands that work on a set with processes of their own: on one machine they show their own progress.
@@ -42,7 +42,7 @@ sharded_cmd() {
   shift 2
   if [ "$cmd_backend" = slurm ]; then
     # Not status 1, by which COMMAND says that some of its inputs failed.
-    decode_cmd --gpus "$gpus" "$nj" "$log" "$@" --shard "JOB/$nj" || return 3
+    decode_cmd --gpus "$gpus" "$nj" "$log" "$@" --shard "@JOB@/$nj" || return 3
     "$@"
   else
     "$@" --nj "$nj"
@@ -68,8 +68,8 @@ run_jobs() {
   fi
   local nj=$1 log=$2
   shift 2
-  if [ "$nj" -gt 1 ] && [[ $log != *JOB* ]]; then
-    echo "run_jobs: $nj jobs would share the log $log: put JOB into its name" >&2
+  if [ "$nj" -gt 1 ] && [[ $log != *@JOB@* ]]; then
+    echo "run_jobs: $nj jobs would share the log $log: put @JOB@ into its name" >&2
     return 2
   fi
   case $cmd_backend in
@@ -81,8 +81,8 @@ run_jobs() {
   esac
   local j
   for ((j = 1; j <= nj; j++)); do
-    [ "$kind" != train ] || _keep_old "${log//JOB/$j}" || return 1
-    mkdir -p "$(dirname "${log//JOB/$j}")" && : >"${log//JOB/$j}" || return 1
+    [ "$kind" != train ] || _keep_old "${log//@JOB@/$j}" || return 1
+    mkdir -p "$(dirname "${log//@JOB@/$j}")" && : >"${log//@JOB@/$j}" || return 1
   done
   "_run_$cmd_backend" "$@" || true
   _report_jobs
@@ -105,8 +105,9 @@ _logged() {
   {
     printf '# %s\n# started %s on %s\n' "$(printf '%q ' "$@")" "$(date '+%F %T')" "$(hostname)"
     "$@" </dev/null || status=$?
-    printf '# ended with status %d after %d s\n' "$status" $((SECONDS - start))
   } >>"$log" 2>&1
+  [ -z "$(tail -c 1 "$log")" ] || echo >>"$log" # the last line of the output may lack its end
+  printf '# ended with status %d after %d s\n' "$status" $((SECONDS - start)) >>"$log"
   return $status
 }
 
@@ -114,11 +115,11 @@ _logged() {
 _report_jobs() {
   local j name failed=() last
   for ((j = 1; j <= nj; j++)); do
-    [[ $(tail -n 1 "${log//JOB/$j}") == "# ended with status 0 "* ]] || failed+=("$j")
+    [[ $(tail -n 1 "${log//@JOB@/$j}") == "# ended with status 0 "* ]] || failed+=("$j")
   done
   [ ${#failed[@]} -gt 0 ] || return 0
-  name=${log//JOB/${failed[0]}}
-  last=$(tail -n 10 "$name" | cut -c 1-300)
+  name=${log//@JOB@/${failed[0]}}
+  last=$(tail -n 10 "$name" | cut -c 1-1000)
   echo "run_jobs: ${#failed[@]} of $nj jobs failed (${failed[*]}); the end of $name:" >&2
   printf '%s\n' "$last" | sed 's/^/  | /' >&2
   if [[ $last != *"# ended with status "* ]]; then
@@ -129,7 +130,7 @@ _report_jobs() {
 
 # _follow PID: shows matching lines of the first job's log as long as PID lives.
 _follow() {
-  tail -n +1 -s 0.5 --pid="$1" -F "${log//JOB/1}" 2>/dev/null | grep --line-buffered -E -- "$progress" || true
+  tail -n +1 -s 0.5 --pid="$1" -F "${log//@JOB@/1}" 2>/dev/null | grep --line-buffered -E -- "$progress" || true
 }
 
 # A subshell with job control: every job leads its own process group, so that Ctrl-C ends its children as well.
@@ -150,7 +151,7 @@ _run_local() (
   [ "$threads" -ge 1 ] || threads=1
   export OMP_NUM_THREADS=$threads
   for ((j = 1; j <= nj; j++)); do
-    _logged "${log//JOB/$j}" "${@//JOB/$j}" &
+    _logged "${log//@JOB@/$j}" "${@//@JOB@/$j}" &
     pids+=("$!")
   done
   if [ -n "$progress" ]; then
@@ -177,21 +178,24 @@ _slurm_options() {
 
 # One array job; its script and what Slurm itself says (limits, cancelling) stand beside the logs in slurm/.
 _run_slurm() {
-  local first=${log//JOB/1} folder script options=() out sbatch_pid
+  local first=${log//@JOB@/1} folder script options=() out sbatch_pid name
+  name=$(basename "$first")
   command -v sbatch >/dev/null || { echo "run_jobs: no sbatch here: use cmd_backend=local" >&2; return 1; }
   [ -r "$slurm_conf" ] || { echo "run_jobs: cannot read $slurm_conf: name another by slurm_conf=FILE" >&2; return 1; }
   folder=$(dirname "$first")/slurm
-  script=$folder/$(basename "${log//.JOB/}").sh
-  out=$folder/$(basename "${log//.JOB/}").%a.out
+  script=$folder/$(basename "${log//.@JOB@/}").sh
+  out=$folder/$(basename "${log//.@JOB@/}").%a.out
   mkdir -p "$folder" && rm -f "${out%.%a.out}".*.out
   mapfile -t options < <(_slurm_options)
   {
     printf '#!/usr/bin/env bash\ncd %q || exit 1\n' "$PWD"
     printf '. %q\nargs=(%s)\n' "$_cmd_dir/cmd.sh" "$(printf '%q ' "$log" "$@")"
     # shellcheck disable=SC2016  # for the job's shell
-    printf '%s\n' 'export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}' '_logged "${args[@]//JOB/$SLURM_ARRAY_TASK_ID}"'
+    printf '%s\n' 'export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}' '_logged "${args[@]//@JOB@/$SLURM_ARRAY_TASK_ID}"'
   } >"$script"
-  sbatch --wait --array="1-$nj" --job-name="$(basename "$first")" --output="$out" "${options[@]}" "$script" \
+  # The job goes on when the recipe that sent it is killed: the next run's must wait, not train beside it.
+  [ "$kind" != train ] || { name=$(realpath "$first"); options+=(--dependency=singleton); }
+  sbatch --wait --array="1-$nj" --job-name="$name" --output="$out" "${options[@]}" "$script" \
     >"$script.sbatch" 2>&1 &
   sbatch_pid=$!
   if [ -n "$progress" ]; then _follow "$sbatch_pid"; fi

@@ -138,7 +138,9 @@ def counters(url, headers):
 async def measure(args, headers, audio, count):
     """Run ``count`` streams; returns the row of the table."""
     level, query = Level(), f"?rate={RATE}" + (f"&{args.query}" if args.query else "")
-    url = f"ws://{urlsplit(args.url).netloc}/v1/stream{query}"
+    server = urlsplit(args.url)
+    scheme = "wss" if server.scheme == "https" else "ws"
+    url = f"{scheme}://{server.netloc}{server.path.rstrip('/')}/v1/stream{query}"
     before = await asyncio.to_thread(counters, args.url, headers)
     waits = np.random.default_rng(count).uniform(0, 2, count)
     streams = [client(url, headers, audio[i % len(audio)], args.message, level, waits[i]) for i in range(count)]

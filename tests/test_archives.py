@@ -84,6 +84,10 @@ def test_an_archive_is_extracted_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="holds no corpus/other: it is another archive; get it from its publisher"):
         extract(tmp_path / "good.tar.gz", "corpus/other", tmp_path / "out/other", "its publisher")
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:-20])
+    with tarfile.open(tmp_path / "long.tar", "w") as tar:
+        tar.add(tmp_path / "corpus/part/file", "corpus/" + "x" * 300)
+    with pytest.raises(UserError, match="long.tar cannot be extracted into .*out: File name too long$"):
+        extract(tmp_path / "long.tar", "corpus", tmp_path / "out/other", "its publisher")
     with pytest.raises(UserError, match="cannot be extracted"):
         extract(tmp_path / "cut.tar.gz", "corpus/part", tmp_path / "out/again", "its publisher")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import soxr
 
+from espnet_speechllm_xl import audio
 from espnet_speechllm_xl.audio import AudioError, conform, read_audio, resample, to_int16, write_flac
 
 RATE = 16000
@@ -51,6 +52,29 @@ def entries(tmp_path, samples, rate=RATE):
     flac_ark.write_bytes(head + (tmp_path / "a.flac").read_bytes() + b"z " + (tmp_path / "a.wav").read_bytes())
     found["ark flac"] = f"{flac_ark}:{len(head)}"
     return found
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_of_an_archive_of_flac_only_the_recording_is_read(tmp_path, subtype, channels):
+    samples = speech(2.0, channels=channels)  # white noise: hardly compressed
+    soundfile.write(tmp_path / "a.flac", samples, RATE, subtype=subtype)
+    recording = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.ark").write_bytes(b"utt " + recording + bytes(1 << 20))
+    entry = f"{tmp_path}/a.ark:4"
+    content = audio._fetch(entry, None)
+    assert content[: len(recording)] == recording and len(content) < 2 * len(recording)
+    np.testing.assert_array_equal(read_audio(entry, RATE), read_audio(str(tmp_path / "a.flac"), RATE))
+
+
+def test_files_of_a_command(tmp_path):
+    names = [tmp_path / name for name in ("my file.wav", "b.wav", "c.wav")]
+    for name in names:
+        name.touch()
+    blank, b, c = names
+    assert audio.backing_files(f"sox '{blank}' -t wav - |") == [blank]
+    assert audio.backing_files(f"sox -t wav - <{b}|cat {c}|sox - - |") == [b, c]
+    assert audio.backing_files(f"sox 'unbalanced {b} |") == []
 
 
 @pytest.mark.parametrize("segment", [(0.0, None), (0.29, 0.87), (0.5, None), (0.0, 0.1)])

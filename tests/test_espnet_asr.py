@@ -154,7 +154,7 @@ def test_all_stages(run_driver, recipe):
     done = run_driver("espnet_asr.sh", folder, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     model = folder / "exp/asr_ctc_micro"
-    pieces = (folder / "data/tokens_char100/tokens.txt").read_text().split()
+    pieces = (folder / "data/tokens_train_char/tokens.txt").read_text().split()
     assert (model / "tokens.txt").read_text().split() == ["<blank>", *pieces, "<sos/eos>"]
     epochs = training.history(model)
     assert len(epochs) == 3 and epochs[3]["train"]["loss"] < epochs[1]["train"]["loss"]
@@ -186,8 +186,8 @@ def test_all_stages(run_driver, recipe):
     [
         (["--stage", "decode", "--tag", "none"], "exp/none holds no valid.*.ave.pth: run the train stage"),
         (
-            ["--stage", "tokens", "--vocab-size", "7"],
-            "data/tokens_char7/tokenizer.model is not there: run the data stage",
+            ["--stage", "tokens", "--token-type", "bpe", "--vocab-size", "7"],
+            "data/tokens_train_bpe7/tokenizer.model is not there: run the data stage",
         ),
         (["--token-type", "hf"], "give bpe, unigram or char"),
         (["--asr-config", "nothing.yaml"], "no configuration nothing.yaml here"),
@@ -196,8 +196,8 @@ def test_all_stages(run_driver, recipe):
 )
 def test_what_is_wrong_is_said_in_one_line(run_driver, recipe, wrong, message):
     folder, options = recipe
-    (folder / "data/tokens_char100").mkdir(parents=True, exist_ok=True)
-    (folder / "data/tokens_char100/tokenizer.model").touch()
+    (folder / "data/tokens_train_char").mkdir(parents=True, exist_ok=True)
+    (folder / "data/tokens_train_char/tokenizer.model").touch()
     done = run_driver("espnet_asr.sh", folder, *options, *wrong)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 

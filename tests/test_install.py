@@ -348,8 +348,8 @@ def run_shell(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess
 
 
 def test_jobs_run_side_by_side_and_number_their_logs(tmp_path):
-    job = 'touch JOB; until [ -e 1 ] && [ -e 2 ] && [ -e 3 ]; do sleep 0.05; done; echo part JOB; echo "a b" JOB'
-    command = f"decode_cmd --progress '^part' 3 logs/x.JOB.log bash -c '{job}'"
+    job = 'touch @JOB@; until [ -e 1 ] && [ -e 2 ] && [ -e 3 ]; do sleep 0.05; done; echo part @JOB@; echo "a b" @JOB@'
+    command = f"decode_cmd --progress '^part' 3 logs/x.@JOB@.log bash -c '{job}'"
     done = run_shell(command, tmp_path)
     assert done.returncode == 0 and done.stdout == "part 1\n"
     for job in "123":
@@ -361,12 +361,12 @@ def test_jobs_run_side_by_side_and_number_their_logs(tmp_path):
 def test_threads_are_divided_among_jobs(tmp_path):
     cores = len(os.sched_getaffinity(0))
     for nj in (1, cores, 2 * cores):
-        run_shell(f"train_cmd {nj} JOB.log printenv OMP_NUM_THREADS", tmp_path, OMP_NUM_THREADS="64")
+        run_shell(f"train_cmd {nj} @JOB@.log printenv OMP_NUM_THREADS", tmp_path, OMP_NUM_THREADS="64")
         assert (tmp_path / "1.log").read_text().splitlines()[2] == str(max(cores // nj, 1))
 
 
 def test_failures_are_named_with_log_and_tail(tmp_path):
-    done = run_shell("train_cmd 3 x.JOB.log bash -c 'echo bad news JOB; exit $((JOB - 1))'; echo on", tmp_path)
+    done = run_shell("train_cmd 3 x.@JOB@.log bash -c 'echo bad news @JOB@; exit $((@JOB@ - 1))'; echo on", tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("run_jobs: 2 of 3 jobs failed (2 3); the end of x.2.log:\n")
     assert "  | bad news 2\n" in done.stderr and "with status 1" in done.stderr
@@ -376,7 +376,7 @@ def test_failures_are_named_with_log_and_tail(tmp_path):
 
 @pytest.mark.parametrize(
     "command, words",
-    [("train_cmd 2 x.log true", "put JOB"), ("train_cmd x.log true", "usage"), ("train_cmd 0 x.log true", "usage")],
+    [("train_cmd 2 x.log true", "put @JOB@"), ("train_cmd x.log true", "usage"), ("train_cmd 0 x.log true", "usage")],
 )
 def test_wrong_job_calls_are_told(tmp_path, command, words):
     done = run_shell(command, tmp_path)
@@ -384,7 +384,7 @@ def test_wrong_job_calls_are_told(tmp_path, command, words):
 
 
 def test_stopping_the_script_stops_the_jobs_children(tmp_path):
-    script = f"set -eu; . {ROOT}/local/cmd.sh; train_cmd 2 x.JOB.log bash -c 'sleep 60 & echo $! >pid.JOB; wait'"
+    script = f"set -eu; . {ROOT}/local/cmd.sh; train_cmd 2 x.@JOB@.log bash -c 'sleep 60 & echo $! >pid.@JOB@; wait'"
     # Jobs of a non-interactive shell inherit an ignored Ctrl-C, and bash cannot trap what it finds ignored.
     process = subprocess.Popen(
         ["bash", "-c", script], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -420,29 +420,46 @@ def slurm(tmp_path):
 
 
 def test_slurm_array_gets_options_and_runs_every_shard(tmp_path, slurm):
-    done = run_shell("decode_cmd --gpus 2 2 logs/d.JOB.log bash -c 'echo \"$OMP_NUM_THREADS\" JOB'", tmp_path, **slurm)
+    done = run_shell(
+        "decode_cmd --gpus 2 2 logs/d.@JOB@.log bash -c 'echo \"$OMP_NUM_THREADS\" @JOB@'", tmp_path, **slurm
+    )
     assert done.returncode == 0, done.stderr
     asked = (tmp_path / "args").read_text().splitlines()
     assert {"--wait", "--array=1-2", "--gres=gpu:2", "--cpus-per-gpu=2", "--time=24:00:00"} <= set(asked)
     assert not any(option.startswith(("--cpus-per-task", "--mem=")) for option in asked)  # sbatch refuses both
     assert [(tmp_path / f"logs/d.{job}.log").read_text().splitlines()[2] for job in "12"] == ["4 1", "4 2"]
-    done = run_shell("decode_cmd 2 logs/d.JOB.log bash -c '[ JOB = 1 ]'", tmp_path, **slurm)
+    done = run_shell("decode_cmd 2 logs/d.@JOB@.log bash -c '[ @JOB@ = 1 ]'", tmp_path, **slurm)
     assert done.returncode == 1 and "1 of 2 jobs failed (2)" in done.stderr
     assert not any(re.match("--gres", option) for option in (tmp_path / "args").read_text().splitlines())
     # No empty argument for a kind without options, and the last line counts without its end.
     (tmp_path / "own.conf").write_text("all --mem=8G\ndecode\ndecode_gpu --gres=gpu:GPUS")
     done = run_shell(
-        "decode_cmd --gpus 1 2 logs/e.JOB.log true", tmp_path, slurm_conf=str(tmp_path / "own.conf"), **slurm
+        "decode_cmd --gpus 1 2 logs/e.@JOB@.log true", tmp_path, slurm_conf=str(tmp_path / "own.conf"), **slurm
     )
     assert done.returncode == 0, done.stderr
     asked = (tmp_path / "args").read_text().splitlines()
     assert {"--mem=8G", "--gres=gpu:1"} <= set(asked) and "" not in asked
 
 
+def test_a_second_job_of_one_training_waits_for_the_first(tmp_path, slurm):
+    for command, waits in (("train_cmd 1 exp/a/train.log true", True), ("decode_cmd 1 exp/a/d.log true", False)):
+        assert run_shell(command, tmp_path, **slurm).returncode == 0
+        asked = (tmp_path / "args").read_text().splitlines()
+        assert ("--dependency=singleton" in asked) == waits
+        assert (f"--job-name={tmp_path}/exp/a/train.log" in asked) == waits  # one of each training
+
+
+def test_paths_may_hold_the_word_job_and_logs_end_in_their_own_line(tmp_path):
+    place = tmp_path / "JOB_7"
+    done = run_shell(f"train_cmd 1 {place}/x.log printf '%s' {place}/JOB", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{place}/JOB" in (place / "x.log").read_text().splitlines() and [*tmp_path.iterdir()] == [place]
+
+
 def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):
-    done = run_shell("sharded_cmd --gpus 1 2 logs/d.JOB.log echo set; pooled_cmd 2 logs/p.log echo set", tmp_path)
+    done = run_shell("sharded_cmd --gpus 1 2 logs/d.@JOB@.log echo set; pooled_cmd 2 logs/p.log echo set", tmp_path)
     assert done.stdout == "set --nj 2\nset --nj 2\n" and not (tmp_path / "logs").exists()
-    done = run_shell("sharded_cmd --gpus 1 2 logs/d.JOB.log echo set", tmp_path, **slurm)
+    done = run_shell("sharded_cmd --gpus 1 2 logs/d.@JOB@.log echo set", tmp_path, **slurm)
     assert done.stdout == "set\n"  # puts the shards together
     assert [(tmp_path / f"logs/d.{job}.log").read_text().splitlines()[2] for job in "12"] == [
         "set --shard 1/2",
@@ -452,5 +469,5 @@ def test_work_on_a_set_is_sharded_where_there_is_a_queue(tmp_path, slurm):
     assert run_shell("pooled_cmd 2 logs/p.log echo set", tmp_path, **slurm).stdout == ""
     assert (tmp_path / "logs/p.log").read_text().splitlines()[2] == "set --nj 2"
     assert {"--array=1-1", "--cpus-per-task=2"} <= set((tmp_path / "args").read_text().splitlines())
-    done = run_shell("sharded_cmd 2 logs/d.JOB.log false; echo on", tmp_path, **slurm)
+    done = run_shell("sharded_cmd 2 logs/d.@JOB@.log false; echo on", tmp_path, **slurm)
     assert done.returncode == 3 and done.stdout == "" and "2 of 2 jobs failed (1 2)" in done.stderr

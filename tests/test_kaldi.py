@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,11 @@ def test_tables_keep_text_and_sort_as_c_locale(tmp_path):
     assert order.returncode == 0
     (tmp_path / "text").write_bytes("u\tA B\r\nv  C\u2028D\n".encode())
     assert kaldi.read_table(tmp_path / "text") == {"u": "A B", "v": "C\u2028D"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfu A\r\nv B\r\n")
+    assert kaldi.read_table(tmp_path / "text") == {"u": "A", "v": "B"}
 
 
 def test_text_is_composed_and_else_untouched(tmp_path):
@@ -268,6 +274,34 @@ def test_changed_audio_behind_a_command_is_read_again(tmp_path):
     report = format_dir(data, tmp_path / "o")
     assert (report.written, report.reused) == (5, 4)
     np.testing.assert_array_equal(samples_of(tmp_path / "o")["ann-1"], noise(0.7, 9))
+
+
+def test_what_failed_is_tried_again_and_disturbs_nobody_until_it_does_not_fail(tmp_path):
+    data, out = make(tmp_path / "d", LENGTHS), tmp_path / "o"
+    scp, switch = kaldi.read_table(data / "wav.scp"), tmp_path / "mounted"
+    kaldi.write_table(data / "wav.scp", {**scp, "ann-1": f"cat {switch}/*.wav |"})
+    assert format_dir(data, out).skipped == {"command-failed": 1}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert format_dir(data, out).skipped == {"command-failed": 1}
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    switch.mkdir()
+    shutil.copy(scp["ann-1"], switch / "a.wav")
+    report = format_dir(data, out)
+    assert (report.written, report.reused) == (5, 4) and not report.skipped
+    np.testing.assert_array_equal(samples_of(out)["ann-1"], noise(LENGTHS["ann-1"], 0))
+
+
+def test_what_others_made_is_not_written_over(tmp_path):
+    data, foreign = make(tmp_path / "d", LENGTHS), make(tmp_path / "foreign", LENGTHS)
+    before = contents(foreign)
+    with pytest.raises(KaldiError, match="foreign was not made by formatting: rename it, or remove it"):
+        format_dir(data, foreign)
+    with pytest.raises(KaldiError, match="foreign was not made by speed perturbation: rename it"):
+        kaldi.perturb_dir(data, foreign, "0.9 1")
+    assert contents(foreign) == before
+    for _ in range(2):  # our own are made anew
+        assert kaldi.perturb_dir(data, tmp_path / "sp", "0.9 1") == (5, 10)
+        assert format_dir(data, tmp_path / "o").written == 5
 
 
 def test_a_killed_process_is_one_line(tmp_path, capsys):

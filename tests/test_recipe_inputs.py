@@ -147,7 +147,7 @@ def test_driver_takes_both(run_driver, kaldi_dir, espnet_dump, tmp_path):
     )
     assert dump.returncode == 0, dump.stderr
     assert "stage 3: format: nothing to do (--dumpdir" in dump.stdout
-    files = [path / "data/tokens_char100/tokens.txt" for path in (tmp_path / "one", tmp_path / "two")]
+    files = [path / "data/tokens_train_char/tokens.txt" for path in (tmp_path / "one", tmp_path / "two")]
     assert files[0].read_text() == files[1].read_text() != ""
 
 
@@ -167,6 +167,35 @@ def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_
     done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
     assert done.returncode == 1
     assert "text" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_dump_of_an_espnet_recipe_is_copied_elsewhere(run_driver, toy_data, tmp_path):
+    """ESPnet's archives are read where its paths begin, in its recipe's directory, which has a dump of its own."""
+    (tmp_path / "espnet/dump").mkdir(parents=True)
+    write_kaldi_dir(archived, toy_data, tmp_path / "espnet/dump/raw").rename(tmp_path / "espnet/dump/raw/train")
+    sets = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train", "--stop-stage", "format"]
+    run = ("speechllm_xl.sh", tmp_path / "espnet", "--kaldi-data", "dump/raw", *sets)
+    done = run_driver(*run)
+    assert done.returncode == 1 and "dump and data are the same directory" in done.stderr
+    done = run_driver(*run, "--dumpdir", "dump_files")
+    assert done.returncode == 0, done.stderr
+    assert len(read_table(tmp_path / "espnet/dump_files/raw/train/wav.scp")) == 4
+
+
+def test_checksums_are_of_contents_alone(tmp_path):
+    for name in ("a/tokenizer", "b/tokenizer"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "one").write_text("1")
+        (tmp_path / name / "two").write_text("2")
+    for name in ("a/x", "b/y"):
+        (tmp_path / name).write_text("x")
+    script = f'. "{ROOT}/egs2/TEMPLATE/speechllm_xl1/options.sh"; checksum a/tokenizer a/x; '
+    script += 'checksum ./b/y "$PWD"/b/tokenizer; checksum b/tokenizer b/y; echo 3 >a/x; checksum a/tokenizer a/x'
+    (tmp_path / "driver.sh").write_text(f"set -euo pipefail\n{script}\n")
+    done = subprocess.run(["bash", "driver.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, other_order, same, changed = done.stdout.splitlines()
+    assert first == same != changed and other_order != first
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="without flock nobody waits")

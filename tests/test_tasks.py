@@ -214,6 +214,12 @@ def test_statistics_of_other_features_are_refused(toy_data, tmp_path):
         training.train("ctc", toy_data, tmp_path / "exp", stats, max_epoch=1)
 
 
+def test_a_dump_at_another_rate_is_refused(toy_data, toy_stats, tmp_path):
+    with pytest.raises(ConfigError, match="audio at 16000 Hz, but features_conf sample_rate is 8000: give run.sh"):
+        features = {"sample_rate": 8000, "f_max": 3900.0}
+        training.train("ctc", toy_data, tmp_path / "stats", features_conf=features)
+
+
 def test_alignment_of_other_text_or_audio_stops_the_training(toy_data, toy_stats, tmp_path):
     from dataclasses import replace
 

@@ -133,6 +133,17 @@ def test_missing_and_damaged_tokenizers(tmp_path):
         load_tokenizer(tmp_path / "damaged")
 
 
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_symbols_of_a_long_transcript_are_learnt(tmp_path, kind):
+    from espnet_speechllm_xl.bin import tokens
+
+    lines = [f"u{index} a b c ab bc abc\n" for index in range(20)]
+    (tmp_path / "text").write_text("".join([*lines, f"v {'ab ' * 2000}\u00df\n"]), encoding="utf-8")
+    options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "8"]
+    assert tokens.main(options) == 0
+    assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("a \u00df") == ""
+
+
 def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
     from espnet_speechllm_xl.bin import tokens
 

@@ -73,7 +73,7 @@ model=exp/speechllm_xl_micro
 tables() { grep '^|' RESULTS.md; }
 times() { # of what costs time to make; a change means that it was made again
   # shellcheck disable=SC2012  # names are ours
-  ls -l --time-style=full-iso dump/raw/*/wav.scp data/tokens_bpe60/tokenizer.model exp/*/stats/.done exp/*/[0-9]*epoch.pth \
+  ls -l --time-style=full-iso dump/raw/*/wav.scp data/tokens_train_bpe60/tokenizer.model exp/*/stats/.done exp/*/[0-9]*epoch.pth \
     exp/*/*.ave.pth exp/aligner/aligned/*/char_ends "$model"/decode_*/*/text "$model"/decode_*/*/decode.json
 }
 every_utterance() { # aligned + left out = all
@@ -116,7 +116,7 @@ check "data and dump" filled data/{train,dev,test}/{wav.scp,text,utt2spk,spk2utt
   dump/raw/{train,dev,test,test_2x}/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type,ref.ctm}
 check "22 training utterances" same utterances 22 "$(lines dump/raw/train/text)"
 check "long form joins" same utterances $((($(lines dump/raw/test/text) + 1) / 2)) "$(lines dump/raw/test_2x/text)"
-check "tokens" filled data/tokens_bpe60/{tokenizer.model,tokens.txt}
+check "tokens" filled data/tokens_train_bpe60/{tokenizer.model,tokens.txt}
 check "aligner" filled exp/aligner/{config.yaml,tokenizer.model,checkpoint.pth,valid.ter.ave.pth,valid.ter.best.pth,train.log} \
   exp/aligner/stats/train/{feats_stats.npz,speech_shape,text_shape} exp/aligner/stats/valid/{speech_shape,text_shape}
 check "alignments" filled exp/aligner/aligned/{train,dev,test}/{char_ends,words.ctm,text,wav.scp,report.json,report/report.md}

@@ -48,8 +48,8 @@ def _check(args):
         print(problem, file=sys.stderr)
     if problems and args.dump:
         print(
-            f"{args.directory}: {len(problems)} problems; run it where the dump's paths begin, or give --kaldi-data in "
-            "place of --dumpdir, which makes a copy",
+            f"{args.directory}: {len(problems)} problems; run it where the dump's paths begin, or give --kaldi-data "
+            "DIR/raw, which makes a copy: in dump/, or, where that is the ESPnet dump itself, in another --dumpdir",
             file=sys.stderr,
         )
         return 1

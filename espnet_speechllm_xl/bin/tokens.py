@@ -63,6 +63,8 @@ def _train(sentences, path, args):
                 hard_vocab_limit=args.type != "char",
                 bos_id=-1,
                 eos_id=-1,
+                max_sentence_length=max(len(sentence.encode()) for sentence in sentences)
+                + 1,  # longer ones are dropped
                 minloglevel=2,
             )
         except RuntimeError as error:

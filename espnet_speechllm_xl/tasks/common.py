@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pathlib import Path
 with contextlib.redirect_stdout(io.StringIO()):
     from espnet2.tasks import abs_task
 
+import soundfile
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
@@ -110,6 +112,9 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def main_worker(cls, args):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
+        for path, name, _ in args.train_data_path_and_name_and_type:
+            if name == "speech":
+                _check_rate(path, cls.section(args, "features_conf").sample_rate)
         if args.resume and not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args))
         precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
@@ -131,6 +136,8 @@ class SpeechTask(abs_task.AbsTask):
     def training_settings(cls, args):
         """What the weights after an epoch depend on, defaults filled in: ``{"encoder_conf dim": 144, ...}``."""
         settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
+        # However the directory of the experiments is spelt, and wherever it was moved.
+        settings["init_param"] = [os.path.relpath(path, args.output_dir) for path in args.init_param]
         settings["token_list"] = args.token_list
         if isinstance(args.token_list, str):
             settings["token_list"] = read_token_list(args.token_list)
@@ -231,6 +238,17 @@ def _check_statistics(file, features):
         raise ConfigError(
             f"{file} was made with another features_conf {name} (was {before[name]}, is {features[name]}): "
             f"remove {made.parent} and run the stage again"
+        )
+
+
+def _check_rate(wav_scp, rate):
+    """Raise ConfigError for a dump at another rate, by its first file: training does not resample."""
+    first = next(iter(_read_pairs(wav_scp).values()), None)
+    found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
+    if found != rate:
+        raise ConfigError(
+            f"{wav_scp}: audio at {found} Hz, but features_conf sample_rate is {rate}: give run.sh --sample-rate "
+            f"{rate} from the format stage on, or the sample_rate of the dump"
         )
 
 

@@ -63,8 +63,8 @@ if runs 1; then
 fi
 
 need "run the data stage (--stage data), or ./run.sh --stop-stage tokens" \
-  "$dump/$train_data"/{wav.scp,text} "$dump/$valid_set"/{wav.scp,text} "$tokenizer"
-stamp=$(checksum "$dump/$train_data"/{wav.scp,text} "$dump/$valid_set"/{wav.scp,text} "$tokenizer")
+  {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer"
+stamp=$(checksum {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer")
 if [ "$stage" -le 4 ] && [ -f "$model/checkpoint.pth" ] && [ "$(cat "$model/stats/.done" 2>/dev/null)" != "$stamp" ]; then
   die "$model was trained on other data or tokens than there are now: give this training a name of its own" \
     "(--tag), or remove $model to train again"
@@ -134,7 +134,7 @@ decode() {
   search=${search#decode_"$system"_}
   out=$model/decode_$search$decode_tag/$set
   parts=$out/.parts
-  stamp=$(checksum "$weights" "$config" "$dump/$set/wav.scp")\ $inference_args
+  stamp=$(checksum "$weights" "$config" "$dump/$set"/{wav.scp,utt2num_samples})\ $inference_args
   if [ -f "$out/decode.json" ] && [ "$(cat "$out/.done" 2>/dev/null)" = "$stamp" ]; then
     touch "$out/decode.json" # of weights that may have been written again, equal
     log "$out was decoded before by the same weights and settings"
@@ -142,7 +142,7 @@ decode() {
   fi
   rm -rf "$out/.done" "$out/decode.json" "$parts"
   mkdir -p "$parts" "$out/log"
-  jobs=$(wc -l <"$dump/$set/wav.scp")
+  jobs=$(grep -c '' "$dump/$set/wav.scp") # also a last line without an end
   [ "$jobs" -le "$nj" ] || jobs=$nj
   for ((job = 1; job <= jobs; job++)); do
     awk -v jobs="$jobs" -v job="$job" 'NR % jobs == job % jobs' "$dump/$set/wav.scp" >"$parts/keys.$job"
@@ -151,9 +151,9 @@ decode() {
   ! grep -q '^encoder: contextual_block' "$model/config.yaml" || program=asr_inference_streaming
   log "decoding: $out (logs: $out/log)"
   # shellcheck disable=SC2086
-  decode_cmd --gpus "$gpus" "$jobs" "$out/log/decode.JOB.log" \
-    python3 "$espnet/asr_decode.py" "$program" --config "$config" --ngpu "$gpus" --key_file "$parts/keys.JOB" \
-    --data_path_and_name_and_type "$dump/$set/wav.scp,speech,sound" --output_dir "$parts/JOB" \
+  decode_cmd --gpus "$gpus" "$jobs" "$out/log/decode.@JOB@.log" \
+    python3 "$espnet/asr_decode.py" "$program" --config "$config" --ngpu "$gpus" --key_file "$parts/keys.@JOB@" \
+    --data_path_and_name_and_type "$dump/$set/wav.scp,speech,sound" --output_dir "$parts/@JOB@" \
     --asr_train_config "$model/config.yaml" --asr_model_file "$weights" $inference_args
   python3 "$espnet/asr_collect.py" --parts "$parts" --dump "$dump/$set" --out "$out" --device "$device" --config "$config"
   rm -rf "$parts"

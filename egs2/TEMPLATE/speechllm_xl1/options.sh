@@ -14,8 +14,9 @@ test_sets="test"
 downloads=            # where the corpus' archive is, passed to local/data.sh
 data_opts=            # further options of local/data.sh
 kaldi_data=           # take DIR/<set> instead of running local/data.sh
-dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting
+dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting; with --kaldi-data: write the dump there
 speed_perturb=        # e.g. "0.9 1.0 1.1"
+sample_rate=16000     # Hz, of the dump; other ones want the same in "--features_conf sample_rate=8000" of the trainings
 min_wav_duration=0.2  # seconds; shorter training utterances are left out
 max_wav_duration=30   # seconds
 token_type=bpe        # of the recogniser: bpe, unigram, char or hf
@@ -77,7 +78,18 @@ read_options() {
   train_data=$train_set
   [ -z "$speed_perturb" ] || train_data=${train_set}_sp
   dump=${dumpdir:-dump}/raw
-  tokens=data/tokens_$token_type$vocab_size
+  tokens=$(tokens_dir "$token_type" "$vocab_size")
+}
+
+# tokens_dir TYPE SIZE: where the tokens made of the training text are, or a copy of the Hugging Face tokenizer.
+tokens_dir() {
+  local name=${train_data}_$1
+  case $1 in
+    hf) name+=_$(basename "$hf_tokenizer") ;;
+    char) ;; # all there are
+    *) name+=$2 ;;
+  esac
+  echo "data/tokens_$name"
 }
 
 stage_number() {
@@ -122,8 +134,13 @@ need() {
   done
 }
 
-# checksum FILE...: of their contents; directories count with all files in them.
-checksum() { find -L "$@" -type f -print0 | sort -z | xargs -0 cat | cksum; }
+# checksum FILE...: of their contents, whatever their names; directories count with all files in them.
+checksum() {
+  local path
+  for path in "$@"; do
+    if [ -d "$path" ]; then (cd "$path" && find -L . -type f -print0 | sort -z | xargs -0 cat); else cat "$path"; fi
+  done | cksum
+}
 
 # tolerate WHAT COMMAND...: goes on when it ends with 1, as those do of whose inputs some failed; finish tells of it.
 incomplete=()

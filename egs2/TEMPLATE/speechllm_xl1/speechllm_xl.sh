@@ -92,7 +92,7 @@ speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 
 no_perturb='' no_format='' no_aligner=''
 [ -n "$speed_perturb" ] || no_perturb="no --speed-perturb"
-[ -z "$dumpdir" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
+[ -z "$dumpdir" ] || [ -n "$kaldi_data" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
 no_align=''
 if [ -z "$aligned_system" ]; then
@@ -114,8 +114,8 @@ if runs 1; then
       data_tool check "$kaldi_data/$set"
     done
   elif [ -n "$dumpdir" ]; then
-    for set in $train_set $valid_set $test_sets; do
-      data_tool check "$dump/$set" --dump
+    for set in $train_data $valid_set $test_sets; do
+      data_tool check "$dump/$set" --dump --sample-rate "$sample_rate"
     done
   else
     # shellcheck disable=SC2086  # options are split on purpose
@@ -131,15 +131,15 @@ fi
 if runs 3 "$no_format"; then
   for set in $train_data $valid_set $test_sets; do
     from=$data/$set
-    limits=()
-    [ "$set" != "$train_data" ] || limits=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
+    limits=(--sample-rate "$sample_rate")
+    [ "$set" != "$train_data" ] || limits+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
       python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${limits[@]}"
   done
 fi
 
-aligner_tokens=data/tokens_$aligner_token_type$aligner_vocab_size
+aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")
 make_tokens() {
   local out=$1
   shift
@@ -168,7 +168,7 @@ train_model() {
     [ -z "$with_alignment" ] \
       || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
   done
-  files=("$train"/{wav.scp,text,utt2spk} "$valid"/{wav.scp,text,utt2spk})
+  files=({"$train","$valid"}/{wav.scp,text,utt2spk,utt2num_samples})
   [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
   need "run the stages before this one (from --stage 1 on)" "${files[@]}" "$tokens/tokens.txt"
   lock "$out"
@@ -205,6 +205,7 @@ fi
 
 if runs 6 "$no_align"; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned
+  lock "$aligned"
   for set in $train_data $valid_set $test_sets; do
     case $alignment in
       ctc) by=(--model "$aligner" --device "$device") ;;
@@ -213,13 +214,14 @@ if runs 6 "$no_align"; then
       *) die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref" ;;
     esac
     if [ "$alignment" = ctc ]; then
-      sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.JOB.log" \
+      sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     else
       speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     fi
     python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set"
   done
+  unlock
 fi
 [ "$alignment" != ctc ] || aligned=$aligner/aligned
 
@@ -251,11 +253,13 @@ decode() {
       joint=()
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
       out=$model/decode_$search$decode_tag/$set
+      lock "$(dirname "$out")"
       # shellcheck disable=SC2086
       tolerate "decoding: utterances in $out/failed" \
-        sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.JOB.log" \
+        sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$out" --device "$device" \
         --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
+      unlock
     done
   done
 }
@@ -270,7 +274,8 @@ fi
 
 if runs 10; then
   for set in $test_sets; do
-    joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways" --nj "$nj")
+    joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways" --nj "$nj" \
+      --sample-rate "$sample_rate")
     # shellcheck disable=SC2086
     decode $joined
   done
@@ -284,7 +289,7 @@ if runs 11; then
     sed -n '/^### WER/,/^### CER/p' "$results" | grep '^|' || true
   fi
   log "transcribe a file of your own with it:"
-  echo "  $root/local/run.sh speechllm-xl transcribe FILE --model $PWD/$model.zip"
+  printf '  %q speechllm-xl transcribe FILE --model %q\n' "$root/local/run.sh" "$(realpath "$model.zip")"
 fi
 
 if runs 12; then
