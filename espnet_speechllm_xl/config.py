@@ -12,6 +12,8 @@ import dataclasses
 import difflib
 import inspect
 import math
+import numbers
+import typing
 from dataclasses import dataclass
 
 from espnet_speechllm_xl import timeline
@@ -23,9 +25,30 @@ class ConfigError(UserError):
 
 
 def from_dict(cls, values, section=None):
-    """Make the dataclass ``cls`` from a YAML section; unknown names raise :class:`ConfigError`."""
-    check_names(values or {}, [field.name for field in dataclasses.fields(cls)], section or cls.__name__)
-    return cls(**(values or {}))
+    """Make the dataclass ``cls`` from a YAML section; unknown names and values of other types raise ConfigError."""
+    values, section, kinds = values or {}, section or cls.__name__, typing.get_type_hints(cls)
+    check_names(values, list(kinds), section)
+    for name, value in values.items():
+        wanted = typing.get_args(kinds[name]) or (kinds[name],)
+        if not any(_is_a(value, kind) for kind in wanted):
+            raise ConfigError(f"{section} {name}: {value!r} is not {' or '.join(KINDS[kind][1] for kind in wanted)}")
+    return cls(**values)
+
+
+# type of a field: (what a value may be, in words)
+KINDS = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+    list: ((list, tuple), "a list"),
+    dict: (dict, "a mapping"),
+    type(None): (type(None), "null"),
+}
+
+
+def _is_a(value, kind):
+    return isinstance(value, KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
 
 
 def check_names(values, names, section):

@@ -35,12 +35,16 @@ class LiveResults:
 
 def _result(segment, partial, final, seconds):
     start = segment.start
+    # A word-start piece may have settled alone, long before its word.
+    spoken = [
+        (token, time) for token, time in zip(segment.tokens, segment.timestamps, strict=True) if time >= (start or 0)
+    ]
     return {
         "text": f"{segment.text} {partial}".strip(),
         "settled": segment.text,
         "partial": partial,
-        "tokens": list(segment.tokens),
-        "timestamps": [round(time - segment.timestamps[0], 3) for time in segment.timestamps],
+        "tokens": [token for token, _ in spoken],
+        "timestamps": [round(time - (start or 0), 3) for _, time in spoken],
         "start_time": start,
         "segment": segment.index,
         "is_final": final,

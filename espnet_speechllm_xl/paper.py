@@ -25,7 +25,8 @@ PLAN = ROOT / "conf" / "paper_tables.yaml"
 
 # Options that this module gives to the recipes' scripts.
 OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "train-args", "asr-args",
-               "aligner-args", "expdir")  # fmt: skip
+               "aligner-args", "expdir", "system", "alignment", "init", "train-config", "asr-config",
+               "decode-tag", "decode-args", "inference-args")  # fmt: skip
 
 
 @dataclass(frozen=True)

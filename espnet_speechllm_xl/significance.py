@@ -120,6 +120,8 @@ def blocks(trainings, by_speaker=True):
         block = sums.setdefault(speaker if unit == "speaker" else name, [0.0, 0])
         block[0] += sum(training[name][0] for training in trainings) / len(trainings)
         block[1] += words
+    if not any(words for _, words in sums.values()):
+        raise UserError("the references hold no words: there is nothing to compare")
     names = tuple(sorted(sums))
     errors, words = np.array([sums[name] for name in names], dtype=float).reshape(-1, 2).T
     return Blocks(unit, names, errors, words)
@@ -160,7 +162,7 @@ def difference(item, reference):
     Raises UserError when they are not of the same set.
     """
     if item.names != reference.names or not np.array_equal(item.words, reference.words):
-        raise UserError("the two systems were not scored on the same references: decode them again")
+        raise UserError("the two were not scored on the same references and speakers: score both on the same data")
     samples = (item.errors, reference.errors, item.words)
     return _bootstrap(item.rate - reference.rate, samples, _rate_differences)
 

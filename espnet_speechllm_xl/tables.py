@@ -79,7 +79,7 @@ class Results:
                 self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def compared(self, row, reference, column, unit):
+    def _compared(self, row, reference, column, unit):
         """The :class:`Cell` of each of two rows, None where one is missing; of one system only the seeds of both."""
         ours, theirs = cells = [self.cell(one, column, unit) for one in (row, reference)]
         if None in cells or row.system != reference.system or ours.rates.keys() == theirs.rates.keys():
@@ -90,19 +90,39 @@ class Results:
 
     def _averaged(self, system, search, dataset, unit, by_speaker, seeds=None):
         trainings = {seed: one for seed, one in self.trainings(system).items() if seeds is None or seed in seeds}
-        found = {seed: record.decoded.get(f"{search}/{dataset}") for seed, record in trainings.items()}
+        found = {seed: self._decoded(system, seed, search, dataset, unit) for seed in trainings}
         found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
         if not found:
             return None
-        for decoded in found.values():
-            first, digest = self._references.setdefault(dataset, (system, decoded.references))
-            if decoded.references != digest:
-                raise UserError(f"it was scored on other references than {first}: decode both on the same data")
         blocks = significance.blocks([decoded.counts[unit] for decoded in found.values()], by_speaker)
         rates = {seed: decoded.rate(unit) for seed, decoded in found.items()}
         missing = sum(decoded.missing for decoded in found.values())
         infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
+
+    def _decoded(self, system, seed, search, dataset, unit):
+        """The decoded set in the record of a training, None without (in that unit); all of a set have one reference."""
+        decoded = self.records.get(system, seed).decoded.get(f"{search}/{dataset}")
+        if decoded is None or unit not in decoded.counts:
+            return None
+        first, digest = self._references.setdefault(dataset, (self.records.path(system, seed), decoded.references))
+        if decoded.references != digest:
+            raise UserError(
+                f"{self.records.path(system, seed).name} was scored on other references than {first.name}: decode both "
+                "on the same data, or remove the older one"
+            )
+        return decoded
+
+    def difference(self, row, reference, column, unit):
+        """``(Interval, rates, rates)`` of a row minus another on a column, None where one is missing."""
+        try:
+            ours, theirs = self._compared(row, reference, column, unit)
+            if ours is None or theirs is None:
+                return None
+            return significance.difference(ours.blocks, theirs.blocks), ours.rates, theirs.rates
+        except UserError as error:
+            self.problems.append(f"{row.name} against {reference.name}, {column}: {error}")
+            return None
 
     def growth(self, row, column, unit):
         """What joining does: ``(Interval, rates joined, rates alone)`` of a row on a joined column, None without both.
@@ -112,11 +132,11 @@ class Results:
         whole = self.plan.corpus.set_name(column)
         alone = joined(whole).base
         found = {}
-        for seed, record in self.trainings(row.system).items():
-            pair = [record.decoded.get(f"{row.search}/{name}") for name in (whole, alone)]
-            if all(pair):
-                found[seed] = pair
         try:
+            for seed in self.trainings(row.system):
+                pair = [self._decoded(row.system, seed, row.search, name, unit) for name in (whole, alone)]
+                if all(pair):
+                    found[seed] = pair
             parts = self.records.parts(whole)
             if not parts or not found:
                 return None
@@ -136,9 +156,13 @@ class Results:
 
     def model(self, row):
         """(:class:`Timing`, number of parameters) of a row's system, of the first seed that has them, else Nones."""
-        for record in self.trainings(row.system).values():
+        for seed, record in self.trainings(row.system).items():
             if record.config:
-                return timing(record.config), record.parameters
+                try:
+                    return timing(record.config), record.parameters
+                except UserError as error:
+                    self.problems.append(f"{self.records.path(row.system, seed).name}: {error}")
+                    return None, record.parameters
         return None, None
 
 
@@ -194,14 +218,8 @@ def difference_table(results, table, unit):
     """Rate minus that of the table's reference row, paired, for every other row and set; no lines without any."""
     rows, reference = [], table.row(table.reference)
     for row in (row for row in table.rows if row is not reference):
-        cells = []
-        for column in table.sets:
-            ours, theirs = results.compared(row, reference, column, unit)
-            if ours is None or theirs is None:
-                cells.append("missing")
-                continue
-            cells.append(_marked(significance.difference(ours.blocks, theirs.blocks), ours.rates, theirs.rates))
-        rows.append([row.name, *cells])
+        found = [results.difference(row, reference, column, unit) for column in table.sets]
+        rows.append([row.name, *("missing" if one is None else _marked(*one) for one in found)])
     if all(cell == "missing" for row in rows for cell in row[1:]):
         return []
     head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
@@ -244,7 +262,7 @@ def _test_column(table):
 def system_table(results, table):
     """Sizes, times and speed of the rows, and what the paper says about them."""
     head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)", "latency (s)"]
-    head += ["RTF", "epochs", "training time", "WER of each seed"]
+    head += ["RTF", "epochs", "training time", f"{RATES[results.plan.corpus.units[0]]} of each seed"]
     with_paper = any(row.paper_system for row in table.rows)
     if with_paper:
         head += ["paper: parameters (M)", "look-ahead (s)", "chunk (s)"]
@@ -307,7 +325,7 @@ def _notes(results, table):
         cells = [cell for cell in found.values() if cell]
         name = results.plan.corpus.set_name(column)
         if cells:
-            parts.append(f"{name} {cells[0].blocks.described()}")
+            parts.append(f"{name} {cells[0].blocks.described(results.plan.corpus.units[0])}")
         for row, cell in found.items():
             if cell and cell.missing:
                 lines.append(f"{name}, {row}: {cell.missing} utterances without hypothesis count as deletions.")
@@ -324,17 +342,21 @@ def _plot(results, table, path, title):
         return _copied_histogram(results, table, path)
     if not any(cell for column in cells.values() for cell in column):
         return None
+    rate = f"{RATES[results.plan.corpus.units[0]]} (%)"
     names, sets = [row.name for row in table.rows], [results.plan.corpus.set_name(column) for column in table.sets]
     intervals = [[cell and cell.interval for cell in column] for column in cells.values()]
     if table.plot == "rows":
-        return plots.plot_intervals(path, names, dict(zip(sets, intervals, strict=True)), table.axis, title)
+        return plots.plot_intervals(
+            path, names, dict(zip(sets, intervals, strict=True)), table.axis, title, ylabel=rate
+        )
     if table.plot == "lengths":
         by_row = dict(zip(names, zip(*intervals, strict=True), strict=True))
-        return plots.plot_intervals(path, sets, by_row, "set", title, joined=True)
+        return plots.plot_intervals(path, sets, by_row, "set", title, joined=True, ylabel=rate)
     column = _test_column(table)
     found = [(row, results.cell(row, column), results.model(row)[0]) for row in table.rows]
     points = [(row.name, times.latency, cell.interval) for row, cell, times in found if cell and times]
-    return plots.plot_systems(path, points, f"{title}, {results.plan.corpus.set_name(column)}") if points else None
+    title = f"{title}, {results.plan.corpus.set_name(column)}"
+    return plots.plot_systems(path, points, title, ylabel=rate) if points else None
 
 
 def _copied_histogram(results, table, path):

@@ -115,7 +115,7 @@ def word_spans(tokenizer, tokens):
     starts = [index for index, token in enumerate(tokens) if index == 0 or tokenizer.starts_word(token)]
     spans = []
     for first, after in itertools.pairwise([*starts, len(tokens)]):
-        text = tokenizer.decode(tokens[first:after]).strip()
+        text = normalise(tokenizer.decode(tokens[first:after]))
         if text:
             spans.append((text, first, after - 1))
     return spans

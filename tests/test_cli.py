@@ -434,6 +434,13 @@ def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     best = read_table(tmp_path / "out" / "text")
     assert {item["utterance"]: item["nbest"][0]["text"] for item in lists} == best
     assert max(len(item["nbest"]) for item in lists) > 1
+    written = (tmp_path / "out" / "nbest.jsonl").read_text("utf-8")
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")  # whose own settings want them
+    config = yaml.safe_load((model / "config.yaml").read_text("utf-8"))
+    config["search_conf"] = {**config.get("search_conf", {}), "nbest": 3}
+    (model / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    assert decode_set(capsys, dump, model, tmp_path / "own", "--search", "chunk_sync", "--batch-size", "8")[0] == 0
+    assert (tmp_path / "own" / "nbest.jsonl").read_text("utf-8") == written
     assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out")[0] == 0
     assert not (tmp_path / "out" / "nbest.jsonl").exists()  # it was not of these texts
 
@@ -654,5 +661,8 @@ def test_compare_counts_missing_hypotheses_and_names_what_does_not_fit(capsys, t
     assert re.search(
         r"b/text: hypotheses: v not in the references .* decode and score the same", capsys.readouterr().err
     )
+    (two_systems / "dump/raw/test/text").write_text("u00\n", encoding="utf-8")
+    text.write_text("u00 A\n", encoding="utf-8")
+    assert compare(two_systems, text) == 2 and "the references hold no words" in capsys.readouterr().err
     assert compare(two_systems, two_systems / "c") == 2
     assert "c does not exist" in capsys.readouterr().err.replace("/c/text", "/c")

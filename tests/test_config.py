@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -39,6 +40,32 @@ def test_defaults_are_the_papers():
 def test_from_dict():
     assert from_dict(ChunkingConfig, {"chunk": None, "context": 0}) == ChunkingConfig(chunk=None, context=0)
     assert from_dict(ChunkingConfig, {}) == from_dict(ChunkingConfig, None) == ChunkingConfig()
+
+
+@pytest.mark.parametrize(
+    "cls, values, says",
+    [
+        (ChunkingConfig, {"context": "inf"}, "chunking_conf context: 'inf' is not a whole number or null"),
+        (ChunkingConfig, {"chunk": 8.0}, "chunk: 8.0 is not a whole number or null"),
+        (ChunkingConfig, {"train_chunks": 8}, "train_chunks: 8 is not a list or null"),
+        (SearchConfig, {"beam_size": "8"}, "beam_size: '8' is not a whole number"),
+        (SearchConfig, {"recombine": 1}, "recombine: 1 is not true or false"),
+        (LossConfig, {"ctc_weight": "0.3"}, "ctc_weight: '0.3' is not a number"),
+        (LossConfig, {"ctc_weight": True}, "ctc_weight: True is not a number"),
+        (FeatureConfig, {"sample_rate": None}, "sample_rate: None is not a whole number"),
+        (DecoderConfig, {"pretrained": 3}, "pretrained: 3 is not text or null"),
+    ],
+)
+def test_values_of_another_type_are_named(cls, values, says):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(cls, values, "chunking_conf")
+    assert str(caught.value).startswith("chunking_conf ") and str(caught.value).endswith(says)
+
+
+def test_whole_numbers_are_numbers_and_tuples_lists():
+    assert from_dict(LossConfig, {"ctc_weight": 0}).ctc_weight == 0
+    assert from_dict(ChunkingConfig, {"train_chunks": (8, 16)}).train_chunks
+    assert from_dict(SearchConfig, {"beam_size": np.int64(4)}).beam_size == 4
 
 
 @pytest.mark.parametrize(

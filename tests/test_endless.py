@@ -56,6 +56,13 @@ def test_verdicts(capsys, second, code):
     assert capsys.readouterr().out.count("\n| ") == 2
 
 
+@pytest.mark.parametrize("option", ["--hours=nan", "--hours=inf", "--hours=0", "--pause=-1", "--silence=-2"])
+def test_what_is_no_duration_is_refused(capsys, tiny_model_dir, files, option):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["endless", *files, "--model", str(tiny_model_dir), option])
+    assert caught.value.code == 2 and "is no duration above 0" in capsys.readouterr().err
+
+
 def test_an_infinite_window_is_refused(capsys, tiny_model_dir, files):
     for options in (["--context", "inf"], ["--chunk-size", "inf"]):
         assert cli.main(["endless", *files, "--model", str(tiny_model_dir), *options]) == 2

@@ -387,7 +387,15 @@ def test_what_others_begin_with_comes_first(recipe, capsys):
     assert called("--jobs", "2") == ["ctc_tiny", "xl_tiny_c16"]
     holder.join()
     assert begun == [False]
+    # What it begins with may have been trained before, with older weights: they are not taken.
+    shutil.rmtree(recipe / "exp")
+    (recipe / "kept/xl_tiny_c16.json").unlink()
+    (recipe / "fail_ctc_tiny").touch()
+    (recipe / "calls").unlink()
     capsys.readouterr()
+    assert command(recipe, "--row", "small", "--records", "kept") == 1
+    assert "--tag xl_tiny_c16" not in (recipe / "calls").read_text(encoding="utf-8")
+    assert "small, seed 1 was not begun: it begins with what failed" in capsys.readouterr().err
 
 
 def test_ctrl_c_starts_nothing_more(recipe):
@@ -694,8 +702,8 @@ def test_searches_of_one_system_are_compared_on_the_same_trainings(recipe):
     results = tables.Results(plan, kept)
     beam = plan.tables["I"].row("1.28 s")
     greedy = dataclasses.replace(beam, search="greedy")
-    ours, theirs = results.compared(greedy, beam, "test", "words")
-    assert ours.blocks.rate - theirs.blocks.rate == pytest.approx(10) and {*theirs.rates} == {1, 2}
+    found, _, theirs = results.difference(greedy, beam, "test", "words")
+    assert found.value == pytest.approx(10) and {*theirs} == {1, 2}
     assert results.cell(beam, "test").blocks.rate == pytest.approx(40)
 
 
@@ -710,9 +718,52 @@ def test_rows_of_other_references_are_not_compared(recipe, capsys):
     records.write_record(kept, dataclasses.replace(record, decoded=other))
     capsys.readouterr()
     assert command(recipe, "--report") == 1
-    assert (
-        "ctc, eval: it was scored on other references than xl: decode both on the same data" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "ctc, eval: ctc_tiny.json was scored on other references than xl_tiny.json: decode both on the same" in error
+
+
+def test_recordings_and_utterances_of_other_references_are_not_subtracted(recipe, capsys):
+    for seed in ("", "_s2", "_s3"):
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval", lambda index: 1)
+        plant(recipe, f"xl_tiny{seed}", "alsd", "eval_2x", lambda index: 4)
+    write(recipe / "dump/raw/eval_2x/utt2parts", "".join(f"u{index:02d} u{index:02d}\n" for index in range(40)))
+    assert command(recipe, "--report") == 0
+    assert "minus the same system's" in (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    kept = recipe / "exp/records/xl_tiny_s2.json"
+    record = records.read_record(kept)
+    shutil.rmtree(recipe / "exp/xl_tiny_s2")
+    other = {name: dataclasses.replace(one, references="0123") for name, one in record.decoded.items()}
+    records.write_record(kept, dataclasses.replace(record, decoded=other))
+    assert command(recipe, "--report") == 1
+    text = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
+    assert "minus the same system's" not in text
+    assert "xl, eval_2x against eval: xl_tiny_s2.json was scored on other references" in capsys.readouterr().err
+
+
+def test_one_odd_record_leaves_the_others_in_the_report(recipe, capsys):
+    """Of words where the plan wants characters, too; of a setting that is not known; of another speaker."""
+    plan, kept = recipe.parent / "plan.yaml", recipe / "exp/records"
+    for name, wrong in (("xl_tiny", 1), ("xl_tiny_c16", 2), ("ctc_tiny", 3)):
+        plant(recipe, name, "alsd" if name != "ctc_tiny" else "greedy", "eval", lambda index, wrong=wrong: wrong)
+    assert command(recipe, "--report") == 0
+    for name in ("xl_tiny_c16", "ctc_tiny"):
+        shutil.rmtree(recipe / "exp" / name)
+    odd = records.read_record(kept / "xl_tiny_c16.json")
+    (one,) = odd.decoded.values()
+    rows = {name: [*row[:2], "another"] for name, row in one.counts["words"].items()}
+    decoded = {name: dataclasses.replace(one, counts={"words": rows}) for name in odd.decoded}
+    config = {"encoder": "emformer", "encoder_conf": {"sgement": 16}}
+    records.write_record(kept / "xl_tiny_c16.json", dataclasses.replace(odd, decoded=decoded, config=config))
+    text = plan.read_text("utf-8")
+    plan.write_text(text.replace("size: tiny", "size: tiny\n    units: [words, characters]"), "utf-8")
+    capsys.readouterr()
+    assert command(recipe, "--report") == 1
+    error = capsys.readouterr().err
+    assert "xl_tiny_c16.json: encoder_conf has no setting 'sgement'" in error
+    assert "0.64 s against 1.28 s, test: the two were not scored on the same references and speakers" in error
+    words, characters, size = rows_of((recipe / "exp/TABLES.md").read_text("utf-8"), "I")["0.64 s"]
+    assert (words[3], characters[3], size[1]) == ("20.0 [20.0, 20.0]", "missing", "-")
 
 
 def test_a_report_is_of_everything(recipe, capsys):

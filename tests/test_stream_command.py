@@ -15,7 +15,10 @@ import soundfile
 import tiny
 
 from espnet_speechllm_xl.bin import cli
+from espnet_speechllm_xl.ctm import Word
+from espnet_speechllm_xl.formats import LiveResults
 from espnet_speechllm_xl.pcm import Pcm
+from espnet_speechllm_xl.streaming import Segment, Update
 
 RULES = ["--endpoint-length", "2.5", "--endpoint-silence", "0.6"]
 
@@ -163,6 +166,23 @@ def test_output_that_nobody_reads_is_no_traceback(tiny_model_dir, wav):
 def test_wrong_settings(capsys, tiny_model_dir, wav, options, message):
     assert cli.main(["stream", wav, "--model", str(tiny_model_dir), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_heard_before_broken_audio_is_written(capsys, monkeypatch, tiny_model_dir, audio):
+    good, found = audio[: 50 * 1600].astype("<f4").tobytes(), []  # whole blocks of 0.1 s
+    for data in (good, good + np.full(1600, np.nan, "<f4").tobytes()):
+        pipe(monkeypatch, data)
+        found.append(stream(capsys, tiny_model_dir, "-", "--format", "text", "--encoding", "f32"))
+    (_, whole, _), (code, out, err) = found
+    assert code == 1 and out == whole != ""
+    assert "NaN or infinite samples" in err and err.count("\n") == 1
+
+
+def test_times_of_tokens_begin_with_the_first_word():
+    """A word-start piece that settled alone is no part of the text."""
+    words, tokens = (Word("the", 1.92, 2.1, 0.5), Word("on", 2.24, 2.4, 0.5)), ("\u2581", "\u2581the", "\u2581on")
+    (result,) = LiveResults().of(Update(segment=Segment(0, words, tokens, (0.0, 1.92, 2.24))), 3.0)
+    assert (result["start_time"], result["tokens"], result["timestamps"]) == (1.92, [*tokens[1:]], [0.0, 0.32])
 
 
 def test_wrong_sources(capsys, monkeypatch, tiny_model_dir, tmp_path):

@@ -73,6 +73,21 @@ def test_words_of_tokens(tokenizers, sentences, kind):
         assert spans[-1][2] == len(ids) - 1
 
 
+def test_words_are_composed_as_the_text_is():
+    class Letters:
+        """Tokens are characters; a combining mark is one of its own."""
+
+        pieces = ("\u2581", "b", "e", "\u0301")
+
+        def decode(self, ids):
+            return "".join(self.pieces[one] for one in ids).replace("\u2581", " ")
+
+        def starts_word(self, token):
+            return token == 0
+
+    assert word_spans(Letters(), [0, 1, 2, 3, 0, 1]) == [("b\u00e9", 0, 3), ("b", 4, 5)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_text(tokenizers, kind):
     tokenizer = tokenizers[kind]

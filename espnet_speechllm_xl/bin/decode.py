@@ -44,7 +44,7 @@ def main(args):
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
     good = {utterance: item for utterance, item in done.items() if "failed" not in item}
-    _write_texts(out, good, args.nbest or 1)
+    _write_texts(out, good)
     write_table(out / "failed", failed)
     summary = {
         "utterances": len(good),
@@ -63,8 +63,8 @@ def main(args):
     return 1 if failed else 0
 
 
-def _write_texts(out, good, nbest):
-    """``text``, ``token``, ``token_int`` and ``score`` of the best, and ``nbest.jsonl`` when there are more."""
+def _write_texts(out, good):
+    """``text``, ``token``, ``token_int`` and ``score`` of the best, and ``nbest.jsonl`` where an utterance has more."""
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import write_table
 
@@ -78,7 +78,7 @@ def _write_texts(out, good, nbest):
     for name, value in columns.items():
         write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
     (out / "nbest.jsonl").unlink(missing_ok=True)
-    if nbest > 1:
+    if any(len(item["nbest"]) > 1 for item in good.values()):
         with atomic_write(out / "nbest.jsonl") as stream:
             for utterance, item in good.items():
                 stream.write(json.dumps({"utterance": utterance, "nbest": item["nbest"]}) + "\n")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from espnet_speechllm_xl.bin.options import (
     add_config_arguments,
     add_model_arguments,
+    duration,
     load_settings,
+    pause,
     stream_settings,
 )
 from espnet_speechllm_xl.config import StreamConfig
@@ -21,11 +23,11 @@ TIME_PERCENT = 5.0  # that an hour's median time of a chunk may exceed the first
 def add_arguments(parser):
     """Options of the command."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio that is looped")
-    parser.add_argument("--hours", type=float, default=10.0, help="of audio (default %(default)s)")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two files (default %(default)s)")
+    parser.add_argument("--hours", type=duration, default=10.0, help="of audio (default %(default)s)")
+    parser.add_argument("--pause", type=pause, default=1.0, help="seconds between two files (default %(default)s)")
     parser.add_argument(
         "--silence",
-        type=float,
+        type=pause,
         default=60.0,
         help="seconds, half before the first file and half after the last (default %(default)s)",
     )

@@ -4,7 +4,6 @@ OUT gets ``LATENCY.md``, ``latency.json``, ``latency.png``, and ``streamed_<chun
 a chunk size that was streamed before by the same weights and settings is only compared again.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -12,7 +11,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_config_arguments, add_model_arguments, load_settings, stream_settings
+from espnet_speechllm_xl.bin.options import (
+    add_config_arguments,
+    add_model_arguments,
+    duration,
+    load_settings,
+    pause,
+    stream_settings,
+)
 from espnet_speechllm_xl.config import StreamConfig
 
 BATCH = 8  # utterances after which a killed run goes on
@@ -32,11 +38,11 @@ def add_arguments(parser):
         help="default: those that the model was trained with; inf is allowed",
     )
     parser.add_argument(
-        "--block", type=_duration, default=0.04, metavar="SECONDS", help="audio pushed at a time (default %(default)s)"
+        "--block", type=duration, default=0.04, metavar="SECONDS", help="audio pushed at a time (default %(default)s)"
     )
     parser.add_argument(
         "--tail",
-        type=_tail,
+        type=pause,
         default=0.0,
         metavar="SECONDS",
         help="silence pushed after each recording, as if the microphone stayed open (default %(default)s)",
@@ -53,18 +59,7 @@ def _chunk_sizes(text):
     return list(dict.fromkeys(float(part) for part in text.split(",")))
 
 
-def _duration(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no duration above 0")
-    return float(text)
-
-
-def _tail(text):
-    return 0.0 if float(text) == 0 else _duration(text)
-
-
 _chunk_sizes.__name__ = "list of seconds"  # for argparse's message
-_duration.__name__ = _tail.__name__ = "number of seconds"
 
 
 def main(args):
@@ -78,6 +73,8 @@ def main(args):
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     if not audio or not set(audio) <= set(texts):
         raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
+    if not any(texts[utterance] for utterance in audio):
+        raise UserError(f"{dump}: the texts hold no words: there is nothing to compare")
     reference, times = _reference(args.reference, dump)
     chunkings, rate, search = _chunkings(args)
     batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)

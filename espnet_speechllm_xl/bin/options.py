@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 
 from espnet_speechllm_xl.config import SearchConfig, StreamConfig
 
@@ -78,6 +79,21 @@ def at_least(kind, low):
 
     number.__name__ = kind.__name__
     return number
+
+
+def duration(text):
+    """An argparse type: finite seconds above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no duration above 0")
+    return float(text)
+
+
+def pause(text):
+    """An argparse type: finite seconds, also none."""
+    return 0.0 if float(text) == 0 else duration(text)
+
+
+duration.__name__ = pause.__name__ = "number of seconds"  # for argparse's message
 
 
 def add_jobs_arguments(parser):

@@ -95,7 +95,7 @@ def _main(args, command):
 def _absolute(options):
     """Options for the recipes' scripts, which run elsewhere: relative paths begin where this program was started."""
     pairs = itertools.pairwise(["", *options])
-    return [os.path.abspath(value) if option in PATHS else value for option, value in pairs]
+    return [os.path.abspath(value) if option.replace("_", "-") in PATHS else value for option, value in pairs]
 
 
 def _report(records, out, command, failed):
@@ -106,7 +106,7 @@ def _report(records, out, command, failed):
             records.update(system, seed)
     problems = write_tables(records.plan, records, out, command)
     print(f"written: {out}")
-    for message in [*failed, *problems]:
+    for message in dict.fromkeys([*failed, *problems]):
         print(f"{PROGRAM}: {message}", file=sys.stderr)
     return 1 if failed or problems else 0
 
@@ -203,10 +203,11 @@ def with_needed(plan, todo):
 
 
 def _call_after(needed, stopped, *call):
-    """:func:`_call` when the future ``needed`` (or None) is done; nothing once the event ``stopped`` was set."""
-    if needed is not None:
-        needed.result()
-    return None if stopped.is_set() else _call(*call, stopped=stopped)
+    """:func:`_call` when the future ``needed`` (or None) is done well; nothing once the event ``stopped`` was set."""
+    failed = needed is not None and needed.result()
+    if stopped.is_set():
+        return None
+    return f"{call[1]} was not begun: it begins with what failed" if failed else _call(*call, stopped=stopped)
 
 
 def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None):

@@ -46,11 +46,11 @@ def _wrong_use(args):
 
 
 def _score_one(args):
-    from espnet_speechllm_xl.kaldi import read_table
+    from espnet_speechllm_xl.kaldi import read_table, read_text
     from espnet_speechllm_xl.report import score_table
     from espnet_speechllm_xl.score_dirs import score_set
 
-    tables = [read_table(path, empty_values=True) for path in (args.ref, args.hyp, args.utt2spk)]
+    tables = [read_text(args.ref), read_text(args.hyp), read_table(args.utt2spk, empty_values=True)]
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
     scores = score_set(*tables, args.out, *tokens, title=args.out)
     print("\n".join(score_table([(kind.upper(), scored.total) for kind, scored in scores.items()])))

@@ -24,7 +24,9 @@ def main(args):
     if config.host not in LOOPBACK and not config.token:
         print(f"speechllm-xl serve: whoever reaches {config.host} may use it: give a --token", file=sys.stderr)
     with bind(config) as listener:
-        service = Service(Speech2Text.from_pretrained(**load_settings(args)), config, Path(args.model).stem)
+        model = Path(args.model).resolve()
+        name = model.name if model.is_dir() else model.stem
+        service = Service(Speech2Text.from_pretrained(**load_settings(args)), config, name)
         service.warm()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has stopped

@@ -33,7 +33,8 @@ def add_arguments(parser):
 
 
 def main(args):
-    """Stream to the end of the audio or to Ctrl-C; returns 0."""
+    """Stream to the end of the audio or to Ctrl-C; returns 0, or 1 when it breaks: what came before is written."""
+    from espnet_speechllm_xl.audio import AudioError
     from espnet_speechllm_xl.inference import Speech2Text
 
     settings = stream_settings(args)
@@ -41,14 +42,23 @@ def main(args):
         raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
     stream = speech2text.stream(**settings)
+    heard, broken = False, None
     with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate)) as blocks:
         with WRITERS[args.format]() as writer:
-            while (block := interrupt.wait_for(blocks)) is not None:
-                writer.write(stream.push(block), stream.seconds)
+            try:
+                while (block := interrupt.wait_for(blocks)) is not None:
+                    writer.write(stream.push(block), stream.seconds)
+                    heard = True
+            except AudioError as error:
+                if not heard:
+                    raise
+                broken = error
             writer.write(stream.close(), stream.seconds)
     if stream.capped:
         print(f"speechllm-xl stream: {stream.capped} chunks hit the token cap", file=sys.stderr)
-    return 0
+    if broken:
+        print(f"speechllm-xl stream: after {stream.seconds:.2f} s: {broken}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 class _Interrupt:
@@ -88,7 +98,7 @@ def _blocks(args, sample_rate):
     if args.source == "microphone":
         return _microphone(args.microphone_device, sample_rate)
     if args.source == "-":
-        return _standard_input(args.encoding, args.rate or sample_rate, sample_rate)
+        return _standard_input(args.encoding, sample_rate if args.rate is None else args.rate, sample_rate)
     return _file(args.source, sample_rate, args.realtime)
 
 

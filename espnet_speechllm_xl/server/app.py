@@ -34,7 +34,7 @@ def make_app(service):
         try:
             response = await transcribe(service, request)
         except Refusal as refusal:
-            response = _error(refusal.status, str(refusal), refusal.code)
+            response = _refused(refusal)
         finally:
             service.metrics.files.labels(response.status_code if response else 500).inc()
         return response
@@ -76,21 +76,27 @@ def make_app(service):
     )
 
 
-def _error(status, message, code):
+HEADERS = {"full": {"retry-after": "1"}, "unauthorized": {"www-authenticate": "Bearer"}}
+
+
+def _error(status, message, code, headers=None):
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    headers = {"retry-after": "1"} if code == "full" else None
     error = {"message": message, "type": kind, "param": None, "code": code}
     return JSONResponse({"error": error}, status, headers)
 
 
+def _refused(refusal):
+    return _error(refusal.status, str(refusal), refusal.code, HEADERS.get(refusal.code))
+
+
 async def _refuse(_request, refusal):
-    return _error(refusal.status, str(refusal), refusal.code)
+    return _refused(refusal)
 
 
 async def _http_error(request, error):
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return _error(error.status_code, message, error.detail.lower().replace(" ", "-"))
+    return _error(error.status_code, message, error.detail.lower().replace(" ", "-"), error.headers)  # 405: Allow
 
 
 async def _fail(_request, _error_of_ours):

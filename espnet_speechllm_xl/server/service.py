@@ -62,6 +62,8 @@ class Service:
             raise Refusal(
                 "bad-setting", f"chunk and context are {window} s: give a chunk_size and a context within {most} s"
             )
+        if not stream.config.has_endpoints:
+            raise Refusal("bad-setting", "endpoint_length and endpoint_silence are both inf: give one of them")
         for name in ("endpoint_length", "settle_seconds"):
             seconds = getattr(stream.config, name)
             if seconds > most:

@@ -58,7 +58,8 @@ class AudioQueue:
     async def put(self, samples):
         """Add samples (n,), then wait until there is room again; returns whether that took time."""
         async with self._changed:
-            self._pieces.append((samples, time.monotonic()))
+            if len(samples):  # messages without audio would pile up
+                self._pieces.append((samples, time.monotonic()))
             self.count += len(samples)
             self._changed.notify_all()
             full = self.count > self._most
