@@ -74,6 +74,11 @@ def _require(condition, message):
         raise ConfigError(message)
 
 
+def _require_share(section, conf, *names):
+    for name in names:
+        _require(0 <= getattr(conf, name) < 1, f"{section} {name} {getattr(conf, name)} is not in [0, 1)")
+
+
 @dataclass(frozen=True)
 class FeatureConfig:
     """Log-mel features (paper: 80 bands, 25 ms window, 10 ms shift; times are in timeline.py)."""
@@ -126,6 +131,7 @@ class EncoderConfig:
 
     def __post_init__(self):
         _require(self.frontend in ("stack", "conv"), f"encoder frontend '{self.frontend}': use 'stack' or 'conv'")
+        _require(self.heads >= 1, f"encoder heads {self.heads} must be at least 1")
         _require(self.dim % self.heads == 0, f"encoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require(self.activation in ("gelu", "relu", "silu"), f"encoder activation '{self.activation}' is unknown")
         for name in ("segment", "layers", "block_segments"):
@@ -136,6 +142,7 @@ class EncoderConfig:
         )
         for name in ("left_context", "right_context", "conv_kernel"):
             _require(getattr(self, name) >= 0, f"encoder {name} must not be negative")
+        _require_share("encoder", self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,9 @@ class DecoderConfig:
     lora_alpha: int = 32  # LoRA scale numerator
 
     def __post_init__(self):
+        for name in ("layers", "heads"):
+            _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+        _require_share("decoder", self, "dropout", "embed_dropout")
         _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require((self.dim // self.heads) % 2 == 0, "decoder dim / heads must be even for rotary positions")
         _require(
@@ -212,10 +222,11 @@ class LabelDecoderConfig:
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
 
     def __post_init__(self):
+        for name in ("lstm_layers", "blocks", "heads"):
+            _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+        _require_share("decoder", self, "dropout", "embed_dropout")
         _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require(self.dim % 2 == 0, f"decoder dim {self.dim} must be even: frames are numbered by sines and cosines")
-        for name in ("lstm_layers", "blocks"):
-            _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,7 @@ class CTCConfig:
     dropout: float = 0.1  # probability, before the output layer
 
     def __post_init__(self):
-        _require(0 <= self.dropout < 1, f"ctc_conf dropout {self.dropout} is not in [0, 1)")
+        _require_share("ctc_conf", self, "dropout")
 
 
 @dataclass(frozen=True)

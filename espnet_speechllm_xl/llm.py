@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         try:
             first, second = self.extend([Request(each, 0, frames=frames) for each in (row, late)])
             moved = second.row.rebase(1, self._rotate)
-        except (RuntimeError, TypeError):  # other shapes, other arguments
+        except (RuntimeError, TypeError, ValueError):  # other shapes, other arguments, a cache of its own
             return False
         wanted = first.row.keys_values
         return bool((moved.keys_values - wanted).abs().max() < 1e-3 * wanted.abs().max())
@@ -182,6 +182,7 @@ def _llama(config, vocab_size):
 
 def _pretrained(config):
     """A local Hugging Face checkpoint; nothing is downloaded."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not (Path(config.pretrained) / "config.json").exists():
@@ -193,7 +194,7 @@ def _pretrained(config):
         return AutoModelForCausalLM.from_pretrained(
             config.pretrained, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # also of a quantised one without its package
         raise ConfigError(
             f"decoder_conf pretrained: {config.pretrained} cannot be used ({str(error).splitlines()[0]}); "
             "download it again, or choose a model of the Llama, Mistral or Qwen family"
@@ -220,8 +221,10 @@ def _add_residual_dropout(base, probability):
     """Llama has dropout on attention weights only; small corpora want it on both residual branches."""
 
     def drop(module, _inputs, output):
+        if isinstance(output, tuple):  # of a mixture of experts, with what its router says
+            return dropout(output[0], probability, module.training), *output[1:]
         return dropout(output, probability, module.training)
 
     for layer in base.layers:
         layer.self_attn.o_proj.register_forward_hook(drop)
-        layer.mlp.down_proj.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)

@@ -284,7 +284,8 @@ class AlignmentSync(Search):
 
     All active hypotheses have the same number of outputs, `$` counted.  One that emits `$` in the last chunk leaves
     the beam for the pool of complete ones; the search stops when the best complete score is at least the best
-    active one (scores only fall), so the n-best list can be shorter than asked for.  Chunks are only collected by
+    active one (scores only fall), so the n-best list can be shorter than asked for.  With ``recombine`` merging raises
+    scores, and now and then it stops before a text that would have come out better.  Chunks are only collected by
     :meth:`advance`; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
     """
 

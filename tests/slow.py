@@ -50,3 +50,26 @@ def lattice_loss(log_probs, labels):
                 ways.append(total[t, u - 1] + float(log_probs[t, u - 1, labels[u - 1]]))
             total[t, u] = math.log(sum(math.exp(way) for way in ways))
     return -(total[frames - 1, count] + float(log_probs[frames - 1, count, 0]))
+
+
+def slow_ctc(log_probs, tokens, blank):
+    """Negative log-probability of ``tokens``: the forward algorithm, state by state."""
+    states = [blank]
+    for token in tokens:
+        states += [token, blank]
+    alpha = {0: log_probs[0][blank]}
+    if tokens:
+        alpha[1] = log_probs[0][tokens[0]]
+    for scores in log_probs[1:]:
+        new = {}
+        for s, state in enumerate(states):
+            before = [s, s - 1] + ([s - 2] if s >= 2 and state not in (blank, states[s - 2]) else [])
+            terms = [alpha[b] for b in before if b in alpha]
+            if terms:
+                top = max(terms)
+                new[s] = top + math.log(sum(math.exp(term - top) for term in terms)) + scores[state]
+        alpha = new
+    terms = [alpha[s] for s in {len(states) - 1, max(len(states) - 2, 0)} if s in alpha]
+    if not terms:
+        return math.inf
+    return -(max(terms) + math.log(sum(math.exp(term - max(terms)) for term in terms)))

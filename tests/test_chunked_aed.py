@@ -28,6 +28,26 @@ def make_model(chunk=8, delay=0, **loss):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("option, blocks", [("dropout", False), ("dropout", True), ("embed_dropout", True)])
+def test_dropout_acts_in_training_only(option, blocks):
+    """On the LSTM's output, in the blocks, on the labels."""
+    torch.manual_seed(0)
+    decoder = LabelDecoder(VOCABULARY, **{**SIZES, "dropout": 0.0, option: 0.5})
+    if not blocks:
+        decoder.blocks = torch.nn.ModuleList()
+    elif option == "dropout":
+        decoder.dropout = torch.nn.Identity()
+    labels, chunk = torch.randint(VOCABULARY, (1, 30)), torch.zeros(1, 30).long()
+    memory = decoder.memory(torch.randn(1, 8, 16), torch.arange(8)) if blocks else torch.zeros(1, 0)
+
+    def states():
+        return decoder(decoder.embed(labels), chunk, memory, torch.zeros(1, 8).long())[0]
+
+    assert decoder.train() and not states().equal(states())
+    assert decoder.eval() and states().equal(states())
+
+
+@torch.no_grad()
 def stepwise(model, utterance):
     """Log-probabilities (V + 1,) with their targets, label by label as a search asks for them."""
     frames, counts = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))

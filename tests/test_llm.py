@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_cached_and_evicted_equals_full(decoder, context):
         streams = run_streams(decoder, context, seed)
         assert max(stream.inputs[-1][0] for stream in streams if stream.inputs) >= 8, "many chunks"
         assert worst_difference(decoder, streams, context) < ROUND_OFF
+
+
+@torch.no_grad()
+def test_streams_of_several_contexts_run_together(decoder):
+    contexts, rng = [0, 2, None, 1], random.Random(1)
+    torch.manual_seed(1)
+    streams = [Stream(decoder.initial_row(context)) for context in contexts]
+    for _ in range(30):
+        results = decoder.extend([stream.request(rng, decoder.dim, torch.float64) for stream in streams])
+        for stream, result in zip(streams, results, strict=True):
+            stream.accept(result)
+    for stream, context in zip(streams, contexts, strict=True):
+        assert worst_difference(decoder, [stream], context) < ROUND_OFF
 
 
 def test_the_context_matters(decoder):
@@ -401,6 +415,32 @@ def test_dropout_reaches_the_adapters(checkpoint):
         layer.mlp.register_forward_hook(lambda _module, _inputs, output: seen.append((output == 0).double().mean()))
     decoder(torch.randn(1, 50, 16), torch.arange(50)[None], torch.zeros(1, 50).long(), 1)
     assert all(0.4 < share < 0.6 for share in seen) and len(seen) == 2
+
+
+def test_dropout_of_a_mixture_of_experts(tmp_path):
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    more = {"num_key_value_heads": 2, "intermediate_size": 24, "shared_expert_intermediate_size": 8}
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **experts, **more)).save_pretrained(tmp_path)
+    decoder = Decoder(VOCABULARY, pretrained=str(tmp_path), dropout=0.5)
+    inputs = torch.randn(1, 50, 16), torch.arange(50)[None], torch.zeros(1, 50).long(), 1
+    assert not decoder.train()(*inputs).equal(decoder(*inputs))
+    assert decoder.eval()(*inputs).equal(decoder(*inputs))
+
+
+def test_damaged_weights_are_one_line(checkpoint, tmp_path):
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    for content in (
+        weights.read_bytes()[: weights.stat().st_size // 2],
+        b"",
+        b"version https://git-lfs.github.com/spec/v1",
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(ConfigError, match="broken cannot be used"):
+            Decoder(VOCABULARY, pretrained=str(broken))
 
 
 def test_scaled_rope_is_rebased_without_scaling_again(tmp_path, monkeypatch):

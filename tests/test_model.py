@@ -1,15 +1,16 @@
 """The recogniser's loss against slow computations; batch == alone; causality; gradients.  Eval mode, float64."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random_utterances
-from slow import slow_sequence
+from slow import slow_ctc, slow_sequence
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, LossConfig
-from espnet_speechllm_xl.ctc import CTCModel
+from espnet_speechllm_xl.ctc import CTCHead, CTCModel
 from espnet_speechllm_xl.llm import Decoder
 from espnet_speechllm_xl.model import SpeechLLMXL
 from espnet_speechllm_xl.sequence import build_sequence, gather_inputs
@@ -74,29 +75,6 @@ def test_batch_equals_the_weighted_mean_of_singles(encoder):
     total = sum(one.item() * int(count) for one, _, count in singles)
     assert int(weight) == sum(int(count) for _, _, count in singles)
     assert loss.item() * int(weight) == pytest.approx(total, rel=1e-10)
-
-
-def slow_ctc(log_probs, tokens, blank):
-    """Negative log-probability of ``tokens``: the forward algorithm, state by state."""
-    states = [blank]
-    for token in tokens:
-        states += [token, blank]
-    alpha = {0: log_probs[0][blank]}
-    if tokens:
-        alpha[1] = log_probs[0][tokens[0]]
-    for scores in log_probs[1:]:
-        new = {}
-        for s, state in enumerate(states):
-            before = [s, s - 1] + ([s - 2] if s >= 2 and state not in (blank, states[s - 2]) else [])
-            terms = [alpha[b] for b in before if b in alpha]
-            if terms:
-                top = max(terms)
-                new[s] = top + math.log(sum(math.exp(term - top) for term in terms)) + scores[state]
-        alpha = new
-    terms = [alpha[s] for s in {len(states) - 1, max(len(states) - 2, 0)} if s in alpha]
-    if not terms:
-        return math.inf
-    return -(max(terms) + math.log(sum(math.exp(term - max(terms)) for term in terms)))
 
 
 def test_auxiliary_ctc_loss():
@@ -214,7 +192,29 @@ def test_ctc_model_batch_equals_alone(encoder):
         total += slow_ctc(alone[0].tolist(), utterance["text"], VOCABULARY)
     loss, stats, weight = model(**batch)
     assert loss.item() == pytest.approx(total / len(utterances), rel=1e-8) and int(weight) == len(utterances)
-    assert 0 <= stats["ter"] < 20
+    errors = 0
+    for index, utterance in enumerate(utterances):
+        path = log_probs[index, : int(counts[index])].argmax(-1).tolist()
+        found = [token for token, _ in itertools.groupby(path) if token != VOCABULARY]
+        errors += edits(utterance["text"], found)
+    assert stats["ter"] == pytest.approx(errors / sum(len(utterance["text"]) for utterance in utterances))
+    assert errors and len({len(utterance["text"]) for utterance in utterances}) > 1
+
+
+def test_dropout_before_the_ctc_head_acts_in_training_only():
+    head, frames = CTCHead(6, 3, dropout=0.5), torch.randn(1, 40, 6)
+    assert head.train()(frames).ne(head(frames)).any()
+    assert head.eval()(frames).equal(head(frames))
+
+
+def edits(reference, hypothesis):
+    """Levenshtein distance, row by row."""
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, 1):
+        before, row = row, [i]
+        for j, found in enumerate(hypothesis, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (wanted != found)))
+    return row[-1]
 
 
 def test_training_draws_chunk_sizes_and_evaluation_does_not():

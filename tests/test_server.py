@@ -452,8 +452,8 @@ def broken_clients(server, data):
 def test_whatever_the_others_do_a_stream_is_what_it_is_alone(speech2text):
     """Streams killed, garbage sent, a slow reader, a file beside them, at last the server stopped: exactly the same."""
     audio = [pcm(tiny.speech(20 + seed, 90000 + 7000 * seed)) for seed in range(4)]
-    queries = ["", "?search=greedy", "?chunk_size=0.32&context=0.64", "?endpoint_length=2"]
-    settings = [{}, {"search": "greedy"}, {"chunk_size": 0.32, "context": 0.64}, {"endpoint_length": 2.0}]
+    queries = ["", "?search=greedy", "?chunk_size=0.32&context=0.96", "?endpoint_length=2"]  # 2 and 3 chunks back
+    settings = [{}, {"search": "greedy"}, {"chunk_size": 0.32, "context": 0.96}, {"endpoint_length": 2.0}]
     expected = [alone(speech2text, samples, **s) for (_, samples), s in zip(audio, settings, strict=True)]
     with Running(speech2text, max_message_bytes=40000, send_seconds=1) as server, ThreadPoolExecutor(8) as pool:
         good = [

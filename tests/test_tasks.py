@@ -203,6 +203,14 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(options=["--valid_shape_file", f"{toy_stats}/valid/speech_shape"])
     with pytest.raises(ConfigError, match="num_iters_per_epoch is not supported"):
         start(num_iters_per_epoch=2)
+    with pytest.raises(ConfigError, match="batch_size has no effect here: batches are made by batch_bins"):
+        start(batch_size=2)
+    with pytest.raises(ConfigError, match="search_conf has no setting 'beam_sise'; did you mean 'beam_size'"):
+        start(search_conf={"beam_sise": 4})
+    with pytest.raises(ConfigError, match="search_conf method: give --search"):
+        start(search_conf={"method": "greedy"})
+    with pytest.raises(ConfigError, match="no --stats_file: give feats_stats.npz"):
+        start(options=["--stats_file", ""])
     with pytest.raises(ConfigError, match=r"token_list .*nowhere\.txt does not exist: run the tokens stage"):
         start(options=["--token_list", str(tmp_path / "nowhere.txt")])
 

@@ -4,8 +4,9 @@ import pytest
 import tiny
 import torch
 import training
-from slow import lattice_loss
+from slow import lattice_loss, slow_ctc
 
+from espnet_speechllm_xl.baselines.transducer import TransducerModel
 from espnet_speechllm_xl.config import ConfigError, LossConfig
 from espnet_speechllm_xl.tasks.transducer import SEARCHES
 
@@ -54,12 +55,37 @@ def test_audio_without_a_frame_leaves_the_others_loss_alone(load):
     model = load().model
     speech = torch.zeros(2, 16000)
     speech[0] = torch.as_tensor(tiny.speech(0, 16000))
-    text, text_lengths = torch.tensor([[5, 9], [2, -1]]), torch.tensor([2, 1])
+    text, text_lengths = torch.tensor([[5, 9, -1], [2, 3, 4]]), torch.tensor([2, 3])  # the longest one is left out
     alone, *_ = model(speech[:1], torch.tensor([16000]), text[:1], text_lengths[:1])
     loss, stats, _ = model(speech, torch.tensor([16000, 400]), text, text_lengths)
     assert float(stats["loss_transducer"]) == pytest.approx(float(alone), rel=1e-5)
     loss.backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_the_auxiliary_loss_is_ctcs(load):
+    model = load().model
+    torch.manual_seed(0)
+    model = TransducerModel(model.acoustic, model.decoder, model.joint_network, LossConfig(ctc_weight=0.3)).eval()
+    speech, lengths = torch.as_tensor(tiny.speech(0, 16000))[None], torch.tensor([16000])
+    text, text_lengths = torch.tensor([[5, 9]]), torch.tensor([2])
+    loss, stats, _ = model(speech, lengths, text, text_lengths)
+    frames, counts = model.acoustic(speech, lengths)
+    ctc = slow_ctc(model.ctc(frames)[0].tolist(), [5, 9], model.ctc.blank)
+    assert float(stats["loss_ctc"]) == pytest.approx(ctc, rel=1e-4)
+    assert float(loss) == pytest.approx(float(stats["loss_transducer"]) + 0.3 * ctc, rel=1e-4)
+    assert float(model(speech, torch.tensor([400]), text, text_lengths)[0]) == 0  # no frame, no path
+
+
+def test_alsd_writes_more_tokens_than_espnets_default_allows(load):
+    speech2text = load(search="alsd", beam_size=2)
+    joint = speech2text.model.joint_network.lin_out
+    with torch.no_grad():
+        joint.bias[0] -= 100  # never blank: every step writes
+    (nbest,) = speech2text.transcribe_batch([tiny.speech(1, 16000 * 4)])
+    assert len(nbest[0].token_ids) > 50
+    with torch.no_grad():
+        joint.bias[0] += 100
 
 
 @pytest.mark.parametrize("search", SEARCHES)

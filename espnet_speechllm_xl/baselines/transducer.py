@@ -61,6 +61,7 @@ class TransducerModel(AcousticModel):
         frames, counts, text, text_lengths = (
             each[heard.to(each.device)] for each in (frames, counts, text, text_lengths)
         )
+        text = text[:, : int(text_lengths.max())]  # torchaudio wants the width of the longest one that is left
         self.decoder.set_device(frames.device)
         labels = torch.nn.functional.pad(text + 1, (1, 0), value=BLANK)
         joint = self.joint_network(frames[:, :, None], self.decoder(labels)[:, None])  # (B, T, U + 1, V + 1)

@@ -40,6 +40,9 @@ TRAINING_SETTINGS = (
     "init_param", "ignore_init_mismatch", "freeze_param",
 )  # fmt: skip
 
+# Of ESPnet's own ways to make batches, which are not used.
+BATCH_OPTIONS = ("batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size")
+
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
@@ -112,9 +115,7 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def main_worker(cls, args):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
-        for path, name, _ in args.train_data_path_and_name_and_type:
-            if name == "speech":
-                _check_rate(path, cls.section(args, "features_conf").sample_rate)
+        cls.check_options(args)
         if args.resume and not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args))
         precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
@@ -126,6 +127,24 @@ class SpeechTask(abs_task.AbsTask):
         if distributed.is_initialized():
             # Left to the end of the process, gloo's threads now and then abort it after a training that was finished.
             distributed.destroy_process_group()
+
+    @classmethod
+    def check_options(cls, args):
+        """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
+        for path, name, _ in args.train_data_path_and_name_and_type:
+            if name == "speech":
+                _check_rate(path, cls.section(args, "features_conf").sample_rate)
+        parser = cls.get_parser()
+        ignored = [name for name in BATCH_OPTIONS if getattr(args, name) != parser.get_default(name)]
+        if ignored:
+            raise ConfigError(f"{ignored[0]} has no effect here: batches are made by batch_bins: leave it out")
+        if "method" in args.search_conf:
+            raise ConfigError("search_conf method: give --search instead")
+        from_dict(SearchConfig, args.search_conf, "search_conf")
+        if not (args.collect_stats or args.stats_file or args.init_param):
+            raise ConfigError(
+                "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
+            )
 
     @classmethod
     def section(cls, args, name):
@@ -230,7 +249,7 @@ class SpeechTask(abs_task.AbsTask):
 
 def _check_statistics(file, features):
     """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
-    made = file.parents[1] / FEATURES
+    made = file.resolve().parents[1] / FEATURES
     before = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
     changed = [name for name, value in features.items() if before.get(name, value) != value]
     if changed:
