@@ -192,7 +192,7 @@ def test_a_dump_is_checked_for_what_the_stages_need(tmp_path, capsys):
     assert main(["check", str(narrow), "--dump"]) == 1
     error = capsys.readouterr().err
     assert "entry is not mono audio at 16000 Hz (5 times, first: 'ann-1': 1 channels, 8000 Hz)" in error
-    assert "give --kaldi-data in place of --dumpdir" in error
+    assert "which makes a copy" in error
     assert main(["check", str(narrow), "--dump", "--sample-rate", "8000"]) == 1
     error = capsys.readouterr().err
     assert "(2 times, first: 'ann-3'" in error and "is damaged or of an unknown format" in error
