@@ -425,10 +425,13 @@ def _load(path):
     return tables, ctm
 
 
-def _fresh(out, source):
-    """Refuse to write over the source; drop tables of an earlier run that this one may not write."""
+def _fresh(out, source, mark=None):
+    """Refuse to write over the source, and over a directory without the file ``mark``, which this command would have
+    written there; drop tables of an earlier run that this one may not write."""
     if out.resolve() == source.resolve():
         raise KaldiError(f"{out}: output and input are the same directory; choose another output")
+    if mark and (out / "wav.scp").exists() and not (out / mark).exists():
+        raise KaldiError(f"{out} was not made by this command: rename it, or remove it, to have it made")
     for name in (*TABLES, "spk2utt", "ref.ctm", "feats_type"):
         (out / name).unlink(missing_ok=True)
 
@@ -524,9 +527,7 @@ def perturb_dir(data, out, factors):
         new["utt2speed"].update({prefix + key: label for key in tables["utt2spk"]})
         for key, items in (ctm or {}).items():
             words[prefix + key] = [replace(i, start=i.start / factor, end=i.end / factor) for i in items]
-    if (out / "wav.scp").exists() and not (out / "utt2speed").exists():
-        raise KaldiError(f"{out} was not made by speed perturbation: rename it, or remove it, to have it made")
-    _fresh(out, data)
+    _fresh(out, data, "utt2speed")
     for name, table in new.items():
         write_table(out / name, table)
     write_table(out / "spk2utt", spk2utt(new["utt2spk"]))

@@ -296,7 +296,7 @@ def test_what_others_made_is_not_written_over(tmp_path):
     before = contents(foreign)
     with pytest.raises(KaldiError, match="foreign was not made by formatting: rename it, or remove it"):
         format_dir(data, foreign)
-    with pytest.raises(KaldiError, match="foreign was not made by speed perturbation: rename it"):
+    with pytest.raises(KaldiError, match="foreign was not made by this command: rename it"):
         kaldi.perturb_dir(data, foreign, "0.9 1")
     assert contents(foreign) == before
     for _ in range(2):  # our own are made anew
