@@ -192,4 +192,5 @@ def _bootstrap(value, samples, statistic):
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
+    # Means over trainings are not exact: what is 0 is to be seen as 0.
+    return Interval(value, round(float(found.low), 9), round(float(found.high), 9))

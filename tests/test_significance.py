@@ -46,6 +46,26 @@ def test_speakers_with_few_bad_ones_are_wider_than_utterances():
     assert widths[0] > 1.5 * widths[1]
 
 
+def test_an_interval_that_reaches_zero_does_not_exclude_it():
+    """Means of three trainings are no exact numbers: a draw without a difference may come out as 1e-17."""
+    rng, words = np.random.default_rng(1), 7
+    reached = 0
+    for _ in range(20):
+        ours, theirs = rng.integers(0, 3, (2, 3, 25))
+        theirs[:, 5:] = ours[:, 5:]  # most draws of 25 differ little, and many not at all
+
+        def side(counts):
+            return significance.blocks(
+                [{f"u{i:02d}": (int(c), words, "s") for i, c in enumerate(row)} for row in counts]
+            )
+
+        found = significance.difference(side(ours), side(theirs))
+        bounds = [bound for bound in (found.low, found.high) if abs(bound) < 1e-6]
+        assert all(bound == 0 for bound in bounds)
+        reached += len(bounds)
+    assert reached
+
+
 def test_trainings_are_averaged():
     both = significance.blocks([scored([0, 2, 4]), scored([2, 2, 0])])
     assert both.errors.tolist() == [1.0, 2.0, 2.0]
