@@ -73,3 +73,13 @@ def slow_ctc(log_probs, tokens, blank):
     if not terms:
         return math.inf
     return -(max(terms) + math.log(sum(math.exp(term - max(terms)) for term in terms)))
+
+
+def slow_errors(left, right):
+    """Plain Levenshtein recursion, row by row."""
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        previous, row = row, [i]
+        for j, b in enumerate(right, 1):
+            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (a != b)))
+    return row[-1]

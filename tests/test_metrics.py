@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from slow import slow_errors
 
 from espnet_speechllm_xl import metrics
 from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
@@ -46,16 +47,6 @@ def test_planted_counts():
         ("D", "the", None),
         ("C", "mat", "mat"),
     ]
-
-
-def slow_errors(left, right):
-    """Plain Levenshtein recursion, row by row."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        previous, row = row, [i]
-        for j, b in enumerate(right, 1):
-            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (a != b)))
-    return row[-1]
 
 
 def test_against_slow_levenshtein():

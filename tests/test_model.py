@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random_utterances
-from slow import slow_ctc, slow_sequence
+from slow import slow_ctc, slow_errors, slow_sequence
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, LossConfig
@@ -196,7 +196,7 @@ def test_ctc_model_batch_equals_alone(encoder):
     for index, utterance in enumerate(utterances):
         path = log_probs[index, : int(counts[index])].argmax(-1).tolist()
         found = [token for token, _ in itertools.groupby(path) if token != VOCABULARY]
-        errors += edits(utterance["text"], found)
+        errors += slow_errors(utterance["text"], found)
     assert stats["ter"] == pytest.approx(errors / sum(len(utterance["text"]) for utterance in utterances))
     assert errors and len({len(utterance["text"]) for utterance in utterances}) > 1
 
@@ -205,16 +205,6 @@ def test_dropout_before_the_ctc_head_acts_in_training_only():
     head, frames = CTCHead(6, 3, dropout=0.5), torch.randn(1, 40, 6)
     assert head.train()(frames).ne(head(frames)).any()
     assert head.eval()(frames).equal(head(frames))
-
-
-def edits(reference, hypothesis):
-    """Levenshtein distance, row by row."""
-    row = list(range(len(hypothesis) + 1))
-    for i, wanted in enumerate(reference, 1):
-        before, row = row, [i]
-        for j, found in enumerate(hypothesis, 1):
-            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (wanted != found)))
-    return row[-1]
 
 
 def test_training_draws_chunk_sizes_and_evaluation_does_not():
