@@ -451,6 +451,8 @@ def test_failures_of_the_runs_are_named(recipe, capsys):
         (["--seeds", "0"], "--seeds '0'"),
         (["4"], "'4' is no option"),
         (["--", "--train-args", "--seed 5"], "--train-args is set by the rows"),
+        (["--", "--downloads", "D", "--decode_tag", "_x"], "--decode_tag is set by the rows"),
+        (["--", "--system", "ctc"], "--system is set by the rows"),
         (["--", "--dumpdir", "dump"], "--dumpdir: the tables are scored against the recipe's own dump"),
         (["--directory", "/none/there"], "/none/there does not exist"),
     ],

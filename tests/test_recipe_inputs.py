@@ -182,6 +182,17 @@ def test_a_dump_of_an_espnet_recipe_is_copied_elsewhere(run_driver, toy_data, tm
     assert len(read_table(tmp_path / "espnet/dump_files/raw/train/wav.scp")) == 4
 
 
+def test_a_dump_at_another_rate(run_driver, kaldi_dir, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/train").symlink_to(kaldi_dir)
+    sets = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train", "--stop-stage", "format"]
+    options = ("--kaldi-data", tmp_path / "sets", "--sample-rate", 8000)
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", *options, *sets)
+    assert done.returncode == 0, done.stderr
+    audio = read_table(tmp_path / "one/dump/raw/train/wav.scp")
+    assert {soundfile.info(tmp_path / "one" / path).samplerate for path in audio.values()} == {8000}
+
+
 def test_checksums_are_of_contents_alone(tmp_path):
     for name in ("a/tokenizer", "b/tokenizer"):
         (tmp_path / name).mkdir(parents=True)
