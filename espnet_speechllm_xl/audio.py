@@ -25,6 +25,7 @@ from espnet_speechllm_xl.io import atomic_path
 # Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
 UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
+MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
 MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
 
 
@@ -290,9 +291,11 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
                 raise _too_long(entry, most_seconds)
             _check_length(entry, audio, content)
             first, count = _span(entry, start, end, audio.samplerate, audio.frames, notes)
+            # Where decoding begins in the middle of an MP3, its first frames lack bits that stand in those before.
+            lead = min(first, MP3_LEAD) if audio.format == "MP3" else 0
             if first:
-                audio.seek(first)
-            samples = audio.read(count, dtype="float32", always_2d=True)
+                audio.seek(first - lead)
+            samples = audio.read(lead + count, dtype="float32", always_2d=True)[lead:]
     except (soundfile.SoundFileError, RuntimeError) as error:
         if str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
             advice = "convert compressed SPHERE by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"

@@ -27,6 +27,8 @@ class ConfigError(UserError):
 def from_dict(cls, values, section=None):
     """Make the dataclass ``cls`` from a YAML section; unknown names and values of other types raise ConfigError."""
     values, section, kinds = values or {}, section or cls.__name__, typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section}: {values!r} is not a mapping of settings to values")
     check_names(values, list(kinds), section)
     for name, value in values.items():
         wanted = typing.get_args(kinds[name]) or (kinds[name],)
@@ -74,6 +76,10 @@ def _require(condition, message):
         raise ConfigError(message)
 
 
+def _is_amount(value):
+    return 0 <= value < math.inf  # and no NaN
+
+
 def _require_share(section, conf, *names):
     for name in names:
         _require(0 <= getattr(conf, name) < 1, f"{section} {name} {getattr(conf, name)} is not in [0, 1)")
@@ -96,6 +102,7 @@ class FeatureConfig:
             f"f_min {self.f_min}, f_max {self.f_max} do not fit 0 .. {self.sample_rate // 2} Hz: "
             "set features_conf f_max to at most half of the sample rate",
         )
+        _require(self.n_mels >= 1, f"n_mels {self.n_mels} must be at least 1")
         _require(self.floor > 0, f"floor {self.floor} must be positive: it keeps digital silence finite")
 
 
@@ -109,7 +116,7 @@ class SpecAugmentConfig:
     time_width: int = 30  # feature frames, largest width of one mask
 
     def __post_init__(self):
-        _require(min(dataclasses.astuple(self)) >= 0, "specaug_conf: no value may be negative")
+        _require(all(_is_amount(value) for value in dataclasses.astuple(self)), "specaug_conf: give numbers >= 0")
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,8 @@ class EncoderConfig:
 
     def __post_init__(self):
         _require(self.frontend in ("stack", "conv"), f"encoder frontend '{self.frontend}': use 'stack' or 'conv'")
-        _require(self.heads >= 1, f"encoder heads {self.heads} must be at least 1")
+        for name in ("heads", "dim", "ffn_dim"):
+            _require(getattr(self, name) >= 1, f"encoder {name} must be at least 1")
         _require(self.dim % self.heads == 0, f"encoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require(self.activation in ("gelu", "relu", "silu"), f"encoder activation '{self.activation}' is unknown")
         for name in ("segment", "layers", "block_segments"):
@@ -157,7 +165,8 @@ class ChunkingConfig:
 
     def __post_init__(self):
         _require(
-            self.train_chunks is None or (self.train_chunks and min(self.train_chunks) >= 1),
+            self.train_chunks is None
+            or (self.train_chunks and all(_is_a(c, int) and c >= 1 for c in self.train_chunks)),
             f"train_chunks {self.train_chunks}: give a list of frames >= 1, or null",
         )
         _require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
@@ -193,13 +202,15 @@ class DecoderConfig:
     dropout: float = 0.0  # probability, on each residual branch
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
-    pretrained: str | None = None  # directory of a Hugging Face causal LM; sizes above are then ignored
+    pretrained: str | None = None  # directory of a Hugging Face causal LM, from which all above but the dropouts comes
     lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft), embeddings, output
     lora_alpha: int = 32  # LoRA scale numerator
 
     def __post_init__(self):
-        for name in ("layers", "heads"):
+        for name in ("layers", "heads", "dim", "ffn_dim"):
             _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+        _require(0 < self.rope_theta < math.inf, f"decoder rope_theta {self.rope_theta} must be positive")
+        _require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} must not be negative")
         _require_share("decoder", self, "dropout", "embed_dropout")
         _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
         _require((self.dim // self.heads) % 2 == 0, "decoder dim / heads must be even for rotary positions")
@@ -222,7 +233,7 @@ class LabelDecoderConfig:
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
 
     def __post_init__(self):
-        for name in ("lstm_layers", "blocks", "heads"):
+        for name in ("lstm_layers", "blocks", "heads", "dim", "ffn_dim"):
             _require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
         _require_share("decoder", self, "dropout", "embed_dropout")
         _require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
@@ -291,7 +302,7 @@ class ConcatConfig:
     """Concatenation of training utterances: short corpora never fill the decoder's window otherwise."""
 
     max_seconds: float = 0.0  # longest concatenation; 0: off
-    probability: float = 0.67  # share of the training examples that are concatenations
+    probability: float = 0.67  # share of the training examples that are joined up to a length drawn from 0..max_seconds
     max_gap_seconds: float = 0.5  # longest random pause put between two utterances
     max_lead_seconds: float = 0.0  # longest random pause put before the first: its words fall anywhere in a chunk
     across_speakers: float = 0.0  # share of the utterances that are joined with any others, not with their speaker's
@@ -300,10 +311,8 @@ class ConcatConfig:
         for name in ("probability", "across_speakers"):
             share = getattr(self, name)
             _require(0 <= share <= 1, f"concat {name} {share} is not in [0, 1]")
-        _require(
-            min(self.max_seconds, self.max_gap_seconds, self.max_lead_seconds) >= 0,
-            "concat_conf: no value may be negative",
-        )
+        seconds = self.max_seconds, self.max_gap_seconds, self.max_lead_seconds
+        _require(all(map(_is_amount, seconds)), "concat_conf: give seconds >= 0")
 
 
 def _option(default, text):

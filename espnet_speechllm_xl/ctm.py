@@ -67,7 +67,7 @@ def read_ctm(path):
     utterances = {}
     number = 0
     try:
-        with open(path, encoding="utf-8", newline="\n") as stream:
+        with open(path, encoding="utf-8-sig", newline="\n") as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip() or line.startswith(";;"):
                     continue

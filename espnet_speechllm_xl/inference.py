@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.audio import conform, read_file
+from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
@@ -91,8 +91,8 @@ def _device(name):
 
 def _dtype(name):
     dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64 or bfloat16")
+    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16 or bfloat16")
     return dtype
 
 
@@ -130,7 +130,10 @@ def _find_tokenizer(directory, args):
 def _default_weights(directory, task):
     phase, name, _ = task.criterion
     average = f"{phase}.{name}.ave.pth"
-    return average if (directory / average).exists() else WEIGHTS
+    others = sorted(path.name for path in directory.glob("valid.*.ave.pth"))  # of another best_model_criterion
+    if average not in others and len(others) == 1:
+        return others[0]
+    return average if average in others else WEIGHTS
 
 
 class Speech2Text:
@@ -181,6 +184,8 @@ class Speech2Text:
         task = find_task(args.task)
         choices = task.search_choices
         # An aligner of before it could be decoded has no settings for that.
+        if "method" in search_conf:
+            raise ConfigError(f"method '{search_conf['method']}': give search instead")
         method = search or getattr(args, "search", choices.default)
         settings = {**getattr(args, "search_conf", {}), **search_conf, "method": method}
         config = from_dict(SearchConfig, settings, "search_conf")
@@ -213,7 +218,12 @@ class Speech2Text:
         """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.audio.AudioError`."""
         if isinstance(audio, (str, Path)):
             return read_file(audio, self.sample_rate)
-        return conform(audio, sample_rate or self.sample_rate, self.sample_rate)
+        if getattr(audio, "ndim", 1) == 2 and audio.shape[1] > audio.shape[0]:
+            raise AudioError("unreadable", f"audio array of {tuple(audio.shape)}: give (samples,) or its transpose")
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        if not rate > 0:
+            raise AudioError("sample-rate", f"audio array at {rate} Hz: give the rate that it was recorded with")
+        return conform(audio, rate, self.sample_rate)
 
     def transcribe_batch(self, recordings):
         """The n-best lists of several recordings (n,), decoded together; each as if alone."""

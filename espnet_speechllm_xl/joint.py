@@ -9,7 +9,8 @@ decoder leaves out at the border of two chunks, as each leaves it to the other, 
 it is written; a word that it writes twice, at once.  While a hypothesis has ended its chunk and written nothing in the
 next, CTC's part is that no further token came but in the last ``MARGIN`` frames (and those of a label delay):
 otherwise it would be free to leave out words.  In those frames the beginning of the next chunk's first word may be
-heard already.  Behind the last chunk no word comes: its `$` counts as that there is no further token at all.
+heard already.  Behind the last chunk no word comes: its `$` counts as that there is no further token at all.  (Without
+look-ahead of the encoder the last chunk is not known to be the last, and counts as the others.)
 
 The paper has no such thing: its search is weight 0.  As a score can rise again with the next chunk, the alignment-
 synchronous search, which stops when no active hypothesis is better than a complete one, may stop too soon.

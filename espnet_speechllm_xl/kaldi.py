@@ -26,6 +26,10 @@ from espnet_speechllm_xl.io import atomic_write
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 BLANKS = " \t"
 
+# Defects that our own reader can do with.
+UNSORTED = "ids not sorted as LC_ALL=C sort does"
+CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
+
 
 class KaldiError(UserError):
     """A data directory is unusable; the message names the file and what to do."""
@@ -74,7 +78,8 @@ def _rows(path):
             for number, line in enumerate(stream, 1):
                 line = line.rstrip("\r\n").strip(BLANKS)
                 cut = min((line.find(blank) for blank in BLANKS if blank in line), default=len(line))
-                yield number, line[:cut], line[cut:].strip(BLANKS)
+                value = line[cut:].strip(BLANKS)
+                yield number, line[:cut], value if value.strip() else ""  # of nothing but other blanks of Unicode
     except FileNotFoundError:
         raise KaldiError(f"{path} does not exist: give a Kaldi data directory") from None
     except UnicodeDecodeError as error:
@@ -94,6 +99,8 @@ def _scan(path, empty_values=False):
         if not key:
             note("blank line", f"line {number}")
             continue
+        if len(key.split()) > 1:
+            note(CUT_ID, f"'{key}', line {number}")
         if key in table:
             note(
                 "duplicate id" if table[key] == value else "duplicate id with another value", f"'{key}', line {number}"
@@ -103,7 +110,7 @@ def _scan(path, empty_values=False):
             note("line without a value", f"'{key}', line {number}")
             continue
         if key < previous:
-            note("ids not sorted as LC_ALL=C sort does", f"'{key}' after '{previous}', line {number}")
+            note(UNSORTED, f"'{key}' after '{previous}', line {number}")
         table[key], previous = value, key
     return table, [Problem(name, what, *rest) for what, rest in found.items()]
 
@@ -119,7 +126,7 @@ def read_table(path, empty_values=False):
     """
     table, problems = _scan(Path(path), empty_values)
     for problem in problems:
-        if "sorted" not in problem.what:
+        if problem.what not in (UNSORTED, CUT_ID):
             raise KaldiError(f"{problem}: mend it, or run `espnet_speechllm_xl.bin.data check --fix` on the directory")
     return table
 
@@ -254,8 +261,8 @@ def read_data_dir(path):
     )
 
 
-def _mismatches(path, tables):
-    """Problems between the files of a directory."""
+def _mismatches(path, tables, need_text):
+    """Problems between the files of a directory; texts may be missing or empty unless ``need_text``."""
 
     def missing(name, what, ids):
         ids = sorted(ids)
@@ -275,9 +282,13 @@ def _mismatches(path, tables):
     problems += missing("segments", "recording is not in wav.scp", lost)
     for name in ("text", "utt2spk"):
         if name in tables:
-            problems += missing(name, f"utterance of {audio} is not here", heard.keys() - tables[name].keys())
+            if need_text or name != "text":
+                problems += missing(name, f"utterance of {audio} is not here", heard.keys() - tables[name].keys())
             problems += missing(name, f"utterance is not in {audio}", tables[name].keys() - heard.keys())
-    problems += missing("text", "empty text", [key for key, value in tables.get("text", {}).items() if not value])
+    if need_text:
+        problems += missing("text", "empty text", [key for key, value in tables.get("text", {}).items() if not value])
+    several = [key for key, value in tables.get("utt2spk", {}).items() if len(value.split()) > 1]
+    problems += missing("utt2spk", "a speaker holds a blank", several)
     if "utt2spk" in tables and "spk2utt" in tables:
         true, given = spk2utt(tables["utt2spk"]), tables["spk2utt"]
         wrong = [speaker for speaker in true.keys() | given.keys() if true.get(speaker) != given.get(speaker)]
@@ -306,8 +317,7 @@ def check_dir(path, need_text=True, need_files=False):
         elif name in required:
             problems.append(Problem(str(path / name), "file is missing", 1, ""))
     if "wav.scp" in tables:
-        found = _mismatches(path, tables)
-        problems += [item for item in found if need_text or item.what != "empty text"]
+        problems += _mismatches(path, tables, need_text)
         if need_files:
             problems += _without_file(path, tables)
     known = tables.get("text", tables.get("utt2spk", {}))
@@ -369,7 +379,7 @@ def fix_dir(path, need_text=True):
             dropped["no-text"] += 1
         elif need_text and not text[utterance]:
             dropped["empty-text"] += 1
-        elif utterance not in speakers:
+        elif len(speakers.get(utterance, "").split()) != 1:
             dropped["no-speaker"] += 1
         else:
             kept.append(utterance)

@@ -358,6 +358,9 @@ def _table(path, content, number):
         raise UserError(f"{path}: table {number} has no row '{table.reference}', its reference")
     if table.plot not in PLOTS:
         raise UserError(f"{path}: table {number}: plot '{table.plot}' is unknown; there are: {', '.join(PLOTS)}")
+    for column in table.sets:
+        if str(column).partition("_")[0] not in ("valid", "test"):
+            raise UserError(f"{path}: table {number}: set '{column}': give valid or test, or those joined (test_10x)")
     for row in rows:
         if row.paper is not None and len(row.paper) != len(table.sets):
             raise UserError(f"{path}: table {number}, row {row.name}: paper wants one entry for each of {table.sets}")

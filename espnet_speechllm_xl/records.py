@@ -186,8 +186,14 @@ def read_record(path):
 
 def write_record(path, record):
     """Write a :class:`Record` as JSON, an utterance a line."""
+    text = _as_json(record)
+    lines = text.replace("],", "],\n")
+    try:
+        json.loads(lines)
+    except ValueError:  # an id that holds "],"
+        lines = text
     with atomic_write(path) as stream:
-        stream.write(_as_json(record).replace("],", "],\n") + "\n")
+        stream.write(lines + "\n")
 
 
 def _as_json(record):

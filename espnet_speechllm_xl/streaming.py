@@ -80,7 +80,7 @@ class Transcript:
     tokens: tuple  # token strings
     token_ids: tuple
     words: tuple
-    capped: int  # chunks cut off at max_tokens_per_chunk
+    capped: int | None  # chunks cut off at max_tokens_per_chunk; None: of a system that has no such cap
 
 
 class AudioChunks:

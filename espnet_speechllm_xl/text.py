@@ -74,17 +74,30 @@ class HuggingFaceTokenizer:
         if not self._model.is_fast:
             raise TokenizerError(f"{path}: only fast tokenizers give character offsets; convert it to tokenizer.json")
         self.pieces = self._model.convert_ids_to_tokens(range(len(self._model)))
+        # Byte-level BPE marks no first word, so that texts whose tokens are joined would lose the space between them.
+        # With a space before each text all words begin alike, as they do with sentencepiece.
+        self._before = " " if self._ids("a") + self._ids("b") != self._ids("a b") else ""
+        if self._ids(self._before + "a") + self._ids(self._before + "b") != self._ids(self._before + "a b"):
+            self._before = ""
+
+    def _ids(self, text):
+        return self._model(text, add_special_tokens=False)["input_ids"]
+
+    def _encoded(self, text):
+        """Ids of ``text`` and the (begin, end) of each in it."""
+        before = self._before if text else ""
+        encoded = self._model(before + text, add_special_tokens=False, return_offsets_mapping=True)
+        moved = [[max(0, place - len(before)) for place in span] for span in encoded["offset_mapping"]]
+        return encoded["input_ids"], moved
 
     def encode(self, text):
         """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
-        encoded = self._model(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end if end > begin else _inside(begin, len(text)) for begin, end in encoded["offset_mapping"]]
-        return encoded["input_ids"], ends
+        ids, spans = self._encoded(text)
+        return ids, [end if end > begin else _inside(begin, len(text)) for begin, end in spans]
 
     def unknown(self, text):
         """The characters of ``text`` that only the unknown token would cover."""
-        encoded = self._model(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        pairs = zip(*self._encoded(text), strict=True)
         return "".join(text[begin:end] for token, (begin, end) in pairs if token == self._model.unk_token_id)
 
     def decode(self, ids):

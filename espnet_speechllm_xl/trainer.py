@@ -87,16 +87,25 @@ class Trainer(espnet_trainer.Trainer):
             optimizer.zero_grad()
         quiet = distributed_option.distributed and distributed_option.dist_rank != 0
         watched = iterator if quiet else cls.progress.watch(iterator, reporter)
-        result = super().train_one_epoch(
+        nothing_learnt = super().train_one_epoch(
             iterator=watched, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **kwargs
         )
+        if nothing_learnt:
+            raise UserError(
+                f"epoch {reporter.epoch}: none of its {len(iterator)} batches changed the weights: gradients were not "
+                f"finite (lower the learning rate), or accum_grad {cls.options.accum_grad} is more than the batches"
+            )
         cls.progress.trained(reporter)
-        return result
+        return nothing_learnt
 
     @classmethod
     def validate_one_epoch(cls, *, reporter, distributed_option, **kwargs):
         """Validation; then one line says how the epoch went and how long the rest takes (rank 0)."""
         super().validate_one_epoch(reporter=reporter, distributed_option=distributed_option, **kwargs)
+        for phase, name, _ in cls.options.best_model_criterion:
+            if phase == "valid" and name not in reporter.stats:
+                known = ", ".join(sorted(reporter.stats))
+                raise UserError(f"best_model_criterion: the validation has no '{name}'; it has: {known}")
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             cls.progress.validated(reporter)
 
@@ -155,7 +164,7 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
         if not reporter.has(phase, name):
             continue
         # An earlier run with a smaller keep_nbest_models has removed the others.
-        there = [e for e in reporter.sort_epochs(phase, name, mode) if (Path(output_dir) / f"{e}epoch.pth").exists()]
+        there = [e for e in _ranked(reporter, phase, name, mode) if (Path(output_dir) / f"{e}epoch.pth").exists()]
         epochs = there[:count]
         states = [torch.load(Path(output_dir) / f"{epoch}epoch.pth", map_location="cpu") for epoch in epochs]
         mean = {
@@ -170,12 +179,19 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
         _tidy(reporter, Path(output_dir), best_model_criterion, count)
 
 
+def _ranked(reporter, phase, name, mode):
+    """The epochs, best first, those of no value last, which put ESPnet's ``sort_epochs`` out of order."""
+    sign = -1 if mode == "max" else 1
+    values = {epoch: reporter.get_value(phase, name, epoch) for epoch in sorted(reporter.stats)}
+    return sorted(values, key=lambda epoch: (math.isnan(values[epoch]), sign * values[epoch]))
+
+
 def _tidy(reporter, directory, criteria, count):
     """Link the latest and the best epochs, remove those that are neither latest nor among the n best."""
     links, kept = {"latest": reporter.get_epoch()}, {reporter.get_epoch()}
     for phase, name, mode in criteria:
         if reporter.has(phase, name):
-            best = reporter.sort_epochs(phase, name, mode)[:count]
+            best = _ranked(reporter, phase, name, mode)[:count]
             links[f"{phase}.{name}.best"] = best[0]
             kept.update(best)
     for name, epoch in links.items():
@@ -203,7 +219,11 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
         raise CheckpointError(f"init_param {path} does not load ({error}): train it again") from error
     prefix = f"{source}." if source else ""
     given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-    part = model.get_submodule(target)
+    try:
+        part = model.get_submodule(target)
+    except AttributeError as error:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise CheckpointError(f"init_param {init_param}: the model has no '{target}'; it has: {parts}") from error
     left_out = tuple(filter(None, excluded.split(",")))
     wanted = {name for name in part.state_dict() if not (left_out and (prefix + name).startswith(left_out))}
     if not given or (wanted - given and not ignore_init_mismatch):
@@ -230,7 +250,7 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
         ) from error
 
 
-def keep_settings(directory, settings):
+def keep_settings(directory, settings, resume):
     """Write ``settings.json`` when a training begins; refuse to resume it with other settings.
 
     ESPnet would restore the optimizer and its schedule from the checkpoint, take the other settings as they are now,
@@ -239,13 +259,14 @@ def keep_settings(directory, settings):
     Args:
         directory: of the experiment.
         settings: ``{name: value}``, as they are wanted now.
+        resume: False begins anew, whatever there is.
 
     Raises:
         CheckpointError: there is a checkpoint, and some settings differ; the message names the first.
     """
     file = directory / "settings.json"
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    if not (directory / "checkpoint.pth").exists() or not file.exists():
+    if not resume or not (directory / "checkpoint.pth").exists() or not file.exists():
         with atomic_write(file) as stream:
             json.dump(settings, stream, indent=1)
         return

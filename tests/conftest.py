@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,7 @@ def run_driver(tmp_path_factory):
     def run(driver, folder, *options):
         folder.mkdir(exist_ok=True)
         command = [copy / template / driver, *map(str, options)]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # the tests' own, activated or not
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
     return run

@@ -247,3 +247,18 @@ def test_flac_keeps_16_bit_audio_and_clipping_is_reported(tmp_path):
         write_flac(tmp_path / "deep" / "a.flac", samples[:length], RATE)
         np.testing.assert_array_equal(read_audio(tmp_path / "deep" / "a.flac", RATE), as_float(samples[:length]))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.flac"]
+
+
+def test_parts_of_an_mp3_are_those_of_the_whole(tmp_path):
+    # Tones between silence: the encoder saves bits in the silence, and later frames begin in those before.
+    rng = np.random.default_rng(1)
+    time = np.arange(RATE // 2) / RATE
+    pieces = [np.sin(2 * np.pi * rng.uniform(200, 3000) * time) * rng.uniform(0, 0.8) * (i % 3 > 0) for i in range(60)]
+    path = write(
+        tmp_path / "a.mp3", np.concatenate(pieces), format="MP3", bitrate_mode="CONSTANT", compression_level=0.9
+    )
+    whole = read_audio(path)
+    for start in np.arange(0.25, 29, 0.25):
+        part = read_audio(path, start=start, end=start + 0.3)
+        first = round(start * RATE)
+        np.testing.assert_allclose(part, whole[first : first + len(part)], atol=0.01)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from espnet_speechllm_xl.config import (
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
+    LabelDecoderConfig,
     LossConfig,
     SearchConfig,
     SpecAugmentConfig,
@@ -92,7 +94,11 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (FeatureConfig, {"sample_rate": 8000}, "f_max 7600.0 do not fit 0 .. 4000 Hz: set features_conf f_max"),
         (FeatureConfig, {"f_min": 7600.0}, "do not fit"),
         (FeatureConfig, {"floor": 0.0}, "floor 0.0 must be positive"),
-        (SpecAugmentConfig, {"time_width": -1}, "specaug_conf: no value may be negative"),
+        (SpecAugmentConfig, {"time_width": -1}, "specaug_conf: give numbers >= 0"),
+        (SpecAugmentConfig, {"time_masks_per_second": math.nan}, "specaug_conf: give numbers >= 0"),
+        (FeatureConfig, {"n_mels": 0}, "n_mels 0 must be at least 1"),
+        (EncoderConfig, {"dim": 0}, "encoder dim must be at least 1"),
+        (EncoderConfig, {"ffn_dim": -4}, "encoder ffn_dim must be at least 1"),
         (EncoderConfig, {"frontend": "vgg"}, "encoder frontend 'vgg': use 'stack' or 'conv'"),
         (EncoderConfig, {"dim": 100, "heads": 8}, "encoder dim 100 is not a multiple of heads 8"),
         (EncoderConfig, {"activation": "tanh"}, "encoder activation 'tanh'"),
@@ -102,15 +108,23 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (ChunkingConfig, {"chunk": 0}, "chunk 0: give frames >= 1, or null for infinity"),
         (ChunkingConfig, {"context": -1}, "context -1: give chunks >= 0, or null"),
         (ChunkingConfig, {"delay": -1}, "delay -1 must not be negative"),
+        (ChunkingConfig, {"train_chunks": [None, 32]}, "give a list of frames >= 1, or null"),
+        (ChunkingConfig, {"train_chunks": [12.5]}, "give a list of frames >= 1, or null"),
         (ChunkingConfig, {"unit": "phone"}, "chunking unit 'phone': use 'token' or 'word'"),
         (DecoderConfig, {"dim": 100}, "decoder dim 100 is not a multiple of heads 12"),
         (DecoderConfig, {"dim": 36, "heads": 12}, "must be even for rotary positions"),
+        (DecoderConfig, {"dim": 0}, "decoder dim must be at least 1"),
+        (DecoderConfig, {"rope_theta": 0}, "decoder rope_theta 0 must be positive"),
+        (DecoderConfig, {"lora_rank": -1, "pretrained": "x"}, "lora_rank -1 must not be negative"),
+        (LabelDecoderConfig, {"ffn_dim": 0}, "decoder ffn_dim must be at least 1"),
+        (LossConfig, 5, "LossConfig: 5 is not a mapping of settings to values"),
         (DecoderConfig, {"lora_rank": 4}, "lora_rank > 0 needs decoder_conf pretrained"),
         (LossConfig, {"label_smoothing": 1.0}, r"label_smoothing 1.0 is not in \[0, 1\)"),
         (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
         (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
         (ConcatConfig, {"across_speakers": -0.5}, r"concat across_speakers -0.5 is not in \[0, 1\]"),
-        (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: no value may be negative"),
+        (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: give seconds >= 0"),
+        (ConcatConfig, {"max_lead_seconds": math.inf}, "concat_conf: give seconds >= 0"),
         (SearchConfig, {"beam_size": 0}, "search beam_size must be at least 1"),
         (SearchConfig, {"nbest": 0}, "search nbest must be at least 1"),
         (SearchConfig, {"max_tokens_per_chunk": 0}, "search max_tokens_per_chunk must be at least 1"),

@@ -1,9 +1,12 @@
 """ESPnet's own tasks as baselines: the transducer loss they import, their decoding's output, all stages of a CTC."""
 
+import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,15 +111,16 @@ def test_jobs_are_joined(jobs, capsys):
     import asr_collect
 
     paths = [*("--parts", jobs / "parts"), *("--dump", jobs / "dump"), *("--out", jobs / "out")]
-    assert asr_collect.main([*map(str, paths), "--device", "cuda", "--config", "conf/decode_asr_x_beam.yaml"]) == 0
+    options = [*("--device", "cuda"), *("--config", "conf/decode_asr_x_beam.yaml"), *("--sample-rate", "8000")]
+    assert asr_collect.main([*map(str, paths), *options]) == 0
     assert (jobs / "out/text").read_text() == "a b\nb\nc d a\n"
     assert (jobs / "out/token_int").read_text() == "a token_int\nb token_int\nc token_int\n"
     summary = json.loads((jobs / "out/decode.json").read_text())
     settings = {"device": "cuda", "config": "decode_asr_x_beam.yaml"}
     assert summary == {
-        "utterances": 3, "failed": 0, "audio_seconds": 3.0, "seconds": 0.75, "device": "cuda", "settings": settings,
+        "utterances": 3, "failed": 0, "audio_seconds": 6.0, "seconds": 0.75, "device": "cuda", "settings": settings,
     }  # fmt: skip
-    assert capsys.readouterr().out.endswith("3 utterances decoded; RTF 0.250\n")
+    assert capsys.readouterr().out.endswith("3 utterances decoded; RTF 0.125\n")
 
 
 def test_an_utterance_that_no_job_wrote_is_named(jobs):
@@ -125,7 +129,7 @@ def test_an_utterance_that_no_job_wrote_is_named(jobs):
     with open(jobs / "dump/wav.scp", "a", encoding="utf-8") as stream:
         stream.write("d d.flac\n")
     with pytest.raises(UserError, match="1 utterances were not decoded, first d$"):
-        asr_collect.collect(jobs / "parts", jobs / "dump", jobs / "out", {"device": "cpu"})
+        asr_collect.collect(jobs / "parts", jobs / "dump", jobs / "out", {"device": "cpu"}, 16000)
     assert not (jobs / "out").exists()
 
 
@@ -181,9 +185,50 @@ def test_all_stages(run_driver, recipe):
     assert len(training.history(model)) == 3
 
 
+@pytest.mark.parametrize("system", ["transducer", "las", "contextual_block_conformer"])
+def test_the_other_systems_are_trained_and_decoded_with_their_searches(run_driver, recipe, system):
+    folder, options = recipe
+    options = [*options, "--asr-config", ROOT / f"tests/conf/train_asr_{system}_micro.yaml", "--inference-configs", ""]
+    done = run_driver(
+        "espnet_asr.sh", folder, *options, "--inference-args", "--num_workers 0 --beam_size 3", "--stop-stage", "decode"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    model, wanted = folder / f"exp/asr_{system}_micro", read_table(folder / "dump/raw/valid/text").keys()
+    searches = sorted(path.stem for path in (ROOT / "conf/espnet").glob(f"decode_asr_{system}_*.yaml"))
+    decoded = sorted(path.name for path in model.glob("decode_*"))
+    assert decoded == [name.replace(f"asr_{system}_", "") for name in searches] and decoded
+    for name in decoded:
+        assert read_table(model / name / "valid/text", empty_values=True).keys() == wanted
+    (log,) = (model / decoded[0] / "valid/log").glob("decode.1.log")
+    assert ("asr_inference_streaming" in log.read_text()) == (system == "contextual_block_conformer")
+
+
+def test_one_decoding_at_a_time(run_driver, recipe):
+    folder, options = recipe
+    (folder / "exp/asr_ctc_micro/decode_greedy").mkdir(parents=True, exist_ok=True)
+    stages = ["--stage", "decode", "--stop-stage", "decode"]
+    command = ["flock", folder / "exp/asr_ctc_micro/decode_greedy/.lock", "sleep", "5"]
+    with subprocess.Popen(command):
+        time.sleep(0.5)
+        done = run_driver("espnet_asr.sh", folder, *options, *stages)
+    assert done.returncode == 0, done.stderr
+    assert "another process works on exp/asr_ctc_micro/decode_greedy: waiting" in done.stdout
+
+
+def test_a_dump_at_another_rate_is_refused(run_driver, recipe):
+    folder, options = recipe
+    wrong = ["--tag", "narrow", "--asr-args", "--frontend_conf fs=8k", "--stop-stage", "stats"]
+    done = run_driver("espnet_asr.sh", folder, *options, *wrong)
+    assert done.returncode != 0
+    assert (
+        "audio at 16000 Hz, but frontend_conf fs is 8000: give run.sh --sample-rate 8000" in done.stderr + done.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (["--stage", "decode", "--valid-set", "none"], "run the data stage"),
         (["--stage", "decode", "--tag", "none"], "exp/none holds no valid.*.ave.pth: run the train stage"),
         (
             ["--stage", "tokens", "--token-type", "bpe", "--vocab-size", "7"],
@@ -228,13 +273,48 @@ def test_every_system_has_searches_and_all_sizes():
         assert steps is None or steps[-1] >= 100 * settings["max_epoch"], path
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/espnet/train_*_paper.yaml")), ids=lambda path: path.stem)
-def test_models_for_librispeech_have_the_parameters_that_they_name(path, tmp_path):
+def built(path, pieces, folder):
+    """The number of parameters of a configuration's model."""
     from espnet2.tasks.asr import ASRTask
 
-    pieces = ["<blank>", "<unk>", *(f"piece{number}" for number in range(4999)), "<sos/eos>"]
-    (tmp_path / "tokens.txt").write_text("\n".join(pieces))
-    args = ASRTask.get_parser().parse_args(["--config", str(path), "--token_list", str(tmp_path / "tokens.txt")])
-    model = ASRTask.build_model(args)
+    (folder / "tokens.txt").write_text("\n".join(["<blank>", "<unk>", *map(str, range(pieces)), "<sos/eos>"]))
+    args = ASRTask.get_parser().parse_args(["--config", str(path), "--token_list", str(folder / "tokens.txt")])
+    return sum(weight.numel() for weight in ASRTask.build_model(args).parameters())
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/espnet/train_*_paper.yaml")), ids=lambda path: path.stem)
+def test_models_for_librispeech_have_the_parameters_that_they_name(path, tmp_path):
     (millions,) = re.findall(r"(\d+) M parameters", path.read_text())
-    assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == int(millions)
+    assert round(built(path, 4999, tmp_path) / 1e6) == int(millions)
+
+
+SMALL = [*ROOT.glob("conf/espnet/train_*_tiny.yaml"), *ROOT.glob("egs2/an4/*/conf/espnet/train_*.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(SMALL), ids=lambda path: path.stem)
+def test_small_models_are_about_as_large_as_speechllm_xl(path, tmp_path):
+    # 2.5 M of size tiny, 4.1 M of AN4's; LAS, whose size is in its LSTMs, up to a third less or more
+    size = 4.1e6 if path.stem.endswith("_an4") else 2.5e6
+    assert built(path, 30, tmp_path) == pytest.approx(size, rel=0.34 if "_las_" in path.stem else 0.12)
+
+
+def test_trainings_of_the_tables_take_their_options():
+    from espnet2.tasks.asr import ASRTask
+
+    from espnet_speechllm_xl import paper
+
+    parser, tried = ASRTask.get_parser(), 0
+    for corpus in yaml.safe_load(paper.PLAN.read_text())["corpora"]:
+        plan = paper.Plan(corpus)
+        for system in plan.systems:
+            options = dict(itertools.pairwise(plan.command(system, 3)))
+            if "--asr-args" not in options:
+                continue
+            folders = (plan.directory / "conf/espnet", ROOT / "conf/espnet")
+            path = next(found for folder in folders if (found := folder / options["--asr-config"]).is_file())
+            args = parser.parse_args(["--config", str(path), *shlex.split(options["--asr-args"])])
+            assert args.seed == 3
+            for name in options["--inference-configs"].split():
+                assert any((folder / name).is_file() for folder in folders), name
+            tried += 1
+    assert tried >= 16

@@ -148,6 +148,8 @@ def test_durations_off_the_grid_are_refused(tiny_model_dir, options, says):
         ({"beam": 4}, "search_conf has no setting 'beam'; did you mean 'beam_size'?"),
         ({"dtype": "float12"}, "dtype 'float12' is unknown: use float32"),
         ({"dtype": "int32"}, "dtype 'int32' is unknown"),
+        ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is unknown"),
+        ({"method": "greedy"}, "method 'greedy': give search instead"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
     ],
@@ -228,6 +230,15 @@ def test_arrays_that_are_no_audio(tiny_model_dir, bad):
     assert isinstance(caught.value, UserError) and "audio array" in str(caught.value)
 
 
+def test_arrays_that_are_taken_wrongly_are_refused(tiny_model_dir):
+    speech2text, audio = load(tiny_model_dir, search="greedy"), tiny.speech(8, 16000).astype(np.float32)
+    with pytest.raises(UserError, match=r"audio array of \(1, 16000\): give \(samples,\) or its transpose"):
+        speech2text(audio[None])  # as torchaudio loads it
+    for rate in (0, -1):
+        with pytest.raises(UserError, match=f"audio array at {rate} Hz: give the rate"):
+            speech2text(audio, sample_rate=rate)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_other_number_types(tiny_model_dir, dtype):
     audio = tiny.speech(8, 48000)
@@ -280,8 +291,11 @@ def test_truncated_weights(model_copy, share):
 
 
 def test_missing_weights(model_copy):
-    (model_copy / WEIGHTS).unlink()
+    (model_copy / WEIGHTS).rename(model_copy / "kept")
     assert "does not exist: finish the training, or name the weights" in refused(ModelError, model_copy)
+    assert not list(model_copy.glob("valid.*.ave.pth"))
+    shutil.copy(model_copy / "kept", model_copy / "valid.loss.ave.pth")  # of another best_model_criterion
+    assert load(model_copy)(tiny.speech(8, 16000))
     message = refused(ModelError, model_copy, weights="7epoch.pth")
     assert message.startswith(f"{model_copy / '7epoch.pth'} does not exist")
 

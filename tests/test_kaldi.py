@@ -446,6 +446,35 @@ def test_missing_text_or_speakers(tmp_path):
     assert kaldi.read_table(tmp_path / "o" / "utt2spk")["ann-1"] == "ann-1"
 
 
+def test_a_set_without_some_texts_is_good(tmp_path):
+    data = make(tmp_path / "d", LENGTHS)
+    texts = kaldi.read_table(data / "text")
+    texts.pop("ann-1")
+    kaldi.write_table(data / "text", texts)
+    assert kaldi.check_dir(data, need_text=False) == []
+    assert [problem.what for problem in kaldi.check_dir(data)] == ["utterance of wav.scp is not here"]
+
+
+def test_blanks_of_unicode_are_blanks(tmp_path):
+    data = make(tmp_path / "d", LENGTHS)
+    texts = kaldi.read_table(data / "text")
+    kaldi.write_table(data / "text", {**texts, "ann-1": "\u3000 \u3000"})
+    assert [(problem.what, problem.first) for problem in kaldi.check_dir(data)] == [("empty text", "'ann-1'")]
+    for name in ("wav.scp", "text", "utt2spk"):
+        table = kaldi.read_table(data / name)
+        kaldi.write_table(data / name, {key.replace("-", "\u00a0"): value for key, value in table.items()} | table)
+    assert kaldi.CUT_ID in [problem.what for problem in kaldi.check_dir(data)]
+
+
+def test_a_speaker_is_one_word(tmp_path):
+    data = make(tmp_path / "d", LENGTHS)
+    speakers = {**kaldi.read_table(data / "utt2spk"), "ann-1": "ann smith"}
+    kaldi.write_table(data / "utt2spk", speakers)
+    assert "a speaker holds a blank" in [problem.what for problem in kaldi.check_dir(data)]
+    kept, dropped, _, _ = kaldi.fix_dir(data)
+    assert dropped == {"no-speaker": 1} and "ann-1" not in kept and not kaldi.check_dir(data)
+
+
 def test_any_utterance_id_has_its_own_file(tmp_path):
     names = ["a/b", "a%2Fb", "..", "é:1", "x" * 300, "x" * 299 + "y", "a|"]
     data = make(tmp_path / "d", dict.fromkeys(names, 0.2))

@@ -165,7 +165,7 @@ def test_ctm_ends_do_not_drift(tmp_path):
 
 def test_ctm_reads_comments_tabs_and_interleaved_utterances(tmp_path):
     path = tmp_path / "a.ctm"
-    path.write_bytes(b";; note\nu1 A 0.1 0.2 one\nu2\t1\t0\t1\ttwo\r\n\nu1 A 0.3 0.1 three 0.9\n")
+    path.write_bytes(b"\xef\xbb\xbf;; note\nu1 A 0.1 0.2 one\nu2\t1\t0\t1\ttwo\r\n\nu1 A 0.3 0.1 three 0.9\n")
     assert read_ctm(path) == {
         "u1": [Word("one", 0.1, 0.3), Word("three", 0.3, 0.4, 0.9)],
         "u2": [Word("two", 0.0, 1.0)],

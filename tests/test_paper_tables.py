@@ -238,6 +238,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         ("reference: 1.28 s", "reference: 9 s", "table I has no row '9 s', its reference"),
         ("name: 0.64 s", "name: 1.28 s", "two rows of the same name"),
         ("plot: rows", "plot: pie", "plot 'pie' is unknown"),
+        ("sets: [test]", "sets: [tset]", "set 'tset': give valid or test"),
         ("paper: [3.6/8.8]", "paper: [3.6/8.8, 1/1]", "row CTC: paper wants one entry for each of"),
         ("{ctc: --patience", "{las: --patience", "no 'las' in systems; there are: xl, small, ctc"),
         ("system: small", "system: large", "no 'large' in systems; there are: xl, small, ctc"),

@@ -91,6 +91,7 @@ def test_loss_falls_and_files_are_there(name, request):
         ),
         ({"decoder_conf": {"dropout": 0.3}}, "another decoder_conf dropout \\(was 0.1, is 0.3\\)"),
         ({"encoder_conf": {"activation": "relu"}}, "another encoder_conf activation \\(was gelu, is relu\\)"),
+        ({"grad_clip_type": 1.0}, "another grad_clip_type \\(was 2.0, is 1.0\\)"),
         ({"optim_conf": {"lr": 0.1}, "seed": 4}, "another seed \\(was 3, is 4\\) and 1 more settings"),
     ],
 )
@@ -167,6 +168,12 @@ def test_init_param_leaves_nothing_unloaded(toy_data, toy_stats, aligner, tmp_pa
         start("no_such.pth:acoustic:acoustic")
     with pytest.raises(CheckpointError, match="the file lacks .* parts of 'acoustic'"):
         start(f"{file}:acoustik:acoustic")
+    with pytest.raises(CheckpointError, match="the model has no 'acoustik'; it has: acoustic, "):
+        start(f"{file}:acoustic:acoustik")
+    with pytest.raises(
+        ConfigError, match=r"another features_conf f_max \(was 7600.0, is 3000.0\): begin with a model of"
+    ):
+        start(f"{file}:acoustic:acoustic", features_conf={"f_max": 3000.0})
     with pytest.raises(CheckpointError, match="size mismatch"):
         start(f"{file}:acoustic:acoustic", encoder_conf={"dim": 32})
     with pytest.raises(CheckpointError, match="lacks .* parts of 'acoustic', first 'encoder"):
@@ -209,8 +216,21 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(search_conf={"beam_sise": 4})
     with pytest.raises(ConfigError, match="search_conf method: give --search"):
         start(search_conf={"method": "greedy"})
-    with pytest.raises(ConfigError, match="no --stats_file: give feats_stats.npz"):
-        start(options=["--stats_file", ""])
+    for options in ([], ["--init_param", "model.pth:decoder:decoder"]):  # which brings no normaliser
+        with pytest.raises(ConfigError, match="no --stats_file: give feats_stats.npz"):
+            start(options=["--stats_file", "", *options])
+    with pytest.raises(ConfigError, match="drop_last_iter has no effect here"):
+        start(drop_last_iter=True)
+    with pytest.raises(ConfigError, match="keep_nbest_models 0: .* give 1 or more"):
+        start(keep_nbest_models=0)
+    with pytest.raises(ConfigError, match="task: chunked_aed: this trains ctc: give --task chunked_aed"):
+        start(task="chunked_aed")
+    with pytest.raises(
+        ConfigError, match="freeze_param acoustic.encodr: the model has no such part; its first is acous"
+    ):
+        start(freeze_param=["acoustic.encodr"])
+    with pytest.raises(ConfigError, match="did you mean 'freq_width'"):
+        start(specaug_conf={"freq_widht": 3}, features_conf=None, search_conf=None)  # sections without entries
     with pytest.raises(ConfigError, match=r"token_list .*nowhere\.txt does not exist: run the tokens stage"):
         start(options=["--token_list", str(tmp_path / "nowhere.txt")])
 

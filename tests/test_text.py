@@ -95,6 +95,17 @@ def test_empty_text(tokenizers, kind):
     assert tokenizer.decode([]) == "" and tokenizer.unknown("") == "" and word_spans(tokenizer, []) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_two_texts_are_those_of_both(tokenizers, sentences, kind):
+    """Training joins utterances: the space between them must not get lost."""
+    tokenizer = tokenizers[kind]
+    for first, second in zip(sentences[:20], sentences[20:40], strict=True):
+        (one, _), (other, _) = map(tokenizer.encode, (first, second))
+        assert tokenizer.decode([*one, *other]) == f"{first} {second}"
+        assert tokenizer.encode(f"{first} {second}")[0] == [*one, *other]
+        assert tokenizer.starts_word(one[0]) and tokenizer.starts_word(other[0])
+
+
 def test_words_that_begin_in_the_middle(tokenizers):
     """A hypothesis need not begin with a word mark."""
     tokenizer = tokenizers["char"]
@@ -119,7 +130,7 @@ def test_bytes_inside_a_character_end_with_it(tokenizers, kind, text):
     assert tokenizer.unknown(text) == "" and tokenizer.decode(ids) == text
     assert ends == sorted(ends) and ends[-1] == len(text)
     # A lone word mark at the very start shares the first character's end.
-    ends = [end for token, end in zip(ids, ends, strict=True) if tokenizer.pieces[token] != WORD_START]
+    ends = [end for token, end in zip(ids, ends, strict=True) if tokenizer.pieces[token] not in (WORD_START, "Ġ")]
     for index, character in enumerate(text):
         if ord(character) > 127:
             assert ends.count(index + 1) == len(character.encode()), "one token a byte, all with the character's end"
@@ -157,6 +168,40 @@ def test_symbols_of_a_long_transcript_are_learnt(tmp_path, kind):
     options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "8"]
     assert tokens.main(options) == 0
     assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("a \u00df") == ""
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_name_of_the_unknown_symbol_may_be_a_word(tmp_path, kind):
+    from espnet_speechllm_xl.bin import tokens
+
+    lines = [f"u{index} ab <unk> bc \u2047\n" for index in range(9)]
+    (tmp_path / "text").write_text("".join(lines), encoding="utf-8")
+    options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "14"]
+    assert tokens.main(options) == 0
+    tokenizer = load_tokenizer(tmp_path / "out/tokenizer.model")
+    ids, _ = tokenizer.encode("ab <unk> bc")
+    assert tokenizer.unknown("ab <unk> bc \u2047") == "" and tokenizer.decode(ids) == "ab <unk> bc"
+
+
+def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.tasks.common import read_token_list
+
+    tokenizer = AutoTokenizer.from_pretrained(save_hugging_face(tmp_path / "made", sentences, True))
+    tokenizer.add_tokens([AddedToken("\n"), AddedToken("\r\n")])
+    tokenizer.save_pretrained(tmp_path / "hf")
+    (tmp_path / "text").write_text("u1 a\n")
+    out = tmp_path / "out"
+    for source in (tmp_path / "hf", out / "tokenizer"):  # the second is what the first left
+        assert (
+            tokens.main(["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(source)]) == 0
+        )
+        assert (
+            len(read_token_list(out / "tokens.txt")) == len(tokenizer) == len(load_tokenizer(out / "tokenizer").pieces)
+        )
 
 
 def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):

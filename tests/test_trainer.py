@@ -1,6 +1,7 @@
 """What trainer.py mends: whole files, resuming, averages, accumulation; and training on two processes."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import torch
 import training
 
 from espnet_speechllm_xl import trainer
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.train_log import stopped_early
 from espnet_speechllm_xl.trainer import CheckpointError, Trainer, average_best
 
@@ -183,6 +185,10 @@ class Figures:
         assert phase == "valid"
         return sorted(self.stats, key=lambda epoch: self.values[name][epoch - 1] * (1 if mode == "min" else -1))
 
+    def get_value(self, phase, name, epoch):
+        assert phase == "valid"
+        return self.values[name][epoch - 1]
+
 
 def planted_epochs(directory, count):
     for epoch in range(1, count + 1):
@@ -209,6 +215,15 @@ def test_average_of_fewer_epochs_than_n(tmp_path):
     planted_epochs(tmp_path, 2)
     average_best(Figures(loss=[2.0, 1.0]), tmp_path, [("valid", "loss", "min")], nbest=10)
     assert torch.load(tmp_path / "valid.loss.ave.pth")["w"].tolist() == [55.0, 55.0]
+
+
+def test_epochs_of_no_value_are_the_worst(tmp_path):
+    planted_epochs(tmp_path, 4)
+    figures = Figures(loss=[2.0, math.nan, 1.0, 1.5], acc=[math.nan, 0.3, 0.2, math.nan])
+    average_best(figures, tmp_path, [("valid", "loss", "min"), ("valid", "acc", "max")], nbest=2)
+    loss, acc = (torch.load(tmp_path / f"valid.{name}.ave.pth")["w"][0] for name in ("loss", "acc"))
+    assert (loss, acc) == (5500.0, 550.0)  # epochs 3 and 4, 2 and 3
+    assert os.readlink(tmp_path / "valid.loss.best.pth") == "3epoch.pth"
 
 
 def test_average_within_training_has_a_suffix_and_removes_nothing(tmp_path):
@@ -251,6 +266,29 @@ def test_gradient_accumulation(toy_data, toy_stats, tmp_path):
     assert steps(pairs) == 2 * (batches // 2)
     halves = [training.history(out)[1]["train"]["loss"] for out in (alone, pairs)]
     assert 0.8 < halves[1] / halves[0] < 1.3, "the loss that is shown is that of a batch, not a share of it"
+
+
+@pytest.mark.parametrize("wrong", [{"accum_grad": 99}, {"optim_conf": {"lr": 1e30}}])
+def test_a_training_that_learns_nothing_is_an_error(toy_data, toy_stats, tmp_path, wrong):
+    with pytest.raises(UserError, match=r"epoch [12]: none of its \d+ batches changed the weights"):
+        training.train("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=4, **wrong)
+    assert not list((tmp_path / "exp").glob("valid.*.ave.pth"))
+
+
+def test_a_criterion_that_is_not_measured_is_named_in_the_first_epoch(toy_data, toy_stats, tmp_path):
+    criterion = [["valid", "ter_text", "min"]]
+    with pytest.raises(UserError, match="best_model_criterion: the validation has no 'ter_text'; it has: .*loss.*ter"):
+        training.train("ctc", toy_data, tmp_path / "exp", toy_stats, best_model_criterion=criterion)
+    assert not list((tmp_path / "exp").glob("1epoch.pth"))
+
+
+def test_a_training_begun_anew_has_its_own_settings(toy_data, toy_stats, tmp_path):
+    out = tmp_path / "exp"
+    training.train("ctc", toy_data, out, toy_stats, max_epoch=1)
+    training.train("ctc", toy_data, out, toy_stats, ["--resume", "false"], max_epoch=1, seed=9)
+    training.train("ctc", toy_data, out, toy_stats, max_epoch=2, seed=9)
+    with pytest.raises(UserError, match=r"another seed \(was 9, is 3\)"):
+        training.train("ctc", toy_data, out, toy_stats, max_epoch=2)
 
 
 def test_a_training_that_stopped_early_goes_no_further(toy_data, toy_stats, tmp_path, capsys, caplog):

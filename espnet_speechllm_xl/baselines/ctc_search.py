@@ -24,7 +24,7 @@ class Labelling:
 class BestPath:
     """Greedy: the most probable token of every frame, repeats and blanks removed."""
 
-    def __init__(self, config, blank):
+    def __init__(self, _config, blank):
         self._blank = blank
 
     def __call__(self, log_probs):
@@ -137,5 +137,5 @@ def _transcript(tokenizer, log_probs, blank, text, labelling):
         tokens=tuple(tokenizer.pieces[token] for token in tokens),
         token_ids=tokens,
         words=tuple(timed_words(tokenizer, tokens, scores, times)),
-        capped=0,
+        capped=None,
     )

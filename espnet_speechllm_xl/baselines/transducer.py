@@ -115,5 +115,5 @@ def _transcript(tokenizer, text, labelling):
         tokens=tuple(tokenizer.pieces[token] for token in labelling.tokens),
         token_ids=labelling.tokens,
         words=(),
-        capped=0,
+        capped=None,
     )

@@ -49,7 +49,7 @@ def main(args):
     summary = {
         "utterances": len(good),
         "failed": len(failed),
-        "capped": sum(item["nbest"][0]["capped"] for item in good.values()),
+        "capped": _sum_of_measured(item["nbest"][0]["capped"] for item in good.values()),
         "audio_seconds": sum(item["audio_seconds"] for item in good.values()),
         "seconds": sum(item["seconds"] for item in good.values()),
         "device": args.device,
@@ -61,6 +61,12 @@ def main(args):
     jobs.finish(out / ".parts")
     _print_summary(out, summary, failed)
     return 1 if failed else 0
+
+
+def _sum_of_measured(counts):
+    """None where nothing was counted: CTC and transducer have no chunks of text."""
+    measured = [count for count in counts if count is not None]
+    return sum(measured) if measured else None
 
 
 def _write_texts(out, good):
@@ -127,9 +133,7 @@ def make_worker(settings):
 
 def _print_summary(out, summary, failed):
     rtf = summary["seconds"] / max(summary["audio_seconds"], 1e-9)
-    print(
-        f"{out}: {summary['utterances']} utterances decoded, {len(failed)} failed; "
-        f"{summary['capped']} chunks hit the token cap; RTF {rtf:.3f}"
-    )
+    capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
+    print(f"{out}: {summary['utterances']} utterances decoded, {len(failed)} failed; {capped}RTF {rtf:.3f}")
     for utterance, reason in failed.items():
         print(f"  failed: {utterance}: {reason}")

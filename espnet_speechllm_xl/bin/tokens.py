@@ -26,7 +26,8 @@ def main(argv=None):
         print(f"tokens: error: {error}", file=sys.stderr)
         return 2
     with atomic_write(Path(args.out) / "tokens.txt") as stream:
-        stream.writelines(f"{piece}\n" for piece in tokenizer.pieces)
+        # One a line, also the pieces of some LLMs that are or hold an end of line.
+        stream.writelines(piece.replace("\n", "\\n").replace("\r", "\\r") + "\n" for piece in tokenizer.pieces)
     print(f"{args.out}: {len(tokenizer.pieces)} tokens ({args.type})")
     return 0
 
@@ -37,6 +38,8 @@ def _make(args):
         if not args.hf:
             raise UserError("--type hf needs --hf DIR")
         tokenizer = load_tokenizer(args.hf)
+        if (out / "tokenizer").resolve() == Path(args.hf).resolve():
+            return tokenizer
         shutil.rmtree(out / "tokenizer", ignore_errors=True)  # files of another one would be taken for its own
         shutil.copytree(args.hf, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
         return tokenizer
@@ -51,6 +54,8 @@ def _make(args):
 def _train(sentences, path, args):
     import sentencepiece
 
+    # sentencepiece ignores its name for unknown symbols where it stands in the text.
+    name = next(name for name in ("<unk>", "\u2047", "<unknown>") if not any(name in line for line in sentences))
     with open(path, "wb") as model:
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -61,6 +66,7 @@ def _train(sentences, path, args):
                 character_coverage=1.0,
                 normalization_rule_name="identity",  # NFC is done already; NFKC would change what is scored
                 hard_vocab_limit=args.type != "char",
+                unk_piece=name,
                 bos_id=-1,
                 eos_id=-1,
                 max_sentence_length=max(len(sentence.encode()) for sentence in sentences)

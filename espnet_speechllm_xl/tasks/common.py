@@ -14,6 +14,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     from espnet2.tasks import abs_task
 
 import soundfile
+import yaml
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
@@ -36,12 +37,16 @@ from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmu
 
 # ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
 TRAINING_SETTINGS = (
-    "normalize", "batch_bins", "accum_grad", "grad_clip", "seed", "optim", "optim_conf", "scheduler", "scheduler_conf",
+    "normalize", "batch_bins", "accum_grad", "grad_clip", "grad_clip_type", "grad_noise", "train_dtype", "seed",
+    "optim", "optim_conf", "exclude_weight_decay", "exclude_weight_decay_conf", "scheduler", "scheduler_conf",
     "init_param", "ignore_init_mismatch", "freeze_param",
 )  # fmt: skip
 
 # Of ESPnet's own ways to make batches, which are not used.
-BATCH_OPTIONS = ("batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size")
+BATCH_OPTIONS = (
+    "batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size",
+    "iterator_type", "valid_iterator_type", "drop_last_iter", "sort_in_batch", "sort_batch", "fold_length",
+)  # fmt: skip
 
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
@@ -115,9 +120,12 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def main_worker(cls, args):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
+        for name, value in vars(args).items():
+            if value is None and name.endswith("_conf"):  # a section without entries
+                setattr(args, name, {})
         cls.check_options(args)
-        if args.resume and not args.collect_stats:
-            keep_settings(Path(args.output_dir), cls.training_settings(args))
+        if not args.collect_stats:
+            keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
         precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
         with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
@@ -133,7 +141,9 @@ class SpeechTask(abs_task.AbsTask):
         """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
         for path, name, _ in args.train_data_path_and_name_and_type:
             if name == "speech":
-                _check_rate(path, cls.section(args, "features_conf").sample_rate)
+                check_rate(path, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
+        if args.task != cls.name:
+            raise ConfigError(f"task: {args.task}: this trains {cls.name}: give --task {args.task} on the command line")
         parser = cls.get_parser()
         ignored = [name for name in BATCH_OPTIONS if getattr(args, name) != parser.get_default(name)]
         if ignored:
@@ -141,10 +151,25 @@ class SpeechTask(abs_task.AbsTask):
         if "method" in args.search_conf:
             raise ConfigError("search_conf method: give --search instead")
         from_dict(SearchConfig, args.search_conf, "search_conf")
-        if not (args.collect_stats or args.stats_file or args.init_param):
+        kept = args.keep_nbest_models
+        if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
+            raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
+        begun = [path for path in args.init_param if _has_normaliser(path)]
+        for path in begun:
+            _check_init_features(path, dataclasses.asdict(cls.section(args, "features_conf")))
+        if not (args.collect_stats or args.stats_file or begun):
             raise ConfigError(
                 "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
             )
+
+    @classmethod
+    def build_optimizers(cls, args, model):
+        """ESPnet's, called when ``freeze_param`` is done; a name in it that fits nothing is an error."""
+        names = [name for name, _ in model.named_parameters()]
+        for prefix in args.freeze_param:
+            if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
+                raise ConfigError(f"freeze_param {prefix}: the model has no such part; its first is {names[0]}")
+        return super().build_optimizers(args, model)
 
     @classmethod
     def section(cls, args, name):
@@ -251,23 +276,41 @@ def _check_statistics(file, features):
     """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
     made = file.resolve().parents[1] / FEATURES
     before = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+    _check_features(file, before, features, f"remove {made.parent} and run the stage again")
+
+
+def _has_normaliser(init_param):
+    """Whether ``FILE:SOURCE:TARGET[:EXCLUDED]`` of ``--init_param`` takes the other model's means and variances."""
+    _, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
+    return target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in excluded
+
+
+def _check_init_features(init_param, features):
+    """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
+    path = init_param.split(":")[0]
+    config = Path(path).parent / "config.yaml"
+    before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    _check_features(path, (before or {}).get("features_conf") or {}, features, "begin with a model of the same")
+
+
+def _check_features(file, before, features, advice):
     changed = [name for name, value in features.items() if before.get(name, value) != value]
     if changed:
         name = changed[0]
         raise ConfigError(
-            f"{file} was made with another features_conf {name} (was {before[name]}, is {features[name]}): "
-            f"remove {made.parent} and run the stage again"
+            f"{file} was made with another features_conf {name} (was {before[name]}, is {features[name]}): {advice}"
         )
 
 
-def _check_rate(wav_scp, rate):
-    """Raise ConfigError for a dump at another rate, by its first file: training does not resample."""
+def check_rate(wav_scp, rate, setting):
+    """Raise ConfigError for a dump at another rate (Hz) than that of a ``setting``, by its first file: training does
+    not resample."""
     first = next(iter(_read_pairs(wav_scp).values()), None)
     found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
     if found != rate:
         raise ConfigError(
-            f"{wav_scp}: audio at {found} Hz, but features_conf sample_rate is {rate}: give run.sh --sample-rate "
-            f"{rate} from the format stage on, or the sample_rate of the dump"
+            f"{wav_scp}: audio at {found} Hz, but {setting} is {rate}: give run.sh --sample-rate {rate} from the "
+            "format stage on, or the rate of the dump here"
         )
 
 

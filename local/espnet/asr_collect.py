@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.dump import Settings
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.kaldi import read_table, write_table
@@ -17,7 +16,7 @@ from espnet_speechllm_xl.metrics import real_time_factor, some_names
 TABLES = ("text", "token", "token_int", "score")
 
 
-def collect(parts, dump, out, settings):
+def collect(parts, dump, out, settings, sample_rate):
     """Join the jobs below ``parts``; returns the contents of ``decode.json``.
 
     Args:
@@ -25,6 +24,7 @@ def collect(parts, dump, out, settings):
         dump: the set that was decoded; every utterance of its ``wav.scp`` must be there.
         out: where the tables and ``decode.json`` are written, the latter last.
         settings: JSON object for ``decode.json``, ``device`` in it.
+        sample_rate: of the dump, Hz.
 
     Raises:
         UserError: an utterance was not decoded, or a job left no files.
@@ -43,7 +43,7 @@ def collect(parts, dump, out, settings):
     summary = {
         "utterances": len(tables["text"]),
         "failed": 0,  # ESPnet stops at the first audio that it cannot read
-        "audio_seconds": sum(speed["samples"] for speed in speeds) / Settings.sample_rate,
+        "audio_seconds": sum(speed["samples"] for speed in speeds) / sample_rate,
         "seconds": sum(speed["seconds"] for speed in speeds),
         "device": settings["device"],
         "settings": settings,
@@ -61,10 +61,11 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, decode.json")
     parser.add_argument("--device", default="cpu", help="for decode.json")
     parser.add_argument("--config", required=True, help="decoding options, for decode.json")
+    parser.add_argument("--sample-rate", type=int, required=True, help="Hz, of the dump")
     args = parser.parse_args(argv)
     try:
         settings = {"device": args.device, "config": Path(args.config).name}
-        summary = collect(args.parts, args.dump, args.out, settings)
+        summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
     except (UserError, OSError) as error:
         print(f"asr_collect: error: {error}", file=sys.stderr)
         return 1

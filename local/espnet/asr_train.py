@@ -7,10 +7,11 @@ settings that it began with, and an epoch is one line of output (``espnet_speech
 import sys
 from pathlib import Path
 
+import humanfriendly
 from espnet2.tasks.asr import ASRTask
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, read_token_list
+from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, check_rate, read_token_list
 from espnet_speechllm_xl.trainer import Trainer, keep_settings
 
 SECTIONS = ("model_conf", "ctc_conf", "joint_net_conf", "preprocessor_conf")
@@ -23,9 +24,13 @@ class MendedASRTask(ASRTask):
 
     @classmethod
     def main_worker(cls, args):
-        """ESPnet's, but no resuming with other settings."""
-        if args.resume and not args.collect_stats:
-            keep_settings(Path(args.output_dir), training_settings(args))
+        """ESPnet's, but no training on audio at another rate, and no resuming with other settings."""
+        rate = args.frontend_conf.get("fs")
+        for path, name, _ in args.train_data_path_and_name_and_type:
+            if name == "speech" and rate is not None:
+                check_rate(path, humanfriendly.parse_size(str(rate)), "frontend_conf fs")
+        if not args.collect_stats:
+            keep_settings(Path(args.output_dir), training_settings(args), args.resume)
         super().main_worker(args)
 
 

@@ -62,12 +62,14 @@ if runs 1; then
   "$here/speechllm_xl.sh" "${forwarded[@]}" --system ctc --stage data --stop-stage tokens
 fi
 
-need "run the data stage (--stage data), or ./run.sh --stop-stage tokens" \
-  {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer"
-stamp=$(checksum {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer")
-if [ "$stage" -le 4 ] && [ -f "$model/checkpoint.pth" ] && [ "$(cat "$model/stats/.done" 2>/dev/null)" != "$stamp" ]; then
-  die "$model was trained on other data or tokens than there are now: give this training a name of its own" \
-    "(--tag), or remove $model to train again"
+no_data="run the data stage (--stage data), or ./run.sh --stop-stage tokens"
+if [ "$stage" -le 4 ]; then
+  need "$no_data" {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer"
+  stamp=$(checksum {"$dump/$train_data","$dump/$valid_set"}/{wav.scp,text,utt2num_samples} "$tokenizer")
+  if [ -f "$model/checkpoint.pth" ] && [ "$(cat "$model/stats/.done" 2>/dev/null)" != "$stamp" ]; then
+    die "$model was trained on other data or tokens than there are now: give this training a name of its own" \
+      "(--tag), or remove $model to train again"
+  fi
 fi
 
 if runs 2; then
@@ -90,17 +92,17 @@ for part in train valid; do
 done
 
 if runs 3; then
+  lock "$model"
   if [ "$(cat "$model/stats/.done" 2>/dev/null)" = "$stamp" ]; then
     log "$model/stats was made before of the same data"
   else
-    lock "$model"
     log "statistics: $model/stats (log: $model/stats.log)"
     # shellcheck disable=SC2086  # options are split on purpose
     train_cmd 1 "$model/stats.log" \
       "${asr_train[@]}" --collect_stats true --ngpu 0 --output_dir "$model/stats" $asr_args
     echo "$stamp" >"$model/stats/.done"
-    unlock
   fi
+  unlock
 fi
 
 if runs 4; then
@@ -134,8 +136,11 @@ decode() {
   search=${search#decode_"$system"_}
   out=$model/decode_$search$decode_tag/$set
   parts=$out/.parts
+  need "$no_data" "$dump/$set"/{wav.scp,utt2num_samples}
   stamp=$(checksum "$weights" "$config" "$dump/$set"/{wav.scp,utt2num_samples})\ $inference_args
+  lock "$(dirname "$out")"
   if [ -f "$out/decode.json" ] && [ "$(cat "$out/.done" 2>/dev/null)" = "$stamp" ]; then
+    unlock
     touch "$out/decode.json" # of weights that may have been written again, equal
     log "$out was decoded before by the same weights and settings"
     return
@@ -155,9 +160,11 @@ decode() {
     python3 "$espnet/asr_decode.py" "$program" --config "$config" --ngpu "$gpus" --key_file "$parts/keys.@JOB@" \
     --data_path_and_name_and_type "$dump/$set/wav.scp,speech,sound" --output_dir "$parts/@JOB@" \
     --asr_train_config "$model/config.yaml" --asr_model_file "$weights" $inference_args
-  python3 "$espnet/asr_collect.py" --parts "$parts" --dump "$dump/$set" --out "$out" --device "$device" --config "$config"
+  python3 "$espnet/asr_collect.py" --parts "$parts" --dump "$dump/$set" --out "$out" --device "$device" --config "$config" \
+    --sample-rate "$sample_rate"
   rm -rf "$parts"
   echo "$stamp" >"$out/.done"
+  unlock
 }
 
 if runs 5; then
