@@ -201,6 +201,12 @@ def _fetch(entry, cache):
 
 
 def _missing(entry):
+    if os.path.isdir(entry):
+        return AudioError("missing", f"{entry} is a directory: give the audio files in it")
+    if entry == "-" or os.path.exists(entry):
+        return AudioError(
+            "missing", f"{entry} is no file, but a pipe: save it first; live PCM: `speechllm-xl stream -`"
+        )
     return AudioError(
         "missing",
         f"{entry} does not exist: correct the path; "
@@ -296,8 +302,10 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
             if first:
                 audio.seek(first - lead)
             samples = audio.read(lead + count, dtype="float32", always_2d=True)[lead:]
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        if str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        if isinstance(error, TypeError):  # soundfile asks for the rate
+            advice = "it is PCM without a header: `sox -t raw -r RATE -e signed -b 16 FILE OUT.wav` gives it one"
+        elif str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
             advice = "convert compressed SPHERE by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
         else:
             advice = "copy it again, or convert it to WAV or FLAC"

@@ -231,9 +231,11 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
         _note_changes(out, journal, [item for item in lines if item != before.get(item["utt"])])
         if progress:
             progress(len(done), len(jobs))
-    skipped, lengths = dict(skipped or {}), {}
+    skipped, lengths, failed = dict(skipped or {}), {}, {}
     for job in jobs:
         item = done[job.utterance]
+        if "reason" in item:
+            failed[job.utterance] = f"{item['reason']} {item['message']}"
         reason = (item["reason"], item["message"]) if "reason" in item else _length_reason(item["samples"], settings)
         if reason:
             skipped[job.utterance] = reason
@@ -243,6 +245,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     report.skipped.update(reason for reason, _ in skipped.values())
     report.written, report.seconds = len(lengths), sum(lengths.values()) / settings.sample_rate
     write_table(out / "skipped", {utterance: " ".join(why) for utterance, why in skipped.items()})
+    write_table(out / "failed", failed)
     if not lengths:
         _unfinish(out)
         raise KaldiError(f"{out}: no utterance could be written: {report}; see {out / 'skipped'}")
@@ -275,7 +278,8 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=
     """Make a dump from a Kaldi directory or an ESPnet dump.
 
     Utterances are left out, listed in ``skipped`` and counted when they have no audio entry, no speaker,
-    no or empty text (unless ``text_optional``), unusable audio, or a length outside of the limits.
+    no or empty text (unless ``text_optional``), unusable audio, or a length outside of the limits; those of unusable
+    audio are in ``failed``, too.
     Without ``utt2spk`` every utterance is its own speaker.  Text is kept exactly, in Unicode NFC.
 
     Returns:

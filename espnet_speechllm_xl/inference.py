@@ -99,6 +99,8 @@ def _dtype(name):
 def _read_config(directory, wanted_task=None):
     """``config.yaml`` as a namespace, and the task; raises ModelError, also unless it is of ``wanted_task``."""
     path = directory / CONFIG
+    if directory.is_file():
+        raise ModelError(f"{directory} is a file: what is wanted here is the directory of a trained model")
     if not path.exists():
         raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
     try:

@@ -307,6 +307,8 @@ def check_dir(path, need_text=True, need_files=False):
         KaldiError: a file is not UTF-8, cannot be read, or holds a damaged ``ref.ctm``.
     """
     path, tables, problems = Path(path), {}, []
+    if not path.is_dir():
+        raise KaldiError(f"{path} does not exist: give a Kaldi data directory")
     required = ["wav.scp", "utt2spk", *(["text"] if need_text else []), *(["utt2num_samples"] if need_files else [])]
     for name in (*TABLES, "spk2utt"):
         if (path / name).exists():

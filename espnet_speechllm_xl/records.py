@@ -63,6 +63,7 @@ class Records:
     def __init__(self, plan, directory):
         self.plan, self.directory = plan, Path(directory)
         self.problems = []
+        self.replaced = []  # paths of records of other trainings
         self._kept, self._delays, self._parts = {}, {}, {}
 
     def path(self, system, seed):
@@ -113,7 +114,16 @@ class Records:
                 described = _described(config, directory)
         except UserError as error:
             self.problems.append(f"{directory.name}: {error}")
-        record = Record() if _is_another(old, described, epochs) else old
+        another = _is_another(old, described, epochs)
+        if another and old.decoded and not self.plan.state(system, seed).done:
+            self.problems.append(
+                f"{self.path(system, seed)} is kept: {directory} is another training, and not done: go on with it "
+                "(--row), or remove it"
+            )
+            return
+        if another and old.decoded:
+            self.replaced.append(self.path(system, seed))
+        record = Record() if another else old
         decoded = {} if len(epochs) > len(record.epochs) else dict(record.decoded)
         for search, dataset in self.plan.decodings(system):
             found = self._decoded(system, seed, search, dataset)

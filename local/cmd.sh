@@ -22,9 +22,28 @@ slurm_conf=${slurm_conf:-$_cmd_dir/../conf/slurm.conf}
 train_cmd() { run_jobs --kind train "$@"; }
 decode_cmd() { run_jobs --kind decode "$@"; }
 
+# check_backend: whether jobs can be started as cmd_backend says.
+check_backend() {
+  case $cmd_backend in
+    local) return 0 ;;
+    slurm)
+      if ! command -v sbatch >/dev/null; then
+        echo "run_jobs: no sbatch here: use cmd_backend=local" >&2
+      elif [ ! -r "$slurm_conf" ]; then
+        echo "run_jobs: cannot read $slurm_conf: name another by slurm_conf=FILE" >&2
+      else
+        return 0
+      fi
+      ;;
+    *) echo "run_jobs: cmd_backend is local or slurm, not '$cmd_backend'" >&2 ;;
+  esac
+  return 2
+}
+
 pooled_cmd() {
   local nj=$1 log=$2
   shift 2
+  check_backend || return 2
   if [ "$cmd_backend" = slurm ]; then
     run_jobs --kind data --processes "$nj" 1 "$log" "$@" --nj "$nj"
   else
@@ -34,6 +53,7 @@ pooled_cmd() {
 
 sharded_cmd() {
   local gpus=0
+  check_backend || return 2
   if [ "$1" = --gpus ]; then
     gpus=$2
     shift 2
@@ -72,13 +92,7 @@ run_jobs() {
     echo "run_jobs: $nj jobs would share the log $log: put @JOB@ into its name" >&2
     return 2
   fi
-  case $cmd_backend in
-    local | slurm) ;;
-    *)
-      echo "run_jobs: cmd_backend is local or slurm, not '$cmd_backend'" >&2
-      return 2
-      ;;
-  esac
+  check_backend || return 2
   local j
   for ((j = 1; j <= nj; j++)); do
     [ "$kind" != train ] || _keep_old "${log//@JOB@/$j}" || return 1
@@ -180,8 +194,6 @@ _slurm_options() {
 _run_slurm() {
   local first=${log//@JOB@/1} folder script options=() out sbatch_pid name
   name=$(basename "$first")
-  command -v sbatch >/dev/null || { echo "run_jobs: no sbatch here: use cmd_backend=local" >&2; return 1; }
-  [ -r "$slurm_conf" ] || { echo "run_jobs: cannot read $slurm_conf: name another by slurm_conf=FILE" >&2; return 1; }
   folder=$(dirname "$first")/slurm
   script=$folder/$(basename "${log//.@JOB@/}").sh
   out=$folder/$(basename "${log//.@JOB@/}").%a.out

@@ -4,7 +4,7 @@
 #   speaker    consecutive utterances of one speaker, whose last recording may be shorter     <set>_<N>x_speaker
 #   shuffled   utterances in random order                                                     <set>_<N>x_shuffled
 #   local/longform.sh --dump dump/raw/test --factors "2 10" --ways "speaker shuffled" --nj 4
-# Further options go to `bin.data longform`, e.g. --gap-seconds 0.5 --seed 1.  Prints the names of the sets.
+# --gap-seconds 0.5, --seed 1 and --sample-rate 8000 are those of `bin.data longform`.  Prints the names of the sets.
 set -euo pipefail
 
 dump='' factors="2 10" ways="across" nj=1 more=()
@@ -18,7 +18,8 @@ while [ $# -gt 0 ]; do
     --factors) factors=$2 ;;
     --ways) ways=$2 ;;
     --nj) nj=$2 ;;
-    *) more+=("$1" "$2") ;;
+    --gap-seconds | --seed | --sample-rate) more+=("$1" "$2") ;;
+    *) echo "longform.sh: unknown option $1; see --help" >&2; exit 2 ;;
   esac
   shift 2
 done

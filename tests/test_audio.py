@@ -1,5 +1,6 @@
 """Audio entries of every kind, and every kind of bad audio."""
 
+import os
 import shlex
 from collections import Counter
 
@@ -174,7 +175,7 @@ def test_bad_audio_has_its_reason_and_one_line(tmp_path):
     cases = [
         (tmp_path / "none.wav", "missing", "none.wav does not exist"),
         (tmp_path / "none.ark:5", "missing", "none.ark:5 does not exist"),
-        (tmp_path, "missing", "does not exist"),
+        (tmp_path, "missing", "is a directory: give the audio files in it"),
         (tmp_path / "empty.wav", "empty", "empty.wav is an empty file"),
         (tmp_path / "zero.wav", "empty", "zero.wav holds no samples"),
         (tmp_path / "text.wav", "unreadable", "text.wav is damaged or of an unknown format"),
@@ -247,6 +248,17 @@ def test_flac_keeps_16_bit_audio_and_clipping_is_reported(tmp_path):
         write_flac(tmp_path / "deep" / "a.flac", samples[:length], RATE)
         np.testing.assert_array_equal(read_audio(tmp_path / "deep" / "a.flac", RATE), as_float(samples[:length]))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.flac"]
+
+
+def test_what_is_no_audio_file_is_named(tmp_path):
+    (tmp_path / "a.raw").write_bytes(b"\1\2" * 1000)
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in (
+        ("a.raw", "is damaged or of an unknown format .*: it is PCM without a header: `sox -t raw"),
+        ("pipe", "is no file, but a pipe: save it first"),
+    ):
+        with pytest.raises(AudioError, match=says):
+            audio.read_file(tmp_path / name)
 
 
 def test_parts_of_an_mp3_are_those_of_the_whole(tmp_path):

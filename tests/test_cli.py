@@ -666,3 +666,20 @@ def test_compare_counts_missing_hypotheses_and_names_what_does_not_fit(capsys, t
     assert compare(two_systems, text) == 2 and "the references hold no words" in capsys.readouterr().err
     assert compare(two_systems, two_systems / "c") == 2
     assert "c does not exist" in capsys.readouterr().err.replace("/c/text", "/c")
+
+
+def test_what_was_mistaken_for_a_set_or_a_model_is_named(capsys, dump, tiny_model_dir, tiny_aligner_dir, tmp_path):
+    kaldi_dir = tmp_path / "data"
+    kaldi_dir.mkdir()
+    (kaldi_dir / "wav.scp").write_text("a a.wav\n")
+    out = ("--out", tmp_path / "out")
+    for command, model in (("decode", tiny_model_dir), ("align", tiny_aligner_dir)):
+        code, _, error = run(capsys, command, "--dump", kaldi_dir, "--model", model, *out)
+        assert code == 2 and "data is no formatted set, it has no utt2num_samples: give one (dump/raw/SET)" in error
+    packed = tmp_path / "model.zip"
+    assert run(capsys, "pack", "--model", tiny_aligner_dir, "--out", packed)[0] == 0
+    for argv in (["pack", "--model", packed, *out], ["align", "--dump", dump, "--model", packed, *out]):
+        code, _, error = run(capsys, *argv)
+        assert code == 2 and "model.zip is a file: what is wanted here is the directory of a trained model" in error
+    code, _, error = run(capsys, "latency", "--dump", dump, "--model", tiny_aligner_dir, *out)
+    assert code == 2 and "a model of task 'ctc' decodes whole recordings only" in error

@@ -419,6 +419,24 @@ def slurm(tmp_path):
     return {"cmd_backend": "slurm", "PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
 
 
+@pytest.mark.parametrize("command", ["decode_cmd 1 x.log true", "pooled_cmd 1 x.log true", "sharded_cmd 1 x.log true"])
+@pytest.mark.parametrize(
+    "env, says",
+    [
+        ({"cmd_backend": "slrum"}, "cmd_backend is local or slurm, not 'slrum'"),
+        ({"cmd_backend": "slurm"}, "no sbatch here: use cmd_backend=local"),
+    ],
+)
+def test_jobs_that_cannot_be_started_are_one_line(tmp_path, command, env, says):
+    done = run_shell(command, tmp_path, **env, PATH="/usr/bin:/bin")
+    assert done.returncode == 2 and done.stderr == f"run_jobs: {says}\n" and not list(tmp_path.iterdir())
+
+
+def test_slurm_needs_its_options(tmp_path, slurm):
+    done = run_shell("decode_cmd 1 logs/x.log true", tmp_path, slurm_conf="absent.conf", **slurm)
+    assert done.returncode == 2 and "cannot read absent.conf: name another by slurm_conf=FILE" in done.stderr
+
+
 def test_slurm_array_gets_options_and_runs_every_shard(tmp_path, slurm):
     done = run_shell(
         "decode_cmd --gpus 2 2 logs/d.@JOB@.log bash -c 'echo \"$OMP_NUM_THREADS\" @JOB@'", tmp_path, **slurm

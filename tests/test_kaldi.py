@@ -394,6 +394,10 @@ def test_bad_utterances_are_skipped_listed_and_counted(tmp_path, capsys):
     assert not written & skipped.keys() and len(written) + len(skipped) == 15
     assert skipped["ann-00"].startswith("missing ") and "0.wav does not exist" in skipped["ann-00"]
     assert skipped["ann-21"] == "too-long 3.000 s is more than 2.0 s (--max-seconds)"
+    # What no setting left out is a failure.
+    failed = kaldi.read_table(dump / "failed")
+    assert failed == {name: why for name, why in skipped.items() if name in failed}
+    assert sorted(why.split()[0] for why in failed.values()) == ["cut-short", "empty", "missing", "not-finite"]
     for name in ("text", "utt2spk", "utt2num_samples"):
         assert kaldi.read_table(dump / name).keys() == written
     assert len(list((dump / "audio").rglob("*"))) == 5 + len({path.parent for path in (dump / "audio").rglob("*.flac")})
@@ -431,6 +435,8 @@ def test_nothing_written_is_an_error(tmp_path, capsys):
     capsys.readouterr()
     assert main(["format", "--data", str(tmp_path / "none"), "--dump", str(tmp_path / "o")]) == 1
     assert "none/wav.scp does not exist" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "none")]) == 1
+    assert "none does not exist: give a Kaldi data directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["format", "--data", str(data)])
     assert caught.value.code == 2
@@ -663,6 +669,9 @@ def test_long_forms_in_every_way(tmp_path):
         assert sorted(" ".join(groups).split()) == sorted(kaldi.read_table(tmp_path / "o/text"))
     wrong = subprocess.run([*script, "--ways", "across all"], capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and "there are across, speaker, shuffled, not 'all'" in wrong.stderr
+    # An option of the tool below, which would make other sets of the same names.
+    wrong = subprocess.run([*script, "--factor", "4"], capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2 and "unknown option --factor; see --help" in wrong.stderr
 
 
 def test_long_forms_lose_nothing_silently(tmp_path):

@@ -626,6 +626,40 @@ def test_records_outlive_the_trainings(recipe, capsys):
     assert capsys.readouterr().out.count("missing") == 5
 
 
+def test_a_record_is_not_replaced_by_less(recipe, capsys):
+    for dataset in ("dev", "eval", "eval_2x"):
+        plant(recipe, "xl_tiny", "alsd", dataset, lambda index: 1)
+    plant(recipe, "xl_tiny", "greedy", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    kept = recipe / "exp/records/xl_tiny.json"
+    before = kept.read_bytes()
+    other = {"encoder": "emformer", "encoder_conf": {**EMFORMER["encoder_conf"], "segment": 32}}
+    shutil.rmtree(recipe / "exp/xl_tiny")
+    plant(recipe, "xl_tiny", "greedy", "eval", lambda index: 3, other, epochs=1)
+    capsys.readouterr()
+    assert command(recipe, "--report") == 1
+    assert f"{kept} is kept: {recipe / 'exp/xl_tiny'} is another training, and not done" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    for dataset in ("dev", "eval", "eval_2x"):
+        plant(recipe, "xl_tiny", "alsd", dataset, lambda index: 3, other)
+    plant(recipe, "xl_tiny", "greedy", "eval", lambda index: 3, other)
+    assert command(recipe, "--report") == 0
+    assert f"replaced: {kept}, which was of another training than the one in" in capsys.readouterr().out
+    assert kept.read_bytes() != before
+
+
+def test_a_record_of_any_id_is_read_again(recipe):
+    plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    kept = recipe / "exp/records/xl_tiny.json"
+    record = records.read_record(kept)
+    (one,) = record.decoded.values()
+    odd = dataclasses.replace(one, counts={"words": {"a],b": [1, 10, "s],"], **one.counts["words"]}})
+    changed = dataclasses.replace(record, decoded={"alsd/eval": odd})
+    records.write_record(kept, changed)
+    assert records.read_record(kept) == changed
+
+
 def test_a_set_is_scored_anew_when_it_was_decoded_anew(recipe, monkeypatch):
     plant(recipe, "xl_tiny", "alsd", "eval", lambda index: 1)
     assert command(recipe, "--report") == 0
@@ -653,8 +687,13 @@ def test_a_training_of_the_same_name_replaces_the_recorded_one(recipe):
     assert command(recipe, "--report") == 0
     assert "alsd/eval" in records.read_record(kept).decoded  # the same training, cleaned up
     log.write_text(text.replace("loss=1.0", "loss=1.5"), encoding="utf-8")
+    assert command(recipe, "--report") == 1  # another training, of which not all is decoded
+    assert "alsd/eval" in records.read_record(kept).decoded
+    for search, dataset in (("alsd", "dev"), ("alsd", "eval"), ("alsd", "eval_2x"), ("greedy", "eval")):
+        plant(recipe, "xl_tiny", search, dataset, lambda index: 2)
+    log.write_text(text.replace("loss=1.0", "loss=1.5"), encoding="utf-8")
     assert command(recipe, "--report") == 0
-    assert records.read_record(kept).decoded == {} and records.read_record(kept).epochs
+    assert len(records.read_record(kept).decoded) == 4
 
 
 def test_weights_of_more_epochs_are_decoded_anew(recipe, capsys):

@@ -1,5 +1,6 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
+import re
 import shutil
 import subprocess
 import time
@@ -167,6 +168,68 @@ def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_
     done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
     assert done.returncode == 1
     assert "text" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--searches", "greedy alds"], "--searches: speechllm_xl has greedy alsd chunk_sync, not 'alds'"),
+        (["--system", "ctc", "--searches", "alsd"], "--searches: ctc has greedy prefix_beam, not 'alsd'"),
+        (["--alignment", "ctmref"], "--alignment ctmref: give ctc, ctm:DIR or ctm:ref"),
+        (["--train-config", "my.yaml"], "no configuration train_aligner_my.yaml here, in conf/ or in "),
+    ],
+)
+def test_mistakes_are_said_before_any_work(run_driver, tmp_path, options, says):
+    (tmp_path / "one/conf").mkdir(parents=True)
+    shutil.copy(ROOT / "conf/train_tiny.yaml", tmp_path / "one/conf/my.yaml")
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path, *options)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_what_needs_no_aligner_needs_no_configuration_of_one(run_driver, tmp_path):
+    (tmp_path / "one/conf").mkdir(parents=True)
+    shutil.copy(ROOT / "conf/train_ctc_tiny.yaml", tmp_path / "one/conf/train_ctc_my.yaml")
+    options = ["--system", "ctc", "--train-config", "train_ctc_my.yaml", "--kaldi-data", tmp_path / "none"]
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", *options)
+    assert "none/train does not exist: give a Kaldi data directory" in done.stderr
+
+
+def test_the_driver_knows_the_searches_of_the_tasks():
+    from espnet_speechllm_xl.tasks import find_task
+
+    text = (ROOT / "egs2/TEMPLATE/speechllm_xl1/speechllm_xl.sh").read_text()
+    transducer = re.search(r'known_searches="\$default_searches (.*)"', text)[1].split()
+    known = {
+        "speechllm_xl": "greedy alsd chunk_sync".split(),
+        "ctc": "greedy prefix_beam".split(),
+        "transducer": ["greedy", "default", "alsd", *transducer],
+    }
+    assert f'known_searches="{" ".join(known["speechllm_xl"])}"' in text
+    for task, searches in known.items():
+        assert {*find_task(task).search_choices.classes} == {*searches}
+
+
+def test_audio_that_fails_is_named_at_the_end(run_driver, toy_data, tmp_path):
+    audio = read_table(toy_data.valid / "wav.scp")
+    for name in ("train", "dev"):
+        shutil.copytree(toy_data.valid, tmp_path / "sets" / name)
+    write_table(tmp_path / "sets/dev/wav.scp", {**audio, next(iter(audio)): "absent.wav"})
+    sets = ["--test-sets", "", "--token-type", "char", "--nj", "1"]
+    done = run_driver(
+        "speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", *sets
+    )
+    assert done.returncode == 1 and (tmp_path / "one/data/tokens_train_char/tokens.txt").is_file(), done.stderr
+    assert done.stdout.endswith("some inputs failed; they are named above:\n  format: audio in dump/raw/dev/failed\n")
+    assert [*read_table(tmp_path / "one/dump/raw/dev/failed")] == [next(iter(audio))]
+
+
+def test_help_shows_the_values_of_the_recipe():
+    for corpus, script, value in (("an4", "run.sh", "train_nodev"), ("mboshi", "run_espnet.sh", "char")):
+        done = subprocess.run(
+            [ROOT / f"egs2/{corpus}/speechllm_xl1/{script}", "--help"], capture_output=True, text=True
+        )
+        option = "--train-set" if value == "train_nodev" else "--token-type"
+        assert re.search(rf"^  {option} {value} +# ", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_a_dump_of_an_espnet_recipe_is_copied_elsewhere(run_driver, toy_data, tmp_path):

@@ -59,6 +59,16 @@ def test_text_of_a_file(capsys, tiny_model_dir, wav, expected):
         assert (code, out.splitlines()) == (0, [segment.text for segment in expected])
 
 
+def test_what_is_no_raw_pcm(capsys, monkeypatch, tiny_model_dir, wav):
+    for option in (["--rate", "8000"], ["--encoding", "f32"]):
+        code, _, err = stream(capsys, tiny_model_dir, wav, *option)
+        assert code == 2 and "--rate and --encoding are of raw PCM on standard input" in err
+    with open(wav, "rb") as file:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=file))
+        code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text")
+    assert (code, out) == (2, "") and "standard input is an audio file, not raw PCM: give the file's name" in err
+
+
 def test_json_lines(capsys, tiny_model_dir, wav, expected):
     code, out, _ = stream(capsys, tiny_model_dir, wav, "--format", "json")
     results = [json.loads(line) for line in out.splitlines()]

@@ -170,6 +170,14 @@ def test_symbols_of_a_long_transcript_are_learnt(tmp_path, kind):
     assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("a \u00df") == ""
 
 
+def test_transcripts_of_a_digit_each(tmp_path):
+    from espnet_speechllm_xl.bin import tokens
+
+    (tmp_path / "text").write_text("u1 zero\nu2 one\n")
+    assert tokens.main(["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", "char"]) == 0
+    assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("zero one") == ""
+
+
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_the_name_of_the_unknown_symbol_may_be_a_word(tmp_path, kind):
     from espnet_speechllm_xl.bin import tokens

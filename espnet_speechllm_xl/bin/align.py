@@ -32,9 +32,9 @@ def main(args):
     from espnet_speechllm_xl.kaldi import read_table
 
     dump, out = Path(args.dump), Path(args.out)
+    samples = sample_counts(dump) if args.model else {}
     text, task = read_table(dump / "text"), None
     if args.model:
-        samples = sample_counts(dump)
         batches = jobs.batches_by_length({utterance: samples.get(utterance, 0) for utterance in text}, args.batch_size)
         settings = {
             "model": args.model,

@@ -25,7 +25,8 @@ def main(args):
     from espnet_speechllm_xl.kaldi import read_table, write_table
 
     dump, out = Path(args.dump), Path(args.out)
-    samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **sample_counts(dump)}
+    counts = sample_counts(dump)
+    samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **counts}
     if not samples:
         raise UserError(f"{dump}: wav.scp is empty: run the format stage")
     batches = jobs.batches_by_length(samples, args.batch_size)

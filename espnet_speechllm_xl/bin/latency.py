@@ -138,7 +138,7 @@ def _chunkings(args):
 
     speech2text = Speech2Text.from_pretrained(**_load(args))
     encoder, found = speech2text.model.acoustic.encoder.config, []
-    trained = speech2text.model.chunking
+    trained = speech2text.stream().chunking  # raises for a model that cannot stream
     known = [timeline.chunk_seconds(chunk) for chunk in trained.train_chunks or [trained.chunk]]
     for seconds in args.chunk_sizes or known:
         options = {**stream_settings(args), "chunk_size": seconds, "context": args.context}

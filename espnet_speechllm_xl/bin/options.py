@@ -53,6 +53,8 @@ def sample_counts(dump):
     from espnet_speechllm_xl.kaldi import KaldiError, read_table
 
     counts = {}
+    if not (dump / "utt2num_samples").exists():
+        raise KaldiError(f"{dump} is no formatted set, it has no utt2num_samples: give one (dump/raw/SET)")
     for utterance, value in read_table(dump / "utt2num_samples").items():
         if not value.isdecimal():
             where = dump / "utt2num_samples"

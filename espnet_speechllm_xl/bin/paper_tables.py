@@ -104,6 +104,8 @@ def _report(records, out, command, failed):
     for system in records.plan.systems:
         for seed in records.seeds(system):
             records.update(system, seed)
+    for path in records.replaced:
+        print(f"replaced: {path}, which was of another training than the one in {records.plan.exp}")
     problems = write_tables(records.plan, records, out, command)
     print(f"written: {out}")
     for message in dict.fromkeys([*failed, *problems]):

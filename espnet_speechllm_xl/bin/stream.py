@@ -18,6 +18,7 @@ from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.errors import UserError
 
 BLOCK_SECONDS = 0.1  # pushed at a time
+HEADERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")  # of audio files
 
 
 def add_arguments(parser):
@@ -26,7 +27,7 @@ def add_arguments(parser):
     parser.add_argument("--format", default="terminal", choices=sorted(WRITERS), help="default %(default)s")
     parser.add_argument("--realtime", action="store_true", help="hear a file at the pace at which it was spoken")
     parser.add_argument("--rate", type=int, metavar="HZ", help="of raw PCM (default: the model's)")
-    parser.add_argument("--encoding", default="s16", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
+    parser.add_argument("--encoding", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
     parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
     add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
@@ -38,6 +39,8 @@ def main(args):
     from espnet_speechllm_xl.inference import Speech2Text
 
     settings = stream_settings(args)
+    if args.source != "-" and (args.rate, args.encoding) != (None, None):
+        raise UserError("--rate and --encoding are of raw PCM on standard input (-): a file says its own")
     if math.isinf(settings["endpoint_length"]) and math.isinf(settings["endpoint_silence"]):
         raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
@@ -98,7 +101,7 @@ def _blocks(args, sample_rate):
     if args.source == "microphone":
         return _microphone(args.microphone_device, sample_rate)
     if args.source == "-":
-        return _standard_input(args.encoding, sample_rate if args.rate is None else args.rate, sample_rate)
+        return _standard_input(args.encoding or "s16", args.rate or sample_rate, sample_rate)
     return _file(args.source, sample_rate, args.realtime)
 
 
@@ -118,8 +121,13 @@ def _standard_input(encoding, rate, sample_rate):
     from espnet_speechllm_xl.pcm import Pcm
 
     pcm = Pcm(encoding, rate, sample_rate)
-    size = round(BLOCK_SECONDS * pcm.bytes_per_second)
+    size, first = round(BLOCK_SECONDS * pcm.bytes_per_second), True
     while data := sys.stdin.buffer.read1(size):
+        if first and data.startswith(HEADERS):
+            raise UserError(
+                "standard input is an audio file, not raw PCM: give the file's name, or `sox FILE -t s16 - |`"
+            )
+        first = False
         yield pcm.samples(data)
     if pcm.bytes_left:
         print("speechllm-xl stream: the last sample is cut and left out", file=sys.stderr)

@@ -69,8 +69,8 @@ def _train(sentences, path, args):
                 unk_piece=name,
                 bos_id=-1,
                 eos_id=-1,
-                max_sentence_length=max(len(sentence.encode()) for sentence in sentences)
-                + 1,  # longer ones are dropped
+                # longer ones would be left out; it takes no less than 10
+                max_sentence_length=max(10, *(len(sentence.encode()) + 1 for sentence in sentences)),
                 minloglevel=2,
             )
         except RuntimeError as error:

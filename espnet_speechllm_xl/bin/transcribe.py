@@ -43,6 +43,7 @@ def main(args):
         if nbest[0].capped:
             print(f"speechllm-xl transcribe: {file}: {nbest[0].capped} chunks hit the token cap", file=sys.stderr)
         sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1))
+        sys.stdout.flush()  # what is done is not lost with the rest
     if failed:
         print(f"speechllm-xl transcribe: {len(args.files) - failed} of {len(args.files)} files done", file=sys.stderr)
     return 1 if failed else 0

@@ -44,6 +44,8 @@ if [ -z "$inference_configs" ]; then
   inference_configs=$(for file in $inference_configs; do basename "$file"; done)
 fi
 
+for config in $inference_configs; do conf "$config" espnet >/dev/null || exit 2; done
+
 # shellcheck source=local/install.sh
 "$root/local/install.sh"
 # shellcheck source=local/path.sh

@@ -38,11 +38,15 @@ usage() {
   printf 'usage: ./%s [--option value ...]\n\nstages:' "$usage_name"
   local i
   for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
-  printf '\n\noptions (default: description):\n'
+  printf '\n\noptions, with their values in this recipe:\n'
   local line name
   while IFS= read -r line; do
     name=${line%%=*}
-    if [[ $line = ' '* ]]; then printf '    %s\n' "$line"; else printf '  --%s %s\n' "${name//_/-}" "${line#*=}"; fi
+    if [[ $line = ' '* ]]; then
+      printf '    %s\n' "$line"
+    else
+      printf '  %-23s %s\n' "--${name//_/-} ${!name}" "$([[ $line != *'#'* ]] || echo "#${line#*#}")"
+    fi
   done < <(option_help "${option_files[@]}")
 }
 
@@ -107,13 +111,14 @@ runs() {
   [ -z "${2:-}" ]
 }
 
-# conf NAME [KIND]: the file of a configuration, below conf/ or conf/KIND/. A recipe's own comes before the shared one.
+# conf NAME [KIND [ADVICE]]: the file of a configuration, below conf/ or conf/KIND/. A recipe's own comes before the
+# shared one.
 conf() {
   local file kind=${2:+$2/}
   for file in "$1" "conf/$kind$1" "$root/conf/$kind$1"; do
     if [ -f "$file" ]; then echo "$file"; return; fi
   done
-  die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}"
+  die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}${3:+: $3}"
 }
 
 # lock DIR: one process works there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).

@@ -47,7 +47,7 @@ usage_name=run.sh
 read_options "$@"
 
 # task: the ESPnet task of the system; system_args: what makes it of the configuration.
-task=$system system_args='' aligned_system=1 default_searches="greedy alsd"
+task=$system system_args='' aligned_system=1 default_searches="greedy alsd" known_searches="greedy alsd chunk_sync"
 one_chunk="--chunking_conf chunk=null --chunking_conf context=null --concat_conf max_lead_seconds=0"
 one_chunk+=" --search_conf max_tokens_per_chunk=1000" # it holds the whole text
 case $system in
@@ -63,19 +63,27 @@ case $system in
     system_args="--chunking_conf chunk=6 --chunking_conf context=null --encoder_conf segment=30"
     system_args+=" --encoder_conf left_context=30"
     ;;
-  ctc) aligned_system='' default_searches="greedy prefix_beam" ;;
-  transducer) aligned_system='' default_searches="greedy default alsd" ;;
+  ctc) aligned_system='' default_searches="greedy prefix_beam" known_searches=$default_searches ;;
+  transducer)
+    aligned_system='' default_searches="greedy default alsd"
+    known_searches="$default_searches tsd nsc maes"
+    ;;
   *) die "--system $system: there are speechllm_xl, nonstreaming, nonstreaming_full, reallm, chunked_aed," \
     "ctc_prompt_lm, ctc, transducer" ;;
 esac
 searches=${searches:-$default_searches}
+for search in $searches; do
+  plain=$search
+  [ -z "$aligned_system" ] || [[ ! $search =~ ^(.+)_ctc[0-9.]+$ ]] || plain=${BASH_REMATCH[1]}
+  [[ " $known_searches " = *" $plain "* ]] || die "--searches: $system has $known_searches, not '$search'"
+done
+[[ $alignment = ctc || $alignment = ctm:?* ]] || die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref"
 prefix=train_
 [ "$task" = speechllm_xl ] || prefix=train_${task}_
 train_config=${train_config:-${prefix}tiny.yaml}
 size=$(basename "$train_config" .yaml)
 size=${size#"$prefix"}
 train_config=$(conf "$train_config") || exit 2
-aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}") || exit 2
 tag=${tag:-${system}_$size}
 device_gpus=0 # for a job of aligning or decoding
 [ "$device" = cpu ] || device_gpus=1
@@ -101,6 +109,9 @@ if [ -z "$aligned_system" ]; then
   [ "$init" = aligner ] || no_aligner=$no_align
 fi
 init=${init:-$([ -n "$no_aligner" ] && echo none || echo aligner)}
+if [ -z "$no_aligner" ]; then
+  aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}" "" "give the aligner's by --aligner-config") || exit 2
+fi
 aligner=$expdir/$aligner_tag
 model=$expdir/$tag
 aligned=$model/aligned
@@ -136,6 +147,7 @@ if runs 3 "$no_format"; then
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
       python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${limits[@]}"
+    [ ! -s "$dump/$set/failed" ] || incomplete+=("format: audio in $dump/$set/failed")
   done
 fi
 
@@ -211,7 +223,6 @@ if runs 6 "$no_align"; then
       ctc) by=(--model "$aligner" --device "$device") ;;
       ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
-      *) die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref" ;;
     esac
     if [ "$alignment" = ctc ]; then
       sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mboshi (Bantu, 4.4 h of real speech by three speakers; tone is part of the spelling).
+# Mboshi (Bantu, 4.3 h of real speech by three speakers; tone is part of the spelling).
 #   ./run.sh --downloads DIR      DIR holds mboshi.tar, data/ and ref_alignments/
 # Validation sentences are held out of train; dev, the corpus's own, is only reported.
 set -euo pipefail
