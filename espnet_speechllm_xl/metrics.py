@@ -90,6 +90,17 @@ def characters(text):
     return ["<space>" if symbol == " " else symbol for symbol in " ".join(words(text))]
 
 
+UNITS = {"words": words, "characters": characters}  # that errors of whole sets are counted in
+
+
+def check_speakers(utterances, speakers, title=""):
+    """Raise UserError, with the ``title`` before it, for utterances that the mapping ``speakers`` lacks."""
+    absent = sorted(set(utterances) - set(speakers))
+    if absent:
+        start = f"{title}: " if title else ""
+        raise UserError(f"{start}utt2spk lacks {some_names(absent)} ({len(absent)} in all): add them")
+
+
 _KINDS = {"equal": "C", "substitute": "S", "delete": "D", "insert": "I"}
 
 

@@ -18,6 +18,7 @@ import yaml
 from .config import from_dict
 from .errors import UserError
 from .kaldi import joined
+from .metrics import UNITS
 from .train_log import read_train_log, stopped_early
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,8 +155,8 @@ class Plan:
         content = _read(path)
         self.name = name
         self.corpus = _part(Corpus, path, content, "corpora", name)
-        if not self.corpus.units or set(self.corpus.units) - {"words", "characters"}:
-            raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are words and characters")
+        if not self.corpus.units or set(self.corpus.units) - set(UNITS):
+            raise UserError(f"{path}: corpora {name}: units {self.corpus.units}: there are {' and '.join(UNITS)}")
         systems = _systems(path, content)
         for each in [*self.corpus.system_args, *self.corpus.without]:
             _known(path, "systems", systems, each)

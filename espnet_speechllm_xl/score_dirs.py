@@ -109,9 +109,7 @@ def score_set(references, hypotheses, speakers, out, token_references=None, toke
     title = title or str(out)
     if not references:
         raise UserError(f"{title}: the references are empty: give a text file with at least one utterance")
-    unknown = sorted(set(references) - set(speakers))
-    if unknown:
-        raise UserError(f"{title}: utt2spk lacks {metrics.some_names(unknown)} ({len(unknown)} in all): add them")
+    metrics.check_speakers(references, speakers, title)
 
     def compare(left, right, split):
         left, right = ({name: split(text) for name, text in side.items()} for side in (left, right))

@@ -87,11 +87,8 @@ def counted(references, hypotheses, speakers, unit, what):
     Raises:
         UserError: an utterance lacks a speaker, or is not in the references.
     """
-    absent = sorted(set(references) - set(speakers))
-    if absent:
-        raise UserError(f"utt2spk lacks {metrics.some_names(absent)} ({len(absent)} in all): add them")
-    split = {"words": metrics.words, "characters": metrics.characters}[unit]
-    sides = ({name: split(text) for name, text in side.items()} for side in (references, hypotheses))
+    metrics.check_speakers(references, speakers)
+    sides = ({name: metrics.UNITS[unit](text) for name, text in side.items()} for side in (references, hypotheses))
     scored = metrics.score(*sides, what)
     rows = {name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()}
     return rows, scored.missing

@@ -465,7 +465,9 @@ def test_alignment_of_other_audio_is_refused():
         make_model()(**as_batch(utterances))
 
 
-@pytest.mark.parametrize("name", ["conf/train{}_tiny.yaml", "egs2/an4/speechllm_xl1/conf/train{}_an4.yaml"])
+@pytest.mark.parametrize(
+    "name", ["conf/train{}_tiny.yaml", "conf/train{}_paper.yaml", "egs2/an4/speechllm_xl1/conf/train{}_an4.yaml"]
+)
 def test_encoder_and_lm_are_those_of_the_recogniser(name):
     plain, other = (yaml.safe_load((REPO / name.format(system)).read_text()) for system in ("", "_ctc_prompt_lm"))
     assert plain["encoder_conf"] == other["encoder_conf"] and plain["decoder_conf"] == other["decoder_conf"]

@@ -318,11 +318,19 @@ def test_baselines_of_size_paper_count_what_the_paper_says():
     assert sum(map(count_parameters, (encoder, head, decoder, joint))) == pytest.approx(256e6, rel=0.03)
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
-def test_the_aligner_has_the_recognisers_encoder(size):
-    recogniser = yaml.safe_load((CONF / f"train_{size}.yaml").read_text())
-    aligner = yaml.safe_load((CONF / f"train_aligner_{size}.yaml").read_text())
-    assert recogniser["encoder_conf"] == aligner["encoder_conf"]
+AN4 = CONF.parent / "egs2/an4/speechllm_xl1/conf"
+SIZES = [(CONF, size) for size in ("tiny", "tiny_multichunk", "small", "paper")] + [(AN4, "an4")]
+
+
+@pytest.mark.parametrize("system", ["aligner", "chunked_aed"])
+@pytest.mark.parametrize("folder, size", SIZES)
+def test_others_have_the_recognisers_encoder(folder, size, system):
+    file = folder / f"train_{system}_{size}.yaml"
+    if system == "aligner" or size in ("tiny", "paper", "an4"):
+        recogniser = yaml.safe_load((folder / f"train_{size}.yaml").read_text())
+        assert recogniser["encoder_conf"] == yaml.safe_load(file.read_text())["encoder_conf"]
+    else:
+        assert not file.exists()
 
 
 # --- checkpoints of others ---
