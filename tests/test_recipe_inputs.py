@@ -1,5 +1,6 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import training
+import yaml
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_speechllm_xl.bin import data as data_tool
@@ -289,3 +291,50 @@ def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
     assert (tmp_path / "order").read_text().split("\n")[:-1] == [
         "first begins", "first ends", "second begins", "second ends",
     ]  # fmt: skip
+
+
+def test_options_reach_what_they_are_of(run_driver, toy_data, tmp_path):
+    sets = tmp_path / "sets"
+    for name, source in (("train", toy_data.train), ("dev", toy_data.valid), ("test", toy_data.valid)):
+        shutil.copytree(source, sets / name)
+    lengths = sorted(int(count) / training.RATE for count in read_table(toy_data.train / "utt2num_samples").values())
+    shortest, longest = lengths[0], lengths[-1]
+    micro = ROOT / "tests/conf"
+    options = {
+        "kaldi-data": sets,
+        "token-type": "char",
+        "nj": 1,
+        "min-wav-duration": f"{shortest + 0.001:.4f}",
+        "max-wav-duration": f"{longest - 0.001:.4f}",
+        "aligner-token-type": "bpe",
+        "aligner-vocab-size": 12,
+        "aligner-tag": "first",
+        "aligner-config": micro / "train_aligner_micro.yaml",
+        "corpus-aligner-args": "--seed 5 --max_epoch 1",
+        "aligner-args": "--seed 6",
+        "train-config": micro / "train_micro.yaml",
+        "corpus-args": "--seed 7 --max_epoch 1",
+        "train-args": "--seed 8",
+        "searches": "alsd",
+        "beam-size": 3,
+        "decode-args": "--nbest 2",
+        "longform-factors": 2,
+        "longform-ways": "speaker shuffled",
+        "stop-stage": "longform",
+    }
+    pairs = [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", *pairs)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    one = tmp_path / "one"
+    skipped = read_table(one / "dump/raw/train/skipped")
+    assert sorted(why.split()[0] for why in skipped.values()) == ["too-long", "too-short"]
+    assert len((one / "data/tokens_train_bpe12/tokens.txt").read_text().split()) == 12
+    aligner, model = (
+        yaml.safe_load((one / f"exp/{name}/config.yaml").read_text()) for name in ("first", "speechllm_xl_micro")
+    )
+    assert (aligner["seed"], aligner["max_epoch"], len(aligner["token_list"])) == (6, 1, 12)
+    assert (model["seed"], model["max_epoch"]) == (8, 1) and "first" in model["init_param"][0]
+    decoded = one / "exp/speechllm_xl_micro/decode_alsd"
+    assert sorted(path.name for path in decoded.glob("*/")) == ["dev", "test", "test_2x_shuffled", "test_2x_speaker"]
+    settings = json.loads((decoded / "test/decode.json").read_text())["settings"]
+    assert (settings["nbest"], settings["beam_size"]) == (2, 3) and (decoded / "test/nbest.jsonl").is_file()
