@@ -7,6 +7,7 @@ from espnet_speechllm_xl.audio import AudioError
 
 FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
 RATES = range(8000, 192001)  # Hz
+HEADERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")  # of audio files
 
 
 class Pcm:
@@ -27,6 +28,7 @@ class Pcm:
             raise AudioError("rate", f"rate {rate}: give whole Hz from {RATES[0]} to {RATES[-1]}")
         self.rate, self._type = rate, FORMATS[form]
         self._resampler = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
+        self._begun = False
         self.bytes_left = b""  # of a sample whose other bytes have not come yet
 
     @property
@@ -35,7 +37,12 @@ class Pcm:
         return self.rate * self._type.itemsize
 
     def samples(self, data):
-        """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for NaN."""
+        """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for NaN and files."""
+        if not self._begun and data.startswith(HEADERS):
+            raise AudioError(
+                "format", "an audio file with a header, not raw PCM: transcribe the file, or decode it first"
+            )
+        self._begun = True
         data = self.bytes_left + data
         whole = len(data) - len(data) % self._type.itemsize
         self.bytes_left = data[whole:]

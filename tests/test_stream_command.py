@@ -66,7 +66,7 @@ def test_what_is_no_raw_pcm(capsys, monkeypatch, tiny_model_dir, wav):
     with open(wav, "rb") as file:
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=file))
         code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text")
-    assert (code, out) == (2, "") and "standard input is an audio file, not raw PCM: give the file's name" in err
+    assert (code, out) == (2, "") and "an audio file with a header, not raw PCM: transcribe the file" in err
 
 
 def test_json_lines(capsys, tiny_model_dir, wav, expected):

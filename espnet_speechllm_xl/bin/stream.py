@@ -18,7 +18,6 @@ from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.errors import UserError
 
 BLOCK_SECONDS = 0.1  # pushed at a time
-HEADERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")  # of audio files
 
 
 def add_arguments(parser):
@@ -101,7 +100,7 @@ def _blocks(args, sample_rate):
     if args.source == "microphone":
         return _microphone(args.microphone_device, sample_rate)
     if args.source == "-":
-        return _standard_input(args.encoding or "s16", args.rate or sample_rate, sample_rate)
+        return _standard_input(args.encoding or "s16", sample_rate if args.rate is None else args.rate, sample_rate)
     return _file(args.source, sample_rate, args.realtime)
 
 
@@ -121,13 +120,8 @@ def _standard_input(encoding, rate, sample_rate):
     from espnet_speechllm_xl.pcm import Pcm
 
     pcm = Pcm(encoding, rate, sample_rate)
-    size, first = round(BLOCK_SECONDS * pcm.bytes_per_second), True
+    size = round(BLOCK_SECONDS * pcm.bytes_per_second)
     while data := sys.stdin.buffer.read1(size):
-        if first and data.startswith(HEADERS):
-            raise UserError(
-                "standard input is an audio file, not raw PCM: give the file's name, or `sox FILE -t s16 - |`"
-            )
-        first = False
         yield pcm.samples(data)
     if pcm.bytes_left:
         print("speechllm-xl stream: the last sample is cut and left out", file=sys.stderr)

@@ -7,8 +7,8 @@ settings that it began with, and an epoch is one line of output (``espnet_speech
 import sys
 from pathlib import Path
 
-import humanfriendly
 from espnet2.tasks.asr import ASRTask
+from espnet2.utils.types import humanfriendly_parse_size_or_none
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, check_rate, read_token_list
@@ -25,10 +25,10 @@ class MendedASRTask(ASRTask):
     @classmethod
     def main_worker(cls, args):
         """ESPnet's, but no training on audio at another rate, and no resuming with other settings."""
-        rate = args.frontend_conf.get("fs")
+        rate = humanfriendly_parse_size_or_none(str((args.frontend_conf or {}).get("fs", "none")))
         for path, name, _ in args.train_data_path_and_name_and_type:
             if name == "speech" and rate is not None:
-                check_rate(path, humanfriendly.parse_size(str(rate)), "frontend_conf fs")
+                check_rate(path, rate, "frontend_conf fs")
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), training_settings(args), args.resume)
         super().main_worker(args)
