@@ -319,11 +319,11 @@ def test_baselines_of_size_paper_count_what_the_paper_says():
 
 
 AN4 = CONF.parent / "egs2/an4/speechllm_xl1/conf"
-SIZES = [(CONF, size) for size in ("tiny", "tiny_multichunk", "small", "paper")] + [(AN4, "an4")]
+OF_SIZES = [(CONF, size) for size in ("tiny", "tiny_multichunk", "small", "paper")] + [(AN4, "an4")]
 
 
 @pytest.mark.parametrize("system", ["aligner", "chunked_aed"])
-@pytest.mark.parametrize("folder, size", SIZES)
+@pytest.mark.parametrize("folder, size", OF_SIZES)
 def test_others_have_the_recognisers_encoder(folder, size, system):
     file = folder / f"train_{system}_{size}.yaml"
     if system == "aligner" or size in ("tiny", "paper", "an4"):
