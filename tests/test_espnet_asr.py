@@ -203,8 +203,17 @@ def test_the_other_systems_are_trained_and_decoded_with_their_searches(run_drive
     assert ("asr_inference_streaming" in log.read_text()) == (system == "contextual_block_conformer")
 
 
-def test_one_decoding_at_a_time(run_driver, recipe):
+@pytest.fixture(scope="module")
+def trained(run_driver, recipe):
+    """The recipe with a trained model, by whichever test is the first to want it."""
     folder, options = recipe
+    done = run_driver("espnet_asr.sh", folder, *options, "--stop-stage", "train")
+    assert done.returncode == 0, done.stderr
+    return recipe
+
+
+def test_one_decoding_at_a_time(run_driver, trained):
+    folder, options = trained
     (folder / "exp/asr_ctc_micro/decode_greedy").mkdir(parents=True, exist_ok=True)
     stages = ["--stage", "decode", "--stop-stage", "decode"]
     command = ["flock", folder / "exp/asr_ctc_micro/decode_greedy/.lock", "sleep", "5"]
@@ -239,8 +248,8 @@ def test_a_dump_at_another_rate_is_refused(run_driver, recipe):
         (["--train-config", "train_tiny.yaml"], "unknown option --train-config; ./run_espnet.sh --help lists them"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(run_driver, recipe, wrong, message):
-    folder, options = recipe
+def test_what_is_wrong_is_said_in_one_line(run_driver, trained, wrong, message):
+    folder, options = trained
     (folder / "data/tokens_train_char").mkdir(parents=True, exist_ok=True)
     (folder / "data/tokens_train_char/tokenizer.model").touch()
     done = run_driver("espnet_asr.sh", folder, *options, *wrong)
