@@ -54,8 +54,9 @@ def _make(args):
 def _train(sentences, path, args):
     import sentencepiece
 
-    # sentencepiece ignores its name for unknown symbols where it stands in the text.
-    name = next(name for name in ("<unk>", "\u2047", "<unknown>") if not any(name in line for line in sentences))
+    # sentencepiece ignores its name for unknown symbols, "<unk>", where it stands in the text: then it gets another.
+    names = [name for name in ("<unk>", "\u2047", "<unknown>") if not any(name in line for line in sentences)]
+    other_name = {} if names[0] == "<unk>" else {"unk_piece": names[0]}
     with open(path, "wb") as model:
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -66,7 +67,7 @@ def _train(sentences, path, args):
                 character_coverage=1.0,
                 normalization_rule_name="identity",  # NFC is done already; NFKC would change what is scored
                 hard_vocab_limit=args.type != "char",
-                unk_piece=name,
+                **other_name,
                 bos_id=-1,
                 eos_id=-1,
                 # longer ones would be left out; it takes no less than 10
