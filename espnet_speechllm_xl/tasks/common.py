@@ -139,9 +139,7 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def check_options(cls, args):
         """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
-        for path, name, _ in args.train_data_path_and_name_and_type:
-            if name == "speech":
-                check_rate(path, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
+        check_rate(args, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
         if args.task != cls.name:
             raise ConfigError(f"task: {args.task}: this trains {cls.name}: give --task {args.task} on the command line")
         parser = cls.get_parser()
@@ -302,16 +300,17 @@ def _check_features(file, before, features, advice):
         )
 
 
-def check_rate(wav_scp, rate, setting):
-    """Raise ConfigError for a dump at another rate (Hz) than that of a ``setting``, by its first file: training does
-    not resample."""
-    first = next(iter(_read_pairs(wav_scp).values()), None)
-    found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
-    if found != rate:
-        raise ConfigError(
-            f"{wav_scp}: audio at {found} Hz, but {setting} is {rate}: give run.sh --sample-rate {rate} from the "
-            "format stage on, or the rate of the dump here"
-        )
+def check_rate(args, rate, setting):
+    """Raise ConfigError for a training set at another rate (Hz) than that of a ``setting``, by its first file: training
+    does not resample."""
+    for wav_scp in (path for path, name, _ in args.train_data_path_and_name_and_type if name == "speech"):
+        first = next(iter(_read_pairs(wav_scp).values()), None)
+        found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
+        if found != rate:
+            raise ConfigError(
+                f"{wav_scp}: audio at {found} Hz, but {setting} is {rate}: give run.sh --sample-rate {rate} from the "
+                "format stage on, or the rate of the dump here"
+            )
 
 
 def read_token_list(path):

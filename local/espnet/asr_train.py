@@ -26,9 +26,8 @@ class MendedASRTask(ASRTask):
     def main_worker(cls, args):
         """ESPnet's, but no training on audio at another rate, and no resuming with other settings."""
         rate = humanfriendly_parse_size_or_none(str((args.frontend_conf or {}).get("fs", "none")))
-        for path, name, _ in args.train_data_path_and_name_and_type:
-            if name == "speech" and rate is not None:
-                check_rate(path, rate, "frontend_conf fs")
+        if rate is not None:
+            check_rate(args, rate, "frontend_conf fs")
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), training_settings(args), args.resume)
         super().main_worker(args)
