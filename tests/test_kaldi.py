@@ -1,4 +1,4 @@
-"""Kaldi directories: check, mend, perturb, cut, dumps, long forms, AN4."""
+"""Kaldi directories: read, check, mend, perturb, cut, dumps, long forms, AN4."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_speechllm_xl import kaldi
+from espnet_speechllm_xl import data_dirs, kaldi
 from espnet_speechllm_xl.audio import read_audio
 from espnet_speechllm_xl.bin.data import main
 from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
@@ -120,7 +120,7 @@ def test_damaged_tables_are_named(tmp_path, name, lines, message):
 
 def test_check_accepts_a_good_directory(tmp_path, capsys):
     data = make(tmp_path / "d", LENGTHS, ctm=True)
-    assert kaldi.check_dir(data) == []
+    assert data_dirs.check_dir(data) == []
     assert main(["check", str(data)]) == 0
     assert "good" in capsys.readouterr().out
 
@@ -140,7 +140,7 @@ def spoil(data):
 def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     data = make(tmp_path / "d", LENGTHS, ctm=True)
     spoil(data)
-    problems = {(Path(item.file).name, item.what): (item.count, item.first) for item in kaldi.check_dir(data)}
+    problems = {(Path(item.file).name, item.what): (item.count, item.first) for item in data_dirs.check_dir(data)}
     assert problems == {
         ("text", "ids not sorted as LC_ALL=C sort does"): (4, "'bob-1' after 'bob-2', line 2"),
         ("text", "duplicate id"): (1, "'ann-1', line 6"),
@@ -156,7 +156,7 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     assert main(["check", str(data), "--fix"]) == 0
     out = capsys.readouterr().out
     assert "7 in = 3 kept + 4 dropped (1 empty-text, 1 no-audio-entry, 1 no-speaker, 1 no-text)" in out
-    assert kaldi.check_dir(data) == []
+    assert data_dirs.check_dir(data) == []
     assert list(kaldi.read_table(data / "text")) == ["ann-1", "bob-1", "bob-2"]
     assert list(read_ctm(data / "ref.ctm")) == ["ann-1", "bob-1", "bob-2"]
     assert (data / ".backup" / "text").read_bytes() == before
@@ -174,9 +174,9 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
 def test_spk2utt_may_be_missing_and_must_be_right(tmp_path):
     data = make(tmp_path / "d", LENGTHS)
     (data / "spk2utt").write_text("ann ann-1\n")
-    assert [Path(item.file).name for item in kaldi.check_dir(data)] == ["spk2utt"]
+    assert [Path(item.file).name for item in data_dirs.check_dir(data)] == ["spk2utt"]
     (data / "spk2utt").unlink()
-    assert kaldi.check_dir(data) == [] and format_dir(data, tmp_path / "o").written == len(LENGTHS)
+    assert data_dirs.check_dir(data) == [] and format_dir(data, tmp_path / "o").written == len(LENGTHS)
 
 
 def test_a_dump_is_checked_for_what_the_stages_need(tmp_path, capsys):
@@ -204,12 +204,12 @@ def test_a_dump_is_checked_for_what_the_stages_need(tmp_path, capsys):
 def test_fix_rebuilds_speakers(tmp_path):
     data = make(tmp_path / "d", LENGTHS)
     (data / "utt2spk").unlink()
-    assert Problem(str(data / "utt2spk"), "file is missing", 1, "") in kaldi.check_dir(data)
-    kept, dropped, remarks, _ = kaldi.fix_dir(data)
+    assert Problem(str(data / "utt2spk"), "file is missing", 1, "") in data_dirs.check_dir(data)
+    kept, dropped, remarks, _ = data_dirs.fix_dir(data)
     assert len(kept) == 5 and not dropped and remarks == ["utt2spk rebuilt from spk2utt"]
     assert kaldi.read_table(data / "utt2spk")["bob-2"] == "bob"
     (data / "utt2spk").unlink(), (data / "spk2utt").unlink()
-    assert "own speaker" in kaldi.fix_dir(data)[2][0]
+    assert "own speaker" in data_dirs.fix_dir(data)[2][0]
     assert kaldi.read_table(data / "spk2utt") == {utterance: utterance for utterance in LENGTHS}
 
 
@@ -218,7 +218,7 @@ def test_fix_leaves_a_hopeless_directory_alone(tmp_path):
     (data / "text").write_text("other A\n")
     before = contents(data)
     with pytest.raises(KaldiError, match="no utterance is in all files"):
-        kaldi.fix_dir(data)
+        data_dirs.fix_dir(data)
     assert contents(data) == before
 
 
@@ -228,12 +228,12 @@ def test_segments_are_checked(tmp_path):
     for name in ("text", "utt2spk"):
         kaldi.write_table(data / name, {f"rec-{i}": "rec" for i in range(1, 6)})
     kaldi.write_table(data / "spk2utt", kaldi.spk2utt(kaldi.read_table(data / "utt2spk")))
-    found = {item.what: (item.count, item.first) for item in kaldi.check_dir(data)}
+    found = {item.what: (item.count, item.first) for item in data_dirs.check_dir(data)}
     assert found == {
         f"not {kaldi.SEGMENT}": (2, "'rec-3'"),
         "recording is not in wav.scp": (1, "'rec-2'"),
     }
-    assert kaldi.fix_dir(data)[0] == ["rec-1", "rec-5"] and kaldi.check_dir(data) == []
+    assert data_dirs.fix_dir(data)[0] == ["rec-1", "rec-5"] and data_dirs.check_dir(data) == []
     assert {key: len(value) for key, value in format_and_read(data, tmp_path / "o").items()} == {
         "rec-1": 8000,
         "rec-5": 16000,
@@ -250,7 +250,7 @@ def test_channel_of_a_segment(tmp_path):
     for name in ("text", "utt2spk"):
         kaldi.write_table(data / name, dict.fromkeys(segments, "rec"))
     (data / "spk2utt").unlink()
-    assert kaldi.check_dir(data) == []
+    assert data_dirs.check_dir(data) == []
     got = format_and_read(data, tmp_path / "o")
     np.testing.assert_array_equal(got["rec-a"], left)
     np.testing.assert_array_equal(np.concatenate([got["rec-b"], got["rec-c"]]), right)
@@ -260,7 +260,7 @@ def test_channel_of_a_segment(tmp_path):
     np.testing.assert_array_equal(samples_of(tmp_path / "o")["rec-a"], right)
     for bad in ("rec 0 1 left", "rec 0 1 -1", "rec 0 1 0 0", "rec 0"):
         kaldi.write_table(data / "segments", {**segments, "rec-a": bad})
-        assert [item.what for item in kaldi.check_dir(data)] == [f"not {kaldi.SEGMENT}"]
+        assert [item.what for item in data_dirs.check_dir(data)] == [f"not {kaldi.SEGMENT}"]
         with pytest.raises(KaldiError, match="mend the line"):
             kaldi.read_data_dir(data)
 
@@ -297,10 +297,10 @@ def test_what_others_made_is_not_written_over(tmp_path):
     with pytest.raises(KaldiError, match="foreign was not made by formatting: rename it, or remove it"):
         format_dir(data, foreign)
     with pytest.raises(KaldiError, match="foreign was not made by this command: rename it"):
-        kaldi.perturb_dir(data, foreign, "0.9 1")
+        data_dirs.perturb_dir(data, foreign, "0.9 1")
     assert contents(foreign) == before
     for _ in range(2):  # our own are made anew
-        assert kaldi.perturb_dir(data, tmp_path / "sp", "0.9 1") == (5, 10)
+        assert data_dirs.perturb_dir(data, tmp_path / "sp", "0.9 1") == (5, 10)
         assert format_dir(data, tmp_path / "o").written == 5
 
 
@@ -457,28 +457,28 @@ def test_a_set_without_some_texts_is_good(tmp_path):
     texts = kaldi.read_table(data / "text")
     texts.pop("ann-1")
     kaldi.write_table(data / "text", texts)
-    assert kaldi.check_dir(data, need_text=False) == []
-    assert [problem.what for problem in kaldi.check_dir(data)] == ["utterance of wav.scp is not here"]
+    assert data_dirs.check_dir(data, need_text=False) == []
+    assert [problem.what for problem in data_dirs.check_dir(data)] == ["utterance of wav.scp is not here"]
 
 
 def test_blanks_of_unicode_are_blanks(tmp_path):
     data = make(tmp_path / "d", LENGTHS)
     texts = kaldi.read_table(data / "text")
     kaldi.write_table(data / "text", {**texts, "ann-1": "\u3000 \u3000"})
-    assert [(problem.what, problem.first) for problem in kaldi.check_dir(data)] == [("empty text", "'ann-1'")]
+    assert [(problem.what, problem.first) for problem in data_dirs.check_dir(data)] == [("empty text", "'ann-1'")]
     for name in ("wav.scp", "text", "utt2spk"):
         table = kaldi.read_table(data / name)
         kaldi.write_table(data / name, {key.replace("-", "\u00a0"): value for key, value in table.items()} | table)
-    assert kaldi.CUT_ID in [problem.what for problem in kaldi.check_dir(data)]
+    assert kaldi.CUT_ID in [problem.what for problem in data_dirs.check_dir(data)]
 
 
 def test_a_speaker_is_one_word(tmp_path):
     data = make(tmp_path / "d", LENGTHS)
     speakers = {**kaldi.read_table(data / "utt2spk"), "ann-1": "ann smith"}
     kaldi.write_table(data / "utt2spk", speakers)
-    assert "a speaker holds a blank" in [problem.what for problem in kaldi.check_dir(data)]
-    kept, dropped, _, _ = kaldi.fix_dir(data)
-    assert dropped == {"no-speaker": 1} and "ann-1" not in kept and not kaldi.check_dir(data)
+    assert "a speaker holds a blank" in [problem.what for problem in data_dirs.check_dir(data)]
+    kept, dropped, _, _ = data_dirs.fix_dir(data)
+    assert dropped == {"no-speaker": 1} and "ann-1" not in kept and not data_dirs.check_dir(data)
 
 
 def test_any_utterance_id_has_its_own_file(tmp_path):
@@ -526,8 +526,8 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
 def test_perturbed_directory_and_its_dump(tmp_path, kind):
     kinds(tmp_path)
     out = tmp_path / "sp"
-    assert kaldi.perturb_dir(tmp_path / kind, out, "0.9 1.0 1.1") == (5, 15)
-    assert kaldi.check_dir(out) == []
+    assert data_dirs.perturb_dir(tmp_path / kind, out, "0.9 1.0 1.1") == (5, 15)
+    assert data_dirs.check_dir(out) == []
     assert kaldi.read_table(out / "utt2spk")["sp0.9-bob-1"] == "sp0.9-bob"
     assert kaldi.read_table(out / "text")["sp1.1-ann-2"] == kaldi.read_table(out / "text")["ann-2"] == "WORD1 END"
     assert format_dir(out, tmp_path / "o").written == 15
@@ -550,11 +550,11 @@ def test_bad_factors(tmp_path, factors, capsys):
 
 
 def test_perturbing_twice_is_refused(tmp_path):
-    kaldi.perturb_dir(make(tmp_path / "d", LENGTHS), tmp_path / "sp", "0.9 1")
+    data_dirs.perturb_dir(make(tmp_path / "d", LENGTHS), tmp_path / "sp", "0.9 1")
     with pytest.raises(KaldiError, match="perturbed already"):
-        kaldi.perturb_dir(tmp_path / "sp", tmp_path / "sp2", "0.9 1")
+        data_dirs.perturb_dir(tmp_path / "sp", tmp_path / "sp2", "0.9 1")
     with pytest.raises(KaldiError, match="same directory"):
-        kaldi.perturb_dir(tmp_path / "d", tmp_path / "d", "0.9 1")
+        data_dirs.perturb_dir(tmp_path / "d", tmp_path / "d", "0.9 1")
 
 
 def test_subsets(tmp_path, capsys):
@@ -570,7 +570,7 @@ def test_subsets(tmp_path, capsys):
             out = tmp_path / "sub"
             assert main(["subset", "--data", str(data), "--out", str(out), *option]) == 0
             assert list(kaldi.read_table(out / "text")) == list(read_ctm(out / "ref.ctm")) == want
-            assert kaldi.check_dir(out) == []
+            assert data_dirs.check_dir(out) == []
             assert (out / "segments").exists() == (kind == "segments")
         assert "3 listed = 2 written + 1 not in" in capsys.readouterr().out
         assert main(["subset", "--data", str(data), "--out", str(out), "--first", "6"]) == 1
@@ -630,7 +630,7 @@ def test_long_forms(tmp_path, gap, capsys):
     second = read_ctm(out / "ref.ctm")["bob-1-x2"][2:]
     assert [word.text for word in second] == ["WORD4", "END"]
     assert second[0].start == pytest.approx(0.7 + gap + 0.1) and second[1].end == pytest.approx(0.7 + gap + 0.3)
-    assert kaldi.check_dir(out) == []
+    assert data_dirs.check_dir(out) == []
 
 
 def test_long_forms_across_speakers_are_full(tmp_path):
@@ -644,7 +644,7 @@ def test_long_forms_across_speakers_are_full(tmp_path):
         "bob-2-x2": "bob-2",
     }
     assert kaldi.read_table(out / "utt2spk")["ann-3-x2"] == "ann"
-    assert kaldi.check_dir(out) == []
+    assert data_dirs.check_dir(out) == []
 
 
 def test_long_forms_in_every_way(tmp_path):
@@ -735,7 +735,7 @@ def test_an4_layout(tmp_path, monkeypatch, capsys):
     assert len(kaldi.read_table(tmp_path / "data" / "train_nodev" / "text")) == 5
     assert kaldi.read_table(tmp_path / "data" / "test" / "utt2spk")["mrab-an1-b"] == "mrab"
     for name in ("train_nodev", "train_dev", "test"):
-        assert kaldi.check_dir(tmp_path / "data" / name) == []
+        assert data_dirs.check_dir(tmp_path / "data" / name) == []
     np.testing.assert_array_equal(
         read_audio(kaldi.read_table(tmp_path / "data" / "test" / "wav.scp")["mrab-an1-b"]), noise(0.2, 1) / 32768
     )
@@ -743,7 +743,7 @@ def test_an4_layout(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert prep.main(["--downloads", str(tree), *options]) == 0
     assert contents(tmp_path / "data").keys() == extracted.keys()
-    assert kaldi.check_dir(tmp_path / "data" / "test") == []
+    assert data_dirs.check_dir(tmp_path / "data" / "test") == []
     assert sorted(path.name for path in (tmp_path / "downloads").iterdir()) == ["an4"]
     capsys.readouterr()
     assert prep.main(["--downloads", str(tree), "--dev", "2"]) == 1

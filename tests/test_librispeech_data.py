@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_speechllm_xl.kaldi import check_dir, read_table
+from espnet_speechllm_xl.data_dirs import check_dir
+from espnet_speechllm_xl.kaldi import read_table
 
 SCRIPT = Path(__file__).parents[1] / "egs2/librispeech/speechllm_xl1/local/data_prep.py"
 

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from espnet_speechllm_xl.ctm import Word, read_ctm
-from espnet_speechllm_xl.kaldi import check_dir, read_table
+from espnet_speechllm_xl.data_dirs import check_dir
+from espnet_speechllm_xl.kaldi import read_table
 
 SCRIPT = Path(__file__).parents[1] / "egs2/mboshi/speechllm_xl1/local/data_prep.py"
 TEXT = {

@@ -20,7 +20,7 @@ import torch
 import yaml
 from test_readme import DRIVER, ESPNET, SHARED, declared
 
-from espnet_speechllm_xl import metrics, paper, plots, records, tables
+from espnet_speechllm_xl import cells, metrics, paper, plots, records
 from espnet_speechllm_xl.bin import paper_tables
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, LossConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
@@ -741,7 +741,7 @@ def test_searches_of_one_system_are_compared_on_the_same_trainings(recipe):
     kept = records.Records(plan, recipe / "records")
     for seed in (1, 2, 3):
         kept.update("xl", seed)
-    results = tables.Results(plan, kept)
+    results = cells.Results(plan, kept)
     beam = plan.tables["I"].row("1.28 s")
     greedy = dataclasses.replace(beam, search="greedy")
     found, _, theirs = results.difference(greedy, beam, "test", "words")
@@ -874,10 +874,10 @@ def test_missing_hypotheses_are_counted(recipe):
 def test_findings_want_three_seeds_and_seeds_apart():
     clear, unclear = Interval(1.0, 0.5, 1.5), Interval(1.0, -0.1, 2.0)
     low, high, between = {1: 4.0, 2: 4.2, 3: 4.1}, {1: 5.0, 2: 5.2, 3: 5.1}, {1: 5.0, 2: 5.1, 3: 4.15}
-    assert tables.is_finding(clear, high, low) and tables.is_finding(clear, low, high)
-    assert not tables.is_finding(unclear, high, low)
-    assert not tables.is_finding(clear, between, low)
-    assert not tables.is_finding(clear, {1: 5.0, 2: 5.1}, low)
+    assert cells.is_finding(clear, high, low) and cells.is_finding(clear, low, high)
+    assert not cells.is_finding(unclear, high, low)
+    assert not cells.is_finding(clear, between, low)
+    assert not cells.is_finding(clear, {1: 5.0, 2: 5.1}, low)
 
 
 @pytest.mark.parametrize(
@@ -932,7 +932,7 @@ def test_counts_of_a_cell_are_those_of_metrics(recipe):
     plan = paper.Plan("toy", recipe.parent / "plan.yaml")
     kept = records.Records(plan, recipe / "records")
     kept.update("xl", 1)
-    results = tables.Results(plan, kept)
+    results = cells.Results(plan, kept)
     row = results.plan.tables["I"].row("1.28 s")
     cell = results.cell(row, "test")
     assert cell.rates == {1: metrics.percent(sum(index % 3 for index in range(40)), 400)}

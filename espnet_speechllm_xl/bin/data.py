@@ -27,8 +27,8 @@ class Progress:
 
 
 def _check(args):
+    from espnet_speechllm_xl.data_dirs import check_dir, fix_dir
     from espnet_speechllm_xl.dump import foreign_audio
-    from espnet_speechllm_xl.kaldi import check_dir, fix_dir
 
     need_text = not args.no_text_ok
     if args.fix and check_dir(args.directory, need_text):
@@ -61,7 +61,7 @@ def _check(args):
 
 
 def _perturb(args):
-    from espnet_speechllm_xl.kaldi import perturb_dir
+    from espnet_speechllm_xl.data_dirs import perturb_dir
 
     read, written = perturb_dir(args.data, args.out, args.factors)
     print(f"{args.out}: {read} utterances of {args.data} -> {written} at speeds {args.factors}")
@@ -69,7 +69,8 @@ def _perturb(args):
 
 
 def _subset(args):
-    from espnet_speechllm_xl.kaldi import read_list, subset_dir
+    from espnet_speechllm_xl.data_dirs import subset_dir
+    from espnet_speechllm_xl.kaldi import read_list
 
     listed = None if args.utt_list is None else read_list(args.utt_list)
     chosen, absent = subset_dir(args.data, args.out, args.first, args.last, listed)
