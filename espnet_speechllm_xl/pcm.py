@@ -7,7 +7,10 @@ from espnet_speechllm_xl.audio import AudioError
 
 FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
 RATES = range(8000, 192001)  # Hz
-HEADERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")  # of audio files
+# What audio files begin with: WAV, FLAC, Ogg, MP3, AIFF, WebM (of a browser's MediaRecorder).  MP4 has its name after a
+# length.  An MP3 file without a tag begins with two bytes that may as well be a sample.
+HEADERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"\x1aE\xdf\xa3")
+MP4 = b"ftyp"
 
 
 class Pcm:
@@ -38,7 +41,7 @@ class Pcm:
 
     def samples(self, data):
         """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for NaN and files."""
-        if not self._begun and data.startswith(HEADERS):
+        if not self._begun and (data.startswith(HEADERS) or data[4:8] == MP4):
             raise AudioError(
                 "format", "an audio file with a header, not raw PCM: transcribe the file, or decode it first"
             )

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import tiny
 
+from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.formats import LiveResults
@@ -67,6 +68,22 @@ def test_what_is_no_raw_pcm(capsys, monkeypatch, tiny_model_dir, wav):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=file))
         code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text")
     assert (code, out) == (2, "") and "an audio file with a header, not raw PCM: transcribe the file" in err
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "FLAC", "OGG", "AIFF"])
+def test_files_are_told_from_raw_pcm(kind, audio):
+    file = io.BytesIO()
+    soundfile.write(file, audio, 16000, format=kind)
+    with pytest.raises(AudioError, match="an audio file with a header"):
+        Pcm("s16", 16000, 16000).samples(file.getvalue())
+
+
+def test_what_browsers_record_is_told_from_raw_pcm():
+    webm = bytes.fromhex("1a45dfa39f4286810142f7810142f2810442f381084282847765626d")
+    mp4 = bytes.fromhex("0000001c6674797069736f35000000016d703431") + bytes(20)
+    for data in (webm, mp4):
+        with pytest.raises(AudioError, match="an audio file with a header"):
+            Pcm("s16", 16000, 16000).samples(data)
 
 
 def test_json_lines(capsys, tiny_model_dir, wav, expected):
