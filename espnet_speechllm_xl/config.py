@@ -295,6 +295,11 @@ class PromptConfig:
             "prompt_conf end_ctc_weight: CTC wants the first half of a word in the block where it was said: set it "
             "to 0, or chunking_conf unit to token",
         )
+        _require(
+            chunking.delay == 0 or self.end_ctc_weight == 0,
+            "prompt_conf end_ctc_weight: CTC wants a token in the block where it was said, chunking_conf delay in a "
+            "later one: set one of them to 0",
+        )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class JointRow:
 
     past: Any  # of the decoder
     prefix: Prefix | None = None  # to CTC; None before the first chunk
+    chunk: int = 0  # frames of a chunk: the last one may be shorter
     heard: torch.Tensor | None = None  # (V + 1,) CTC's part of the score with each next output
 
     def alone(self):
@@ -84,7 +85,8 @@ class JointDecoder:
         before = request.row.heard
         counted = 0.0 if before is None else before[self.eoc if request.token is None else request.token]
         scores = (1 - self._weight) * result.log_probs.double() + self._weight * (heard - counted)
-        return dataclasses.replace(result, row=JointRow(result.row, prefix, heard), scores=scores)
+        row = JointRow(result.row, prefix, chunk_size(request), heard)
+        return dataclasses.replace(result, row=row, scores=scores)
 
     def _advanced(self, request, heard):
         """The prefix behind a request; ``heard``: log-probabilities (c, V + 1) of its frames, if it has any."""
@@ -93,7 +95,12 @@ class JointDecoder:
             return prefix.extend(request.token)
         if prefix is None:
             return Prefix.empty(heard)
-        return prefix.grow(heard, frames_back(len(heard), self._model.chunking.delay))
+        return prefix.grow(heard, frames_back(chunk_size(request), self._model.chunking.delay))
+
+
+def chunk_size(request):
+    """Frames of a chunk of the recording: of the longest one so far, as the last may be shorter."""
+    return max(request.row.chunk, 0 if request.frames is None else len(request.frames))
 
 
 class JointModel(nn.Module):

@@ -38,7 +38,7 @@ class Run:
     audio_seconds: float
     seconds: float  # compute time of all pushes
     chunk_seconds: tuple  # compute time of the push that completed each chunk
-    capped: int  # chunks cut off at max_tokens_per_chunk
+    capped: int  # chunks that reached max_tokens_per_chunk
 
     @classmethod
     def from_json(cls, values):

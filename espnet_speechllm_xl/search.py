@@ -64,7 +64,7 @@ class Hypothesis:
     chunks: tuple = ()  # chunk in which each token was emitted
     token_scores: tuple = ()  # log-probability of each token
     score: float = 0.0  # log-probability of tokens and `$`; when recombined, of the paths merged
-    capped: int = 0  # chunks that `$` ended because max_tokens_per_chunk was reached
+    capped: int = 0  # chunks that reached max_tokens_per_chunk, where only `$` is allowed
     _chunk: int = field(default=0, repr=False, compare=False)  # chunk of the next output
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
@@ -79,6 +79,11 @@ class Hypothesis:
 
 def _rank(hypothesis):
     return -hypothesis.score, hypothesis.tokens, hypothesis.chunks
+
+
+def shared(a, b):
+    """How many first elements of two sequences are equal."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def log_add(a, b):
@@ -123,13 +128,7 @@ class Search(abc.ABC):
 
     def settled(self):
         """Number of leading tokens that all current hypotheses share; it never decreases."""
-        first, last = min(h.tokens for h in self.beam), max(h.tokens for h in self.beam)
-        shared = 0
-        for a, b in zip(first, last, strict=False):
-            if a != b:
-                break
-            shared += 1
-        return shared
+        return shared(min(h.tokens for h in self.beam), max(h.tokens for h in self.beam))
 
     def _nbest(self, hypotheses):
         texts = {}

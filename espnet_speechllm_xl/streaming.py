@@ -25,9 +25,11 @@ from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.config import ConfigError, StreamConfig
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.engine import answer, run
-from espnet_speechllm_xl.search import make_search
+from espnet_speechllm_xl.search import make_search, shared
 from espnet_speechllm_xl.text import normalise, word_spans
 from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
+
+LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Transcript:
     tokens: tuple  # token strings
     token_ids: tuple
     words: tuple
-    capped: int | None  # chunks cut off at max_tokens_per_chunk; None: of a system that has no such cap
+    capped: int | None  # chunks that reached max_tokens_per_chunk; None: of a system that has no such cap
 
 
 class AudioChunks:
@@ -184,9 +186,9 @@ class Stream:
         self.closed = False
         self._audio = AudioChunks(model.acoustic, chunking)
         self._times = TokenTimes(model.ctc, chunking)
-        chunk_seconds = timeline.chunk_seconds(chunking.chunk)
-        self._settle_chunks = self.config.settle_seconds / chunk_seconds
+        self._settle_chunks = timeline.duration_frames(self.config.settle_seconds) / (chunking.chunk or math.inf)
         self._last_end = 0.0  # frames, end of the last settled token
+        self._open = []  # (token, chunk, (start, end)) of the best hypothesis as its times were last asked for
         self._segment = Segment(0) if self.config.has_endpoints else None
         self._words, self._ended = [], []  # since the last update
 
@@ -202,13 +204,13 @@ class Stream:
 
     @property
     def capped(self):
-        """Chunks cut off at ``max_tokens_per_chunk`` so far."""
+        """Chunks that reached ``max_tokens_per_chunk`` so far."""
         return self.search.best().capped
 
     def push(self, samples):
         """Take samples (n,), n >= 0, float in [-1, 1] at the model's rate; return an :class:`Update`.
 
-        Raises AudioError for anything else; the stream goes on as if it had not been pushed.
+        Raises AudioError for what cannot be that (``checked_samples``); the stream goes on as if it had not come.
         """
         return run([self.consume(samples)], answer(self.model))[0]
 
@@ -287,7 +289,7 @@ class Stream:
         if not count:
             return
         best = self.search.best()
-        spans = hypothesis_spans(self._times, best.tokens, best.chunks, self._last_end)[:count]
+        spans = self._spans(best)[:count]
         words = timed_words(self.tokenizer, best.tokens[:count], best.token_scores, spans)
         self._words += words
         if self._segment is not None:
@@ -298,22 +300,39 @@ class Stream:
                 timestamps=(*self._segment.timestamps, *(timeline.frame_start_seconds(start) for start, _ in spans)),
             )
         self._last_end = spans[-1][1]
+        self._open = self._open[count:]
         self.search.forget(count)
+
+    def _spans(self, best):
+        """Start and end of each token, in frames.  A chunk's tokens are aligned together, once: some may be settled
+        before the others."""
+        tokens = list(zip(best.tokens, best.chunks, strict=True))
+        known = [(token, chunk) for token, chunk, _ in self._open]
+        count = shared(tokens, known)
+        while count and any(each[count - 1][1] == each[count][1] for each in (tokens, known) if count < len(each)):
+            count -= 1  # of that chunk it has other tokens now
+        spans = [span for *_, span in self._open[:count]]
+        after = spans[-1][1] if spans else self._last_end
+        spans += hypothesis_spans(self._times, best.tokens[count:], best.chunks[count:], after)
+        self._open = [(*each, span) for each, span in zip(tokens, spans, strict=True)]
+        return spans
 
     def _end_segment_by_rule(self):
         """Endpoints: enough silence after the last token, or a segment that grew too long."""
         best = self.search.best()
         if self._segment is None or not (self._segment.words or best.tokens):
             return
-        last = self._last_end
-        if best.tokens:
-            last = hypothesis_spans(self._times, best.tokens, best.chunks, last)[-1][1]
-        if self.seconds - timeline.frame_start_seconds(last) >= self.config.endpoint_silence:
+        last = self._spans(best)[-1][1] if best.tokens else self._last_end
+        if self._lasts(timeline.frame_start_seconds(last), self.config.endpoint_silence):
             self._settle_all()
             self._end_segment()
-        elif self.seconds - self._segment_start(best) >= self.config.endpoint_length:
+        elif self._lasts(self._segment_start(best), self.config.endpoint_length):
             self._commit(self._whole_words(len(best.tokens), [best]))
             self._end_segment()
+
+    def _lasts(self, start, limit):
+        """Whether the audio since ``start`` is as long as ``limit``, both in seconds."""
+        return timeline.duration_frames(self.seconds - start) >= timeline.duration_frames(limit)
 
     def _segment_start(self, best):
         if self._segment.words:
@@ -347,7 +366,10 @@ def timed_words(tokenizer, tokens, scores, spans):
 
 
 def checked_samples(samples, model):
-    """A copy of ``samples``, a tensor (n,) where the model is; raises AudioError for what is no audio of that form."""
+    """A copy of ``samples``, a tensor (n,) where the model is.
+
+    Raises AudioError for what is no audio of that form: not (n,) floats, NaN or infinite, or far beyond [-1, 1].
+    """
     like = next(model.parameters())
     try:
         # Copied because they are kept, and the caller may fill the same buffer again.
@@ -361,6 +383,8 @@ def checked_samples(samples, model):
         )
     if not torch.isfinite(tensor).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
+    if len(tensor) and (peak := float(tensor.abs().max())) > LOUDEST:
+        raise AudioError("range", f"stream: a sample of {peak:.0f}, but full scale is 1: divide 16-bit values by 32768")
     return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 

@@ -124,11 +124,12 @@ def load_tokenizer(path):
 
 
 def word_spans(tokenizer, tokens):
-    """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive."""
+    """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive.
+
+    White space inside a token, or one that is nothing else (byte-level BPE), parts words that then share their tokens.
+    """
     starts = [index for index, token in enumerate(tokens) if index == 0 or tokenizer.starts_word(token)]
     spans = []
     for first, after in itertools.pairwise([*starts, len(tokens)]):
-        text = normalise(tokenizer.decode(tokens[first:after]))
-        if text:
-            spans.append((text, first, after - 1))
+        spans += [(word, first, after - 1) for word in normalise(tokenizer.decode(tokens[first:after])).split()]
     return spans

@@ -60,14 +60,19 @@ def frame_start_seconds(frame):
     return frame * FRAME_SECONDS
 
 
+def duration_frames(seconds):
+    """A duration in frames: a float, whole for what lies on the grid, and infinite for infinity."""
+    return round(seconds / FRAME_SECONDS, 6)
+
+
 def frame_at(seconds):
     """The encoder frame whose span ``(40 t, 40 (t+1)]`` ms holds the time ``seconds``; 0 at least."""
-    return max(0, math.ceil(round(seconds / FRAME_SECONDS, 6)) - 1)
+    return max(0, math.ceil(duration_frames(seconds)) - 1)
 
 
 def frame_from(seconds):
     """The encoder frame whose span ``[40 t, 40 (t+1))`` ms holds the time ``seconds``: where a word begins."""
-    return max(0, math.floor(round(seconds / FRAME_SECONDS, 6)))
+    return max(0, math.floor(duration_frames(seconds)))
 
 
 def gap_frames(seconds):

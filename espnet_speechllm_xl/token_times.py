@@ -4,8 +4,8 @@ The decoder says only in which chunk a token's (with ``unit: word`` its word's) 
 A model trained with an auxiliary CTC loss knows more: the tokens of a chunk are aligned by CTC Viterbi to the frames
 between the token before them, at most ``frames_back``, and the end of the chunk.  Without a CTC head, or where the
 frames are too few, they share the chunk, less the delay, evenly.  Times depend on nothing after the chunk, so with
-greedy search a stream gives what a file gives, but for a chunk shorter than the label delay, some words of which were
-settled before; with a beam it may settle a word before the others of its chunk, which decide its times as well.
+greedy search a stream gives what a file gives; with a beam it may settle a word before the others of its chunk, which
+decide its times as well.
 """
 
 import math
@@ -60,8 +60,9 @@ class TokenTimes:
                 pass  # too few frames
         delay = self._chunking.delay
         begin, end = max(0, begin - delay, after), end - delay
-        # Words that were settled before, or the delay, may have taken the whole chunk: then a frame.
-        width = (end - begin if begin < end else 1) / len(tokens)
+        if begin >= end:  # words that were settled before, or the delay, took the whole chunk: then a frame if there is
+            end = max(begin, min(begin + 1, self.frames))
+        width = (end - begin) / len(tokens)
         return [(begin + index * width, begin + (index + 1) * width) for index in range(len(tokens))]
 
     @torch.no_grad()

@@ -187,6 +187,16 @@ def test_what_was_heard_is_known_until_its_delay_is_over(chunk, delay):
     assert found.tokens == (0,) and found.score > -1.2  # about -3 where CTC has forgotten it
 
 
+@pytest.mark.parametrize("tail", [2, 16])
+def test_a_short_last_chunk_knows_what_was_heard_in_the_one_before(tail):
+    chunk, said = 64, 20  # 44 frames before the last chunk, which writes it
+    log_probs = torch.full((chunk + tail, 3), 0.005)
+    log_probs[:, 2] = 0.99
+    log_probs[said] = torch.tensor([0.99, 0.005, 0.005])
+    found = decode(Due(1), log_probs.log(), [chunk, tail], 0.5, SearchConfig("chunk_sync", beam_size=16))[0]
+    assert found.tokens == (0,) and found.score > -1
+
+
 class Brief:
     """Says 0 less readily than nothing, and no more than once."""
 

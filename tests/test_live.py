@@ -13,6 +13,7 @@ from espnet_speechllm_xl import engine, timeline
 from espnet_speechllm_xl.config import ChunkingConfig, ConfigError, SearchConfig, StreamConfig
 from espnet_speechllm_xl.search import ChunkSync, Hypothesis
 from espnet_speechllm_xl.streaming import Stream, transcribe
+from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
 
 OFF = StreamConfig(settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=math.inf)
 CHUNKING = ChunkingConfig(16, 2)
@@ -257,6 +258,38 @@ def test_silence_after_text_ends_a_segment(model, piece):
     assert updates[3].segments[0].timestamps == (0.0, 0.64) and updates[3].segments[0].end == 1.28
     assert (updates[4].segment.index, updates[4].segment.words, updates[4].partial) == (1, (), "")
     assert " ".join(u.text for u in updates if u.text) == "the on the"
+
+
+def test_limits_are_kept_wherever_in_the_stream_they_fall(model, piece):
+    """As floats, 0.64 s of silence are less than 0.64 s after every other chunk, and 4.48 / 0.64 is more than 7."""
+    the, a = piece["▁the"], piece["▁a"]
+    silence = StreamConfig(settle_seconds=math.inf, endpoint_silence=0.64, endpoint_length=math.inf)
+    length = StreamConfig(settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=1.28)
+    for config in (silence, length):
+        for chunk in range(12):
+            script = [[[(the, chunk)][: index >= chunk]] for index in range(chunk + 3)]
+            updates = scripted(model, script, config, "word")
+            assert [index for index, update in enumerate(updates) if update.segments] == [chunk + 1]
+    age = StreamConfig(settle_seconds=4.48, endpoint_silence=math.inf, endpoint_length=math.inf)
+    updates = scripted(model, [[[(the, 0)], [(a, 0)]]] * 9, age, "word")
+    assert [update.text for update in updates].index("the") == 7
+
+
+def test_tokens_of_a_chunk_have_their_times_together(model, piece, monkeypatch):
+    """A chunk's last word is settled later.  CTC has no room for all, so they share it; for the last alone it has."""
+    the, on = piece["▁the"], piece["▁on"]
+    outputs = [*[(the, 0)] * 9, *[(the, 1)] * 9, (on, 3)]
+    script = [[[output for output in outputs if output[1] <= chunk]] for chunk in range(5)]
+    heard, add = [], TokenTimes.add
+    monkeypatch.setattr(TokenTimes, "add", lambda times, frames: (heard.append(frames), add(times, frames)))
+    updates = scripted(model, script, OFF, ctc=True)
+    assert [update.text for update in updates] == [" ".join(["the"] * count) for count in (8, 9, 0, 1, 0)]
+    times = TokenTimes(model[0].ctc, CHUNKING)
+    for frames in heard:
+        add(times, frames)
+    spans = hypothesis_spans(times, *zip(*outputs, strict=True))
+    found = [time for update in updates for word in update.words for time in (word.start, word.end)]
+    assert found == pytest.approx([timeline.frame_start_seconds(frame) for span in spans[:18] for frame in span])
 
 
 def test_a_long_segment_ends_at_a_whole_word(model, piece):

@@ -270,6 +270,7 @@ def test_what_is_no_audio_is_refused_and_the_stream_goes_on(tiny_model):
         (nan, "not-finite"),
         (np.zeros((2, 9), np.float32), "unreadable"),
         (np.ones(9, np.int16), "unreadable"),
+        (32767 * audio, "range"),
         *((bad, "unreadable") for bad in (["x"], None, object(), ragged, 0.5)),
     ):
         with pytest.raises(AudioError) as caught:

@@ -106,6 +106,16 @@ def test_tokens_of_two_texts_are_those_of_both(tokenizers, sentences, kind):
         assert tokenizer.starts_word(one[0]) and tokenizer.starts_word(other[0])
 
 
+def test_white_space_inside_a_token_parts_words(tmp_path, sentences):
+    """Byte-level tokens as a pretrained model may write them."""
+    save_hugging_face(tmp_path, sentences, True)
+    tokenizer = load_tokenizer(tmp_path)
+    ada, line, letter = tokenizer.encode("ada")[0], tokenizer.pieces.index("Ċ"), tokenizer.pieces.index("s")
+    tokens = [*ada, line, letter]
+    assert tokenizer.decode(tokens) == "ada\ns"
+    assert word_spans(tokenizer, tokens) == [("ada", 0, len(ada) + 1), ("s", 0, len(ada) + 1)]
+
+
 def test_words_that_begin_in_the_middle(tokenizers):
     """A hypothesis need not begin with a word mark."""
     tokenizer = tokenizers["char"]

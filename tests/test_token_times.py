@@ -101,5 +101,7 @@ def test_forgetting_changes_nothing_and_bounds_what_is_kept():
 
 def test_a_chunk_that_earlier_words_took_whole_still_gives_time():
     times = times_of("-00---11", 8, head=False)
-    assert times.spans((1, 2), 0, 8.0) == [(8.0, 8.5), (8.5, 9.0)]
     assert times.spans((1,), 0, 7.5) == [(7.5, 8.0)]
+    assert times.spans((1, 2), 0, 8.0) == [(8.0, 8.0), (8.0, 8.0)]  # no audio is left
+    times = times_of("-" * 18, 6, head=False, delay=12)
+    assert times.spans((1, 2), 1, 6.0) == [(6.0, 6.5), (6.5, 7.0)]
