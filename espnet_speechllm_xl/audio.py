@@ -23,6 +23,11 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 
 # Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
+# In libsndfile's log, of WAV, AIFF, 8SVX, AU, W64 and RF64: the bytes that the header promises, and those there are.
+SIZE_OF_SAMPLES = re.compile(
+    r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
+NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
 UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
 MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
@@ -77,6 +82,10 @@ def read_file(path, sample_rate=16000, *, notes=None):
     Raises AudioError.
     """
     name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise AudioError("unreadable", f"{name!a}: the name is not UTF-8: rename the file") from None
     if not os.path.isfile(name):
         raise _missing(name)
     samples, rate = _decode(name, _nonempty(name), 0.0, None, notes)
@@ -290,12 +299,12 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
             if audio.frames >= 1 << 40:
                 samples = _read_blocks(content, most)
                 if len(samples) > most:
-                    raise _too_long(entry, most_seconds)
+                    raise _too_long(entry, f"{most_seconds} s")
                 first, count = _span(entry, start, end, audio.samplerate, len(samples), notes)
                 return samples[first : first + count], audio.samplerate
             if audio.frames > most:
-                raise _too_long(entry, most_seconds)
-            _check_length(entry, audio, content)
+                raise _too_long(entry, f"{most_seconds} s")
+            _check_length(entry, audio, content, notes)
             first, count = _span(entry, start, end, audio.samplerate, audio.frames, notes)
             # Where decoding begins in the middle of an MP3, its first frames lack bits that stand in those before.
             lead = min(first, MP3_LEAD) if audio.format == "MP3" else 0
@@ -311,6 +320,8 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
             advice = "copy it again, or convert it to WAV or FLAC"
         reason = re.sub(r"^Error opening <.*?>: ", "", " ".join(str(error).split())).rstrip(". :")
         raise AudioError("unreadable", f"{entry} is damaged or of an unknown format ({reason}): {advice}") from None
+    except MemoryError:
+        raise _too_long(entry, "the memory holds") from None
     # MP3 headers may only estimate the length, hence 1 %.
     if len(samples) < 0.99 * count:
         raise _cut_short(entry, count, len(samples))
@@ -343,23 +354,24 @@ def _cut_short(entry, promised, found):
     )
 
 
-def _too_long(entry, seconds):
+def _too_long(entry, most):
     return AudioError(
-        "too-long", f"{entry} is longer than {seconds} s, or has too many channels for its length: cut it, make it mono"
+        "too-long", f"{entry} is longer than {most}, or has too many channels for its length: cut it, make it mono"
     )
 
 
-def _check_length(entry, audio, content):
-    """libsndfile shortens WAV and SPHERE files without a word when bytes are missing."""
+def _check_length(entry, audio, content, notes):
+    """libsndfile shortens files of most formats without a word, but in its log, when bytes are missing."""
     promised = None
-    if audio.format in ("WAV", "WAVEX"):
-        match = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
-        if match and int(match[2]) < int(match[1]) < UNKNOWN_BYTES:
-            promised = int(match[1]) * audio.frames // max(1, int(match[2]))
-    elif audio.format == "NIST":
+    if audio.format == "NIST":
         head = content[:1024] if isinstance(content, bytes) else content.open("rb").read(1024)
         match = re.search(rb"sample_count -i (\d+)", head)
         promised = int(match[1]) if match else None
+    elif match := SIZE_OF_SAMPLES.search(audio.extra_info):
+        if int(match[2]) < int(match[1]) < UNKNOWN_BYTES:
+            promised = int(match[1]) * audio.frames // max(1, int(match[2]))
+    elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it
+        _note(notes, "no-end", f"{entry}: the Ogg file has no end mark: it may be cut short")
     if promised is not None and promised > audio.frames:
         raise _cut_short(entry, promised, audio.frames)
 

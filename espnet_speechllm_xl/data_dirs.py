@@ -289,7 +289,7 @@ def perturb_dir(data, out, factors):
         raise KaldiError(f"{data}/utt2speed exists: the directory is perturbed already; perturb the original instead")
     tables.pop("utt2num_samples", None)
     tables.pop("utt2parts", None)
-    new = {name: {} for name in (*tables, "utt2speed")}
+    new = {name: {} for name in ("utt2speed", *tables)}  # the mark first: after a kill the command knows its own
     words = None if ctm is None else {}
     for label, factor in factors:
         prefix = "" if factor == 1 else f"sp{label}-"

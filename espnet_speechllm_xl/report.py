@@ -18,6 +18,7 @@ from .errors import UserError
 from .io import atomic_write
 from .kaldi import Joined, joined, read_table, read_text
 from .score_dirs import KINDS, score_set
+from .text import normalise
 from .train_log import read_train_log, training_summary
 
 # Between the first and the second stands what a program writes into a Markdown file; the rest of it is kept.
@@ -191,7 +192,7 @@ def _tokenize(model, table):
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    return {name: " ".join(processor.encode(text, out_type=str)) for name, text in table.items()}
+    return {name: " ".join(processor.encode(normalise(text), out_type=str)) for name, text in table.items()}
 
 
 def read_decoded(directory, dump):

@@ -199,6 +199,39 @@ def test_bad_audio_has_its_reason_and_one_line(tmp_path):
         assert message in str(caught.value) and "\n" not in str(caught.value), entry
 
 
+@pytest.mark.parametrize("kind", ["WAVEX", "RF64", "AIFF", "AU", "W64", "SVX"])
+def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
+    path = tmp_path / "t"
+    soundfile.write(path, speech(), RATE, format=kind)
+    assert len(read_audio(path, RATE)) == len(speech())
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(AudioError, match="t is cut short: its header promises 1[56]...") as caught:
+        read_audio(path, RATE)
+    assert caught.value.reason == "cut-short"
+
+
+def test_an_ogg_file_without_its_end_is_remarked_on(tmp_path):
+    """Recorders that are stopped in the middle leave whole pages."""
+    path, notes = tmp_path / "t.ogg", Counter()
+    soundfile.write(path, np.tile(speech(), 10), RATE, format="OGG", subtype="VORBIS")
+    read_audio(path, RATE, notes=notes)
+    assert not notes
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(read_audio(path, RATE, notes=notes)) < 9 * len(speech()) and notes == {"no-end": 1}
+
+
+def test_a_header_that_promises_more_than_the_memory_holds(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.flac", speech())
+
+    def too_much(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", too_much)
+    with pytest.raises(AudioError, match="t.flac is longer than the memory holds") as caught:
+        read_audio(path, RATE)
+    assert caught.value.reason == "too-long"
+
+
 def test_writers_to_a_pipe_do_not_know_the_length(tmp_path):
     samples = speech()
     wav = bytearray(open(write(tmp_path / "a.wav", samples), "rb").read())

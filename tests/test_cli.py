@@ -1,6 +1,7 @@
 """The command line: exit codes, formats, decoding and aligning a dump set, what is listed and counted."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -154,12 +155,12 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch, dump, tiny_model_dir, tm
         raise ValueError("a bug")
 
     monkeypatch.setattr(decode, "make_worker", buggy)
-    with pytest.raises(ValueError, match="a bug"):
-        run(capsys, "decode", "--dump", dump, "--model", tiny_model_dir, "--out", tmp_path / "out")
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, tmp_path / "out")
+    assert code == 3 and "Traceback" in error and "ValueError: a bug" in error  # not 1, after which recipes go on
     monkeypatch.setattr("espnet_speechllm_xl.bin.score._score_one", lambda args: [].pop())
-    with pytest.raises(IndexError):
-        texts = ("--ref", dump / "text", "--hyp", dump / "text", "--utt2spk", dump / "utt2spk")
-        run(capsys, "score", *texts, "--out", tmp_path / "out")
+    texts = ("--ref", dump / "text", "--hyp", dump / "text", "--utt2spk", dump / "utt2spk")
+    code, _, error = run(capsys, "score", *texts, "--out", tmp_path / "out")
+    assert code == 3 and "IndexError" in error
 
 
 def test_user_errors_are_what_they_should_be():
@@ -223,6 +224,13 @@ def test_bad_files_are_named_and_the_others_done(capsys, tiny_model_dir, files):
     for name, reason in BAD.items():
         (line,) = [line for line in error.splitlines() if str(files / name) in line]
         assert line.startswith("speechllm-xl transcribe: ") and reason in line
+
+
+def test_a_name_that_is_not_utf8_is_named(capsys, tiny_model_dir, files):
+    name = os.fsdecode(b"caf\xe9.wav")
+    shutil.copy(files / "good.wav", files / name)
+    code, out, error = transcribe(capsys, tiny_model_dir, files, [name, "good.wav"])
+    assert code == 1 and len(out.splitlines()) == 1 and "caf\\udce9.wav': the name is not UTF-8: rename" in error
 
 
 def test_good_files_are_0(capsys, tiny_model_dir, files):
@@ -404,6 +412,13 @@ def test_an_interrupted_decoding_goes_on(capsys, monkeypatch, dump, decoded, tin
     assert read_all(kept)["text"] != read_all(decoded)["text"]
 
 
+def test_what_is_decoded_anew_is_not_scored_before(capsys, monkeypatch, dump, decoded, tiny_model_dir, tmp_path):
+    out = shutil.copytree(decoded, tmp_path / "out")
+    monkeypatch.setattr(decode, "make_worker", counting(decode.make_worker, [], stop=1))
+    assert decode_set(capsys, dump, tiny_model_dir, out, "--max-tokens-per-chunk", "1")[0] == 130
+    assert [path.name for path in out.iterdir()] == [".parts"]
+
+
 def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir, tmp_path):
     assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", "--nj", "2")[0] == 0
     assert read_all(tmp_path / "out") == read_all(decoded)
@@ -498,9 +513,14 @@ def test_align_lists_unusable_audio(capsys, broken_dump, tiny_aligner_dir, tmp_p
     base = ("--dump", broken_dump, "--model", tiny_aligner_dir, "--out", tmp_path / "out", "--batch-size", "3")
     code, out, _ = run(capsys, "align", *base)
     failed = read_table(tmp_path / "out" / "failed")
-    assert code == 0 and list(failed) == ["a-2", "a-3", "b-1", "b-2", "b-3"]
+    assert code == 1 and list(failed) == ["a-2", "a-3", "b-1", "b-2", "b-3"]
     assert failed["a-3"] == "unusable audio: not in wav.scp" and "gone.flac does not exist" in failed["a-2"]
     assert "2 of 7 utterances aligned" in out and "3 left out: unusable audio" in out
+    # One file is mended: the same command takes it in.
+    shutil.copy(read_table(broken_dump / "wav.scp")["a-1"], tmp_path / "garbage.flac")
+    code, out, _ = run(capsys, "align", *base)
+    assert code == 1 and "2 left out: unusable audio" in out
+    assert "unusable" not in read_table(tmp_path / "out" / "failed").get("b-3", "")
 
 
 def test_align_lists_what_the_dump_lacks(capsys, dump, tiny_aligner_dir, tmp_path):

@@ -557,6 +557,25 @@ def test_perturbing_twice_is_refused(tmp_path):
         data_dirs.perturb_dir(tmp_path / "d", tmp_path / "d", "0.9 1")
 
 
+def test_perturbing_goes_on_after_a_kill(tmp_path, monkeypatch):
+    make(tmp_path / "d", LENGTHS)
+    write_table = data_dirs.write_table
+    for last in range(1, 5):
+        out, names = tmp_path / f"sp{last}", []
+
+        def killed(path, table, last=last, names=names):
+            names.append(path)
+            if len(names) > last:
+                raise KeyboardInterrupt
+            write_table(path, table)
+
+        monkeypatch.setattr(data_dirs, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            data_dirs.perturb_dir(tmp_path / "d", out, "0.9 1")
+        monkeypatch.undo()
+        assert data_dirs.perturb_dir(tmp_path / "d", out, "0.9 1") == (5, 10) and data_dirs.check_dir(out) == []
+
+
 def test_subsets(tmp_path, capsys):
     kinds(tmp_path)
     (tmp_path / "list").write_text("bob-1 and more\nann-3\nghost\nann-3\n")

@@ -218,6 +218,23 @@ def test_the_microphone_is_heard(page, recogniser, wav):
     assert_near_letters(text_of(page), most=4)  # the first and the last may be cut
 
 
+def test_the_recorder_gives_what_it_holds_when_it_is_asked(page):
+    """The last samples before the microphone is stopped fill no block."""
+    script = """async () => {
+      const posted = [];
+      globalThis.AudioWorkletProcessor = class {
+        port = { postMessage: (block) => posted.push(block.length) };
+      };
+      const made = new Promise((resolve) => (globalThis.registerProcessor = (name, kind) => resolve(kind)));
+      await import("/page/recorder.js");
+      const recorder = new (await made)({ processorOptions: { size: 480 } });
+      for (let quantum = 0; quantum < 10; quantum++) recorder.process([[new Float32Array(128)]]);
+      recorder.port.onmessage({});
+      return posted;
+    }"""
+    assert page.evaluate(script) == [480, 480, 320]
+
+
 def test_a_file_may_be_sent_as_it_is_heard(page, wav):
     use_greedy(page)
     page.check("#play")

@@ -211,6 +211,9 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
     tokenizer = AutoTokenizer.from_pretrained(save_hugging_face(tmp_path / "made", sentences, True))
     tokenizer.add_tokens([AddedToken("\n"), AddedToken("\r\n")])
     tokenizer.save_pretrained(tmp_path / "hf")
+    for name in ("model-1.safetensors", "model.gguf", "original/consolidated.00.pth"):  # weights stay where they are
+        (tmp_path / "hf" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "hf" / name).touch()
     (tmp_path / "text").write_text("u1 a\n")
     out = tmp_path / "out"
     for source in (tmp_path / "hf", out / "tokenizer"):  # the second is what the first left
@@ -220,6 +223,10 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
         assert (
             len(read_token_list(out / "tokens.txt")) == len(tokenizer) == len(load_tokenizer(out / "tokenizer").pieces)
         )
+    kept = sorted(path.name for path in (out / "tokenizer").iterdir())
+    assert kept == sorted(path.name for path in (tmp_path / "hf").iterdir() if path.suffix in (".json", ".jinja"))
+    options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(tmp_path / "text")]
+    assert tokens.main(options) == 2
 
 
 def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_jobs_arguments
 
+UNUSABLE = "unusable audio"  # a reason that may be gone the next time
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 
 
@@ -25,10 +26,11 @@ def add_arguments(parser):
 
 def main(args):
     """Write the aligned set: Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``,
-    ``failed`` (utterance and reason) and ``report.json``; returns the exit code."""
+    ``failed`` (utterance and reason), ``report.json``; returns the exit code, 1 when some audio could not be read."""
     from espnet_speechllm_xl import jobs
     from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import read_table
 
     dump, out = Path(args.dump), Path(args.out)
@@ -45,7 +47,7 @@ def main(args):
         }
         task = {"settings": settings, "batches": batches, "text": args.text and read_table(args.text)}
         before = jobs.summary_of(out / "report.json", task)
-        if before:
+        if before and not before.get("unusable"):
             print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
             return 0
         title = f"align {dump.name}"
@@ -69,12 +71,15 @@ def main(args):
     if not good:
         reason = next(iter(failed.values()), "no utterances")
         raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
-    _write(dump, out, text, good, failed, task and jobs.digest(task))
-    jobs.finish(out / ".parts")
     reasons = Counter(map(kind_of_reason, failed.values()))
+    _write(dump, out, text, good, failed)
+    report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": reasons[UNUSABLE]}
+    with atomic_write(out / "report.json") as stream:
+        json.dump({**report, "task": task and jobs.digest(task)}, stream)
+    jobs.finish(out / ".parts")
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
     print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
-    return 0
+    return 1 if reasons[UNUSABLE] else 0
 
 
 def kind_of_reason(reason):
@@ -106,7 +111,7 @@ def make_worker(settings):
                     raise AudioError("missing", "not in wav.scp")
                 speech[utterance] = torch.as_tensor(read_audio(audio[utterance], rate))
             except AudioError as error:
-                results[utterance] = f"unusable audio: {error}"
+                results[utterance] = f"{UNUSABLE}: {error}"
         if speech:
             results.update(align(speech))
         return [[utterance, results[utterance]] for utterance in utterances]
@@ -175,10 +180,9 @@ def _move(aligned, source, target):
             aligned[utterance] = str(error)
 
 
-def _write(dump, out, text, good, failed, task):
+def _write(dump, out, text, good, failed):
     from espnet_speechllm_xl.alignment import format_char_ends, word_times
     from espnet_speechllm_xl.ctm import write_ctm
-    from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import read_table, spk2utt, write_table
     from espnet_speechllm_xl.text import normalise
 
@@ -191,6 +195,3 @@ def _write(dump, out, text, good, failed, task):
     write_table(out / "char_ends", {utterance: format_char_ends(ends) for utterance, (_, ends) in good.items()})
     write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
     write_table(out / "failed", failed)
-    with atomic_write(out / "report.json") as stream:
-        counts = {"aligned": len(good), "failed": len(failed), "total": len(good) + len(failed)}
-        json.dump({**counts, "task": task}, stream)

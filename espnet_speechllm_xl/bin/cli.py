@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 
 from espnet_speechllm_xl import __version__
 
@@ -21,11 +22,11 @@ COMMANDS = {
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",
 }
-OK, SOME_FAILED, WRONG_USE = 0, 1, 2
+OK, SOME_FAILED, WRONG_USE, BROKEN = 0, 1, 2, 3
 
 
 def main(argv=None):
-    """Run a command; returns its exit code: 0 done, 1 some inputs failed, 2 wrong use."""
+    """Run a command; returns its exit code: 0 done, 1 some inputs failed, 2 wrong use, 3 a bug or a broken machine."""
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads.  Threads wait for one another by spinning: for ever, two jobs on the same cores run ten times
     # slower; not at all, two threads train no faster than one.  About 0.1 ms keeps nearly all of the speed.
@@ -54,7 +55,7 @@ def main(argv=None):
 
 
 def _run(module, args):
-    """Errors that name the input and the next action are one line; anything else is a bug and keeps its traceback."""
+    """Errors that name the input and the next action are one line; anything else keeps its traceback."""
     from espnet_speechllm_xl.errors import UserError
 
     try:
@@ -72,6 +73,9 @@ def _run(module, args):
     except KeyboardInterrupt:
         print("speechllm-xl: interrupted", file=sys.stderr)
         return 130
+    except Exception:  # Python itself would end with 1, after which recipes go on
+        traceback.print_exc()
+        return BROKEN
 
 
 if __name__ == "__main__":

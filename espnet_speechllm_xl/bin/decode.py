@@ -6,6 +6,8 @@ from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, load_settings
 
+WRITTEN = ("text", "token", "token_int", "score", "nbest.jsonl", "failed", "decode.json")
+
 
 def add_arguments(parser):
     """Options of the command."""
@@ -37,7 +39,8 @@ def main(args):
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
         return 0
-    (out / "decode.json").unlink(missing_ok=True)  # what is decoded anew is not done before its end
+    for name in WRITTEN:  # lest hypotheses of other weights are scored before the end
+        (out / name).unlink(missing_ok=True)
     title = f"decode {dump.name}"
     results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
     if args.shard:
@@ -84,7 +87,6 @@ def _write_texts(out, good):
     }
     for name, value in columns.items():
         write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
-    (out / "nbest.jsonl").unlink(missing_ok=True)
     if any(len(item["nbest"]) > 1 for item in good.values()):
         with atomic_write(out / "nbest.jsonl") as stream:
             for utterance, item in good.items():

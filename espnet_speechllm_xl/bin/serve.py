@@ -22,7 +22,11 @@ def main(args):
     from espnet_speechllm_xl.server.service import Service
 
     if config.host not in LOOPBACK and not config.token:
-        print(f"speechllm-xl serve: whoever reaches {config.host} may use it: give a --token", file=sys.stderr)
+        print(
+            f"speechllm-xl serve: whoever reaches {config.host} may use it, but for the page, which then works on this "
+            "machine alone: give a --token",
+            file=sys.stderr,
+        )
     with bind(config) as listener:
         model = Path(args.model).resolve()
         name = model.name if model.is_dir() else model.stem

@@ -10,6 +10,8 @@ from espnet_speechllm_xl.io import atomic_path, atomic_write
 from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.text import load_tokenizer, normalise
 
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+
 
 def main(argv=None):
     """Write ``tokenizer.model`` (or the directory ``tokenizer``) and ``tokens.txt``; returns the exit code."""
@@ -37,11 +39,13 @@ def _make(args):
     if args.type == "hf":
         if not args.hf:
             raise UserError("--type hf needs --hf DIR")
+        if not Path(args.hf).is_dir():
+            raise UserError(f"--hf {args.hf} is no directory: give that of a Hugging Face tokenizer")
         tokenizer = load_tokenizer(args.hf)
         if (out / "tokenizer").resolve() == Path(args.hf).resolve():
             return tokenizer
         shutil.rmtree(out / "tokenizer", ignore_errors=True)  # files of another one would be taken for its own
-        shutil.copytree(args.hf, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        shutil.copytree(args.hf, out / "tokenizer", ignore=_not_of_the_tokenizer)
         return tokenizer
     sentences = list(filter(None, map(normalise, read_table(args.text, empty_values=True).values())))
     if not sentences:
@@ -49,6 +53,11 @@ def _make(args):
     with atomic_path(out / "tokenizer.model") as temporary:
         _train(sentences, temporary, args)
     return load_tokenizer(out / "tokenizer.model")
+
+
+def _not_of_the_tokenizer(folder, names):
+    """Of a checkpoint: weights, and folders, where other forms of them lie."""
+    return [name for name in names if name.endswith(WEIGHTS) or (Path(folder) / name).is_dir()]
 
 
 def _train(sentences, path, args):

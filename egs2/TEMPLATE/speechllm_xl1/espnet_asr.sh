@@ -147,7 +147,7 @@ decode() {
     log "$out was decoded before by the same weights and settings"
     return
   fi
-  rm -rf "$out/.done" "$out/decode.json" "$parts"
+  rm -rf "$out"/{.done,text,token,token_int,score,decode.json} "$parts"
   mkdir -p "$parts" "$out/log"
   jobs=$(grep -c '' "$dump/$set/wav.scp") # also a last line without an end
   [ "$jobs" -le "$nj" ] || jobs=$nj

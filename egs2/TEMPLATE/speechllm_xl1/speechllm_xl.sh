@@ -225,7 +225,8 @@ if runs 6 "$no_align"; then
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
     esac
     if [ "$alignment" = ctc ]; then
-      sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
+      tolerate "aligning: utterances in $aligned/$set/failed" \
+        sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     else
       speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"

@@ -1,10 +1,12 @@
-// AudioWorklet: gathers the microphone's samples into blocks of `size` and posts them as Int16Array.
+// AudioWorklet: gathers the microphone's samples into blocks of `size` and posts them as Int16Array.  To any message it
+// answers with the samples of the block that is not full yet, which are the last.
 
 class Recorder extends AudioWorkletProcessor {
   constructor({ processorOptions }) {
     super();
     this.block = new Int16Array(processorOptions.size);
     this.filled = 0;
+    this.port.onmessage = () => this.port.postMessage(this.block.slice(0, this.filled));
   }
 
   process([channels]) {

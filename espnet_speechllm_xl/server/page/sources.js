@@ -3,6 +3,7 @@
 const FILE_RATE = 16000;
 const BLOCK_SECONDS = 0.1;
 const MOST_QUEUED_SECONDS = 30;
+const LAST_BLOCK_MS = 300; // the recorder answers in a few
 
 const MICROPHONE_ERRORS = {
   NotAllowedError: "The microphone is not allowed. Allow it for this page in the browser's address bar and start again.",
@@ -46,15 +47,15 @@ export class Microphone {
     this.queue = [];
     this.stopped = false;
     this.wake = () => {};
-    const recorder = new AudioWorkletNode(context, "recorder", {
-      numberOfOutputs: 0,
-      processorOptions: { size: Math.round(BLOCK_SECONDS * this.rate) },
-    });
-    recorder.port.onmessage = ({ data }) => {
-      this.queue.push(data);
+    const size = Math.round(BLOCK_SECONDS * this.rate);
+    this.recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, processorOptions: { size } });
+    this.recorder.port.onmessage = ({ data }) => {
+      if (this.stopped) return;
+      if (data.length) this.queue.push(data);
+      if (data.length < size) this.end(); // the last
       this.wake();
     };
-    context.createMediaStreamSource(stream).connect(recorder);
+    context.createMediaStreamSource(stream).connect(this.recorder);
     const [track] = stream.getAudioTracks();
     track.onended = () => this.stop(); // unplugged, or permission withdrawn
     context.resume();
@@ -70,9 +71,15 @@ export class Microphone {
     }
   }
 
+  /** Asks for what was heard last; blocks() ends behind it. */
   stop() {
-    this.stopped = true;
     this.stream.getTracks().forEach((track) => track.stop());
+    this.recorder.port.postMessage("last");
+    setTimeout(() => this.end(), LAST_BLOCK_MS); // a context that does not run answers nothing
+  }
+
+  end() {
+    this.stopped = true;
     if (this.context.state !== "closed") this.context.close();
     this.wake();
   }
