@@ -22,12 +22,12 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
 
-# Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
-# In libsndfile's log, of WAV, AIFF, 8SVX, AU, W64 and RF64: the bytes that the header promises, and those there are.
-SIZE_OF_SAMPLES = re.compile(
-    r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE
-)
+LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
+# In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those there are; RF64's frames.
+BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
+# Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
 UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
 MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
@@ -37,7 +37,8 @@ MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be u
 class AudioError(UserError):
     """Audio that cannot be used.  ``reason`` is a short code for counting; ``str()`` is the whole line.
 
-    Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, sample-rate, channel, segment, too-long.
+    Reasons: missing, unreadable, command-failed, cut-short, empty, not-finite, range, sample-rate, channel, segment,
+    too-long.
     """
 
     def __init__(self, reason, message):
@@ -109,7 +110,7 @@ def conform(
     """Bring an array (samples,) or (samples, channels) to mono float32 at ``sample_rate`` Hz.
 
     Integer arrays are scaled by their type's full range, so that 16-bit audio lies in [-1, 1).  Arguments
-    as in :func:`read_audio`; raises AudioError (empty, not-finite, channel, sample-rate, unreadable).
+    as in :func:`read_audio`; raises AudioError (empty, not-finite, range, channel, sample-rate, unreadable).
     """
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
@@ -126,6 +127,7 @@ def conform(
         raise AudioError(
             "not-finite", f"{name} holds {bad} NaN or infinite samples: make the file again from its source"
         )
+    check_scale(float(np.abs(samples).max()), name)
     samples = _to_mono(samples, channel, name, notes)
     if rate != sample_rate:
         if not resample:
@@ -139,6 +141,12 @@ def conform(
         faster = soxr.resample(samples, rate * speed, sample_rate).astype(np.float32, copy=False)
         samples = faster if len(faster) else samples[:1]
     return np.ascontiguousarray(samples)
+
+
+def check_scale(peak, name):
+    """Raises AudioError (range) when the largest magnitude of float samples is none of audio in [-1, 1]."""
+    if peak > LOUDEST:
+        raise AudioError("range", f"{name}: a sample of {peak:.0f}, but full scale is 1: divide 16-bit values by 32768")
 
 
 def resample(samples, rate, sample_rate):
@@ -367,7 +375,9 @@ def _check_length(entry, audio, content, notes):
         head = content[:1024] if isinstance(content, bytes) else content.open("rb").read(1024)
         match = re.search(rb"sample_count -i (\d+)", head)
         promised = int(match[1]) if match else None
-    elif match := SIZE_OF_SAMPLES.search(audio.extra_info):
+    elif match := FRAMES.search(audio.extra_info):
+        promised = int(match[1])
+    elif match := BYTES.search(audio.extra_info):
         if int(match[2]) < int(match[1]) < UNKNOWN_BYTES:
             promised = int(match[1]) * audio.frames // max(1, int(match[2]))
     elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it

@@ -19,7 +19,7 @@ from espnet_speechllm_xl.io import atomic_write
 _work = None  # the function of this worker process
 
 
-def run_batches(batches, make_worker, settings, parts, nj, title, shard=None):
+def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, begun=None, again=None):
     """Results of ``worker(batch)`` for every batch, in order; of a shard None.
 
     Args:
@@ -31,6 +31,8 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None):
         nj: processes; 1 works in this one.
         title: of the progress bar.
         shard: (i, n): do the i-th (from 1) of n parts of the batches only.
+        begun: called when the first batch is done: by then settings and model are known to be good.
+        again: predicate of an item; a batch with one that it is true of is not kept, but done again by the next run.
     """
     own = digest({"settings": settings, "batches": batches})[:16]
     if shard is None:
@@ -38,6 +40,7 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None):
     parts = Path(parts) / own
     wanted = range(len(batches))[shard[0] - 1 :: shard[1]] if shard else range(len(batches))
     todo = [index for index in wanted if not (parts / f"{index}.json").exists()]
+    passing = {}  # results that are not kept
     bar = tqdm(
         total=len(wanted),
         initial=len(wanted) - len(todo),
@@ -48,12 +51,20 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None):
     )
     with bar:
         for index, result in _results([(index, batches[index]) for index in todo], make_worker, settings, nj):
-            with atomic_write(parts / f"{index}.json") as stream:
-                json.dump(result, stream)
+            if begun is not None:
+                begun()
+                begun = None
+            if again is not None and any(map(again, result)):
+                passing[index] = result
+            else:
+                with atomic_write(parts / f"{index}.json") as stream:
+                    json.dump(result, stream)
             bar.update()
     if shard is not None:
         return None
-    return [item for index in range(len(batches)) for item in json.loads((parts / f"{index}.json").read_text("utf-8"))]
+    kept = [index for index in range(len(batches)) if index not in passing]
+    passing.update((index, json.loads((parts / f"{index}.json").read_text("utf-8"))) for index in kept)
+    return [item for index in range(len(batches)) for item in passing[index]]
 
 
 def finish(parts):

@@ -3,7 +3,7 @@
 import numpy as np
 import soxr
 
-from espnet_speechllm_xl.audio import AudioError
+from espnet_speechllm_xl.audio import AudioError, check_scale
 
 FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
 RATES = range(8000, 192001)  # Hz
@@ -40,7 +40,7 @@ class Pcm:
         return self.rate * self._type.itemsize
 
     def samples(self, data):
-        """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for NaN and files."""
+        """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for no such PCM."""
         if not self._begun and (data.startswith(HEADERS) or data[4:8] == MP4):
             raise AudioError(
                 "format", "an audio file with a header, not raw PCM: transcribe the file, or decode it first"
@@ -55,6 +55,7 @@ class Pcm:
         elif not np.isfinite(samples).all():
             raise AudioError("not-finite", "PCM with NaN or infinite samples: mend the source of the audio")
         else:
+            check_scale(float(np.abs(samples).max(initial=0)), "PCM")
             samples = samples.astype(np.float32).clip(-1, 1)
         return self._resample(samples, last=False)
 

@@ -292,11 +292,11 @@ def score_experiment(exp, dump, results, command=None, date=None):
     Returns (list of :class:`Decoded`, unfinished, failed), the latter two ``{directory: message}`` of the sets that
     are not decoded to their end, which is no error while another training of ``exp`` decodes, and of those that could
     not be scored; together they are all sets found, and those without scores stand in RESULTS.md too.  ``command``:
-    how the results were made.  Raises FileNotFoundError when there is nothing to score.
+    how the results were made.  Raises UserError when there is nothing to score.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
-        raise FileNotFoundError(f"{exp}: no <model>/decode_*/<set>/text below it: run the decode stage, or mend --exp")
+        raise UserError(f"{exp}: no <model>/decode_*/<set>/text below it: run the decode stage, or mend --exp")
     decoded, unfinished, failed = [], {}, {}
     for directory in directories:
         try:

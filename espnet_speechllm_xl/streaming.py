@@ -21,15 +21,13 @@ import torch
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.acoustic import EncodeRequest
-from espnet_speechllm_xl.audio import AudioError
+from espnet_speechllm_xl.audio import AudioError, check_scale
 from espnet_speechllm_xl.config import ConfigError, StreamConfig
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.engine import answer, run
 from espnet_speechllm_xl.search import make_search, shared
 from espnet_speechllm_xl.text import normalise, word_spans
 from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
-
-LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
 
 
 @dataclass(frozen=True)
@@ -383,8 +381,8 @@ def checked_samples(samples, model):
         )
     if not torch.isfinite(tensor).all():
         raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
-    if len(tensor) and (peak := float(tensor.abs().max())) > LOUDEST:
-        raise AudioError("range", f"stream: a sample of {peak:.0f}, but full scale is 1: divide 16-bit values by 32768")
+    if len(tensor):
+        check_scale(float(tensor.abs().max()), "stream")
     return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 

@@ -419,6 +419,25 @@ def test_what_is_decoded_anew_is_not_scored_before(capsys, monkeypatch, dump, de
     assert [path.name for path in out.iterdir()] == [".parts"]
 
 
+def test_wrong_use_leaves_what_was_decoded(capsys, dump, decoded, tiny_model_dir, tmp_path):
+    out = shutil.copytree(decoded, tmp_path / "out")
+    for options in (["--chunk-size", "0.65"], ["--device", "cuda:99"]):
+        assert decode_set(capsys, dump, tiny_model_dir, out, *options)[0] == 2
+    assert read_all(out) == read_all(decoded)
+
+
+def test_only_what_failed_is_decoded_again(capsys, monkeypatch, broken_dump, decoded, tiny_model_dir, tmp_path):
+    first, second = [], []
+    for calls in (first, second):
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "make_worker", counting(decode.make_worker, calls))
+            assert decode_set(capsys, broken_dump, tiny_model_dir, tmp_path / "out")[0] == 1
+    assert 0 < len(second) < len(first) and set(map(tuple, second)) < set(map(tuple, first))
+    shutil.copy(read_table(broken_dump / "wav.scp")["a-1"], tmp_path / "garbage.flac")
+    assert decode_set(capsys, broken_dump, tiny_model_dir, tmp_path / "out")[0] == 1
+    assert list(read_table(tmp_path / "out" / "failed")) == ["a-2", "a-3"]
+
+
 def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir, tmp_path):
     assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", "--nj", "2")[0] == 0
     assert read_all(tmp_path / "out") == read_all(decoded)
@@ -516,6 +535,12 @@ def test_align_lists_unusable_audio(capsys, broken_dump, tiny_aligner_dir, tmp_p
     assert code == 1 and list(failed) == ["a-2", "a-3", "b-1", "b-2", "b-3"]
     assert failed["a-3"] == "unusable audio: not in wav.scp" and "gone.flac does not exist" in failed["a-2"]
     assert "2 of 7 utterances aligned" in out and "3 left out: unusable audio" in out
+    shutil.copytree(broken_dump, tmp_path / "lost")
+    write_table(tmp_path / "lost/wav.scp", dict.fromkeys(read_table(broken_dump / "text"), tmp_path / "away.flac"))
+    lost = ("--dump", tmp_path / "lost", "--model", tiny_aligner_dir, "--out", tmp_path / "found")
+    assert run(capsys, "align", *lost)[0] == 2
+    shutil.copy(read_table(broken_dump / "wav.scp")["a-1"], tmp_path / "away.flac")
+    assert run(capsys, "align", *lost)[0] == 0
     # One file is mended: the same command takes it in.
     shutil.copy(read_table(broken_dump / "wav.scp")["a-1"], tmp_path / "garbage.flac")
     code, out, _ = run(capsys, "align", *base)

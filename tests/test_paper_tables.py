@@ -443,6 +443,14 @@ def test_failures_of_the_runs_are_named(recipe, capsys):
     assert "data and alignments failed with status 4" in capsys.readouterr().err
 
 
+def test_inputs_that_failed_are_named_and_the_rows_made(recipe, capsys):
+    write(recipe / "run.sh", SCRIPT.replace("align ] || exit 0", "align ] || exit 1"))
+    assert command(recipe, "--table", "III") == 1
+    error = capsys.readouterr().err
+    assert "data and alignments: some inputs failed, they are named above" in error and error.count("\n") == 1
+    assert list(recipe.glob("exp/*/decode_alsd/eval/text"))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -1,4 +1,3 @@
-import argparse
 import json
 import math
 
@@ -6,7 +5,7 @@ import numpy as np
 import pytest
 
 from espnet_speechllm_xl import plots, report, score_dirs
-from espnet_speechllm_xl.bin import score
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.metrics import Counts
 
@@ -18,9 +17,7 @@ SPK = "s1-a s1\ns1-b s1\ns2-c s2\ns2-d s2\n"
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    score.add_arguments(parser)
-    return score.main(parser.parse_args([str(argument) for argument in arguments]))
+    return cli.main(["score", *map(str, arguments)])
 
 
 def write(path, text):
@@ -100,10 +97,10 @@ def test_missing_hypothesis_counts_and_is_named(tmp_path, caplog):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, change, message):
-    assert run(*one_set(tmp_path, **change)) == 1
+    assert run(*one_set(tmp_path, **change)) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.startswith("speechllm-xl score: ") and error.count("\n") == 1
+    assert error.startswith("speechllm-xl: error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +224,7 @@ def test_a_set_that_another_training_decodes_is_no_failure(tmp_path, capsys):
 
 def test_nothing_to_score(tmp_path, capsys):
     (tmp_path / "exp").mkdir()
-    assert run("--exp", tmp_path / "exp", "--dump", tmp_path, "--results", tmp_path / "RESULTS.md") == 1
+    assert run("--exp", tmp_path / "exp", "--dump", tmp_path, "--results", tmp_path / "RESULTS.md") == 2
     assert "run the decode stage" in capsys.readouterr().err
     assert not (tmp_path / "RESULTS.md").exists()
 

@@ -128,6 +128,11 @@ def test_pcm_on_standard_input(capsys, monkeypatch, tiny_model_dir, audio, expec
     assert (code, out.splitlines()) == (0, texts) and "the last sample is cut" in err
 
 
+def test_pcm_that_is_none_of_its_kind():
+    with pytest.raises(AudioError, match="PCM: a sample of 9000, but full scale is 1"):  # clipped it would be noise
+        Pcm("f32", 16000, 16000).samples(np.array([0.1, -9000], "<f4").tobytes())
+
+
 def test_pcm_at_another_rate(capsys, monkeypatch, tiny_model_dir, audio):
     import soxr
 

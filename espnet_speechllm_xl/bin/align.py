@@ -7,6 +7,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin.options import add_jobs_arguments
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
+WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 
 
@@ -47,11 +48,18 @@ def main(args):
         }
         task = {"settings": settings, "batches": batches, "text": args.text and read_table(args.text)}
         before = jobs.summary_of(out / "report.json", task)
-        if before and not before.get("unusable"):
+        if before and not before.get("unusable", before["failed"]):
             print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
             return 0
+
+        def begun():
+            for name in () if before else (*WRITTEN, *COPIED):  # lest a training takes another aligner's
+                (out / name).unlink(missing_ok=True)
+
         title = f"align {dump.name}"
-        results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
+        results = jobs.run_batches(
+            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, _is_unusable
+        )
         if args.shard:
             return 0
         aligned = dict(results)
@@ -76,10 +84,17 @@ def main(args):
     report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": reasons[UNUSABLE]}
     with atomic_write(out / "report.json") as stream:
         json.dump({**report, "task": task and jobs.digest(task)}, stream)
-    jobs.finish(out / ".parts")
+    if not reasons[UNUSABLE]:  # else the next run has to do less
+        jobs.finish(out / ".parts")
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
     print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
     return 1 if reasons[UNUSABLE] else 0
+
+
+def _is_unusable(item):
+    """Of what a worker gives for an utterance."""
+    _, result = item
+    return isinstance(result, str) and kind_of_reason(result) == UNUSABLE
 
 
 def kind_of_reason(reason):

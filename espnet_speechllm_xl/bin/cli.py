@@ -37,7 +37,7 @@ def main(argv=None):
     if name in ("train", "train-aligner"):
         from espnet_speechllm_xl.bin import train
 
-        return train.main(name, argv[1:])
+        return _run(lambda: train.main(name, argv[1:]))
     parser = argparse.ArgumentParser(
         prog="speechllm-xl", description="Streaming decoder-only speech recognition (SpeechLLM-XL)."
     )
@@ -51,15 +51,15 @@ def main(argv=None):
             module.add_arguments(subparser)
     args = parser.parse_args(argv)
     args.argv = argv  # as typed, for reports
-    return _run(module, args)
+    return _run(lambda: module.main(args))
 
 
-def _run(module, args):
+def _run(command):
     """Errors that name the input and the next action are one line; anything else keeps its traceback."""
     from espnet_speechllm_xl.errors import UserError
 
     try:
-        return module.main(args)
+        return command()
     except UserError as error:
         print(f"speechllm-xl: error: {error}", file=sys.stderr)
         return WRONG_USE

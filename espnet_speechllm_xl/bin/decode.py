@@ -39,15 +39,19 @@ def main(args):
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
         return 0
-    for name in WRITTEN:  # lest hypotheses of other weights are scored before the end
-        (out / name).unlink(missing_ok=True)
-    title = f"decode {dump.name}"
-    results = jobs.run_batches(batches, make_worker, settings, out / ".parts", args.nj, title, args.shard)
+
+    def begun():
+        for name in () if before else WRITTEN:  # lest hypotheses of other weights are scored before the end
+            (out / name).unlink(missing_ok=True)
+
+    results = jobs.run_batches(
+        batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, _has_failed
+    )
     if args.shard:
         return 0
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
-    failed = {utterance: item["failed"] for utterance, item in done.items() if "failed" in item}
-    good = {utterance: item for utterance, item in done.items() if "failed" not in item}
+    failed = {utterance: item["failed"] for utterance, item in done.items() if _has_failed(item)}
+    good = {utterance: item for utterance, item in done.items() if not _has_failed(item)}
     _write_texts(out, good)
     write_table(out / "failed", failed)
     summary = {
@@ -62,9 +66,14 @@ def main(args):
     }
     with atomic_write(out / "decode.json") as stream:
         json.dump(summary, stream, indent=2)
-    jobs.finish(out / ".parts")
+    if not failed:  # else the next run has to do less
+        jobs.finish(out / ".parts")
     _print_summary(out, summary, failed)
     return 1 if failed else 0
+
+
+def _has_failed(item):
+    return "failed" in item
 
 
 def _sum_of_measured(counts):
@@ -85,6 +94,7 @@ def _write_texts(out, good):
         "token_int": lambda one: " ".join(map(str, one["token_ids"])),
         "score": lambda one: str(one["score"]),
     }
+    (out / "nbest.jsonl").unlink(missing_ok=True)
     for name, value in columns.items():
         write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
     if any(len(item["nbest"]) > 1 for item in good.values()):

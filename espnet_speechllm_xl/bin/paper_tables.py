@@ -170,7 +170,8 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
     left = with_needed(plan, left)
     if not dry_run and not plan.directory.is_dir():
         raise UserError(f"{plan.directory} does not exist: give the recipe's directory by --directory")
-    message = _call(plan, "data and alignments", plan.preparation(extra), dry_run)
+    failed = []
+    message = _call(plan, "data and alignments", plan.preparation(extra), dry_run, incomplete=failed)
     if message:
         return [f"{message}; the rows need it"]
     if dry_run:
@@ -178,7 +179,7 @@ def run(records, todo, extra=(), dry_run=False, jobs=1):
     # Each training gets its share of the threads that path.sh allows.
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     shared = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // jobs))}
-    failed, stopped = [], threading.Event()
+    stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         running = {}
         for system, seed in left:
@@ -212,10 +213,11 @@ def _call_after(needed, stopped, *call):
     return f"{call[1]} was not begun: it begins with what failed" if failed else _call(*call, stopped=stopped)
 
 
-def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None):
+def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None, incomplete=None):
     """Run one command in the recipe, its output in the file ``log`` if given; returns what went wrong, or None.
 
-    Ctrl-C reaches the command before this program's main thread: it sets the event ``stopped``.
+    Ctrl-C reaches the command before this program's main thread: it sets the event ``stopped``.  That only some
+    inputs failed (status 1) goes to the list ``incomplete`` if there is one, and is not returned.
     """
     print(f"== {name}: {shlex.join(command)}{f' (output: {log})' if log else ''}", flush=True)
     if dry_run:
@@ -236,6 +238,9 @@ def _call(plan, name, command, dry_run, log=None, environment=None, stopped=None
     if log is not None:
         print(f"== {name}: {f'failed with status {status}' if status else 'done'}", flush=True)
     where = f"in {log}" if log else "above"
+    if status == 1 and incomplete is not None:
+        incomplete.append(f"{name}: some inputs failed, they are named {where}; the rows were made without them")
+        return None
     return f"{name} failed with status {status}: mend what stands {where}, and run this again" if status else None
 
 
