@@ -267,7 +267,7 @@ def test_pages_of_other_servers_are_refused(server):
     with server.stream(origin="http://elsewhere.example") as client:
         (error,), close = receive(client)
     assert (error["code"], close) == ("foreign-origin", 1008)
-    assert "open its own page as http://localhost, or serve with --token" in error["message"]
+    assert "open its own page under the name localhost or that of --host" in error["message"]
     # No address at all; and a name of the page's owner that means this machine.
     named = {"Origin": "http://evil.example:8000", "Host": "evil.example:8000"}
     for headers in ({"Origin": "http://["}, {"Origin": "null"}, named):

@@ -23,8 +23,8 @@ def main(args):
 
     if config.host not in LOOPBACK and not config.token:
         print(
-            f"speechllm-xl serve: whoever reaches {config.host} may use it, the page only as that of localhost or "
-            f"{config.host}: give a --token",
+            f"speechllm-xl serve: whoever reaches {config.host} may use it, its page only under the names localhost "
+            f"and {config.host}: give a --token",
             file=sys.stderr,
         )
     with bind(config) as listener:

@@ -91,8 +91,8 @@ class Service:
         elif "origin" in headers and not self._is_own(headers["origin"], headers.get("host")):
             raise Refusal(
                 "foreign-origin",
-                f"pages of {headers['origin']} may not use this server: open its own page as that of localhost or of "
-                "the name in --host, or serve with --token",
+                f"pages of {headers['origin']} may not use this server: open its own page under the name localhost or "
+                "that of --host, or serve with --token",
             )
 
     def _is_own(self, origin, host):
