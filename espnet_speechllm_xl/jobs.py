@@ -40,7 +40,7 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
     parts = Path(parts) / own
     wanted = range(len(batches))[shard[0] - 1 :: shard[1]] if shard else range(len(batches))
     todo = [index for index in wanted if not (parts / f"{index}.json").exists()]
-    passing = {}  # results that are not kept
+    results = {}  # of batches that are not kept
     bar = tqdm(
         total=len(wanted),
         initial=len(wanted) - len(todo),
@@ -55,16 +55,17 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
                 begun()
                 begun = None
             if again is not None and any(map(again, result)):
-                passing[index] = result
+                results[index] = result
             else:
                 with atomic_write(parts / f"{index}.json") as stream:
                     json.dump(result, stream)
             bar.update()
     if shard is not None:
         return None
-    kept = [index for index in range(len(batches)) if index not in passing]
-    passing.update((index, json.loads((parts / f"{index}.json").read_text("utf-8"))) for index in kept)
-    return [item for index in range(len(batches)) for item in passing[index]]
+    for index in range(len(batches)):
+        if index not in results:
+            results[index] = json.loads((parts / f"{index}.json").read_text("utf-8"))
+    return [item for index in range(len(batches)) for item in results[index]]
 
 
 def finish(parts):
