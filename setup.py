@@ -1,6 +1,16 @@
-"""Metadata of the package; `local/install.sh` is the way to install it (see there for what plain pip refuses)."""
+"""Metadata of the package.
+
+On Python 3.12 and 3.13 `pip install .` and uv work as they are.  For 3.10 and 3.11 there is `local/install.sh`: ESPnet
+202511, the last one for them, has a requirement that pip refuses from 26 on.
+"""
 
 from setuptools import find_packages, setup
+
+
+def for_python(condition, *requirements):
+    """Requirements for the Python versions of a condition (``"< '3.12'"``)."""
+    return [f"{requirement}; python_version {condition}" for requirement in requirements]
+
 
 setup(
     name="espnet_speechllm_xl",
@@ -10,15 +20,21 @@ setup(
     url="https://arxiv.org/abs/2410.03752",
     packages=find_packages(include=["espnet_speechllm_xl", "espnet_speechllm_xl.*"]),
     package_data={"espnet_speechllm_xl.server": ["page/**"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",  # ESPnet's: 202511 for the first two, from 202609 on 3.12 and 3.13
     install_requires=[
-        "torch==2.11.*",
-        "torchaudio==2.11.0",  # 2.11.1 takes torch 2.11 for enough, yet its library does not load with it
-        "espnet==202511",
+        *for_python("< '3.12'", "espnet==202511", "torch==2.11.*"),
+        # 2.11.1 asks for torch 2.11 or later, yet its library does not load with 2.11.
+        *for_python("< '3.12'", "torchaudio==2.11.0"),
+        # A new environment gets 202611; one that has an earlier release keeps it (202511 runs on 3.12, too).
+        *for_python(">= '3.12'", "espnet>=202511,<202612"),
+        # What ESPnet 202611 takes.  Tested: 2.11.0, 2.13.0, 2.14.0 and 2.14.1 with torchaudio 2.11.0, all but the first
+        # with 2.11.1, too.  A requirement cannot say that: local/install.sh and `compat.check_stack` do.
+        *for_python(">= '3.12'", "torch>=2.11,<2.15,!=2.12.*", "torchaudio>=2.11.0,<2.11.2"),
+        *for_python(">= '3.12'", "editdistance>=0.8,<1"),  # ESPnet's transducer wants it, its core no longer brings it
         "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested
         "peft>=0.21,<1",
         "jiwer>=4.0,<5",
-        "sentencepiece>=0.2.0,<0.3",
+        "sentencepiece>=0.2.0,<0.2.2",  # from 0.2.2 on without the immutable_proto that text.py stands on
         "kaldiio>=2.18,<3",
         "soundfile>=0.13,<1",
         "soxr>=1.0,<2",

@@ -3,6 +3,7 @@
 import contextlib
 import filecmp
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,10 +24,17 @@ def read_weights(path):
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many kinds, none of its own, for a truncated or foreign file
-        raise DamagedWeights(" ".join(str(error).split())[:200].strip() or type(error).__name__) from error
+        raise DamagedWeights(loading_error(error)) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DamagedWeights("it holds other things than tensors by name")
     return state
+
+
+def loading_error(error):
+    """One line of what ``torch.load`` raised, without its advice on how to load just any file."""
+    said = re.sub(r"\x1b\[\d*m", "", str(error)).rpartition("WeightsUnpickler error:")[2]
+    said = re.split("Please use|Check the documentation|This is an internal", said)[0]
+    return " ".join(said.split())[:200].strip(" .") or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """What ESPnet's trainer needs from us: whole checkpoints, right averages, progress.  Its loops are its own.
 
-Found in espnet 202511: checkpoints are written in place, so a kill leaves a truncated one that resume cannot read;
-the n-best average sums into a cached state dict, so a second average is wrong, and with fewer epochs than n it is
-no average at all; gradients left over at the end of an epoch (accumulation) leak into the next one, but not into a
-resumed one; ``--init_param`` loads nothing, silently, when no name fits.
+Found in ESPnet 202511 to 202611: checkpoints are written in place, so a kill leaves a truncated one that resume cannot
+read; with fewer epochs than n the n-best average is no average at all; gradients left over at the end of an epoch
+(accumulation) leak into the next one, but not into a resumed one; ``--init_param`` loads nothing, silently, when no
+name fits.  What only some of these releases need is in :mod:`~espnet_speechllm_xl.compat`.
 """
 
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _
 from espnet2.train.reporter import aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from espnet_speechllm_xl import compat
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import DamagedWeights, atomic_path, atomic_write, read_weights
 
@@ -34,8 +36,8 @@ class CheckpointError(UserError):
 class StoppedEarlyError(Exception):
     """A training that is resumed had come to its end by ``patience``; ``reporter`` has its epochs."""
 
-    def __init__(self, reporter, patience):
-        super().__init__(f"epoch {reporter.get_epoch()}: the training had stopped early (patience {patience})")
+    def __init__(self, reporter):
+        super().__init__()
         self.reporter = reporter
 
 
@@ -54,7 +56,6 @@ class Trainer(espnet_trainer.Trainer):
             try:
                 super().run(*args, trainer_options=options, **kwargs)
             except StoppedEarlyError as error:
-                print(error)
                 distributed = kwargs["distributed_option"]
                 if not distributed.distributed or distributed.dist_rank == 0:
                     nbest = options.keep_nbest_models
@@ -64,10 +65,14 @@ class Trainer(espnet_trainer.Trainer):
     def resume(cls, checkpoint, model, reporter, **kwargs):
         """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two.
 
-        Raises StoppedEarlyError where ESPnet would train one epoch more before it counts its patience again.
+        Raises:
+            CheckpointError: the file is damaged, or of another model.
+            StoppedEarlyError: ESPnet would train one epoch more before it counts its patience again.
         """
+        load = functools.partial(compat.load_checkpoint, torch.load)
         try:
-            espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
+            with replaced(torch, "load", load):
+                espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
         except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
@@ -78,7 +83,9 @@ class Trainer(espnet_trainer.Trainer):
             _atomic_save(model.state_dict(), epoch_file)
         patience, criterion = cls.options.patience, cls.options.early_stopping_criterion
         if patience is not None and reporter.check_early_stopping(patience, *criterion):
-            raise StoppedEarlyError(reporter, patience)
+            print(f"epoch {reporter.get_epoch()}: the training had stopped early (patience {patience})")
+            if not compat.resumes_what_had_stopped():
+                raise StoppedEarlyError(reporter)
 
     @classmethod
     def train_one_epoch(cls, *, iterator, optimizers, reporter, distributed_option, **kwargs):

@@ -4,18 +4,16 @@ set -euo pipefail
 
 usage="usage: local/install.sh [--extras test] [--python PYTHON]
 
-Without an active environment: makes <repository>/.venv with PYTHON (default: the first of python3, python3.12,
-python3.11, python3.10, python that is Python 3.10-3.12). Inside an active virtualenv or conda environment (conda's
-base does not count): installs into that, keeping every package that satisfies setup.py. Afterwards, and when nothing
-has changed since the last time, it returns at once. Its pip is a private one; yours stays as it is."
-
-# From pip 26 on, PyPI packages with a direct URL among their requirements are refused, even in an extra nobody asks
-# for; ci_sdr, which espnet needs, has two of them.
-pip_version=25.3
+Without an active environment: makes <repository>/.venv with PYTHON (default: the newest supported one among python3.13,
+python3.12, python3.11, python3.10, python3 and python that can make a virtual environment). Inside an active virtualenv
+or conda environment (conda's base does not count): installs into that, keeping every package that satisfies setup.py, and
+says which ones it had to replace. Afterwards, and when nothing has changed since the last time, it returns at once."
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=local/env.sh
 . "$repo/local/env.sh"
+# shellcheck source=local/espnet202511.sh
+. "$repo/local/espnet202511.sh"
 
 say() { echo "install.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -42,20 +40,27 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# find_python [PYTHON]: prints the path of a Python that can hold the package.
+# find_python [PYTHON]: prints the path of the newest Python that can hold the package.
 find_python() {
-  local candidate version seen="" candidates=(python3 python3.12 python3.11 python3.10 python)
+  local candidate version found="" newest=0 bare=() seen="" candidates=()
+  for version in $supported_pythons; do candidates+=("python$version"); done
+  candidates+=(python3 python)
   [ -z "${1:-}" ] || candidates=("$1")
   for candidate in "${candidates[@]}"; do
     version=$(python_version "$candidate") || continue
-    if is_supported "$version"; then
-      command -v "$candidate"
-      return
+    if ! is_supported "$version"; then
+      seen="$seen $candidate is $version;"
+    elif ! "$candidate" -c 'import ensurepip' 2>/dev/null; then # Debian packs it apart
+      bare+=("python$version-venv")
+    elif [ "${version#3.}" -gt "$newest" ]; then
+      newest=${version#3.} found=$(command -v "$candidate")
     fi
-    seen="$seen $candidate is $version;"
   done
-  die "needs Python 3.10, 3.11 or 3.12, and${seen:- ${1:-python3} does not run;} install one (Debian/Ubuntu:" \
-    "apt install python3 python3-venv; conda: conda create -n xl python=3.11) or name it with --python"
+  [ -z "$found" ] || { echo "$found"; return; }
+  [ ${#bare[@]} -eq 0 ] || die "Python lacks its venv module: apt install ${bare[0]} (Debian, Ubuntu), then run this again"
+  die "needs Python $supported_range, which ESPnet runs on;${seen:- ${1:-python3} does not run;} install one beside it" \
+    "(Debian, Ubuntu: apt install python3.13 python3.13-venv; Fedora: dnf install python3.13; conda:" \
+    "conda create -n xl python=3.13, and activate it; uv: uv python install 3.13), or name one with --python"
 }
 
 # is_complete: the environment was finished for this repository, this setup.py and these extras, and still runs.
@@ -134,7 +139,7 @@ with_progress() {
 failed() {
   : >"$mark"
   last_lines 12 >&2
-  die "$1 failed; the whole output is in $log. With network and disk space (7 GB) at hand, run the same command again"
+  die "$1 failed; the whole output is in $log. With network and disk space (11 GB) at hand, run the same command again"
 }
 
 # run_pip COMMAND...: without settings of the user's that would send packages elsewhere, or take them from there.
@@ -142,57 +147,62 @@ run_pip() {
   env -u PYTHONPATH -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_DRY_RUN PYTHONNOUSERSITE=1 \
     PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off "$@"
 }
-pip() { run_pip "$prefix/bin/python" "$tmp/pip/pip" "$@"; }
-
-# get_private_pip: into a temporary folder, with the environment's own pip or, where it has none, a passing venv's.
-get_private_pip() {
-  local host=$prefix/bin/python
-  if ! "$host" -m pip --version >/dev/null 2>&1; then
-    host=$tmp/host/bin/python
-    "$prefix/bin/python" -m venv "$tmp/host" >>"$log" 2>&1 || failed "getting a pip (python -m venv)"
+# pip COMMAND...: the environment's own or, where it has none, that of uv or one that Python brings along.
+pip() {
+  local python=$prefix/bin/python
+  if run_pip "$python" -m pip --version >/dev/null 2>&1; then
+    run_pip "$python" -m pip "$@"
+  elif command -v uv >/dev/null; then
+    run_pip uv pip "$1" --python "$python" "${@:2}"
+  else
+    run_pip "$python" -m ensurepip && run_pip "$python" -m pip "$@"
   fi
-  run_pip "$host" -m pip install -q --no-deps --target "$tmp/pip" "pip==$pip_version" >>"$log" 2>&1 ||
-    failed "downloading pip $pip_version"
 }
 
-# install_without_pyworld: as pip would, but for the one requirement of espnet that may not build.
-install_without_pyworld() {
-  pip install --no-deps -e "$repo" &&
-    list_requirements espnet_speechllm_xl "$extras" >"$tmp/own.txt" &&
-    grep '^espnet==' "$tmp/own.txt" >"$tmp/espnet.txt" &&
-    pip install --no-deps -r "$tmp/espnet.txt" &&
-    list_requirements espnet "" >"$tmp/espnets.txt" &&
-    grep -v '^espnet==' "$tmp/own.txt" >"$tmp/all.txt" &&
-    grep -v '^pyworld' "$tmp/espnets.txt" >>"$tmp/all.txt" &&
-    pip install -r "$tmp/all.txt"
-}
+# installed: name and version of every package there, a line each.
+installed() {
+  "$prefix/bin/python" - <<'PY' | sort -u
+from importlib.metadata import distributions
 
-# list_requirements DISTRIBUTION EXTRA: what its installed metadata asks for, a line each.
-list_requirements() {
-  (cd "$tmp" && PYTHONPATH=$tmp/pip "$prefix/bin/python" - "$@" <<'PY'
-import sys
-from importlib.metadata import requires
-
-from pip._vendor.packaging.requirements import Requirement
-
-for line in requires(sys.argv[1]):
-    asked = Requirement(line)
-    if asked.marker is None or asked.marker.evaluate({"extra": sys.argv[2]}):
-        asked.marker = None
-        print(asked)
+for each in distributions():
+    print(each.metadata["Name"].lower().replace("_", "-"), each.version)
 PY
-  )
+}
+
+# say_replaced: the packages of the user's whose version is another now.
+say_replaced() {
+  local replaced
+  replaced=$(installed | join "$tmp/before" - | awk '$2 != $3 {printf "%s%s %s by %s", sep, $1, $2, $3; sep = ", "}')
+  [ -z "$replaced" ] || say "replaced in $prefix, as setup.py needs it: $replaced"
+}
+
+# check_espnet: that of the user's environment must be one that runs here; it is not replaced by another.
+check_espnet() {
+  local found
+  found=$(espnet_version)
+  case $found in
+    "" | 202511* | 202609* | 202610* | 202611*) return ;;
+  esac
+  die "the active environment $prefix has ESPnet $found; supported are 202511 and 202609 to 202611: update it there," \
+    "or deactivate the environment, for one of its own"
+}
+
+# espnet_version: of the installed one, or nothing.
+espnet_version() {
+  "$prefix/bin/python" -c 'from importlib.metadata import version; print(version("espnet"))' 2>/dev/null || true
 }
 
 install_packages() {
   local target=$repo
   [ -z "$extras" ] || target="${repo}[$extras]"
-  # PyPI has pyworld (espnet's pitch extractor, used by nothing here) as source only: it needs a C++ compiler.
-  if with_progress "building pyworld" pip wheel --no-deps -w "$tmp/wheels" "pyworld>=0.3.4"; then
-    with_progress "installing packages" pip install --find-links "$tmp/wheels" -e "$target" || failed "pip install"
+  if is_espnet202511 "$version" "$(espnet_version)"; then
+    install_espnet202511 "$target"
   else
-    say "pyworld does not build here (no C++ compiler?): going on without it, nothing here uses it"
-    with_progress "installing packages" install_without_pyworld || failed "pip install"
+    with_progress "installing packages" pip install -e "$target" || failed "pip install"
+  fi
+  # The one pair within the bounds of setup.py that does not load; pip makes it where something keeps torch at 2.11.
+  if installed | grep -q '^torch 2\.11\.' && installed | grep -qx 'torchaudio 2\.11\.1'; then
+    with_progress "torchaudio 2.11.0 for torch 2.11" pip install --no-deps "torchaudio==2.11.0" || failed "pip install"
   fi
 }
 
@@ -204,6 +214,9 @@ import logging
 import platform
 from importlib.metadata import version
 
+from espnet_speechllm_xl.compat import check_stack
+
+check_stack()
 logging.disable()
 shown = ["torch", "torchaudio", "espnet", "transformers"]
 for name in "setuptools torch torchaudio transformers peft jiwer sentencepiece kaldiio soundfile soxr matplotlib".split():
@@ -239,7 +252,8 @@ main() {
     version=$(python_version "$prefix/bin/python") ||
       die "the active environment $prefix has no working bin/python: deactivate it, or unset VIRTUAL_ENV/CONDA_PREFIX"
     is_supported "$version" ||
-      die "the active environment $prefix has Python $version; needs 3.10, 3.11 or 3.12: deactivate it, then run this again"
+      die "the active environment $prefix has Python $version; needs $supported_range: deactivate it, then run this again"
+    check_espnet
   else
     python_version "$prefix/bin/python" >/dev/null || find_python "$python" >/dev/null
   fi
@@ -251,16 +265,17 @@ main() {
   fi
   [ "$own" = 0 ] || prepare_own_venv
   version=$(python_version "$prefix/bin/python")
-  is_supported "$version" || die "$prefix has Python $version; needs 3.10, 3.11 or 3.12: remove it, then run this again"
+  is_supported "$version" || die "$prefix has Python $version; needs $supported_range: remove it, then run this again"
   # What an earlier run installed stays installed: the stamp must go on naming it.
   [ -n "$extras" ] || ! grep -qsxF "extras test" "$stamp" || extras="test"
   echo started >&9
   rm -f "$stamp"
   : >"$log"
   tmp=$(mktemp -d)
-  say "installing into $prefix (Python $version): about 5 GB the first time, 2 to 15 minutes"
-  get_private_pip
+  say "installing into $prefix (Python $version): 6 to 7 GB the first time, 2 to 15 minutes"
+  installed >"$tmp/before"
   install_packages
+  [ "$own" = 1 ] || say_replaced
   versions=$(import_check 2>>"$log" | tail -n 1) || failed "the import check"
   printf 'repository %s\nsetup %s\nextras %s\n' "$repo" "$setup_sum" "$extras" >"$stamp.new"
   mv "$stamp.new" "$stamp"

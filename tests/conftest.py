@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from terminal import run_at_terminal
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,7 +118,8 @@ def toy_stats(toy_data, tmp_path_factory):
 def run_driver(tmp_path_factory):
     """``run(driver, folder, *options) -> CompletedProcess``: a driver of egs2/TEMPLATE, at work in ``folder``.
 
-    From a copy of the scripts without the installation step, so that tests leave their environment as it is.
+    From a copy of the scripts without the installation step, so that tests leave their environment as it is.  With
+    ``terminal=True`` its standard streams are a terminal (terminal.py).
     """
     repository, copy = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("repository")
     template = Path("egs2/TEMPLATE/speechllm_xl1")
@@ -127,10 +129,12 @@ def run_driver(tmp_path_factory):
         (copy / part).symlink_to(repository / part)
     (copy / "local/install.sh").write_text("#!/bin/sh\n")
 
-    def run(driver, folder, *options):
+    def run(driver, folder, *options, terminal=False):
         folder.mkdir(exist_ok=True)
         command = [copy / template / driver, *map(str, options)]
         environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # the tests' own, activated or not
+        if terminal:
+            return run_at_terminal(command, folder, environment)
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
     return run

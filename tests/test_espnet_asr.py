@@ -18,6 +18,7 @@ import training
 import yaml
 from slow import lattice_loss
 
+from espnet_speechllm_xl import compat
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
@@ -26,10 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    """local/espnet can be imported from."""
+    """local/espnet can be imported from, and ESPnet's own tasks."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "local/espnet"), *sys.path])
     for name in ("warprnnt_pytorch", "asr_collect"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    with compat.without_g2p():
+        yield
 
 
 # warprnnt_pytorch
@@ -213,6 +216,23 @@ def trained(run_driver, recipe):
     done = run_driver("espnet_asr.sh", folder, *options, "--stop-stage", "train")
     assert done.returncode == 0, done.stderr
     return recipe
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "message"),
+    [
+        ("train", "checkpoint.pth", "checkpoint.pth cannot be resumed ("),
+        ("decode", "valid.cer_ctc.ave.pth", "valid.cer_ctc.ave.pth does not load ("),
+    ],
+)
+def test_damaged_weights_ask_no_question_at_a_terminal(run_driver, trained, tmp_path, stage, file, message):
+    """ESPnet from 202609 on would ask whether to load them unsafely."""
+    folder, options = trained
+    copy = shutil.copytree(folder, tmp_path / "recipe", symlinks=True)
+    (copy / "exp/asr_ctc_micro" / file).write_bytes(b"not weights\n" * 9)
+    done = run_driver("espnet_asr.sh", copy, *options, "--stage", stage, "--stop-stage", stage, terminal=True)
+    assert done.returncode != 0 and message in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout and "Type exactly" not in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="without flock nobody waits")

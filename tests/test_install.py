@@ -19,23 +19,28 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 
 # Answers what install.sh asks a Python and its pip, and writes down every call. Packages "are installed" once a
-# `pip install` has made the file `packages` beside it.
+# `pip install` has made the file `packages` beside it; files named no_venv and no_pip there take something away.
 STAND_IN = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 printf '%s\n' "$*" | head -n 1 >>"$CALLS"
 case "$*" in
   "-c import sys; print"*) cat "$here/$(basename "$0").version" ;;
   "-c import sys; from importlib"*) [ -e "$here/packages" ] ;;
+  "-c import ensurepip") [ ! -e "$here/$(basename "$0").no_venv" ] ;;
+  "-c from importlib.metadata import version; print(version"*) cat "$here/espnet" 2>/dev/null ;;
+  "-") if [ -e "$here/packages" ]; then cat "$here/after"; else cat "$here/before"; fi 2>/dev/null || true ;;
   "-m venv "*)
     mkdir -p "$3/bin"
     cp "$0" "$3/bin/python"
     cp "$here/$(basename "$0").version" "$3/bin/python.version"
     ;;
-  "-m pip "*) ;;
+  "-m pip --version") [ ! -e "$here/no_pip" ] ;;
+  "-m ensurepip") rm "$here/no_pip" ;;
+  "-m pip install -q --no-deps --target "*) ;;
   "- espnet_speechllm_xl"*) printf '%s\n' "espnet==202511" "torch>=2.11" ;;
   "- espnet "*) printf '%s\n' "pyworld>=0.3.4" "numpy>=2.0.0" ;;
   *"/pip wheel "*) [ "${NO_COMPILER:-0}" = 0 ] ;;
-  *"/pip install "*)
+  "-m pip install "* | *"/pip install "*)
     env | grep -E '^(PIP_TARGET|PIP_PREFIX|PIP_ROOT|PIP_DRY_RUN|PYTHONPATH)=' >>"$CALLS"
     [ -z "${PIP_SLEEPS:-}" ] || { touch "$here/half"; sleep "$PIP_SLEEPS"; }
     if [ "${PIP_FAILS:-0}" = 1 ]; then echo "ERROR: no network today"; exit 1; fi
@@ -46,20 +51,21 @@ case "$*" in
   *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
 """
-NAMES = ["python3", "python3.12", "python3.11", "python3.10", "python"]
+NAMES = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python"]
 
 
 class Sandbox:
     """A copy of the scripts in a folder of its own, with stand-ins first on PATH."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, tools: Path):
         self.repo, self.bin, self.calls = folder / "a repo", folder / "bin", folder / "calls"
         (self.repo / "local").mkdir(parents=True)
         self.bin.mkdir()
         self.calls.touch()
-        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/env.sh", "local/path.sh"]:
+        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/espnet202511.sh", "local/env.sh",
+                     "local/path.sh"]:  # fmt: skip
             shutil.copy(ROOT / name, self.repo / name)
-        self.env = {"PATH": f"{self.bin}:/usr/bin:/bin", "CALLS": str(self.calls), "HOME": str(folder)}
+        self.env = {"PATH": f"{self.bin}:{tools}", "CALLS": str(self.calls), "HOME": str(folder)}
         self.venv = self.repo / ".venv"
 
     def python(self, where: Path, **versions: str) -> None:
@@ -76,20 +82,49 @@ class Sandbox:
         return subprocess.run(command, env={**self.env, **env}, capture_output=True, text=True, timeout=60)
 
     def pip_installs(self) -> list[str]:
-        return [line for line in self.calls.read_text().splitlines() if "/pip install " in line]
+        """Those into the environment: not that of a pip of its own."""
+        lines = self.calls.read_text().splitlines()
+        return [line for line in lines if "pip install " in line and "--target" not in line]
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """The system's commands without its Pythons."""
+    folder = tmp_path_factory.mktemp("tools")
+    for path in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
+        if not path.name.startswith(("python", "uv")) and not (folder / path.name).is_symlink():
+            (folder / path.name).symlink_to(path)
+    return folder
 
 
 @pytest.fixture
-def sandbox(tmp_path):
-    return Sandbox(tmp_path)
+def sandbox(tmp_path, tools):
+    return Sandbox(tmp_path, tools)
 
 
-def test_takes_the_first_python_in_range(sandbox):
-    sandbox.python(sandbox.bin, python3="3.13", python3_12="3.9", python3_11="3.11")
+def test_takes_the_newest_python_in_range(sandbox):
+    sandbox.python(sandbox.bin, python3="3.14", python3_12="3.9", python3_11="3.11", python="3.10")
     done = sandbox.install()
     assert done.returncode == 0, done.stderr
     assert f"making {sandbox.venv} with {sandbox.bin}/python3.11" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"install.sh: environment {sandbox.venv} is ready: Python stands in")
+
+
+def test_a_newer_python_beside_the_default_one_is_taken(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11", python3_12="3.12", python3_13="3.13")
+    assert f"with {sandbox.bin}/python3.13" in sandbox.install().stderr
+
+
+def test_a_python_without_its_venv_module_is_passed_over_or_named(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11", python3_12="3.12", python3_13="3.13")
+    for name in ("python3.13", "python3"):
+        (sandbox.bin / f"{name}.no_venv").touch()
+    assert f"with {sandbox.bin}/python3.12" in sandbox.install().stderr
+    shutil.rmtree(sandbox.venv)
+    (sandbox.bin / "python3.12.no_venv").touch()
+    done = sandbox.install()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "apt install python3.13-venv (Debian, Ubuntu)" in done.stderr
 
 
 def test_python_option_wins_over_path(sandbox):
@@ -115,21 +150,22 @@ def test_settings_that_send_packages_elsewhere_do_not_count(sandbox):
 
 
 def test_refuses_unsupported_pythons_in_one_line(sandbox):
-    sandbox.python(sandbox.bin, **{name.replace(".", "_"): "3.13" for name in NAMES})
+    sandbox.python(sandbox.bin, **{name.replace(".", "_"): "3.14" for name in NAMES})
     done = sandbox.install()
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "needs Python 3.10, 3.11 or 3.12" in done.stderr and "python3.10 is 3.13" in done.stderr
-    assert "--python" in done.stderr
+    assert "needs Python 3.10 to 3.13" in done.stderr and "python3.10 is 3.14" in done.stderr
+    for way in ("apt install python3.13", "dnf install", "conda create", "uv python install 3.13", "--python"):
+        assert way in done.stderr
     assert not sandbox.venv.exists()
 
 
 def test_active_environment_is_used_or_refused(sandbox, tmp_path):
     env = tmp_path / "active"
-    sandbox.python(env / "bin", python="3.13")
+    sandbox.python(env / "bin", python="3.14")
     done = sandbox.install(VIRTUAL_ENV=str(env))
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert f"{env} has Python 3.13" in done.stderr and "deactivate" in done.stderr
+    assert f"{env} has Python 3.14" in done.stderr and "deactivate" in done.stderr
     sandbox.python(env / "bin", python="3.12")
     assert sandbox.install(CONDA_PREFIX=str(env), CONDA_DEFAULT_ENV="speech").returncode == 0
     assert (env / "bin/packages").exists() and not sandbox.venv.exists()
@@ -233,6 +269,78 @@ def test_without_a_compiler_pyworld_is_left_out(sandbox):
     assert required == ["required: espnet==202511", "required: torch>=2.11", "required: numpy>=2.0.0"]
 
 
+@pytest.fixture
+def active(sandbox, tmp_path):
+    """A user's environment of Python 3.13: its folder ``bin``, and how it is installed into."""
+    folder = tmp_path / "active/bin"
+    sandbox.python(folder, python="3.13")
+    return folder, lambda **env: sandbox.install(VIRTUAL_ENV=str(folder.parent), **env)
+
+
+def test_only_old_pythons_need_a_pip_of_their_own(sandbox):
+    for version, private in (("3.10", True), ("3.11", True), ("3.12", False), ("3.13", False)):
+        sandbox.python(sandbox.bin, python3=version)
+        assert sandbox.install().returncode == 0
+        calls = sandbox.calls.read_text()
+        assert ("--target" in calls) == private and ("pyworld" in calls) == private
+        assert sandbox.pip_installs()[0].endswith(f"pip install -e {sandbox.repo}") or private
+        shutil.rmtree(sandbox.venv)
+
+
+def test_an_old_espnet_in_a_newer_python_is_kept(sandbox, active):
+    folder, install = active
+    (folder / "espnet").write_text("202511\n")
+    assert install().returncode == 0
+    assert "pip==25.3" in sandbox.calls.read_text()
+
+
+@pytest.mark.parametrize("found", ["202509", "202612", "0.10.6"])
+def test_another_espnet_is_left_alone(sandbox, active, found):
+    folder, install = active
+    (folder / "espnet").write_text(f"{found}\n")
+    done = install()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"has ESPnet {found}; supported are 202511 and 202609 to 202611" in done.stderr
+    assert sandbox.pip_installs() == []
+
+
+def test_what_was_replaced_in_a_users_environment_is_said(active):
+    folder, install = active
+    (folder / "before").write_text("jiwer 3.0\nnumpy 2.1\ntorch 2.9.1\n")
+    (folder / "after").write_text("jiwer 4.0\nnumpy 2.1\npeft 0.21\ntorch 2.14.1\n")
+    done = install()
+    said = f"replaced in {folder.parent}, as setup.py needs it: "
+    assert f"{said}jiwer 3.0 by 4.0, torch 2.9.1 by 2.14.1\n" in done.stderr
+    (folder / "before").write_text("numpy 2.1\n")
+    (folder / "packages").unlink()
+    (folder.parent / ".speechllm_xl.complete").unlink()
+    assert said not in install().stderr
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchaudio", "wanted"),
+    [("2.11.0", "2.11.1", True), ("2.11.0", "2.11.0", False), ("2.14.1", "2.11.1", False)],
+)
+def test_torchaudio_fits_torch(sandbox, active, torch, torchaudio, wanted):
+    folder, install = active
+    (folder / "after").write_text(f"torch {torch}\ntorchaudio {torchaudio}\n")
+    assert install().returncode == 0
+    assert any("--no-deps torchaudio==2.11.0" in line for line in sandbox.pip_installs()) == wanted
+
+
+def test_an_environment_without_pip(sandbox, active):
+    folder, install = active
+    (folder / "no_pip").touch()
+    (sandbox.bin / "uv").write_text(f'#!/bin/sh\necho "uv $*" >>"$CALLS"; touch {folder}/packages\n')
+    (sandbox.bin / "uv").chmod(0o755)
+    assert install().returncode == 0
+    assert f"uv pip install --python {folder}/python -e {sandbox.repo}" in sandbox.calls.read_text()
+    (sandbox.bin / "uv").unlink()
+    (folder.parent / ".speechllm_xl.complete").unlink()
+    assert install().returncode == 0
+    assert "-m ensurepip" in sandbox.calls.read_text() and len(sandbox.pip_installs()) == 1
+
+
 def test_an_environment_whose_python_has_gone_is_made_again(sandbox):
     sandbox.python(sandbox.bin, python3="3.11")
     assert sandbox.install().returncode == 0
@@ -300,11 +408,13 @@ def setup_arguments() -> dict:
 
 def test_every_requirement_is_bounded_and_met_here():
     arguments = setup_arguments()
-    requirements = [Requirement(line) for line in arguments["install_requires"] + arguments["extras_require"]["test"]]
+    every = [Requirement(line) for line in arguments["install_requires"] + arguments["extras_require"]["test"]]
+    for requirement in every:
+        operators = {specifier.operator for specifier in requirement.specifier} - {"!="}
+        assert operators in ({">=", "<"}, {"=="}), requirement
+    requirements = [one for one in every if one.marker is None or one.marker.evaluate()]
     assert len({requirement.name for requirement in requirements}) == len(requirements)
     for requirement in requirements:
-        operators = {specifier.operator for specifier in requirement.specifier}
-        assert operators in ({">=", "<"}, {"=="}), requirement
         assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), requirement
 
 

@@ -332,3 +332,12 @@ def test_options_reach_what_they_are_of(run_driver, toy_data, tmp_path):
     assert sorted(path.name for path in decoded.glob("*/")) == ["dev", "test", "test_2x_shuffled", "test_2x_speaker"]
     settings = json.loads((decoded / "test/decode.json").read_text())["settings"]
     assert (settings["nbest"], settings["beam_size"]) == (2, 3) and (decoded / "test/nbest.jsonl").is_file()
+
+
+def test_no_stage_can_ask_a_question(run_driver, tmp_path):
+    data = tmp_path / "recipe/local/data.sh"
+    data.parent.mkdir(parents=True)
+    data.write_text("#!/bin/sh\nif [ -t 0 ]; then echo asks; else echo asks nobody; fi\n")
+    data.chmod(0o755)
+    done = run_driver("speechllm_xl.sh", tmp_path / "recipe", "--stop-stage", "data", terminal=True)
+    assert done.returncode == 0 and done.stdout.endswith("stage 1: data\nasks nobody\n"), done.stdout

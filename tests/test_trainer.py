@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import training
+from terminal import run_at_terminal
 
 from espnet_speechllm_xl import trainer
 from espnet_speechllm_xl.errors import UserError
@@ -149,6 +150,18 @@ def test_damaged_checkpoint_is_one_clear_line(toy_data, toy_stats, tmp_path, dam
     with pytest.raises(CheckpointError, match="cannot be resumed .* remove it to start again") as caught:
         training.train("ctc", toy_data, out, toy_stats, **changes)
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_a_damaged_checkpoint_asks_no_question_at_a_terminal(toy_data, toy_stats, tmp_path):
+    """ESPnet from 202609 on would ask whether to load it unsafely."""
+    out = training.train("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=1)
+    (out / "checkpoint.pth").write_bytes(b"not a checkpoint\n" * 9)
+    command = training.command("ctc", toy_data, out, toy_stats, max_epoch=2)
+    command = [sys.executable, "-m", "espnet_speechllm_xl", "train-aligner", *command]
+    done = run_at_terminal(command, tmp_path, environment())
+    assert done.returncode == 2
+    assert f"\nspeechllm-xl train-aligner: error: {out}/checkpoint.pth cannot be resumed (" in done.stdout
+    assert "Traceback" not in done.stdout and "WARNING" not in done.stdout
 
 
 def test_a_kill_inside_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -56,9 +56,11 @@ def main(argv=None):
 
 def _run(command):
     """Errors that name the input and the next action are one line; anything else keeps its traceback."""
+    from espnet_speechllm_xl.compat import check_stack
     from espnet_speechllm_xl.errors import UserError
 
     try:
+        check_stack()
         return command()
     except UserError as error:
         print(f"speechllm-xl: error: {error}", file=sys.stderr)

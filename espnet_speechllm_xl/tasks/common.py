@@ -1,16 +1,14 @@
 """What the tasks share: options, data, batches, the acoustic front of the model."""
 
 import abc
-import contextlib
 import dataclasses
-import io
 import json
 import os
-import sys
 from pathlib import Path
 
-# ESPnet prints a notice about an optional package to standard output, where transcripts go.
-with contextlib.redirect_stdout(io.StringIO()):
+from espnet_speechllm_xl import compat
+
+with compat.without_notice():
     from espnet2.tasks import abs_task
 
 import soundfile
@@ -111,11 +109,6 @@ class SpeechTask(abs_task.AbsTask):
             use_matplotlib=False,
             num_workers=0,
         )
-
-    @classmethod
-    def print_config(cls, file=None):
-        """Print every option with its value; ESPnet's default is the output at its import, redirected above."""
-        super().print_config(sys.stdout if file is None else file)
 
     @classmethod
     def main_worker(cls, args):

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl import compat
+from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights
 
 CLASSES = {"asr_inference": "Speech2Text", "asr_inference_streaming": "Speech2TextStreaming"}
 
@@ -43,8 +44,14 @@ def main(argv):
     """Decode; ``argv`` is the command's name and its options."""
     if not argv or argv[0] not in CLASSES:
         sys.exit(f"asr_decode: name one of {', '.join(CLASSES)} first")
-    command = importlib.import_module(f"espnet2.bin.{argv[0]}")
-    out = Path(command.get_parser().parse_args(argv[1:]).output_dir)
+    with compat.without_g2p():
+        command = importlib.import_module(f"espnet2.bin.{argv[0]}")
+    args = command.get_parser().parse_args(argv[1:])
+    try:
+        read_weights(args.asr_model_file)  # of a damaged file ESPnet would ask whether to load it unsafely
+    except DamagedWeights as error:
+        sys.exit(f"asr_decode: error: {args.asr_model_file} does not load ({error}): run the train stage again")
+    out = Path(args.output_dir)
     watch, decoder = Stopwatch(), getattr(command, CLASSES[argv[0]])
     decoder.__call__ = watch.wrap(decoder.__call__)
     command.main(argv[1:])

@@ -7,7 +7,11 @@ settings that it began with, and an epoch is one line of output (``espnet_speech
 import sys
 from pathlib import Path
 
-from espnet2.tasks.asr import ASRTask
+from espnet_speechllm_xl import compat
+
+with compat.without_g2p():
+    from espnet2.tasks.asr import ASRTask
+
 from espnet2.utils.types import humanfriendly_parse_size_or_none
 
 from espnet_speechllm_xl.errors import UserError

@@ -83,6 +83,8 @@ read_options() {
   [ -z "$speed_perturb" ] || train_data=${train_set}_sp
   dump=${dumpdir:-dump}/raw
   tokens=$(tokens_dir "$token_type" "$vocab_size")
+  # No stage asks anything; ESPnet would, of a damaged checkpoint, where standard input is a terminal.
+  exec </dev/null
 }
 
 # tokens_dir TYPE SIZE: where the tokens made of the training text are, or a copy of the Hugging Face tokenizer.
