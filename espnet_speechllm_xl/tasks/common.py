@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 from espnet_speechllm_xl import compat
@@ -109,6 +110,11 @@ class SpeechTask(abs_task.AbsTask):
             use_matplotlib=False,
             num_workers=0,
         )
+
+    @classmethod
+    def print_config(cls, file=None):
+        """Print every option with its value; ESPnet's default is what standard output was at its import."""
+        super().print_config(sys.stdout if file is None else file)
 
     @classmethod
     def main_worker(cls, args):
