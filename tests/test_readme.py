@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import tiny
+import versions
 
 from espnet_speechllm_xl import config
 from espnet_speechllm_xl.bin import cli
@@ -37,6 +38,21 @@ def strings():
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 pieces.append("".join(parts))
     return "\n".join(pieces)
+
+
+def test_versions_are_those_of_a_tested_environment():
+    """The row of this Python, as far as it gives each version; .ci/run has it tested in both environments."""
+    header, _, *rows = (
+        line.strip("| ").split(" | ") for line in section("Installation").splitlines() if line[:1] == "|"
+    )
+    found = versions.found()
+    row = next((row for row in rows if found["Python"].startswith(f"{row[0]}.")), None)
+    if row is None:
+        pytest.skip(f"Python {found['Python']} is none of those that .ci/run tests")
+    compared = [name for name in header if name in found]
+    assert len(compared) >= 6
+    for name, wanted in zip(header, row, strict=True):
+        assert name not in found or f"{found[name]}.".startswith(f"{wanted}."), name
 
 
 def test_every_module_is_in_the_table():
