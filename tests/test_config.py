@@ -229,6 +229,8 @@ def test_shared_configurations_are_accepted(tasks, path):
     weight = torch.nn.Parameter(torch.zeros(1))
     optimiser = optim_classes[args.optim]([weight], **args.optim_conf)
     schedule = scheduler_classes[args.scheduler](optimiser, **args.scheduler_conf)
+    if hasattr(schedule, "begin"):
+        schedule.begin(1000)
     rates = []
     for _ in range(50):
         optimiser.step()

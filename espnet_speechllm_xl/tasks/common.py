@@ -31,6 +31,7 @@ from espnet_speechllm_xl.config import (
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.schedule import SCHEDULERS
 from espnet_speechllm_xl.text import load_tokenizer
 from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
@@ -48,6 +49,8 @@ BATCH_OPTIONS = (
 )  # fmt: skip
 
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
+
+abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
 
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
