@@ -320,6 +320,25 @@ class ConcatConfig:
         _require(all(map(_is_amount, seconds)), "concat_conf: give seconds >= 0")
 
 
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to an example's samples, so that decoding meets nothing new."""
+
+    min_gain_db: float = 0.0  # the level of an example is changed by a random gain between these two, in dB, and the
+    max_gain_db: float = 0.0  # samples are rounded and clipped as 16 bits would; 0 and 0: off
+    cut_probability: float = 0.0  # share of the aligned examples that end where their last word does
+    cut_frames: int = 3  # such an example keeps up to so many frames more, at random
+
+    def __post_init__(self):
+        gains = self.min_gain_db, self.max_gain_db
+        _require(
+            all(math.isfinite(gain) for gain in gains) and gains[0] <= gains[1],
+            f"augment min_gain_db {gains[0]}, max_gain_db {gains[1]}: give two levels in dB, the lower one first",
+        )
+        _require(0 <= self.cut_probability <= 1, f"augment cut_probability {self.cut_probability} is not in [0, 1]")
+        _require(self.cut_frames >= 0, f"augment cut_frames {self.cut_frames} must not be negative")
+
+
 def _option(default, text):
     """A field that is a command-line option as well, with its help."""
     return dataclasses.field(default=default, metadata={"help": text})

@@ -21,6 +21,7 @@ from torch import distributed
 
 from espnet_speechllm_xl.acoustic import Acoustic
 from espnet_speechllm_xl.config import (
+    AugmentConfig,
     ConcatConfig,
     ConfigError,
     FeatureConfig,
@@ -61,7 +62,12 @@ class SpeechTask(abs_task.AbsTask):
     num_optimizers = 1
     trainer = Trainer
     name = ""  # written to config.yaml, so that a directory of another task is told apart
-    sections = {"features_conf": FeatureConfig, "specaug_conf": SpecAugmentConfig, "concat_conf": ConcatConfig}
+    sections = {
+        "features_conf": FeatureConfig,
+        "specaug_conf": SpecAugmentConfig,
+        "concat_conf": ConcatConfig,
+        "augment_conf": AugmentConfig,
+    }
     class_choices_list = [encoder_choices]
     search_choices = None  # ClassChoices: the ways to decode
     word_times = True  # whether decoding tells when a word was said
@@ -234,6 +240,7 @@ class SpeechTask(abs_task.AbsTask):
             tokens=tokens,
             speakers=_read_pairs(paths["spk"]) if "spk" in paths else None,
             concat=cls.section(args, "concat_conf"),
+            augment=cls.section(args, "augment_conf"),
             batch_bins=iter_options.batch_bins,
             sample_rate=cls.section(args, "features_conf").sample_rate,
             seed=args.seed,
