@@ -102,17 +102,17 @@ def latency_report(out_dir, setup, sizes, command=None, date=None):
         if delay["count"]:
             points.append((label, size["wer"], delay["p50"] / 1000, delay["p90"] / 1000))
     table = latency_table(sizes)
-    lines = [f"# {title}", *made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
-    lines += ["", "## Chunk sizes", "", *table, _NOTES, "## Emission delay, ms", "", *emission_table(sizes)]
+    plot = out_dir / "latency.png"
+    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
+    drawn = [f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})", ""] if points else []
+    lines = [f"# {title}", "", *table, "", *drawn, *_NOTES.strip().splitlines()]
+    lines += ["", "## Emission delay, ms", "", *emission_table(sizes)]
     if setup["reference"] is None:
         lines += ["", "There is no reference: delays are against the word ends that the stream itself reports."]
     else:
         lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
     lines += ["", "## Words", "", *counts_table(sizes)]
-    plot = out_dir / "latency.png"
-    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
-    if points:
-        lines += ["", f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})"]
+    lines += [*made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
     with atomic_write(out_dir / "LATENCY.md") as stream:
         stream.write("\n".join(lines) + "\n")
     return table

@@ -14,6 +14,7 @@ from .cells import FEWEST_SEEDS, Results, is_finding
 from .errors import UserError
 from .io import copy_file
 from .kaldi import joined
+from .paper import Row, Table
 from .train_log import training_summary
 
 OTHER_CORPUS = """
@@ -197,26 +198,23 @@ def _notes(results, table):
 
 def _plot(results, table, path, title):
     """Draw a table's plot; None where nothing can be drawn yet."""
-    cells = {column: [results.cell(row, column) for row in table.rows] for column in table.sets}
     if table.plot == "alignment":
         return _copied_histogram(results, table, path)
-    if not any(cell for column in cells.values() for cell in column):
+    columns = [_test_column(table)] if table.plot == "latency" else table.sets
+    rows = [_dot_row(results, row, columns) for row in table.rows]
+    if not any(one for row in rows for one in row.rates):
         return None
-    rate = f"{RATES[results.plan.corpus.units[0]]} (%)"
-    names, sets = [row.name for row in table.rows], [results.plan.corpus.set_name(column) for column in table.sets]
-    intervals = [[cell and cell.interval for cell in column] for column in cells.values()]
-    if table.plot == "rows":
-        return plots.plot_intervals(
-            path, names, dict(zip(sets, intervals, strict=True)), table.axis, title, ylabel=rate
-        )
-    if table.plot == "lengths":
-        by_row = dict(zip(names, zip(*intervals, strict=True), strict=True))
-        return plots.plot_intervals(path, sets, by_row, "set", title, joined=True, ylabel=rate)
-    column = _test_column(table)
-    found = [(row, results.cell(row, column), results.model(row)[0]) for row in table.rows]
-    points = [(row.name, times.latency, cell.interval) for row, cell, times in found if cell and times]
-    title = f"{title}, {results.plan.corpus.set_name(column)}"
-    return plots.plot_systems(path, points, title, ylabel=rate) if points else None
+    rate, sets = RATES[results.plan.corpus.units[0]], [results.plan.corpus.set_name(column) for column in columns]
+    notes = "latency" if table.plot == "latency" else ""
+    return plots.plot_dots(path, rows, sets, title, rate, table.reference, notes, table.axis or "system")
+
+
+def _dot_row(results: Results, row: Row, columns: list[str]) -> plots.DotRow:
+    """Return a row of the plot; its note is the worst-case algorithmic latency."""
+    cells, times = [results.cell(row, column) for column in columns], results.model(row)[0]
+    note = "-" if times is None else "all audio" if math.isinf(times.latency) else f"{times.latency:.2f} s"
+    ours = results.plan.systems[row.system].is_ours
+    return plots.DotRow(row.name, [cell and cell.interval for cell in cells], ours, note)
 
 
 def _copied_histogram(results, table, path):
@@ -243,8 +241,8 @@ def _table_lines(results, number, images):
     return [*lines, "", drawn]
 
 
-def _training_lines(results, path):
-    """Every training: when it was made and from which commit, how it went; the learning curves in one figure."""
+def _training_lines(results, images):
+    """Every training: when it was made and from which commit, how it went; and the learning curves."""
     found = {}
     for system in results.plan.systems:
         for seed, record in results.trainings(system).items():
@@ -259,9 +257,28 @@ def _training_lines(results, path):
         loss = "-" if loss is None else f"{loss:.3f}"
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
     head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
-    drawn = plots.plot_learning_curves({name: record.epochs for name, record in found.items()}, path)
     lines = ["", "## Trainings", "", *markdown(head, rows)]
-    return [*lines, "", f"![learning curves of all trainings]({path.parent.name}/{drawn.name})"]
+    for number, table in results.plan.tables.items():
+        for place, systems in enumerate(compared_curves(results, table), 1):
+            path = plots.plot_learning_curves(systems, images.parent / f"{images.name}_{number}_curves_{place}.png")
+            names = ", ".join(system.name for system in systems)
+            lines += ["", f"![Table {number}, learning curves: {names}]({images.parent.name}/{path.name})"]
+    return lines
+
+
+def compared_curves(results: Results, table: Table) -> list[list[plots.Curves]]:
+    """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first; none of one system."""
+    chosen = {}
+    for row in sorted(table.rows, key=lambda row: row.name != table.reference):
+        logs = [record.epochs for record in results.trainings(row.system).values() if record.epochs]
+        if logs and row.system not in chosen:
+            plan = results.plan
+            chosen[row.system] = plots.Curves(plan.model(row.system).name, logs, plan.systems[row.system].is_ours)
+    if len(chosen) < 2:
+        return []
+    first, *others = chosen.values()
+    step = plots.PANELS - 1
+    return [[first, *others[place : place + step]] for place in range(0, len(others), step)]
 
 
 def write_tables(plan, records, out, command=None, date=None):
@@ -281,10 +298,10 @@ def write_tables(plan, records, out, command=None, date=None):
     introduction += INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
-    lines = [introduction.rstrip(), *report.made_lines(command, date)]
+    lines = [introduction.rstrip()]
     for number in sorted(plan.tables):  # I to V, in whatever order they are worked on
         lines += _table_lines(results, number, images)
-    lines += _training_lines(results, images.with_name(f"{images.name}_learning_curves.png"))
+    lines += [*_training_lines(results, images), *report.made_lines(command, date)]
     problems = [*records.problems, *results.problems]
     if problems:
         lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]
