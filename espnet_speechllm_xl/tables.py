@@ -258,27 +258,34 @@ def _training_lines(results, images):
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
     head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
     lines = ["", "## Trainings", "", *markdown(head, rows)]
-    for number, table in results.plan.tables.items():
-        for place, systems in enumerate(compared_curves(results, table), 1):
+    shown = set()
+    for number in sorted(results.plan.tables):
+        for place, systems in enumerate(_compared_curves(results, results.plan.tables[number], shown), 1):
             path = plots.plot_learning_curves(systems, images.parent / f"{images.name}_{number}_curves_{place}.png")
             names = ", ".join(system.name for system in systems)
             lines += ["", f"![Table {number}, learning curves: {names}]({images.parent.name}/{path.name})"]
     return lines
 
 
-def compared_curves(results: Results, table: Table) -> list[list[plots.Curves]]:
-    """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first; none of one system."""
-    chosen = {}
-    for row in sorted(table.rows, key=lambda row: row.name != table.reference):
-        logs = [record.epochs for record in results.trainings(row.system).values() if record.epochs]
-        if logs and row.system not in chosen:
-            plan = results.plan
-            chosen[row.system] = plots.Curves(plan.model(row.system).name, logs, plan.systems[row.system].is_ours)
-    if len(chosen) < 2:
-        return []
-    first, *others = chosen.values()
+def _compared_curves(results: Results, table: Table, shown: set) -> list[list[plots.Curves]]:
+    """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first in each.
+
+    ``shown``: pairs of a reference and a system that stand in a picture; those of this table are added.
+    """
+    reference, others = table.row(table.reference).system, []
+    for system in dict.fromkeys(row.system for row in table.rows):
+        if system != reference and (reference, system) not in shown and _curves(results, system):
+            shown.add((reference, system))
+            others.append(system)
     step = plots.PANELS - 1
-    return [[first, *others[place : place + step]] for place in range(0, len(others), step)]
+    groups = [[reference, *others[place : place + step]] for place in range(0, len(others), step)]
+    return [[drawn for system in group if (drawn := _curves(results, system))] for group in groups]
+
+
+def _curves(results: Results, system: str) -> plots.Curves | None:
+    logs = [record.epochs for record in results.trainings(system).values() if record.epochs]
+    plan = results.plan
+    return plots.Curves(plan.model(system).name, logs, plan.systems[system].is_ours) if logs else None
 
 
 def write_tables(plan, records, out, command=None, date=None):
