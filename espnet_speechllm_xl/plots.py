@@ -185,7 +185,7 @@ def _draw_tokens(figure_panel, tokens, shown):
 
 
 def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), title="", max_seconds=20.0):
-    """Audio of one utterance with its token ends and chunk borders.
+    """Audio of one utterance with its token ends and chunk boundaries.
 
     ``samples``: (N,) floats in -1 .. 1 at ``sample_rate`` Hz; ``tokens``: (text, end in seconds) pairs; ``chunk``:
     frames, or None for one chunk; ``reference``: words (``ctm.Word``) whose spans are drawn in a row of their own.
@@ -221,7 +221,7 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
         if end <= shown:
             panels[0].axvline(end, color=COLOURS[1], linewidth=0.9)
     panels[-1].set_xlim(0, shown)
-    panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk borders, {step:g} s)")
+    panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk boundaries, {step:g} s)")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
     return _save(figure, path)
@@ -271,7 +271,7 @@ def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, flo
     their order.  Returns the path; raises UserError when there is none.
     """
     if not points:
-        raise UserError(f"{title or path}: no word to measure the delay of: nothing to plot")
+        raise UserError(f"{title or path}: no word to measure the emission delay of: nothing to plot")
     return _save(latency_curve(points, title), path)
 
 

@@ -27,9 +27,10 @@ a set has at least {speakers}, else of utterances, and of utterances in joined r
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
 the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
 differences are findings: the interval excludes 0, both systems were trained with at least {seeds} seeds, and no
-seed of one is within the range of the other's. All others show no order.
+seed of one is within the range of the other's. All others show no order; two systems are level where the interval
+holds 0. Each term has one meaning: docs/glossary.md.
 
-parameters: those of the whole model. segment, look-ahead: of the encoder. latency: worst case of the algorithm,
+parameters: those of the whole model. segment, look-ahead: of the encoder. algorithmic latency:
 max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
 time / duration of the audio, on the first test column.
 """
@@ -122,8 +123,9 @@ def _test_column(table):
 
 def system_table(results, table):
     """Sizes, times and speed of the rows, and what the paper says about them."""
-    head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)", "latency (s)"]
-    head += ["RTF", "epochs", "training time", f"{RATES[results.plan.corpus.units[0]]} of each seed"]
+    head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)"]
+    head += ["algorithmic latency (s)", "RTF", "epochs", "training time"]
+    head.append(f"{RATES[results.plan.corpus.units[0]]} of each seed")
     with_paper = any(row.paper_system for row in table.rows)
     if with_paper:
         head += ["paper: parameters (M)", "look-ahead (s)", "chunk (s)"]
@@ -173,8 +175,9 @@ def alignment_table(results, table):
         rows.append([*cells, str(found.get("words", "-"))])
     if not rows:
         return []
-    head = ["alignment", "paper, delay (ms)", "delay (ms)", "paper, delta (ms)", "delta (ms)", "words"]
-    note = "delay: mean difference of word ends to the reference (negative: earlier); delta: mean absolute difference."
+    head = ["alignment", "paper, delay (ms)", "word-end delay (ms)", "paper, delta (ms)", "word-end delta (ms)"]
+    head.append("words")
+    note = "word-end delay: mean difference to the reference (negative: earlier); word-end delta: mean absolute one."
     return [*markdown(head, rows), "", note]
 
 
@@ -205,7 +208,7 @@ def _plot(results, table, path, title):
     if not any(one for row in rows for one in row.rates):
         return None
     rate, sets = RATES[results.plan.corpus.units[0]], [results.plan.corpus.set_name(column) for column in columns]
-    notes = "latency" if table.plot == "latency" else ""
+    notes = "algorithmic latency" if table.plot == "latency" else ""
     return plots.plot_dots(path, rows, sets, title, rate, table.reference, notes, table.axis or "system")
 
 

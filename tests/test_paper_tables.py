@@ -925,6 +925,17 @@ def test_parameters_are_those_of_the_model(tiny_tokens, tiny_model_dir, tmp_path
 # Plots
 
 
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_pictures_of_the_repository_are_those_that_its_tables_show(corpus):
+    directory = paper.Plan(corpus).directory
+    shown = [
+        name
+        for path in directory.glob("TABLES*.md")
+        for name in re.findall(r"\((images/\S+\.png)\)", path.read_text("utf-8"))
+    ]
+    assert sorted(shown) == sorted(path.relative_to(directory).as_posix() for path in directory.glob("images/tables_*"))
+
+
 def written(panel):
     """The texts that stand in a panel and beside it."""
     return [text.get_text() for text in panel.texts]
