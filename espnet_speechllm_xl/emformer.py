@@ -198,7 +198,7 @@ class Emformer(nn.Module):
         segment = self.config.segment or frames
         count = (frames - right) // segment
         if count < 1 or frames != count * segment + right:
-            raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of right context")
+            raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of look-ahead")
         state = self.initial_state(batch) if state is None else state
         mask = self._visible(state.past, count) if lengths is None else _within(lengths, frames)
         x = _segments(x, count, segment, right)
