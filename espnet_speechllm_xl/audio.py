@@ -37,8 +37,10 @@ BLOCK = 1 << 20
 MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
 MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
 HEAD = 16 * 1024  # bytes that tell the kind of a file: two frames of AAC at the most
-# Codings of WAV that libsndfile reads (the tag of its header): PCM, ADPCM, float, A-law, mu-law, GSM, ..., extensible
+# Codings of WAV that libsndfile reads (the tag of its header): PCM, ADPCM, float, A-law, mu-law, GSM, ..., extensible.
+# Of others it says that the header is malformed; of other formats, except FLAC, its code tells.
 WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x40, 0x45, 0x55, 0xFFFE)
+FOREIGN_CODING = (4, 18)
 
 
 class AudioError(UserError):
@@ -66,7 +68,8 @@ def read_audio(
         sample_rate: wanted rate in Hz; other rates are resampled (soxr), or refused with ``resample=False``.
         speed: playback speed; 0.9 makes the audio 1/0.9 times as long.
         channel: which channel (0-based) of several; None averages them.
-        notes: dictionary that takes the remarks, the first of each kind; None: they are logged.
+        notes: dictionary that takes the remarks, the first of each kind; None: they are logged.  (Nobody reads those of
+            a dump that is aligned or measured: they were made when it was formatted, and are again when it is decoded.)
         cache: dict that keeps the last command's or archive's content, for several segments of one recording.
     Returns:
         float32 array (samples,), at least one sample.
@@ -387,7 +390,9 @@ def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioErro
         return _closed(entry, refused)
     kind = containers.kind_of(head)
     reason = re.sub(r"^Error opening <?.*?>?: ", "", " ".join(str(error).split())).rstrip(". :")
-    coding = int.from_bytes(head[20:22], "little")
+    foreign = getattr(error, "code", None) in FOREIGN_CODING and kind is not containers.FLAC
+    if kind is containers.WAV and len(head) > 22 and head[12:16] == b"fmt ":
+        foreign = foreign or int.from_bytes(head[20:22], "little") not in WAV_CODINGS
     if isinstance(error, TypeError):  # soundfile asks for the rate
         says = "is PCM without a header: `sox -t raw -r RATE -e signed -b 16 FILE OUT.wav` gives it one"
         says = f"is no PCM, as its name says, but {kind.name}: rename it" if kind else says
@@ -395,8 +400,8 @@ def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioErro
         says = f"is no sound file of a known format: {containers.READ} are read; `ffmpeg -i IN OUT.wav` converts others"
     elif kind.name == "SPHERE" and b"shorten" in head[:1024]:
         says = "is compressed SPHERE: convert it by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
-    elif kind is containers.WAV and len(head) > 22 and head[12:16] == b"fmt " and coding not in WAV_CODINGS:
-        says = f"is WAV in a coding that is not read (0x{coding:04x}): convert it: `ffmpeg -i IN OUT.wav`"
+    elif foreign:
+        says = f"is {kind.name} in a coding that is not read: convert it: `ffmpeg -i IN OUT.wav`"
     else:
         says = f"({kind.name}) is damaged ({reason}): copy it again"
     return AudioError("unreadable", f"{entry} {says}")

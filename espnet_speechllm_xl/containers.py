@@ -22,12 +22,12 @@ class Kind(NamedTuple):
     demuxer: str | None = None
 
 
-WAV, AVI, MP3, AAC = Kind("WAV"), Kind("AVI", "avi"), Kind("MP3"), Kind("AAC", "aac")
+WAV, FLAC, MP3, AVI, AAC = Kind("WAV"), Kind("FLAC"), Kind("MP3"), Kind("AVI", "avi"), Kind("AAC", "aac")
 # (offset, bytes, kind): the first that fits
 MARKS = (
     (0, b"RIFF", WAV),
     (0, b"RF64", WAV),
-    (0, b"fLaC", Kind("FLAC")),
+    (0, b"fLaC", FLAC),
     (0, b"OggS", Kind("Ogg")),
     (0, b"ID3", MP3),
     (0, b"FORM", Kind("AIFF")),

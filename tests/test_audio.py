@@ -1,5 +1,6 @@
 """Audio entries of every kind, and every kind of bad audio."""
 
+import io
 import os
 import shlex
 
@@ -358,15 +359,20 @@ def test_only_what_is_damaged_is_called_so(tmp_path):
     wav = open(write(tmp_path / "a.wav", speech()), "rb").read()
     foreign = bytearray(wav)
     foreign[20:22] = (0x0161).to_bytes(2, "little")  # Windows Media
+    aifc = io.BytesIO()
+    soundfile.write(aifc, speech(), RATE, format="AIFF", subtype="ULAW")
+    aifc = aifc.getvalue().replace(b"ulaw", b"QDM2")
     sphere = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n".ljust(1024) + bytes(500)
     for name, content, says in (
         (
             "a.wav",
             bytes(foreign),
-            "a.wav is WAV in a coding that is not read (0x0161): convert it: `ffmpeg -i IN OUT.wav`",
+            "a.wav is WAV in a coding that is not read: convert it: `ffmpeg -i IN OUT.wav`",
         ),
         ("a.wav", wav[:20], "a.wav (WAV) is damaged (Error in WAV"),
         ("b.wav", wav[:6], "b.wav (WAV) is damaged (Format not recognised)"),
+        ("b.aifc", aifc, "b.aifc is AIFF in a coding that is not read: convert it"),
+        ("b.flac", open(write(tmp_path / "whole.flac", speech()), "rb").read()[:30], "b.flac (FLAC) is damaged ("),
         ("c.sph", sphere, "c.sph is compressed SPHERE: convert it by `sph2pipe -f wav FILE`"),
         ("d.wav", b"no audio " * 99, "d.wav is no sound file of a known format: WAV, FLAC"),
         ("e.raw", wav, "e.raw is no PCM, as its name says, but WAV: rename it"),

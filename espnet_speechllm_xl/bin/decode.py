@@ -81,7 +81,7 @@ def _remarks(good: dict) -> dict[str, list]:
     """Of each kind of remark (audio.py): how many utterances have it, the first of them and its text."""
     found = {}
     for utterance, item in good.items():
-        for kind, text in item["remarks"].items():
+        for kind, text in item.get("remarks", {}).items():
             found.setdefault(kind, [0, utterance, text])[0] += 1
     return found
 
