@@ -62,7 +62,7 @@ class Meter:
                 self._rest = self._rest[whole * self._size :]
 
     def remarks(self) -> dict[str, str]:
-        """What there is to say of the audio so far: ``{kind: text}``.  Audio without samples is left to its reader."""
+        """What there is to say of the audio so far: ``{kind: text}``; of less than half a block nothing."""
         found, level = {}, self._level()
         if self._cancelled > CANCELLED_SHARE * self._heard:
             found["channels-cancel"] = (
@@ -105,8 +105,8 @@ class Meter:
         self._spectra += len(blocks)
 
     def _level(self) -> float | None:
-        """dB of full scale that a few blocks reach, -inf for digital silence; None before the first sample."""
-        if not len(self._loudest) and not len(self._rest):
+        """dB of full scale that a few blocks reach, -inf for digital silence; None for less than half a block."""
+        if not len(self._loudest) and len(self._rest) < self._size / 2:
             return None
         power = self._loudest[0] if len(self._loudest) else _power(self._rest.mean(axis=1)[None])[0]
         return 10 * math.log10(power) if power > 0 else -math.inf
