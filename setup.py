@@ -12,6 +12,8 @@ def for_python(condition, *requirements):
     return [f"{requirement}; python_version {condition}" for requirement in requirements]
 
 
+CONTAINERS = "av>=17.1,<19"  # PyAV: m4a, webm, ...  17.1 is the last one for Python 3.10; 18.1 is the last one tested
+
 setup(
     name="espnet_speechllm_xl",
     version="0.1.0",
@@ -55,11 +57,13 @@ setup(
     ],
     extras_require={
         "microphone": ["sounddevice>=0.5,<1"],
+        "containers": [CONTAINERS],
         "test": [
             "pytest>=8.0,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",  # the tests on two cores
             "hypothesis>=6.100,<7",
+            CONTAINERS,
             "httpx>=0.28,<1",
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
             "ruff>=0.8,<1",

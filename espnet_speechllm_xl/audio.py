@@ -1,10 +1,14 @@
 """Audio of any kind of ``wav.scp`` entry, or of a user's file, as mono float32 at the wanted rate.
 
-An entry is a file that libsndfile opens (WAV, FLAC, SPHERE, Ogg, MP3, ...), a command that writes such a
-file (``sph2pipe -f wav x.sph |``), or an offset into a Kaldi archive (``x.ark:123``).  Whatever is wrong
-with it is an :class:`AudioError`: one line that names the entry and the next action.
+An entry is a file that libsndfile opens (WAV, FLAC, SPHERE, Ogg, MP3, ...) or PyAV (containers.py), a command that
+writes such a file (``sph2pipe -f wav x.sph |``), or an offset into a Kaldi archive (``x.ark:123``), perhaps with a
+range of samples (``x.ark:123[0:15999]``, both ends inclusive).  Whatever is wrong with it is an :class:`AudioError`:
+one line that names the entry and the next action.
+
+Remarks (resampled, channels averaged, those of remarks.py) are logged, or go into a dictionary ``{kind: text}``.
 """
 
+import functools
 import io
 import logging
 import math
@@ -12,26 +16,31 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
-from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl import ark, containers, timeline
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.remarks import Meter
 
 LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
 # In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those there are; RF64's frames.
 BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
-# Writers to a pipe do not know the length: sox puts about 0x7ffff000 into the header, ffmpeg 0xffffffff.
-UNKNOWN_BYTES = 0x7FFF0000
 BLOCK = 1 << 20
 MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
 MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
+HEAD = 16 * 1024  # bytes that tell the kind of a file: two frames of AAC at the most
+# Codings of WAV that libsndfile reads (the tag of its header): PCM, ADPCM, float, A-law, mu-law, GSM, ..., extensible.
+# Of others it says that the header is malformed; of other formats, except FLAC, its code tells.
+WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x40, 0x45, 0x55, 0xFFFE)
+FOREIGN_CODING = (4, 18)
 
 
 class AudioError(UserError):
@@ -59,7 +68,8 @@ def read_audio(
         sample_rate: wanted rate in Hz; other rates are resampled (soxr), or refused with ``resample=False``.
         speed: playback speed; 0.9 makes the audio 1/0.9 times as long.
         channel: which channel (0-based) of several; None averages them.
-        notes: Counter that counts remarks (averaged channels, resampled, cut segment); None: they are logged.
+        notes: dictionary that takes the remarks, the first of each kind; None: they are logged.  (Nobody reads those of
+            a dump that is aligned or measured: they were made when it was formatted, and are again when it is decoded.)
         cache: dict that keeps the last command's or archive's content, for several segments of one recording.
     Returns:
         float32 array (samples,), at least one sample.
@@ -67,7 +77,7 @@ def read_audio(
         AudioError: see its reasons.
     """
     entry = os.fspath(entry).strip()
-    content = _fetch(entry, cache)
+    content = _fetch(entry, cache, notes)
     if isinstance(content, tuple):
         rate, samples = content
         first, count = _span(entry, start, end, rate, len(samples), notes)
@@ -77,11 +87,25 @@ def read_audio(
     return conform(samples, rate, sample_rate, speed=speed, channel=channel, resample=resample, name=entry, notes=notes)
 
 
-def read_file(path, sample_rate=16000, *, notes=None):
+def read_file(path, sample_rate=16000, *, channel=None, notes=None):
     """A user's audio file, whole, as :func:`read_audio` gives it; no name is run as a command, whatever it looks like.
 
     Raises AudioError.
     """
+    samples, rate = _decode_file(path, notes)
+    return conform(samples, rate, sample_rate, channel=channel, name=os.fspath(path), notes=notes)
+
+
+def read_channels(
+    path: str | os.PathLike, sample_rate: int = 16000, *, notes: dict | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the channels of a user's audio file, each as :func:`read_file` gives it.  Raises AudioError."""
+    samples, rate = _decode_file(path, notes)
+    for channel in range(samples.shape[1]):
+        yield conform(samples, rate, sample_rate, channel=channel, name=os.fspath(path), notes=notes)
+
+
+def _decode_file(path: str | os.PathLike, notes: dict | None) -> tuple[np.ndarray, int]:
     name = os.fspath(path)
     try:
         name.encode()
@@ -89,11 +113,10 @@ def read_file(path, sample_rate=16000, *, notes=None):
         raise AudioError("unreadable", f"{name!a}: the name is not UTF-8: rename the file") from None
     if not os.path.isfile(name):
         raise _missing(name)
-    samples, rate = _decode(name, _nonempty(name), 0.0, None, notes)
-    return conform(samples, rate, sample_rate, name=name, notes=notes)
+    return _decode(name, _nonempty(name), 0.0, None, notes)
 
 
-def read_bytes(content, sample_rate=16000, *, name="audio", most_seconds=math.inf, notes=None):
+def read_bytes(content, sample_rate=16000, *, name="audio", channel=None, most_seconds=math.inf, notes=None):
     """The audio of a file that is in memory (bytes), as :func:`read_audio` gives it; nothing is written to disk.
 
     Raises AudioError, with reason "too-long" for more than ``most_seconds``; no more than that is ever unpacked.
@@ -101,7 +124,7 @@ def read_bytes(content, sample_rate=16000, *, name="audio", most_seconds=math.in
     if not content:
         raise AudioError("empty", f"{name} is an empty file: send it again")
     samples, rate = _decode(name, content, 0.0, None, notes, most_seconds)
-    return conform(samples, rate, sample_rate, name=name, notes=notes)
+    return conform(samples, rate, sample_rate, channel=channel, name=name, notes=notes)
 
 
 def conform(
@@ -128,7 +151,9 @@ def conform(
             "not-finite", f"{name} holds {bad} NaN or infinite samples: make the file again from its source"
         )
     check_scale(float(np.abs(samples).max()), name)
-    samples = _to_mono(samples, channel, name, notes)
+    samples = _chosen(samples, channel, name)
+    remark(samples, rate, name, notes)
+    samples = _to_mono(samples, name, notes)
     if rate != sample_rate:
         if not resample:
             raise AudioError(
@@ -136,11 +161,20 @@ def conform(
                 f"{name} is at {rate} Hz, {sample_rate} Hz are wanted: convert it "
                 f"(`sox IN -r {sample_rate} OUT`), or allow resampling",
             )
-        _note(notes, "resampled", f"{name}: resampled from {rate} to {sample_rate} Hz")
+        _note(notes, "resampled", name, f"resampled from {rate} to {sample_rate} Hz")
     if rate * speed != sample_rate:
         faster = soxr.resample(samples, rate * speed, sample_rate).astype(np.float32, copy=False)
         samples = faster if len(faster) else samples[:1]
-    return np.ascontiguousarray(samples)
+    # Of a single sample numpy calls any stride contiguous, torch none but its own.
+    return samples if samples.strides == (samples.itemsize,) else samples.copy()
+
+
+def remark(samples: np.ndarray, rate: int, name: str, notes: dict | None) -> None:
+    """Note what remarks.py finds in float samples (n, channels)."""
+    meter = Meter(rate, samples.shape[1])
+    meter.add(samples)
+    for kind, text in meter.remarks().items():
+        _note(notes, kind, name, text)
 
 
 def check_scale(peak, name):
@@ -178,43 +212,41 @@ def backing_files(entry):
         except ValueError:  # a quotation mark without its other one: the shell will say so
             names = []
     else:
-        names = [entry] if os.path.isfile(entry) else [_archive(entry)[0]]
+        names = [entry] if os.path.isfile(entry) else [ark.split(entry)[0]]
     return [Path(name) for name in names if name and os.path.isfile(name)]
 
 
-def _note(notes, kind, message):
+def _note(notes, kind, name, text):
     if notes is None:
-        logging.warning(message)
+        logging.warning(f"{name}: {text}")
     else:
-        notes[kind] += 1
+        notes.setdefault(kind, text)
 
 
-def _archive(entry):
-    """``x.ark:123[0:5]`` -> (file, offset, slice); (None, None, None) for anything else."""
-    match = re.fullmatch(r"(.+):(\d+)(\[[\d:, ]*\])?", entry)
-    return match.groups() if match else (None, None, None)
-
-
-def _fetch(entry, cache):
+def _fetch(entry, cache, notes=None):
     """A path, the bytes of an audio file, or (rate, samples)."""
     if cache is not None and entry in cache:
         return cache[entry]
-    archive, offset, part = _archive(entry)
+    archive, offset, part = ark.split(entry)
     try:
         if entry.endswith("|"):
             content = _run(entry)
         elif os.path.isfile(entry):
             return _nonempty(entry)
         elif archive and os.path.isfile(archive):
-            content = _load_archive(entry, archive, int(offset), part)
+            content = _load_archive(entry, archive, offset, part, notes)
         else:
             raise _missing(entry)
     except OSError as error:
-        raise AudioError("unreadable", f"{entry} cannot be read: {error.strerror or error}") from None
+        raise _closed(entry, error) from None
     if cache is not None:
         cache.clear()
         cache[entry] = content
     return content
+
+
+def _closed(entry: str, error: OSError) -> AudioError:
+    return AudioError("unreadable", f"{entry} cannot be read: {error.strerror or error}")
 
 
 def _missing(entry):
@@ -251,59 +283,41 @@ def _run(entry):
     return done.stdout
 
 
-def _most_flac_bytes(stream, offset):
-    """How many bytes the FLAC stream at ``offset`` has at the most (RFC 9639: metadata blocks); -1: it does not say."""
-    stream.seek(offset + 8)
-    info = stream.read(18)
-    shortest, numbers = int.from_bytes(info[:2], "big"), int.from_bytes(info[10:], "big")
-    channels, bits, samples = (numbers >> 41 & 7) + 1, (numbers >> 36 & 31) + 1, numbers & (1 << 36) - 1
-    if not samples or not shortest:
-        return -1
-    position, more = offset + 4, True
-    while more:
-        stream.seek(position)
-        header = stream.read(4)
-        if len(header) < 4:
-            return -1
-        more = header[0] < 128
-        position += 4 + int.from_bytes(header[1:], "big")
-    frames = samples // shortest + 1
-    # Uncompressed; a difference of two channels has a bit more.  Frames have headers, one for each channel, too.
-    return position - offset + samples * channels * (bits + 1) // 8 + frames * (32 + 8 * channels)
-
-
-def _load_archive(entry, archive, offset, part):
+def _load_archive(entry, archive, offset, part, notes):
+    """The bytes of a sound in an archive, or (rate, samples) of a part of it."""
     with open(archive, "rb") as stream:
-        stream.seek(offset)
-        kind = stream.read(4)
-        if part is None and kind == b"RIFF":
-            size = int.from_bytes(stream.read(4), "little")
-            stream.seek(offset)
-            return stream.read(-1 if size >= UNKNOWN_BYTES else size + 8)
-        if part is None and kind == b"fLaC":
-            size = _most_flac_bytes(stream, offset)
-            stream.seek(offset)
-            return stream.read(size)
-    import kaldiio
-
-    try:
-        content = kaldiio.load_mat(entry)
-    except Exception as error:  # kaldiio has no error class of its own: damaged archives raise many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AudioError(
-            "unreadable", f"{entry} is damaged or no audio ({reason}): make the archive again and its scp with it"
-        ) from None
-    if not isinstance(content, tuple):
+        content, matrix = ark.sound_at(stream, offset), ark.is_matrix_at(stream, offset)
+    if content is None and matrix:
         raise AudioError("unreadable", f"{entry} is a matrix of features, not audio: give the wav.scp of the audio")
-    return content
+    if content is None:
+        raise AudioError(
+            "unreadable", f"{entry}: no sound (RIFF, FLAC) begins there: make the archive again and its scp with it"
+        )
+    if part is None:
+        return content
+    try:
+        (first, end), *columns = ark.ranges(part)
+    except ValueError:
+        raise AudioError("segment", f"{entry}: give the range as [FIRST:LAST] or [FIRST:LAST,CHANNEL]") from None
+    samples, rate = _decode(entry, content, 0.0, None, notes)
+    first, count = _span(entry, first / rate, end and end / rate, rate, len(samples), notes)
+    for begin, stop in columns:
+        samples = samples[:, begin:stop]
+    return rate, samples[first : first + count]
 
 
 def _decode(entry, content, start, end, notes, most_seconds=math.inf):
     """Samples (samples, channels) of float32 and their rate, from a path or from bytes."""
     try:
+        kind = containers.kind_of(_head(content, HEAD))
+    except OSError as error:
+        raise _closed(entry, error) from None
+    if kind and kind.demuxer:
+        return _decode_container(entry, content, kind, start, end, notes, most_seconds)
+    try:
         with soundfile.SoundFile(_open(content)) as audio:
             # FLAC written to a pipe has no length; libsndfile then says a number beyond any file.
-            most = min(most_seconds * audio.samplerate, most_seconds * MOST_RATE / audio.channels)  # samples
+            most = _most_samples(most_seconds, audio.samplerate, audio.channels)
             if audio.frames >= 1 << 40:
                 samples = _read_blocks(content, most)
                 if len(samples) > most:
@@ -320,20 +334,85 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
                 audio.seek(first - lead)
             samples = audio.read(lead + count, dtype="float32", always_2d=True)[lead:]
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        if isinstance(error, TypeError):  # soundfile asks for the rate
-            advice = "it is PCM without a header: `sox -t raw -r RATE -e signed -b 16 FILE OUT.wav` gives it one"
-        elif str(entry).lower().endswith((".sph", ".wv1", ".wv2")):
-            advice = "convert compressed SPHERE by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
-        else:
-            advice = "copy it again, or convert it to WAV or FLAC"
-        reason = re.sub(r"^Error opening <.*?>: ", "", " ".join(str(error).split())).rstrip(". :")
-        raise AudioError("unreadable", f"{entry} is damaged or of an unknown format ({reason}): {advice}") from None
+        raise unreadable(entry, content, error) from None
     except MemoryError:
         raise _too_long(entry, "the memory holds") from None
     # MP3 headers may only estimate the length, hence 1 %.
     if len(samples) < 0.99 * count:
         raise _cut_short(entry, count, len(samples))
     return samples, audio.samplerate
+
+
+def _decode_container(
+    entry: str,
+    content: bytes | Path,
+    kind: containers.Kind,
+    start: float,
+    end: float | None,
+    notes: dict | None,
+    most_seconds: float,
+) -> tuple[np.ndarray, int]:
+    """As :func:`_decode`, by PyAV."""
+    if not containers.is_installed():
+        raise AudioError(
+            "unreadable",
+            f"{entry} is {kind.name}, which PyAV reads: `pip install av`; or convert it: `ffmpeg -i IN OUT.wav`",
+        )
+    most = functools.partial(_most_samples, most_seconds)
+    try:
+        with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as stream:
+            samples, rate, promised = containers.read(stream, kind, most)
+    except ValueError as error:
+        raise AudioError("unreadable", f"{entry} ({kind.name}) is damaged ({error}): copy it again") from None
+    except MemoryError:
+        raise _too_long(entry, "the memory holds") from None
+    if len(samples) > most(rate, samples.shape[1]):
+        raise _too_long(entry, f"{most_seconds} s")
+    if promised and len(samples) < (0.99 * promised - 0.1) * rate:  # encoders round to whole frames
+        raise _cut_short(entry, round(promised * rate), len(samples))
+    first, count = _span(entry, start, end, rate, len(samples), notes)
+    return samples[first : first + count], rate
+
+
+def _most_samples(most_seconds: float, rate: int, channels: int) -> float:
+    return min(most_seconds * rate, most_seconds * MOST_RATE / channels)
+
+
+def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioError:
+    """The :class:`AudioError` of what libsndfile refused: damaged, or another format than those that are read.
+
+    Args:
+        content: path or bytes; error: of soundfile.
+    """
+    try:
+        head = _head(content, HEAD)
+    except OSError as refused:
+        return _closed(entry, refused)
+    kind = containers.kind_of(head)
+    reason = re.sub(r"^Error opening <?.*?>?: ", "", " ".join(str(error).split())).rstrip(". :")
+    foreign = getattr(error, "code", None) in FOREIGN_CODING and kind is not containers.FLAC
+    if kind is containers.WAV and len(head) > 22 and head[12:16] == b"fmt ":
+        foreign = foreign or int.from_bytes(head[20:22], "little") not in WAV_CODINGS
+    if isinstance(error, TypeError):  # soundfile asks for the rate
+        says = "is PCM without a header: `sox -t raw -r RATE -e signed -b 16 FILE OUT.wav` gives it one"
+        says = f"is no PCM, as its name says, but {kind.name}: rename it" if kind else says
+    elif kind is None:
+        says = f"is no sound file of a known format: {containers.READ} are read; `ffmpeg -i IN OUT.wav` converts others"
+    elif kind.name == "SPHERE" and b"shorten" in head[:1024]:
+        says = "is compressed SPHERE: convert it by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
+    elif foreign:
+        says = f"is {kind.name} in a coding that is not read: convert it: `ffmpeg -i IN OUT.wav`"
+    else:
+        says = f"({kind.name}) is damaged ({reason}): copy it again"
+    return AudioError("unreadable", f"{entry} {says}")
+
+
+def _head(content: bytes | Path, size: int) -> bytes:
+    """The first bytes of a path or of bytes."""
+    if isinstance(content, bytes):
+        return content[:size]
+    with open(content, "rb") as stream:
+        return stream.read(size)
 
 
 def _open(content):
@@ -372,16 +451,15 @@ def _check_length(entry, audio, content, notes):
     """libsndfile shortens files of most formats without a word, but in its log, when bytes are missing."""
     promised = None
     if audio.format == "NIST":
-        head = content[:1024] if isinstance(content, bytes) else content.open("rb").read(1024)
-        match = re.search(rb"sample_count -i (\d+)", head)
+        match = re.search(rb"sample_count -i (\d+)", _head(content, 1024))
         promised = int(match[1]) if match else None
     elif match := FRAMES.search(audio.extra_info):
         promised = int(match[1])
     elif match := BYTES.search(audio.extra_info):
-        if int(match[2]) < int(match[1]) < UNKNOWN_BYTES:
+        if int(match[2]) < int(match[1]) < ark.UNKNOWN_BYTES:
             promised = int(match[1]) * audio.frames // max(1, int(match[2]))
     elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it
-        _note(notes, "no-end", f"{entry}: the Ogg file has no end mark: it may be cut short")
+        _note(notes, "no-end", entry, "the Ogg file has no end mark: it may be cut short")
     if promised is not None and promised > audio.frames:
         raise _cut_short(entry, promised, audio.frames)
 
@@ -398,7 +476,7 @@ def _span(entry, start, end, rate, total, notes):
             f"({total / rate:.3f} s): correct segments",
         )
     if last > total:
-        _note(notes, "segment-end-cut", f"{entry}: segment end {end} s cut to the recording's {total / rate:.3f} s")
+        _note(notes, "segment-end-cut", entry, f"segment end {end} s cut to the recording's {total / rate:.3f} s")
     return first, min(last, total) - first
 
 
@@ -411,19 +489,20 @@ def _to_float(samples):
     return ((samples.astype(np.float64) - middle) / full).astype(np.float32)
 
 
-def _to_mono(samples, channel, name, notes):
-    if samples.ndim == 1:
-        samples = samples[:, None]
+def _chosen(samples: np.ndarray, channel: int | None, name: str) -> np.ndarray:
+    """The wanted channels, (samples, channels)."""
+    samples = samples.reshape(len(samples), -1)
     channels = samples.shape[1]
-    if channel is not None:
-        if not 0 <= channel < channels:
-            raise AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
-        return samples[:, channel]
+    if channel is None:
+        return samples
+    if not 0 <= channel < channels:
+        raise AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
+    return samples[:, channel : channel + 1]
+
+
+def _to_mono(samples, name, notes):
+    channels = samples.shape[1]
     if channels == 1:
         return samples[:, 0]
-    _note(
-        notes,
-        "channels-averaged",
-        f"{name}: {channels} channels averaged; to hear one of them alone, make a mono file of it",
-    )
+    _note(notes, "channels-averaged", name, f"{channels} channels averaged; choose one of them by `channel`, from 0 on")
     return samples.mean(axis=1, dtype=np.float64).astype(np.float32)

@@ -382,6 +382,20 @@ class SearchConfig:
         _require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
 
 
+MIX, EACH = "mix", "each"  # channels of a recording: their average, or every one for itself
+
+
+def parse_channel(text: str, *words: str) -> int | str | None:
+    """Return a channel, counted from 0, None for "mix", or one of ``words``.  Raises ValueError."""
+    if text == MIX:
+        return None
+    if text in words:
+        return text
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"'{text[:50]}' is no channel: give its number, from 0 on, or {', '.join([MIX, *words])}")
+    return int(text)
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -85,15 +85,15 @@ def read_ctm(path):
     return utterances
 
 
-def format_word(utterance, word):
-    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`."""
+def format_word(utterance, word, channel=1):
+    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`.  CTM counts channels from 1."""
     if not word.text or re.search(r"[ \t\r\n]", word.text) or re.search(r"\s", utterance):
         raise UserError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
     if not 0 <= word.start <= word.end < math.inf:
         raise UserError(f"{utterance}: '{word.text}' from {word.start} s to {word.end} s is no span of time")
     # Both ends are rounded to whole milliseconds and then subtracted, so that start + duration is the rounded end.
     start, end = round(word.start * 1000), round(word.end * 1000)
-    line = f"{utterance} 1 {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text}"
+    line = f"{utterance} {channel} {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text}"
     return line if word.confidence is None else f"{line} {word.confidence:.4f}"
 
 

@@ -3,6 +3,7 @@
     dump/raw/<set>/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type[,ref.ctm]}
                    audio/<2 hex digits>/<utterance>.flac
                    skipped           utterance, reason, message of everything that was left out
+                   remarks           utterance, what was noticed about its audio (audio.py)
                    progress.jsonl    what is done, so that a killed run goes on where it was
 
 A job is one utterance made of one part (``format``) or of several with pauses between (``longform``).
@@ -22,7 +23,7 @@ from urllib.parse import quote
 import numpy as np
 import soundfile
 
-from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_int16, write_flac
+from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_int16, unreadable, write_flac
 from espnet_speechllm_xl.ctm import write_ctm
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.jobs import over_processes
@@ -106,7 +107,7 @@ def _length_reason(samples, settings):
 
 def _make(job, settings, out, cache):
     """Read, join, write one utterance.  Returns its line of the journal."""
-    notes, pieces, lengths = Counter(), [], []
+    notes, pieces, lengths = {}, [], []
     try:
         for part in job.parts:
             samples = read_audio(
@@ -115,7 +116,8 @@ def _make(job, settings, out, cache):
                 notes=notes, cache=cache,
             )  # fmt: skip
             samples, clipped = to_int16(samples)
-            notes["clipped"] += clipped > 0
+            if clipped:
+                notes.setdefault("clipped", f"{clipped} samples beyond full scale clipped")
             pieces += [np.zeros(settings.gap, np.int16), samples] if pieces else [samples]
             lengths.append(len(samples))
     except AudioError as error:
@@ -124,8 +126,7 @@ def _make(job, settings, out, cache):
     if _length_reason(len(samples), settings) is None:
         write_flac(audio_path(out, job.utterance), samples, settings.sample_rate)
     return {
-        "utt": job.utterance, "samples": len(samples), "parts": lengths,
-        "notes": {note: 1 for note, count in sorted(notes.items()) if count},
+        "utt": job.utterance, "samples": len(samples), "parts": lengths, "notes": dict(sorted(notes.items())),
     }  # fmt: skip
 
 
@@ -241,11 +242,13 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
             skipped[job.utterance] = reason
             continue
         lengths[job.utterance] = item["samples"]
-        report.notes.update(item["notes"])
+        report.notes.update(item["notes"].keys())
     report.skipped.update(reason for reason, _ in skipped.values())
     report.written, report.seconds = len(lengths), sum(lengths.values()) / settings.sample_rate
     write_table(out / "skipped", {utterance: " ".join(why) for utterance, why in skipped.items()})
     write_table(out / "failed", failed)
+    remarks = {utterance: done[utterance]["notes"].items() for utterance in lengths if done[utterance]["notes"]}
+    write_table(out / "remarks", {key: "; ".join(f"{kind}: {text}" for kind, text in remarks[key]) for key in remarks})
     if not lengths:
         _unfinish(out)
         raise KaldiError(f"{out}: no utterance could be written: {report}; see {out / 'skipped'}")
@@ -317,8 +320,8 @@ def foreign_audio(dump, sample_rate):
     for utterance, path in read_table(Path(dump) / "wav.scp").items():
         try:
             found = soundfile.info(path)
-        except (soundfile.SoundFileError, RuntimeError):
-            foreign.append(f"'{utterance}': {path} is damaged or of an unknown format")
+        except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+            foreign.append(f"'{utterance}': {unreadable(path, Path(path), error)}")
             continue
         if (found.channels, found.samplerate) != (1, sample_rate):
             foreign.append(f"'{utterance}': {found.channels} channels, {found.samplerate} Hz")

@@ -104,13 +104,15 @@ def _clock(seconds, separator):
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{separator}{rest % 1000:03d}"
 
 
-def _text(file, nbest, several):
-    return f"{file}\t{nbest[0].text}\n" if several else f"{nbest[0].text}\n"
+def _text(file, nbest, several, channel):
+    columns = [*([file] if several else []), *([] if channel is None else [str(channel)]), nbest[0].text]
+    return "\t".join(columns) + "\n"
 
 
-def _json(file, nbest, _several):
+def _json(file, nbest, _several, channel):
     result = {
         "file": file,
+        **({} if channel is None else {"channel": channel}),
         "text": nbest[0].text,
         "score": nbest[0].score,
         "words": [word_dict(word) for word in nbest[0].words],
@@ -124,19 +126,19 @@ def recording_id(file):
     return re.sub(r"\s", "_", Path(file).stem)
 
 
-def _ctm(file, nbest, _several):
+def _ctm(file, nbest, _several, channel):
     name = recording_id(file)
-    return "".join(format_word(name, word) + "\n" for word in nbest[0].words)
+    return "".join(format_word(name, word, (channel or 0) + 1) + "\n" for word in nbest[0].words)
 
 
-def _srt(_file, nbest, _several):
+def _srt(_file, nbest, _several, _channel):
     return Captions("srt").all(nbest[0].words)
 
 
-def _vtt(_file, nbest, _several):
+def _vtt(_file, nbest, _several, _channel):
     return Captions("vtt").all(nbest[0].words)
 
 
-# Each: (file name, n-best list of Transcript, whether there are several files) -> text
+# Each: (file name, n-best list of Transcript, whether there are several files, channel or None) -> text
 FORMATS = {"text": _text, "json": _json, "ctm": _ctm, "srt": _srt, "vtt": _vtt}
 TIMED = ("ctm", "srt", "vtt")  # of words only, with their times

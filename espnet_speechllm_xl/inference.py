@@ -209,25 +209,29 @@ class Speech2Text:
         """Hz that arrays and streams must have."""
         return self.model.acoustic.config.sample_rate
 
-    def __call__(self, audio, sample_rate=None):
+    def __call__(self, audio, sample_rate=None, channel: int | None = None):
         """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list, best first.
 
         Args:
             audio: a file name, or a float array (n,) in [-1, 1].
             sample_rate: Hz of the array; another rate than the model's is resampled.
+            channel: which one (0-based) of several; None averages them.
         """
-        return self.transcribe_batch([self.load(audio, sample_rate)])[0]
+        return self.transcribe_batch([self.load(audio, sample_rate, channel)])[0]
 
-    def load(self, audio, sample_rate=None):
-        """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.audio.AudioError`."""
+    def load(self, audio, sample_rate=None, channel: int | None = None, notes: dict | None = None):
+        """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.audio.AudioError`.
+
+        Arguments as in the call; ``notes`` takes the remarks on the audio (audio.py), None logs them.
+        """
         if isinstance(audio, (str, Path)):
-            return read_file(audio, self.sample_rate)
+            return read_file(audio, self.sample_rate, channel=channel, notes=notes)
         if getattr(audio, "ndim", 1) == 2 and audio.shape[1] > audio.shape[0]:
             raise AudioError("unreadable", f"audio array of {tuple(audio.shape)}: give (samples,) or its transpose")
         rate = self.sample_rate if sample_rate is None else sample_rate
         if not rate > 0:
             raise AudioError("sample-rate", f"audio array at {rate} Hz: give the rate that it was recorded with")
-        return conform(audio, rate, self.sample_rate)
+        return conform(audio, rate, self.sample_rate, channel=channel, notes=notes)
 
     def transcribe_batch(self, recordings):
         """The n-best lists of several recordings (n,), decoded together; each as if alone."""

@@ -3,14 +3,12 @@
 import numpy as np
 import soxr
 
+from espnet_speechllm_xl import containers
 from espnet_speechllm_xl.audio import AudioError, check_scale
+from espnet_speechllm_xl.remarks import Meter
 
 FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
 RATES = range(8000, 192001)  # Hz
-# What audio files begin with: WAV, FLAC, Ogg, MP3, AIFF, WebM (of a browser's MediaRecorder).  MP4 has its name after a
-# length.  An MP3 file without a tag begins with two bytes that may as well be a sample.
-HEADERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"\x1aE\xdf\xa3")
-MP4 = b"ftyp"
 
 
 class Pcm:
@@ -31,8 +29,14 @@ class Pcm:
             raise AudioError("rate", f"rate {rate}: give whole Hz from {RATES[0]} to {RATES[-1]}")
         self.rate, self._type = rate, FORMATS[form]
         self._resampler = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
+        self._meter = Meter(rate)
         self._begun = False
-        self.bytes_left = b""  # of a sample whose other bytes have not come yet
+        self._held = b""  # bytes that are no samples yet
+
+    @property
+    def bytes_left(self):
+        """Bytes of a sample whose others have not come yet."""
+        return self._held[len(self._held) - len(self._held) % self._type.itemsize :]
 
     @property
     def bytes_per_second(self):
@@ -41,15 +45,31 @@ class Pcm:
 
     def samples(self, data):
         """Float32 samples (n,), n >= 0, that ``data`` (bytes, cut anywhere) completes; AudioError for no such PCM."""
-        if not self._begun and (data.startswith(HEADERS) or data[4:8] == MP4):
-            raise AudioError(
-                "format", "an audio file with a header, not raw PCM: transcribe the file, or decode it first"
-            )
-        self._begun = True
-        data = self.bytes_left + data
-        whole = len(data) - len(data) % self._type.itemsize
-        self.bytes_left = data[whole:]
-        samples = np.frombuffer(data[:whole], self._type)
+        self._held += data
+        if not self._begun:
+            if kind := containers.kind_of(self._held):
+                self._held = b""
+                raise AudioError(
+                    "format",
+                    f"an audio file with a header ({kind.name}), not raw PCM: transcribe the file, or decode it first",
+                )
+            if not containers.is_decided(self._held):  # waits for the second frame of what may be MP3
+                return np.zeros(0, np.float32)
+            self._begun = True
+        return self._resample(self._whole_samples(), last=False)
+
+    def rest(self):
+        """Samples (n,) that are held back until the end; AudioError as :meth:`samples`."""
+        return self._resample(self._whole_samples(), last=True)
+
+    def remarks(self):
+        """What there is to say of the PCM so far, ``{kind: text}``: see remarks.py."""
+        return self._meter.remarks()
+
+    def _whole_samples(self):
+        """Take the whole samples (n,) of what is held, at the rate of the PCM."""
+        whole = len(self._held) - len(self.bytes_left)
+        samples, self._held = np.frombuffer(self._held[:whole], self._type), self._held[whole:]
         if self._type.kind == "i":
             samples = samples.astype(np.float32) / 32768
         elif not np.isfinite(samples).all():
@@ -57,11 +77,8 @@ class Pcm:
         else:
             check_scale(float(np.abs(samples).max(initial=0)), "PCM")
             samples = samples.astype(np.float32).clip(-1, 1)
-        return self._resample(samples, last=False)
-
-    def rest(self):
-        """Samples (n,) that the resampler holds back until the end."""
-        return self._resample(np.zeros(0, np.float32), last=True)
+        self._meter.add(samples)
+        return samples
 
     def _resample(self, samples, last):
         return samples if self._resampler is None else self._resampler.resample_chunk(samples, last=last)

@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from espnet_speechllm_xl import timeline
@@ -371,7 +372,7 @@ def checked_samples(samples, model):
     like = next(model.parameters())
     try:
         # Copied because they are kept, and the caller may fill the same buffer again.
-        tensor = samples.clone() if isinstance(samples, torch.Tensor) else torch.tensor(_native(np.asarray(samples)))
+        tensor = samples.clone() if isinstance(samples, torch.Tensor) else torch.from_numpy(_native(samples))
     except (TypeError, ValueError) as error:  # not numbers
         raise AudioError("unreadable", f"stream: {error}: push (n,) floats in [-1, 1]") from None
     if tensor.dim() != 1 or not (tensor.is_floating_point() or len(tensor) == 0):
@@ -386,9 +387,10 @@ def checked_samples(samples, model):
     return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
-def _native(array):
-    """In this machine's byte order and with positive strides, as torch wants it."""
-    return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+def _native(samples: npt.ArrayLike) -> np.ndarray:
+    """A copy as torch wants it: in this machine's byte order, with positive strides, also those of one sample."""
+    array = np.asarray(samples)
+    return np.array(array, array.dtype.newbyteorder("="), order="C", copy=True)
 
 
 def transcribe(model, tokenizer, chunking, search, recordings):

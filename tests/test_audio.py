@@ -1,8 +1,8 @@
 """Audio entries of every kind, and every kind of bad audio."""
 
+import io
 import os
 import shlex
-from collections import Counter
 
 import kaldiio
 import numpy as np
@@ -107,10 +107,10 @@ def test_stereo_is_averaged_and_counted_or_chosen(tmp_path):
     samples = speech(channels=2)
     for name in ("s.wav", "s.flac"):
         path = write(tmp_path / name, samples)
-        notes = Counter()
+        notes = {}
         mono = read_audio(path, RATE, notes=notes)
         np.testing.assert_allclose(mono, as_float(samples).mean(axis=1), atol=1e-7)
-        assert notes == {"channels-averaged": 1}
+        assert [*notes] == ["channels-averaged"]
         for channel in (0, 1):
             np.testing.assert_array_equal(read_audio(path, RATE, channel=channel), as_float(samples)[:, channel])
         with pytest.raises(AudioError, match=r"s\.\w+ has no channel 2: it has 2") as caught:
@@ -129,9 +129,9 @@ def test_other_rates_keep_a_tone(tmp_path, rate):
     path = write(
         tmp_path / "tone.wav", (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32), rate, subtype="FLOAT"
     )
-    notes = Counter()
+    notes = {}
     got = read_audio(path, RATE, notes=notes)
-    assert abs(len(got) - RATE) <= 1 and notes == {"resampled": 1}
+    assert abs(len(got) - RATE) <= 1 and "resampled" in notes
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(got)) / RATE)
     assert np.abs(got - want)[800:-800].max() < 1e-3
     with pytest.raises(AudioError, match=f"tone.wav is at {rate} Hz, 16000 Hz are wanted") as caught:
@@ -179,19 +179,19 @@ def test_bad_audio_has_its_reason_and_one_line(tmp_path):
         (tmp_path, "missing", "is a directory: give the audio files in it"),
         (tmp_path / "empty.wav", "empty", "empty.wav is an empty file"),
         (tmp_path / "zero.wav", "empty", "zero.wav holds no samples"),
-        (tmp_path / "text.wav", "unreadable", "text.wav is damaged or of an unknown format"),
+        (tmp_path / "text.wav", "unreadable", "text.wav is no sound file of a known format: WAV, FLAC, Ogg"),
         (tmp_path / "nan.wav", "not-finite", "nan.wav holds 2 NaN or infinite samples"),
         (tmp_path / "loud.wav", "range", "loud.wav: a sample of 20000, but full scale is 1: divide 16-bit values by"),
-        (whole["t.flac"], "unreadable", "t.flac is damaged"),
+        (whole["t.flac"], "unreadable", "t.flac (FLAC) is damaged"),
         (whole["t.wav"], "cut-short", "t.wav is cut short: its header promises 16000 samples"),
         (whole["t.sph"], "cut-short", "t.sph is cut short: its header promises 16000 samples"),
         (f"{tmp_path / 'w.ark'}:2", "cut-short", "w.ark:2 is cut short"),
-        (f"{tmp_path / 'w.ark'}:999999", "unreadable", "is damaged or no audio"),
+        (f"{tmp_path / 'w.ark'}:999999", "unreadable", "w.ark:999999: no sound (RIFF, FLAC) begins there"),
         (feats, "unreadable", "is a matrix of features"),
         ("echo so it is >&2; exit 3 |", "command-failed", "failed with exit code 3: so it is"),
         ("no-such-program-at-all x |", "command-failed", "exit code 127"),
         ("true |", "empty", "wrote no audio"),
-        ("echo abcdefghijkl |", "unreadable", "damaged or of an unknown format"),
+        ("echo abcdefghijkl |", "unreadable", "is no sound file of a known format"),
         (f"head -c 9000 {good} |", "cut-short", "is cut short"),
     ]
     for entry, reason, message in cases:
@@ -214,12 +214,12 @@ def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
 
 def test_an_ogg_file_without_its_end_is_remarked_on(tmp_path):
     """Recorders that are stopped in the middle leave whole pages."""
-    path, notes = tmp_path / "t.ogg", Counter()
+    path, notes = tmp_path / "t.ogg", {}
     soundfile.write(path, np.tile(speech(), 10), RATE, format="OGG", subtype="VORBIS")
     read_audio(path, RATE, notes=notes)
     assert not notes
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert len(read_audio(path, RATE, notes=notes)) < 9 * len(speech()) and notes == {"no-end": 1}
+    assert len(read_audio(path, RATE, notes=notes)) < 9 * len(speech()) and [*notes] == ["no-end"]
 
 
 def test_a_header_that_promises_more_than_the_memory_holds(tmp_path, monkeypatch):
@@ -252,9 +252,9 @@ def test_writers_to_a_pipe_do_not_know_the_length(tmp_path):
 
 def test_segments_outside_of_the_recording(tmp_path):
     path = write(tmp_path / "a.wav", speech())
-    notes = Counter()
+    notes = {}
     assert len(read_audio(path, RATE, start=0.5, end=1.2, notes=notes)) == 8000
-    assert notes == {"segment-end-cut": 1}
+    assert [*notes] == ["segment-end-cut"]
     for start, end in ((1.0, 1.1), (2.0, None), (0.5, 1.6)):
         with pytest.raises(AudioError, match=r"outside of the recording \(1.000 s\)") as caught:
             read_audio(path, RATE, start=start, end=end)
@@ -289,7 +289,7 @@ def test_what_is_no_audio_file_is_named(tmp_path):
     (tmp_path / "a.raw").write_bytes(b"\1\2" * 1000)
     os.mkfifo(tmp_path / "pipe")
     for name, says in (
-        ("a.raw", "is damaged or of an unknown format .*: it is PCM without a header: `sox -t raw"),
+        ("a.raw", "a.raw is PCM without a header: `sox -t raw"),
         ("pipe", "is no file, but a pipe: save it first"),
     ):
         with pytest.raises(AudioError, match=says):
@@ -309,3 +309,104 @@ def test_parts_of_an_mp3_are_those_of_the_whole(tmp_path):
         part = read_audio(path, start=start, end=start + 0.3)
         first = round(start * RATE)
         np.testing.assert_allclose(part, whole[first : first + len(part)], atol=0.01)
+
+
+SUBTYPES = ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "GSM610"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("form, subtype", [*(("WAV", kind) for kind in SUBTYPES), ("FLAC", "PCM_24"), ("RF64", "ULAW")])
+def test_a_range_of_an_archived_recording_in_any_coding(tmp_path, form, subtype, channels):
+    if subtype == "GSM610" and channels == 2:
+        pytest.skip("GSM is mono")
+    soundfile.write(tmp_path / "a", as_float(speech(channels=channels)), RATE, format=form, subtype=subtype)
+    file = (tmp_path / "a").read_bytes()
+    (tmp_path / "a.ark").write_bytes(b"one " + file + b"two " + file)
+    size = len(file).to_bytes(4, "little")
+    (tmp_path / "wrapped.ark").write_bytes(b"one AUDIO\4" + size + file + b"two AUDIO\4" + size + file)
+    wanted = soundfile.read(tmp_path / "a", dtype="float32", always_2d=True)[0]
+    for entry in (f"{tmp_path}/a.ark:{len(file) + 8}", f"{tmp_path}/wrapped.ark:4"):
+        for part, rows in (
+            ("", slice(None)),
+            ("[800:2399]", slice(800, 2400)),
+            ("[5]", slice(5, 6)),
+            ("[:,0]", slice(None)),
+        ):
+            if part != "[:,0]" or channels == 2:
+                np.testing.assert_array_equal(read_audio(entry + part, RATE, channel=0, notes={}), wanted[rows, 0])
+    for part in ("[800:2399]", "[800:2399,1]")[:channels]:
+        got = read_audio(f"{tmp_path}/a.ark:4{part}", RATE, start=0.05, end=0.075, cache={}, notes={})
+        want = wanted[1600:2000, 1] if part.endswith(",1]") else wanted[1600:2000].mean(axis=1, dtype=np.float64)
+        np.testing.assert_array_equal(got, want.astype(np.float32))
+
+
+def test_ranges_outside_of_the_recording(tmp_path):
+    kaldiio.save_ark(str(tmp_path / "a.ark"), {"u": (RATE, speech())}, scp=str(tmp_path / "scp"))
+    entry = (tmp_path / "scp").read_text().split()[1]
+    for part, says in (
+        ("[16000:17000]", "is outside of the recording"),
+        ("[0:50000]", "is outside of the recording"),
+        ("[0:90:2]", r"give the range as \[FIRST:LAST\]"),
+        ("[0:9,0:0,0:0]", r"give the range as \[FIRST:LAST\]"),
+    ):
+        with pytest.raises(AudioError, match=says) as caught:
+            read_audio(entry + part)
+        assert caught.value.reason == "segment" and entry in str(caught.value)
+    assert len(read_audio(entry + "[8000:]")) == 8000 and len(read_audio(entry + "[]")) == 16000
+
+
+def test_only_what_is_damaged_is_called_so(tmp_path):
+    wav = open(write(tmp_path / "a.wav", speech()), "rb").read()
+    foreign = bytearray(wav)
+    foreign[20:22] = (0x0161).to_bytes(2, "little")  # Windows Media
+    aifc = io.BytesIO()
+    soundfile.write(aifc, speech(), RATE, format="AIFF", subtype="ULAW")
+    aifc = aifc.getvalue().replace(b"ulaw", b"QDM2")
+    sphere = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n".ljust(1024) + bytes(500)
+    for name, content, says in (
+        (
+            "a.wav",
+            bytes(foreign),
+            "a.wav is WAV in a coding that is not read: convert it: `ffmpeg -i IN OUT.wav`",
+        ),
+        ("a.wav", wav[:20], "a.wav (WAV) is damaged (Error in WAV"),
+        ("b.wav", wav[:6], "b.wav (WAV) is damaged (Format not recognised)"),
+        ("b.aifc", aifc, "b.aifc is AIFF in a coding that is not read: convert it"),
+        ("b.flac", open(write(tmp_path / "whole.flac", speech()), "rb").read()[:30], "b.flac (FLAC) is damaged ("),
+        ("c.sph", sphere, "c.sph is compressed SPHERE: convert it by `sph2pipe -f wav FILE`"),
+        ("d.wav", b"no audio " * 99, "d.wav is no sound file of a known format: WAV, FLAC"),
+        ("e.raw", wav, "e.raw is no PCM, as its name says, but WAV: rename it"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AudioError) as caught:
+            read_audio(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path}/{says}") and caught.value.reason == "unreadable"
+
+
+def test_what_the_system_refuses_is_not_damaged(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", speech())
+
+    def closed(name, *_):
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(audio, "open", closed, raising=False)  # root may read everything
+    with pytest.raises(AudioError, match="a.wav cannot be read: Permission denied"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(
+    "array", [np.ones(3, np.float32)[::-2][:1], np.ones((1, 2), np.float32)[::-1, ::-1], np.ones(9)[::-1]]
+)
+def test_arrays_with_negative_strides_are_as_torch_wants_them(array):
+    import torch
+
+    got = conform(array, RATE, notes={})
+    assert torch.from_numpy(got).tolist() == [1.0] * len(array)
+
+
+def test_each_channel(tmp_path):
+    samples = speech(channels=3)
+    path, notes = write(tmp_path / "a.wav", samples), {}
+    channels = [*audio.read_channels(path, RATE, notes=notes)]
+    np.testing.assert_array_equal(channels, as_float(samples).T)
+    assert notes == {}

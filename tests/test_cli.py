@@ -203,7 +203,7 @@ BAD = {
     "none.wav": "holds no samples",
     "nan.wav": "holds 1 NaN or infinite samples",
     "cut.wav": "is cut short",
-    "text.txt": "is damaged or of an unknown format",
+    "text.txt": "is no sound file of a known format",
 }
 
 
@@ -250,6 +250,63 @@ def expected(tiny_model_dir, files):
     (transcript,) = Speech2Text.from_pretrained(tiny_model_dir, search="greedy")(files / "good.wav")
     assert len(transcript.words) > 4
     return transcript
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory):
+    """A call of two parties, one on each channel: (file, samples (n, 2))."""
+    path = tmp_path_factory.mktemp("call") / "call.wav"
+    soundfile.write(path, np.stack([tiny.speech(21, 64000), tiny.speech(22, 64000)], axis=1), 16000)
+    return path, soundfile.read(path, dtype="float32")[0]
+
+
+def test_a_channel_is_chosen_or_each_for_itself(capsys, tiny_model_dir, files, call, tmp_path):
+    from espnet_speechllm_xl import Speech2Text
+
+    path, samples = call
+    speech2text = Speech2Text.from_pretrained(tiny_model_dir, search="greedy")
+    left, right = (speech2text(samples[:, channel])[0] for channel in (0, 1))
+    mix = speech2text(path)[0]
+    assert len({left.text, right.text, mix.text}) == 3 and speech2text(path, channel=1)[0] == right
+
+    def say(*options, names=("call.wav",)):
+        code, out, error = transcribe(capsys, tiny_model_dir, path.parent, names, *options)
+        return code, out, error
+
+    assert say("--channel", "0") == (0, f"{left.text}\n", "") and say("--channel", "1")[1] == f"{right.text}\n"
+    for options in ((), ("--channel", "mix")):
+        code, out, error = say(*options)
+        assert (code, out) == (0, f"{mix.text}\n") and f"{path}: 2 channels averaged" in error
+    assert say("--channel", "each") == (0, f"0\t{left.text}\n1\t{right.text}\n", "")
+    both = say("--channel", "each", names=("call.wav", str(files / "good.wav")))[1].splitlines()
+    assert both[:2] == [f"{path}\t0\t{left.text}", f"{path}\t1\t{right.text}"] and both[2].split("\t")[1] == "0"
+    objects = [json.loads(line) for line in say("--channel", "each", "--format", "json")[1].splitlines()]
+    assert [(one["channel"], one["text"]) for one in objects] == [(0, left.text), (1, right.text)]
+    lines = [line.split() for line in say("--channel", "each", "--format", "ctm")[1].splitlines()]
+    assert [line[4] for line in lines if line[:2] == ["call", "2"]] == right.text.split()
+    code, out, error = say("--channel", "2")
+    assert (code, out) == (1, "") and "call.wav has no channel 2: it has 2, counted from 0" in error
+    code, out, error = say("--channel", "each", "--format", "srt")
+    assert code == 2 and "subtitles of all channels would be one mixed track: give one" in error
+
+
+def test_what_is_lost_is_remarked_on_once_a_file(capsys, tiny_model_dir, tmp_path):
+    speech = tiny.speech(23, 48000)
+    soundfile.write(tmp_path / "quiet.wav", speech * 1e-3, 16000)
+    soundfile.write(tmp_path / "against.wav", np.stack([speech, -speech], axis=1), 16000)
+    soundfile.write(tmp_path / "clipped.wav", (speech * 300).clip(-1, 1), 16000)
+    names = ["quiet.wav", "against.wav", "clipped.wav"]
+    code, out, error = transcribe(capsys, tiny_model_dir, tmp_path, names)
+    assert code == 0 and len(out.splitlines()) == 3
+    for name, texts in (("quiet", ["nearly silent"]), ("clipped", ["heavily clipped"]),
+                        ("against", ["its 2 channels cancel each other", "2 channels averaged"])):  # fmt: skip
+        start = f"speechllm-xl transcribe: {tmp_path}/{name}.wav: "
+        lines = [line.removeprefix(start) for line in error.splitlines() if line.startswith(start)]
+        lines = [line for line in lines if "hit the token cap" not in line]
+        assert len(lines) == len(texts)
+        assert all(line.startswith(text) for line, text in zip(lines, texts, strict=True))
+    error = transcribe(capsys, tiny_model_dir, tmp_path, ["against.wav"], "--channel", "each")[2]
+    assert "cancel" not in error and "averaged" not in error
 
 
 def test_format_json(capsys, tiny_model_dir, files, expected):
@@ -365,12 +422,26 @@ def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
     assert not (decoded / ".parts").exists()
 
 
+def test_decoding_counts_remarks(capsys, dump, tiny_model_dir, tmp_path):
+    shutil.copytree(dump, tmp_path / "dump")
+    table = dict(line.split(maxsplit=1) for line in (tmp_path / "dump" / "wav.scp").read_text().splitlines())
+    for utterance in sorted(table)[:2]:
+        table[utterance] = f"{tmp_path}/{utterance}.wav"
+        soundfile.write(table[utterance], np.zeros(20000), 16000)
+    (tmp_path / "dump" / "wav.scp").write_text("".join(f"{key} {table[key]}\n" for key in sorted(table)))
+    code, out, _ = decode_set(capsys, tmp_path / "dump", tiny_model_dir, tmp_path / "out")
+    first = min(table)  # b-1 is short and quiet
+    assert code == 0 and f"  remark: 3 nearly-silent, the first: {first}: nearly silent, digital silence" in out
+    summary = json.loads((tmp_path / "out" / "decode.json").read_text())
+    assert [*summary["remarks"]] == ["nearly-silent"] and summary["remarks"]["nearly-silent"][:2] == [3, first]
+
+
 def test_unusable_audio_is_listed_and_counted(capsys, broken_dump, decoded, tiny_model_dir, tmp_path):
     code, out, _ = decode_set(capsys, broken_dump, tiny_model_dir, tmp_path / "out")
     assert code == 1
     failed = read_table(tmp_path / "out" / "failed")
     assert list(failed) == ["a-2", "a-3", "b-3"] and failed["a-3"] == "not in wav.scp"
-    assert "gone.flac does not exist" in failed["a-2"] and "garbage.flac is damaged" in failed["b-3"]
+    assert "gone.flac does not exist" in failed["a-2"] and "garbage.flac (FLAC) is damaged" in failed["b-3"]
     text = read_table(tmp_path / "out" / "text")
     assert text == {u: t for u, t in read_table(decoded / "text").items() if u not in failed}
     summary = json.loads((tmp_path / "out" / "decode.json").read_text())

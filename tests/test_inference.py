@@ -247,6 +247,16 @@ def test_arrays_that_are_taken_wrongly_are_refused(tiny_model_dir):
             speech2text(audio, sample_rate=rate)
 
 
+def test_one_sample_of_any_stride(tiny_model_dir):
+    speech2text = load(tiny_model_dir, search="greedy")
+    backwards = np.ones(1, np.float32)[::-1]
+    assert backwards.strides == (-4,) and speech2text(backwards)[0].text == ""
+    stream = speech2text.stream("greedy")
+    stream.push(backwards)
+    stream.push(np.ones(9, ">f8")[::-3])
+    assert stream.close().text == ""
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_other_number_types(tiny_model_dir, dtype):
     audio = tiny.speech(8, 48000)

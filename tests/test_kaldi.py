@@ -195,7 +195,7 @@ def test_a_dump_is_checked_for_what_the_stages_need(tmp_path, capsys):
     assert "which makes a copy" in error
     assert main(["check", str(narrow), "--dump", "--sample-rate", "8000"]) == 1
     error = capsys.readouterr().err
-    assert "(2 times, first: 'ann-3'" in error and "is damaged or of an unknown format" in error
+    assert "(2 times, first: 'ann-3'" in error and "is no sound file of a known format" in error
     (good / "utt2num_samples").unlink()
     assert main(["check", str(good), "--dump"]) == 1
     assert "utt2num_samples: file is missing" in capsys.readouterr().err
@@ -387,7 +387,11 @@ def test_bad_utterances_are_skipped_listed_and_counted(tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert "15 in = 5 written + 10 skipped (1 cut-short, 1 empty, 1 empty-text, 1 missing, 1 no-audio-entry, " in line
     assert "1 no-speaker, 1 no-text, 1 not-finite, 1 too-long, 1 too-short)" in line
-    assert "notes: 1 channels-averaged, 1 clipped, 1 resampled" in line
+    assert "notes: 1 channels-averaged, 1 clipped, 1 nearly-silent, 1 resampled" in line
+    remarks = kaldi.read_table(dump / "remarks")
+    assert remarks["ann-05"] == "resampled: resampled from 8000 to 16000 Hz"
+    assert remarks["ann-06"].startswith("clipped: 9000 samples beyond full scale clipped; nearly-silent: ")
+    assert remarks.keys() == {"ann-04", "ann-05", "ann-06"}
     written = kaldi.read_table(dump / "wav.scp").keys()
     skipped = kaldi.read_table(dump / "skipped")
     assert sorted(written) == ["ann-04", "ann-05", "ann-06", "ann-10", "ann-11"]
@@ -402,6 +406,10 @@ def test_bad_utterances_are_skipped_listed_and_counted(tmp_path, capsys):
         assert kaldi.read_table(dump / name).keys() == written
     assert len(list((dump / "audio").rglob("*"))) == 5 + len({path.parent for path in (dump / "audio").rglob("*.flac")})
 
+    with pytest.raises(SystemExit):
+        main([*args, "--channel", "each"])
+    assert "'each' is no channel: give its number, from 0 on, or mix" in capsys.readouterr().err
+    assert main([*args, "--channel", "mix"]) == 0 and "7 were done before" in capsys.readouterr().out
     assert main([*args, "--no-resample", "--channel", "0", "--no-text-ok"]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert "15 in = 6 written + 9 skipped" in line and "1 sample-rate" in line

@@ -617,11 +617,35 @@ def test_a_file_of_another_kind(server, speech2text, tmp_path, form, rate, chann
     assert post(server, (tmp_path / "file").read_bytes(), response_format="text").text == expected + "\n"
 
 
+def test_a_channel_of_a_file(server, speech2text):
+    parties = [tiny.speech(seed, 60000) for seed in (43, 44)]
+    content = wav(np.stack(parties, axis=1))
+    pair = soundfile.read(io.BytesIO(content), dtype="float32")[0]
+    for channel in (0, 1):
+        answer = post(server, content, channel=str(channel))
+        assert answer.json()["text"] == speech2text(pair[:, channel])[0].text
+        assert not {"x-remarks", "x-ignored-fields"} & {*answer.headers}
+    for fields in ({}, {"channel": "mix"}):
+        answer = post(server, content, **fields)
+        assert answer.json()["text"] == speech2text(pair)[0].text
+        assert answer.headers["x-remarks"].startswith("2 channels averaged; choose one of them by `channel`")
+
+
+def test_what_is_lost_in_silence_is_said(server):
+    quiet = tiny.speech(45, 60000) * 1e-3
+    assert post(server, wav(quiet)).headers["x-remarks"].startswith("nearly silent, its loudest parts are at -")
+    data, _ = pcm(quiet)
+    messages, code = play(server, data)
+    assert code == 1000 and [text[:14] for text in messages[-1]["remarks"]] == ["nearly silent,"]
+    messages, code = play(server, np.full(1, np.nan, "<f4").tobytes(), "?format=f32")  # too little to be judged at once
+    assert code == 1007 and messages[-1]["code"] == "bad-audio" and "NaN" in messages[-1]["message"]
+
+
 @pytest.mark.parametrize(
     "content, fields, status, code, says",
     [
         (b"", {}, 400, "bad-audio", "speech.wav is an empty file"),
-        (b"RIFF" + bytes(100), {}, 400, "bad-audio", "speech.wav is damaged or of an unknown format (Format not recog"),
+        (b"RIFF" + bytes(100), {}, 400, "bad-audio", "speech.wav (WAV) is damaged (Format not recog"),
         (wav(np.zeros(0, np.float32)), {}, 400, "bad-audio", "holds no samples"),
         (wav(tiny.speech(0, 5000))[:6000], {}, 400, "bad-audio", "is cut short: its header promises 5000 samples"),
         (
@@ -634,9 +658,18 @@ def test_a_file_of_another_kind(server, speech2text, tmp_path, form, rate, chann
         (b"", {"timestamp_granularities[]": "word"}, 400, "bad-setting", "need response_format verbose_json"),
         (b"", {"timestamp_granularities[]": "letter"}, 400, "bad-setting", "'letter': use one of segment, word"),
         (b"", {"stream": "true"}, 400, "bad-setting", "files are answered whole; for results as they come use /v1/str"),
+        (
+            b"",
+            {"channel": "each"},
+            400,
+            "bad-setting",
+            "channel 'each' is no channel: give its number, from 0 on, or mix;",
+        ),
+        (wav(tiny.speech(0, 5000)), {"channel": "1"}, 400, "bad-audio", "has no channel 1: it has 1, counted from 0"),
+        (b"\0\0\0\x1cftypM4A " + bytes(99), {}, 400, "bad-audio", "speech.wav"),
         (b"", {"prompt": "x" * 70000}, 400, "bad-message", "the form cannot be read (Part exceeded maximum size"),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_a_file_that_cannot_be_used(server, content, fields, status, code, says):
     answer = post(server, content, **fields)

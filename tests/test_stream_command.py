@@ -67,7 +67,7 @@ def test_what_is_no_raw_pcm(capsys, monkeypatch, tiny_model_dir, wav):
     with open(wav, "rb") as file:
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=file))
         code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text")
-    assert (code, out) == (2, "") and "an audio file with a header, not raw PCM: transcribe the file" in err
+    assert (code, out) == (2, "") and "an audio file with a header (WAV), not raw PCM: transcribe the file" in err
 
 
 @pytest.mark.parametrize("kind", ["WAV", "RF64", "FLAC", "OGG", "AIFF"])
@@ -84,6 +84,56 @@ def test_what_browsers_record_is_told_from_raw_pcm():
     for data in (webm, mp4):
         with pytest.raises(AudioError, match="an audio file with a header"):
             Pcm("s16", 16000, 16000).samples(data)
+
+
+def mp3(audio):
+    """An MP3 file without a tag: it begins with a frame."""
+    file = io.BytesIO()
+    soundfile.write(file, audio, 16000, format="MP3")
+    return file.getvalue()
+
+
+def test_mp3_without_a_tag_is_told_from_raw_pcm(capsys, monkeypatch, tiny_model_dir, audio):
+    pipe(monkeypatch, mp3(audio))
+    code, out, err = stream(capsys, tiny_model_dir, "-", "--format", "text")
+    assert (code, out) == (2, "") and "an audio file with a header (MP3), not raw PCM: transcribe the file" in err
+    for size in (1, 2, 50, 700):
+        pcm, content = Pcm("s16", 16000, 16000), mp3(audio)
+        with pytest.raises(AudioError, match="an audio file with a header"):
+            for first in range(0, len(content), size):
+                assert len(pcm.samples(content[first : first + size])) == 0
+        assert len(pcm.rest()) == 0  # nothing of the file is taken for PCM
+
+
+@pytest.mark.parametrize("head", [b"", b"\xff\xfb\x90\x64", b"\xff\xf1\x60\x80", b"RI", b"\xff\xff\xff\xff"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_pcm_that_begins_like_a_file(audio, head, size):
+    data = head + (audio[:3000] * 32768).astype("<i2").tobytes()
+    pcm = Pcm("s16", 16000, 16000)
+    pieces = [pcm.samples(data[first : first + size]) for first in range(0, len(data), size)]
+    np.testing.assert_array_equal(np.concatenate([*pieces, pcm.rest()]), np.frombuffer(data, "<i2") / 32768)
+    short = Pcm("s16", 16000, 16000)
+    assert len(short.samples(data[:5])) + len(short.rest()) == 2 and short.bytes_left == data[4:5]
+
+
+def test_a_channel_of_a_file(capsys, tiny_model_dir, tmp_path, audio, expected):
+    texts = [segment.text for segment in expected]
+    soundfile.write(tmp_path / "call.wav", np.stack([audio[::-1], audio], axis=1), 16000)
+    code, out, err = stream(capsys, tiny_model_dir, str(tmp_path / "call.wav"), "--channel", "1", "--format", "text")
+    assert (code, out.splitlines(), err) == (0, texts, "")
+    code, out, err = stream(capsys, tiny_model_dir, str(tmp_path / "call.wav"), "--format", "text")
+    assert code == 0 and out.splitlines() != texts and "speechllm-xl stream: 2 channels averaged" in err
+    code, _, err = stream(capsys, tiny_model_dir, "-", "--channel", "1")
+    assert code == 2 and "--channel is of a file: - is mono" in err
+
+
+def test_what_is_lost_is_remarked_on_at_the_end(capsys, monkeypatch, tiny_model_dir, audio):
+    pipe(monkeypatch, (audio * 3e-3).astype("<f4").tobytes())
+    code, _, err = stream(capsys, tiny_model_dir, "-", "--format", "text", "--encoding", "f32")
+    assert code == 0 and err.splitlines()[-1].startswith("speechllm-xl stream: nearly silent, ")
+    pipe(monkeypatch, (audio * 300).astype("<f4").clip(-9, 9).tobytes())
+    code, _, err = stream(capsys, tiny_model_dir, "-", "--format", "text", "--encoding", "f32")
+    assert code == 0 and err.splitlines()[-1].startswith("speechllm-xl stream: heavily clipped, ")
 
 
 def test_json_lines(capsys, tiny_model_dir, wav, expected):

@@ -124,7 +124,7 @@ def make_worker(settings):
             try:
                 if utterance not in audio:
                     raise AudioError("missing", "not in wav.scp")
-                speech[utterance] = torch.as_tensor(read_audio(audio[utterance], rate))
+                speech[utterance] = torch.as_tensor(read_audio(audio[utterance], rate, notes={}))
             except AudioError as error:
                 results[utterance] = f"{UNUSABLE}: {error}"
         if speech:

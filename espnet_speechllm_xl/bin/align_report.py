@@ -128,7 +128,7 @@ def _draw(chosen, audio, words, reference, chunk, out):
     drawn, failures, rate = [], [], 16000
     for number, utterance in enumerate(chosen, 1):
         try:
-            samples = read_audio(audio[utterance], rate, notes=Counter())
+            samples = read_audio(audio[utterance], rate, notes={})
         except AudioError as error:
             failures.append(f"{utterance}: {error}")
             continue

@@ -106,7 +106,7 @@ def model_report(model, dump, times, chunk, near, device):
         reason = "not in wav.scp" if utterance not in audio else unusable(timed, metrics.words(text))
         try:
             if reason is None:
-                speech = read_audio(audio[utterance], speech2text.sample_rate)
+                speech = read_audio(audio[utterance], speech2text.sample_rate, notes={})
                 found += border_words(speech2text.model, speech2text.tokenizer, chunking, speech, text, timed, near)
         except UserError as error:
             reason = str(error)

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import at_least
+from espnet_speechllm_xl.bin.options import add_channel_argument, at_least
 
 
 class Progress:
@@ -101,6 +101,8 @@ def _format(args):
     print(f"{args.data} -> {args.dump}: {report}")
     if report.skipped:
         print(f"skipped utterances and reasons: {Path(args.dump) / 'skipped'}")
+    if report.notes:
+        print(f"notes by utterance: {Path(args.dump) / 'remarks'}")
     return 0
 
 
@@ -151,7 +153,7 @@ def get_parser():
     form.add_argument("--dump", required=True, help="directory to write, dump/raw/<set>")
     form.add_argument("--min-seconds", type=at_least(float, 0), default=0.0, help="shorter ones are skipped")
     form.add_argument("--max-seconds", type=at_least(float, 0), default=float("inf"), help="longer ones are skipped")
-    form.add_argument("--channel", type=at_least(int, 0), help="channel (from 0) of stereo audio; default: average")
+    add_channel_argument(form)
     form.add_argument("--no-resample", action="store_true", help="skip audio of another rate")
     form.add_argument("--no-text-ok", action="store_true", help="keep utterances without text (test sets)")
     _writers(form)

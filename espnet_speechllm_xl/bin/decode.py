@@ -63,6 +63,7 @@ def main(args):
         "device": args.device,
         "settings": settings["load"],
         "task": jobs.digest(task),
+        "remarks": _remarks(good),
     }
     with atomic_write(out / "decode.json") as stream:
         json.dump(summary, stream, indent=2)
@@ -74,6 +75,15 @@ def main(args):
 
 def _has_failed(item):
     return "failed" in item
+
+
+def _remarks(good: dict) -> dict[str, list]:
+    """Of each kind of remark (audio.py): how many utterances have it, the first of them and its text."""
+    found = {}
+    for utterance, item in good.items():
+        for kind, text in item.get("remarks", {}).items():
+            found.setdefault(kind, [0, utterance, text])[0] += 1
+    return found
 
 
 def _sum_of_measured(counts):
@@ -118,7 +128,9 @@ def make_worker(settings):
             try:
                 if item["utterance"] not in audio:
                     raise AudioError("missing", "not in wav.scp")
-                recordings.append((item, read_audio(audio[item["utterance"]], speech2text.sample_rate)))
+                item["remarks"] = {}
+                samples = read_audio(audio[item["utterance"]], speech2text.sample_rate, notes=item["remarks"])
+                recordings.append((item, samples))
             except AudioError as error:
                 item["failed"] = str(error)
         start = time.perf_counter()
@@ -148,5 +160,7 @@ def _print_summary(out, summary, failed):
     rtf = summary["seconds"] / max(summary["audio_seconds"], 1e-9)
     capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
     print(f"{out}: {summary['utterances']} utterances decoded, {len(failed)} failed; {capped}RTF {rtf:.3f}")
+    for kind, (count, utterance, text) in summary["remarks"].items():
+        print(f"  remark: {count} {kind}, the first: {utterance}: {text}")
     for utterance, reason in failed.items():
         print(f"  failed: {utterance}: {reason}")

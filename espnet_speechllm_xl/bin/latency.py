@@ -210,7 +210,7 @@ def make_worker(settings):
             try:
                 if item["utterance"] not in audio:
                     raise AudioError("missing", "not in wav.scp")
-                item["run"] = asdict(measured(read_audio(audio[item["utterance"]], speech2text.sample_rate)))
+                item["run"] = asdict(measured(read_audio(audio[item["utterance"]], rate, notes={})))
             except AudioError as error:
                 item["failed"] = str(error)
         return items

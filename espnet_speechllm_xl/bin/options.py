@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 
-from espnet_speechllm_xl.config import SearchConfig, StreamConfig
+from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
@@ -27,6 +27,20 @@ def add_model_arguments(parser, chunk_size=True):
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
     for name in ("--chunk-size", "--context") if chunk_size else ("--context",):
         parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
+
+
+def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
+    """Which channel is heard; its value is None for their average, or one of ``words`` that are allowed beside."""
+
+    def channel(text):
+        try:
+            return parse_channel(text, *words)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    more = "".join(f", {word}: all, one by one" for word in words)
+    text = f"of several: its number, from 0 on; {MIX}: their average (default){more}"
+    parser.add_argument("--channel", type=channel, metavar="|".join(["N", MIX, *words]), help=text)
 
 
 def add_config_arguments(parser, cls):

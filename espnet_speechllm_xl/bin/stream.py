@@ -9,6 +9,7 @@ import sys
 import time
 
 from espnet_speechllm_xl.bin.options import (
+    add_channel_argument,
     add_config_arguments,
     add_model_arguments,
     load_settings,
@@ -27,6 +28,7 @@ def add_arguments(parser):
     parser.add_argument("--realtime", action="store_true", help="hear a file at the pace at which it was spoken")
     parser.add_argument("--rate", type=int, metavar="HZ", help="of raw PCM (default: the model's)")
     parser.add_argument("--encoding", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
+    add_channel_argument(parser)
     parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
     add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
@@ -40,12 +42,14 @@ def main(args):
     settings = stream_settings(args)
     if args.source != "-" and (args.rate, args.encoding) != (None, None):
         raise UserError("--rate and --encoding are of raw PCM on standard input (-): a file says its own")
+    if args.source in ("-", "microphone") and args.channel is not None:
+        raise UserError(f"--channel is of a file: {args.source} is mono")
     if math.isinf(settings["endpoint_length"]) and math.isinf(settings["endpoint_silence"]):
         raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
     stream = speech2text.stream(**settings)
-    heard, broken = False, None
-    with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate)) as blocks:
+    heard, broken, remarks = False, None, {}
+    with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate, remarks)) as blocks:
         with WRITERS[args.format]() as writer:
             try:
                 while (block := interrupt.wait_for(blocks)) is not None:
@@ -58,6 +62,8 @@ def main(args):
             writer.write(stream.close(), stream.seconds)
     if stream.capped:
         print(f"speechllm-xl stream: {stream.capped} chunks hit the token cap", file=sys.stderr)
+    for text in remarks.values():
+        _remark(text)
     if broken:
         print(f"speechllm-xl stream: after {stream.seconds:.2f} s: {broken}", file=sys.stderr)
     return 1 if broken else 0
@@ -93,42 +99,52 @@ class _Interrupt:
         self._stopped = True
 
 
-# Sources: generators of blocks (n,) of samples at the model's rate
+def _remark(text: str) -> None:
+    print(f"speechllm-xl stream: {text}", file=sys.stderr)
 
 
-def _blocks(args, sample_rate):
+# Sources: generators of blocks (n,) of samples at the model's rate.  When they have ended, what there is to say of the
+# audio is in `remarks`, {kind: text}.
+
+
+def _blocks(args, sample_rate, remarks):
     if args.source == "microphone":
-        return _microphone(args.microphone_device, sample_rate)
+        return _microphone(args.microphone_device, sample_rate, remarks)
     if args.source == "-":
-        return _standard_input(args.encoding or "s16", sample_rate if args.rate is None else args.rate, sample_rate)
-    return _file(args.source, sample_rate, args.realtime)
+        rate = sample_rate if args.rate is None else args.rate
+        return _standard_input(args.encoding or "s16", rate, sample_rate, remarks)
+    return _file(args, sample_rate, remarks)
 
 
-def _file(path, sample_rate, realtime):
+def _file(args, sample_rate, remarks):
     from espnet_speechllm_xl.audio import read_file
 
-    samples, begin = read_file(path, sample_rate), time.monotonic()
+    samples = read_file(args.source, sample_rate, channel=args.channel, notes=remarks)
+    begin = time.monotonic()
     size = round(BLOCK_SECONDS * sample_rate)
     for first in range(0, len(samples), size):
         block = samples[first : first + size]
-        if realtime:
+        if args.realtime:
             time.sleep(max(0.0, begin + (first + len(block)) / sample_rate - time.monotonic()))
         yield block
 
 
-def _standard_input(encoding, rate, sample_rate):
+def _standard_input(encoding, rate, sample_rate, remarks):
     from espnet_speechllm_xl.pcm import Pcm
 
     pcm = Pcm(encoding, rate, sample_rate)
     size = round(BLOCK_SECONDS * pcm.bytes_per_second)
-    while data := sys.stdin.buffer.read1(size):
-        yield pcm.samples(data)
-    if pcm.bytes_left:
-        print("speechllm-xl stream: the last sample is cut and left out", file=sys.stderr)
-    yield pcm.rest()
+    try:
+        while data := sys.stdin.buffer.read1(size):
+            yield pcm.samples(data)
+        if pcm.bytes_left:
+            _remark("the last sample is cut and left out")
+        yield pcm.rest()
+    finally:
+        remarks.update(pcm.remarks())
 
 
-def _microphone(device, sample_rate):
+def _microphone(device, sample_rate, remarks):
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: no PortAudio
@@ -143,8 +159,11 @@ def _microphone(device, sample_rate):
             rate, device=device, channels=1, dtype="int16", callback=lambda data, *_: blocks.put(bytes(data))
         )
         with recorder:
-            while True:
-                yield pcm.samples(blocks.get())
+            try:
+                while True:
+                    yield pcm.samples(blocks.get())
+            finally:
+                remarks.update(pcm.remarks())
     except (sounddevice.PortAudioError, ValueError) as error:
         raise UserError(f"no microphone ({error}): connect one, or name another with --microphone-device") from error
 

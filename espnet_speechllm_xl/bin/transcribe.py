@@ -1,19 +1,30 @@
 """``transcribe``: audio files to text, JSON, CTM or subtitles on standard output."""
 
+import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
+from espnet_speechllm_xl.bin.options import add_channel_argument, add_model_arguments, load_settings
+from espnet_speechllm_xl.config import EACH
 from espnet_speechllm_xl.formats import FORMATS, TIMED, recording_id
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from espnet_speechllm_xl.inference import Speech2Text
 
 
 def add_arguments(parser):
     """Options of the command."""
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
-        help="audio files (WAV, FLAC, Ogg, MP3, ...); for standard input or a microphone see `stream`",
+        help="audio files (WAV, FLAC, Ogg, MP3, ...; with PyAV m4a, webm, ...); for standard input or a microphone see "
+        "`stream`",
     )  # fmt: skip
     parser.add_argument("--format", default="text", choices=sorted(FORMATS), help="default %(default)s")
+    add_channel_argument(parser, EACH)
     add_model_arguments(parser)
 
 
@@ -25,6 +36,8 @@ def main(args):
 
     if args.format in ("srt", "vtt") and len(args.files) > 1:
         raise UserError(f"--format {args.format} takes one FILE: subtitles of several would be one mixed track")
+    if args.format in ("srt", "vtt") and args.channel == EACH:
+        raise UserError(f"--format {args.format}: subtitles of all channels would be one mixed track: give one")
     name, count = Counter(map(recording_id, args.files)).most_common(1)[0]
     if args.format == "ctm" and count > 1:
         raise UserError(f"--format ctm: {count} files would be the recording '{name}': transcribe them one by one")
@@ -35,15 +48,46 @@ def main(args):
     failed = 0
     for file in args.files:
         try:
-            nbest = speech2text(file)
+            for channel, samples in _recordings(speech2text, file, args.channel):
+                _transcribe(speech2text, file, channel, samples, args)
         except AudioError as error:
-            print(f"speechllm-xl transcribe: {error}", file=sys.stderr)
+            _say(str(error))
             failed += 1
-            continue
-        if nbest[0].capped:
-            print(f"speechllm-xl transcribe: {file}: {nbest[0].capped} chunks hit the token cap", file=sys.stderr)
-        sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1))
-        sys.stdout.flush()  # what is done is not lost with the rest
     if failed:
-        print(f"speechllm-xl transcribe: {len(args.files) - failed} of {len(args.files)} files done", file=sys.stderr)
+        _say(f"{len(args.files) - failed} of {len(args.files)} files done")
     return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(f"speechllm-xl transcribe: {text}", file=sys.stderr)
+
+
+def _recordings(
+    speech2text: "Speech2Text", file: str, channel: int | str | None
+) -> Iterator[tuple[int | None, "np.ndarray"]]:
+    """Yield what is heard of a file: its channel, where each is heard for itself, and samples (n,).
+
+    Remarks are printed.  Raises AudioError.
+    """
+    from espnet_speechllm_xl.audio import read_channels
+
+    notes = {}
+    if channel == EACH:
+        recordings = enumerate(read_channels(file, speech2text.sample_rate, notes=notes))
+    else:
+        recordings = [(None, speech2text.load(file, channel=channel, notes=notes))]
+    for index, samples in recordings:
+        for text in notes.values():
+            _say(f"{file}: {text}" if index is None else f"{file}: channel {index}: {text}")
+        notes.clear()
+        yield index, samples
+
+
+def _transcribe(
+    speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
+) -> None:
+    (nbest,) = speech2text.transcribe_batch([samples])
+    if nbest[0].capped:
+        _say(f"{file}: {nbest[0].capped} chunks hit the token cap")
+    sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1, channel))
+    sys.stdout.flush()  # what is done is not lost with the rest

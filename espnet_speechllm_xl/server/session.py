@@ -260,7 +260,11 @@ class Session:
         await self._end(Ending())
 
     async def _end(self, ending):
-        await self._queue.end(self._pcm.rest(), ending)
+        try:
+            samples = self._pcm.rest()
+        except AudioError as error:
+            samples, ending = np.zeros(0, np.float32), _refused(Refusal("bad-audio", str(error)))
+        await self._queue.end(samples, ending)
 
     # Decoding
 
@@ -278,7 +282,8 @@ class Session:
             if seconds > before and not news:
                 await self._send({"type": "progress", "time": seconds})
         if self._queue.ending.refusal is None:
-            await self._send({"type": "end", "time": seconds})
+            remarks = list(self._pcm.remarks().values())
+            await self._send({"type": "end", "time": seconds, **({"remarks": remarks} if remarks else {})})
         return self._queue.ending
 
     async def _advance(self, samples, final):

@@ -6,7 +6,6 @@ The file stays in memory.  It is decoded by the engine beside the live streams, 
 import asyncio
 import logging
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, read_bytes
+from espnet_speechllm_xl.config import MIX, parse_channel
 from espnet_speechllm_xl.formats import FORMATS, captions
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.streaming import decode
@@ -36,6 +36,7 @@ class Form:
     response_format: str
     granularities: tuple
     language: str  # repeated in the answer: the model knows one language
+    channel: int | None  # that is heard; None: their average
     ignored: tuple  # names of the fields that change nothing
 
 
@@ -49,7 +50,8 @@ async def transcribe(service, request):
         service.authorise(request)
         with service.place("file"):
             form = await _read_form(request, service.config)
-            samples = await asyncio.to_thread(_read_audio, form, service)
+            notes = {}
+            samples = await asyncio.to_thread(_read_audio, form, service, notes)
             nbest = await _decode(service, request, samples)
     except ClientDisconnect:
         return Response(status_code=400)  # which nobody reads
@@ -58,6 +60,8 @@ async def transcribe(service, request):
     response = _response(form, nbest, seconds)
     if form.ignored:
         response.headers["x-ignored-fields"] = ", ".join(form.ignored)
+    if notes:
+        response.headers["x-remarks"] = "; ".join(notes.values())
     return response
 
 
@@ -114,15 +118,21 @@ def _form(fields, name, content):
         raise Refusal("bad-setting", "timestamp_granularities need response_format verbose_json")
     if (fields.get("stream") or "false").lower() not in ("false", "0"):
         raise Refusal("bad-setting", "stream: files are answered whole; for results as they come use /v1/stream")
-    used = {"file", "model", "response_format", "stream", *names}
+    try:
+        channel = parse_channel(fields.get("channel") or MIX)
+    except ValueError as error:
+        raise Refusal("bad-setting", f"channel {error}; for each of them send a request of its own") from None
+    used = {"file", "model", "response_format", "stream", "channel", *names}
     ignored = tuple(sorted({key for key in fields if key not in used and key.isascii() and key.isprintable()}))
-    return Form(name, content, form, granularities or ("segment",), fields.get("language") or "", ignored)
+    return Form(name, content, form, granularities or ("segment",), fields.get("language") or "", channel, ignored)
 
 
-def _read_audio(form, service):
+def _read_audio(form, service, notes):
     most = service.config.max_file_seconds
     try:
-        return read_bytes(form.content, service.sample_rate, name=form.name, most_seconds=most, notes=Counter())
+        return read_bytes(
+            form.content, service.sample_rate, name=form.name, channel=form.channel, most_seconds=most, notes=notes
+        )
     except AudioError as error:
         raise Refusal("too-long" if error.reason == "too-long" else "bad-audio", str(error)) from error
 
@@ -159,7 +169,7 @@ async def _gone(request):
 def _response(form, nbest, seconds):
     best = nbest[0]
     if form.response_format in ("text", "srt", "vtt"):
-        return PlainTextResponse(FORMATS[form.response_format](form.name, nbest, False))
+        return PlainTextResponse(FORMATS[form.response_format](form.name, nbest, False, None))
     answer = {"text": best.text, "usage": {"type": "duration", "seconds": math.ceil(seconds)}}
     if form.response_format == "verbose_json":
         answer |= {"task": "transcribe", "language": form.language, "duration": round(seconds, 3)}

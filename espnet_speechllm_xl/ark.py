@@ -1,0 +1,74 @@
+"""Sound in Kaldi archives: entries ``FILE:OFFSET`` or ``FILE:OFFSET[RANGE]``, and the bytes that they mean."""
+
+import re
+from typing import BinaryIO
+
+UNKNOWN_BYTES = 0x7FFF0000  # writers to a pipe do not know the length: sox puts 0x7ffff000 there, ffmpeg 0xffffffff
+
+
+def split(entry: str) -> tuple[str | None, int, str | None]:
+    """``x.ark:123[0:5]`` -> (file, offset, range or None); the file is None for anything else."""
+    match = re.fullmatch(r"(.+):(\d+)(\[[\d:, ]*\])?", entry)
+    return (match[1], int(match[2]), match[3]) if match else (None, 0, None)
+
+
+def ranges(text: str) -> list[tuple[int, int | None]]:
+    """``[0:51,3]`` -> [(0, 52), (3, 4)]: rows and columns as Python counts them (Kaldi's last is inclusive); None: all.
+
+    Raises ValueError for more than rows and columns, or for steps.
+    """
+    found = []
+    for part in text.strip("[]").split(","):
+        first, colon, last = part.strip().partition(":")
+        last = last if colon else first
+        found.append((int(first or 0), int(last) + 1 if last else None))
+    if len(found) > 2:
+        raise ValueError
+    return found
+
+
+def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
+    """The bytes of the sound file (RIFF, FLAC, or in kaldiio's wrapping) at ``offset``; None: there is none."""
+    stream.seek(offset)
+    head = stream.read(8)
+    size = None
+    if head[:4] in (b"RIFF", b"RF64"):
+        size = int.from_bytes(head[4:], "little")
+        size = -1 if size >= UNKNOWN_BYTES else size + 8
+    elif head[:4] == b"fLaC":
+        size = _most_flac_bytes(stream, offset)
+    elif head[:5] == b"AUDIO" and len(head) > 5:  # then: how many bytes the length has, the length, the file
+        stream.seek(offset + 6)
+        size = int.from_bytes(stream.read(head[5]), "little")
+        offset = stream.tell()
+    if size is None:
+        return None
+    stream.seek(offset)
+    return stream.read(size)
+
+
+def is_matrix_at(stream: BinaryIO, offset: int) -> bool:
+    """Whether features (Kaldi's binary matrix, numpy's array) stand at ``offset``."""
+    stream.seek(offset)
+    return stream.read(3).startswith((b"\0B", b"NPY"))
+
+
+def _most_flac_bytes(stream: BinaryIO, offset: int) -> int:
+    """How many bytes the FLAC stream at ``offset`` has at the most (RFC 9639: metadata blocks); -1: it does not say."""
+    stream.seek(offset + 8)
+    info = stream.read(18)
+    shortest, numbers = int.from_bytes(info[:2], "big"), int.from_bytes(info[10:], "big")
+    channels, bits, samples = (numbers >> 41 & 7) + 1, (numbers >> 36 & 31) + 1, numbers & (1 << 36) - 1
+    if not samples or not shortest:
+        return -1
+    position, more = offset + 4, True
+    while more:
+        stream.seek(position)
+        header = stream.read(4)
+        if len(header) < 4:
+            return -1
+        more = header[0] < 128
+        position += 4 + int.from_bytes(header[1:], "big")
+    frames = samples // shortest + 1
+    # Uncompressed; a difference of two channels has a bit more.  Frames have headers, one for each channel, too.
+    return position - offset + samples * channels * (bits + 1) // 8 + frames * (32 + 8 * channels)
