@@ -24,6 +24,7 @@ import soundfile
 
 from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_int16, write_flac
 from espnet_speechllm_xl.ctm import write_ctm
+from espnet_speechllm_xl.errors import beside
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.jobs import over_processes
 from espnet_speechllm_xl.kaldi import WRITE_TEXT, KaldiError, Problem, read_data_dir, read_table, spk2utt, write_table
@@ -98,18 +99,12 @@ def _fingerprint(job, settings):
 def _length_reason(samples, settings):
     seconds = samples / settings.sample_rate
     if seconds < settings.min_seconds:
-        shown, limit = _beside(seconds, settings.min_seconds), settings.min_seconds
+        shown, limit = beside(seconds, settings.min_seconds), settings.min_seconds
         return "too-short", f"{shown} s is less than {limit} s (--min-seconds; of run.sh: --min-wav-duration)"
     if seconds > settings.max_seconds:
-        shown, limit = _beside(seconds, settings.max_seconds), settings.max_seconds
+        shown, limit = beside(seconds, settings.max_seconds), settings.max_seconds
         return "too-long", f"{shown} s is more than {limit} s (--max-seconds; of run.sh: --max-wav-duration)"
     return None
-
-
-def _beside(seconds: float, limit: float) -> str:
-    """Return ``seconds`` with three decimals, or as many more as it takes to differ from ``limit``."""
-    texts = (f"{seconds:.{digits}f}" for digits in range(3, 17))
-    return next((text for text in texts if float(text) != limit), repr(seconds))
 
 
 def _make(job, settings, out, cache):

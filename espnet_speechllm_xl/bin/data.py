@@ -69,7 +69,7 @@ def _advice(args: argparse.Namespace) -> str:
     except KaldiError as error:
         return f"--fix cannot mend them: {error}"
     mends = fix_command(args.directory, *([] if need_text else ["--no-text-ok"]))
-    return f"mends {'what it can' if left else 'them'}: {mends}" + (f"; it leaves {left[0]}" if left else "")
+    return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {mends}"
 
 
 def _perturb(args):

@@ -16,15 +16,17 @@ def of_training(directory: Path) -> list[str]:
     Raises:
         UserError: ``config.yaml`` cannot be read.
     """
+    from espnet_speechllm_xl.errors import beside
     from espnet_speechllm_xl.paper import read_config
     from espnet_speechllm_xl.train_log import ended_in_warmup, read_train_log
 
     epochs, config, found = read_train_log(directory), read_config(directory) or {}, []
     rates = [parts["valid"]["ter"] for parts in epochs.values() if "ter" in parts.get("valid", {})]
     if config.get("task") == "ctc" and rates and not min(rates) <= MOST_TOKEN_ERRORS:
+        best = beside(min(rates), MOST_TOKEN_ERRORS, 2)
         found.append(
-            f"{directory}: its token error rate is {min(rates):.2f} at best, over {MOST_TOKEN_ERRORS}: word ends and "
-            "texts that it finds are hardly those of the speech; train it longer, or on more or cleaner data"
+            f"{directory}: its token error rate is {best} at best, over {MOST_TOKEN_ERRORS}: word ends and texts that "
+            "it finds are hardly those of the speech; train it longer, or on more or cleaner data"
         )
     if ended_in_warmup(epochs, config):
         found.append(

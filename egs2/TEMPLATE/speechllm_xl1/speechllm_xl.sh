@@ -128,7 +128,7 @@ aligned=$model/aligned
 check_set() {
   local there text=()
   if [ ! -d "$3/$2" ]; then
-    there=$(compgen -G "$3/*/wav.scp" | sed 's,/wav\.scp$,,; s,.*/,,' | tr '\n' ' ' || true)
+    there=$(compgen -G "$3/*/wav.scp" | sed 's,/wav\.scp$,,; s,.*/,,' | sort | paste -s -d ' ' || true)
     printf '%s: error: %s %s: there is no %s; %s has: %s\n' "${0##*/}" "$1" "$2" "$3/$2" "$3" "${there:-no set}" >&2
     return 2
   fi
