@@ -391,7 +391,7 @@ def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(run_driver, toy_data, tmp_path_factory):
-    """All stages with a micro model, and with a test set ``heard`` that has no text: the directory, and what was said."""
+    """All stages with a micro model and a test set ``heard`` without text: the directory, standard output, errors."""
     tmp_path = tmp_path_factory.mktemp("whole")
     sets = tmp_path / "a, b"  # of which ESPnet sees nothing
     for name, source in (("train", toy_data.train), ("dev", toy_data.valid), ("test", toy_data.valid)):
