@@ -318,7 +318,7 @@ def test_audio_that_fails_is_named_at_the_end(run_driver, toy_data, tmp_path):
     failed = "dump/raw/dev/failed"
     (line,) = (tmp_path / "one" / failed).read_text().splitlines()
     assert line.startswith(f"{next(iter(audio))} missing ")
-    assert done.stdout.endswith(f"some inputs failed:\n  format: {failed}\n  {line}\n")
+    assert done.stdout.endswith(f"some inputs failed:\n  format: {failed}\n    {line}\n")
 
 
 def test_help_shows_the_values_of_the_recipe():

@@ -217,10 +217,13 @@ tolerate() {
 
 left_out() {
   local lines
-  mapfile -t lines < <(grep -e "$3" "$2" | cut -c 1-200)
+  mapfile -t lines < <(grep -e "$3" "$2" | cut -c 1-200 | sed 's/^/  /')
   incomplete+=("$1: $2" "${lines[@]:0:5}")
-  [ ${#lines[@]} -le 5 ] || incomplete+=("and $((${#lines[@]} - 5)) more there")
+  [ ${#lines[@]} -le 5 ] || incomplete+=("  and $((${#lines[@]} - 5)) more there")
 }
+
+# lacks_text SET: a directory of audio without transcripts.
+lacks_text() { [ -f "$1/wav.scp" ] && [ ! -f "$1/text" ]; }
 
 # finish: the end of a driver, with status 1 when something was left out.
 finish() {

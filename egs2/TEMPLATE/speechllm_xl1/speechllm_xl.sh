@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The driver of every recipe: from audio to RESULTS.md in stages.  A corpus' run.sh sets the variables below by options
-# (--name value) and calls it from the recipe's directory; a user's options come last and win.
+# (--name value) and calls it from the recipe's directory; a user's options come last, behind an argument --, and win.
 #
 #   ./run.sh                                everything but the latency stage, which streams all test sets
 #   ./run.sh --stage 5 --stop-stage 6       some stages; names work too: --stage aligner --stop-stage align
@@ -132,7 +132,7 @@ check_set() {
     printf '%s: error: %s %s: there is no %s; %s has: %s\n' "${0##*/}" "$1" "$2" "$3/$2" "$3" "${there:-no set}" >&2
     return 2
   fi
-  if [ "$1" = --test-sets ] && [ ! -f "$3/$2/text" ]; then
+  if [ "$1" = --test-sets ] && lacks_text "$3/$2"; then
     text=(--no-text-ok)
     log "$3/$2 has no text: it is decoded, not scored"
   fi
@@ -172,7 +172,7 @@ if runs 3 "$no_format"; then
     settings=(--sample-rate "$sample_rate")
     [ "$set" != "$train_data" ] || settings+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
-    [ -f "$from/text" ] || [[ " $test_sets " != *" $set "* ]] || settings+=(--no-text-ok)
+    if [[ " $test_sets " = *" $set "* ]] && lacks_text "$from"; then settings+=(--no-text-ok); fi
     if pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
       python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${settings[@]}"; then
       [ ! -s "$dump/$set/failed" ] || left_out format "$dump/$set/failed" ''
@@ -252,7 +252,7 @@ if runs 6 "$no_align"; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned
   lock "$aligned"
   for set in $train_data $valid_set $align_sets; do
-    if [ ! -f "$dump/$set/text" ] && [ -f "$dump/$set/wav.scp" ]; then
+    if lacks_text "$dump/$set"; then
       log "$dump/$set has no text: it is not aligned"
       continue
     fi
@@ -280,7 +280,9 @@ if runs 7; then
     aligner) weights=$aligner/valid.ter.ave.pth ;;
     none) weights='' ;;
     *)
-      weights=$(compgen -G "$expdir/$init/valid.*.ave.pth" | head -n 1) \
+      # that of the same tokens first, as tag has them in its name
+      weights=$({ compgen -G "$expdir/${init}_$(tokens_name "$token_type" "$vocab_size")/valid.*.ave.pth" \
+        || compgen -G "$expdir/$init/valid.*.ave.pth"; } | head -n 1) \
         || die "--init $init: give aligner, none, or a model that is in $expdir, after its training"
       ;;
   esac
@@ -345,7 +347,7 @@ fi
 if runs 12; then
   for set in $test_sets; do
     out=$model/latency$decode_tag/$set
-    if [ ! -f "$dump/$set/text" ] && [ -f "$dump/$set/wav.scp" ]; then
+    if lacks_text "$dump/$set"; then
       log "$dump/$set has no text: its words have no latency"
       continue
     fi
