@@ -200,7 +200,7 @@ check "one damaged file stops nothing else" one_damaged_file
 
 clean() { # a clone after a run: `git status` shows nothing
   local new
-  git -C "$work" init -q && git -C "$work" add .gitignore 'egs2/*/*/run*.sh' 'egs2/*/*/local' egs2/TEMPLATE || return 1
+  git -C "$work" init -q && git -C "$work" add .gitignore 'egs2/*/*/run*.sh' 'egs2/*/*/local/*' egs2/TEMPLATE || return 1
   new=$(git -C "$work" ls-files --others --exclude-standard egs2) || return 1
   [ -z "$new" ] || { printf '  | untracked: %s\n' "$new"; return 1; }
 }
