@@ -11,7 +11,7 @@ from .ctm import same_words
 from .errors import UserError
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
-    "lies across a border",
+    "lies across a boundary",
     "ends just before one",
     "starts just after one",
     "elsewhere",
@@ -60,7 +60,7 @@ def border_errors(references, hypotheses, times, chunk, near):
         UserError: a hypothesis has no reference, or ``near`` is not below half a chunk.
     """
     if not 0 < 2 * near < chunk:
-        raise UserError(f"{near} frames near a border do not fit into a chunk of {chunk}: give fewer, at least 1")
+        raise UserError(f"{near} frames near a boundary do not fit into a chunk of {chunk}: give fewer, at least 1")
     split = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():

@@ -159,7 +159,7 @@ class ChunkingConfig:
 
     chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
     context: int | None = 4  # previous chunks that stay visible; None: all
-    delay: int = 0  # frames added to a token's end before its chunk is chosen
+    delay: int = 0  # label delay: frames added to a token's end before its chunk is chosen
     unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
     train_chunks: list | None = None  # frames, chunk sizes of which training draws one a batch; null: ``chunk`` only
 
@@ -264,12 +264,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """CTC-prompt-LM (Tsunoo et al. 2024, a baseline): prefix prompts in training, the end of a block in decoding."""
+    """CTC-prompt-LM (Tsunoo et al. 2024, a baseline): prefix prompts in training, the end of a chunk in decoding."""
 
-    layout: str = "prompts_first"  # of LM inputs: "prompts_first", then all text; or "interleaved" block by block
-    prefix_probability: float = 0.5  # share of the training prompts that are cut after a random block
+    layout: str = "prompts_first"  # of LM inputs: "prompts_first", then all text; or "interleaved" chunk by chunk
+    prefix_probability: float = 0.5  # share of the training prompts that are cut after a random chunk
     prefixes: int = 1  # prompts that training cuts of each utterance in a batch, each with its text
-    end_ctc_weight: float = 0.3  # CTC's share in the log-probability that a block's text ends; 0: the LM alone
+    end_ctc_weight: float = 0.3  # CTC's share in the log-probability that a chunk's text ends; 0: the LM alone
 
     def __post_init__(self):
         _require(
@@ -286,18 +286,18 @@ class PromptConfig:
         _require(loss.ctc_weight > 0, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0")
         _require(
             chunking.context is None or self.layout == "interleaved",
-            f"chunking_conf context {chunking.context}: the prompts of all blocks stay visible: set it to null, or "
+            f"chunking_conf context {chunking.context}: the prompts of all chunks stay visible: set it to null, or "
             "prompt_conf layout to interleaved",
         )
-        _require(chunking.train_chunks is None, "chunking_conf train_chunks: blocks have one size: leave it at null")
+        _require(chunking.train_chunks is None, "chunking_conf train_chunks: chunks have one size: leave it at null")
         _require(
             chunking.unit == "token" or self.end_ctc_weight == 0,
-            "prompt_conf end_ctc_weight: CTC wants the first half of a word in the block where it was said: set it "
+            "prompt_conf end_ctc_weight: CTC wants the first half of a word in the chunk where it was said: set it "
             "to 0, or chunking_conf unit to token",
         )
         _require(
             chunking.delay == 0 or self.end_ctc_weight == 0,
-            "prompt_conf end_ctc_weight: CTC wants a token in the block where it was said, chunking_conf delay in a "
+            "prompt_conf end_ctc_weight: CTC wants a token in the chunk where it was said, chunking_conf delay in a "
             "later one: set one of them to 0",
         )
 
@@ -320,6 +320,25 @@ class ConcatConfig:
         _require(all(map(_is_amount, seconds)), "concat_conf: give seconds >= 0")
 
 
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to an example's samples, so that decoding meets nothing new."""
+
+    min_gain_db: float = 0.0  # the level of an example is changed by a random gain between these two, in dB, and the
+    max_gain_db: float = 0.0  # samples are rounded and clipped as 16 bits would; 0 and 0: off
+    cut_probability: float = 0.0  # share of the aligned examples that end where their last word does
+    cut_frames: int = 3  # such an example keeps up to so many frames more, at random
+
+    def __post_init__(self):
+        gains = self.min_gain_db, self.max_gain_db
+        _require(
+            all(math.isfinite(gain) for gain in gains) and gains[0] <= gains[1],
+            f"augment min_gain_db {gains[0]}, max_gain_db {gains[1]}: give two levels in dB, the lower one first",
+        )
+        _require(0 <= self.cut_probability <= 1, f"augment cut_probability {self.cut_probability} is not in [0, 1]")
+        _require(self.cut_frames >= 0, f"augment cut_frames {self.cut_frames} must not be negative")
+
+
 def _option(default, text):
     """A field that is a command-line option as well, with its help."""
     return dataclasses.field(default=default, metadata={"help": text})
@@ -327,11 +346,11 @@ def _option(default, text):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """When a live stream settles text and ends segments; see streaming.py.  All in seconds."""
+    """When a live stream settles text and ends stream segments; see streaming.py.  All in seconds."""
 
     settle_seconds: float = _option(1.28, "age at which text that the beam still disputes is settled; inf: never")
-    endpoint_silence: float = _option(1.5, "time without text after which a segment ends; inf: never")
-    endpoint_length: float = _option(20.0, "length at which a segment ends at its last whole word; inf: none")
+    endpoint_silence: float = _option(1.5, "time without text after which a stream segment ends; inf: never")
+    endpoint_length: float = _option(20.0, "length at which a stream segment ends at its last whole word; inf: none")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -339,7 +358,7 @@ class StreamConfig:
 
     @property
     def has_endpoints(self):
-        """Whether segments ever end before the stream does."""
+        """Whether stream segments ever end before the stream does."""
         return min(self.endpoint_silence, self.endpoint_length) < math.inf
 
 
@@ -377,7 +396,7 @@ class ServerConfig:
     max_message_bytes: int = _option(1 << 20, "longest message of a stream")
     max_queue_seconds: float = _option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")
     max_span_seconds: float = _option(
-        60.0, "longest window (chunk and context), segment and settle_seconds of a stream"
+        60.0, "longest window (chunk and context), stream segment and settle_seconds of a stream"
     )
     idle_seconds: float = _option(30.0, "a stream without audio for so long is ended")
     max_stream_seconds: float = _option(14400.0, "a stream is ended after so much audio, or time")

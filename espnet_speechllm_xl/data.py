@@ -4,7 +4,7 @@ ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (so
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
+from espnet_speechllm_xl.config import AugmentConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise
@@ -79,19 +80,32 @@ class Example:
 
     utterances: tuple  # of utterance ids
     offsets: tuple  # start of each in encoder frames, from the start of the example
+    gain_db: float = 0.0  # by which its level is changed
+    kept: int | None = None  # frames that are kept after the last token's; None: all
 
 
 class JoinedDataset(torch.utils.data.Dataset):
-    """Loads an :class:`Example`, joining its utterances with quiet noise in the gaps.
+    """Loads an :class:`Example`, joining its utterances with quiet noise in the gaps; then its end and its level.
 
     Gaps are whole encoder frames, so alignments move by whole frames and stay exact.
     """
 
     def __init__(self, dataset, sample_rate):
         self.dataset = dataset
+        self.sample_rate = sample_rate
         self.frame_samples = timeline.STACK * timeline.hop_samples(sample_rate)
 
     def __getitem__(self, example):
+        name, arrays = self._joined(example)
+        speech = arrays["speech"]
+        if example.kept is not None and len(arrays.get("ends", ())):
+            frames = int(arrays["ends"][-1]) + 1 + example.kept
+            speech = speech[: timeline.samples_for_frames(frames, self.sample_rate)]
+        if example.gain_db:
+            speech = _with_gain(speech, example.gain_db)
+        return name, {**arrays, "speech": speech}
+
+    def _joined(self, example):
         parts = [self.dataset[utterance] for utterance in example.utterances]
         if example.offsets == (0,):
             return parts[0]
@@ -110,6 +124,12 @@ class JoinedDataset(torch.utils.data.Dataset):
         return "+".join(example.utterances), joined
 
 
+def _with_gain(speech: np.ndarray, gain_db: float) -> np.ndarray:
+    """Samples (n,) at another level, rounded and clipped as in a file of 16 bits."""
+    louder = np.round(speech * np.float32(10 ** (gain_db / 20) * 32768))
+    return (np.clip(louder, -32768, 32767) / 32768).astype(np.float32)
+
+
 def _quiet_level(speech, piece=400):
     """RMS of the quietest of 20 stretches spread over the utterance: its background noise."""
     starts = np.linspace(0, max(0, len(speech) - piece), 20).astype(int)
@@ -126,6 +146,7 @@ class BatchFactory(AbsIterFactory):
         samples, tokens: dicts, utterance -> count.
         speakers: dict, utterance -> speaker; utterances of one are joined first (see ConcatConfig). None: all alike.
         concat: :class:`~espnet_speechllm_xl.config.ConcatConfig`, or None for no concatenation.
+        augment: :class:`~espnet_speechllm_xl.config.AugmentConfig`.
         batch_bins: most decoder inputs in a batch, padding included.
         rank, world_size: this process and the number of processes (DDP); each takes its share of every batch.
     """
@@ -144,6 +165,7 @@ class BatchFactory(AbsIterFactory):
         workers,
         rank=0,
         world_size=1,
+        augment=None,
     ):
         self.dataset = JoinedDataset(dataset, sample_rate)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
@@ -153,6 +175,7 @@ class BatchFactory(AbsIterFactory):
         self.tokens = tokens
         self.speakers = speakers
         self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
+        self.augment = augment or AugmentConfig()
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -186,6 +209,8 @@ class BatchFactory(AbsIterFactory):
         """Lists of :class:`Example` for one epoch; every utterance is in it exactly once."""
         rng = np.random.default_rng([self.seed, epoch])
         examples = self._examples(rng)
+        if self.train:
+            examples = self._augmented(examples, np.random.default_rng([self.seed, epoch, 1]))
         # A little noise on the length mixes the batches from epoch to epoch.
         jitter = rng.uniform(0.9, 1.1, len(examples)) if self.train else np.ones(len(examples))
         keyed = sorted(zip(examples, jitter, strict=True), key=lambda pair: self._total(pair[0]) * pair[1])
@@ -199,6 +224,16 @@ class BatchFactory(AbsIterFactory):
         if self.train and epoch > 1:
             rng.shuffle(batches)
         return batches
+
+    def _augmented(self, examples, rng):
+        """The examples with a gain and an end of their own."""
+        gains = rng.uniform(self.augment.min_gain_db, self.augment.max_gain_db, len(examples))
+        cuts = rng.random(len(examples)) < self.augment.cut_probability
+        kept = rng.integers(0, self.augment.cut_frames + 1, len(examples))
+        return [
+            replace(example, gain_db=float(gain), kept=int(frames) if cut else None)
+            for example, gain, cut, frames in zip(examples, gains, cuts, kept, strict=True)
+        ]
 
     def _total(self, example):
         last = example.utterances[-1]

@@ -47,10 +47,11 @@ def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignmen
     lines = [
         f"# {title}",
         "",
-        "Word ends against the reference, in ms (negative: earlier than the reference). delay: mean; delta: mean of",
-        "the absolute differences; median: of the signed ones; p95: 95 % of the absolute differences are within it.",
+        "Word ends against the reference, in ms (negative: earlier than the reference). word-end delay: mean;",
+        "word-end delta: mean of the absolute differences; median: of the signed ones; p95: 95 % of the absolute",
+        "differences are within it.",
         "",
-        "|words|number|delay|delta|median|p95|",
+        "|words|number|word-end delay|word-end delta|median|p95|",
         "|---|---|---|---|---|---|",
         _delay_row("all", groups["all"]),
         _delay_row("not last of the utterance", groups["non_final"]),
@@ -71,10 +72,10 @@ def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignmen
 
 _GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
 _NOTES = """
-A word is emitted when it is settled: never taken back from then on. delay: emission minus the word's end in the
-reference, of correct words. Audio clock: the audio pushed by then. Wall clock: compute time added, as if the audio
-arrived in real time; it holds for this machine and what else ran on it. algorithmic: the longest wait for chunk,
-encoder segment and look-ahead. The end of a recording settles all that is open then: on the audio clock the last
+A word is emitted when it is settled: never taken back from then on. emission delay: emission minus the word's end in
+the reference, of correct words. Audio clock: the audio pushed by then. Wall clock: compute time added, as if the audio
+arrived in real time; it holds for this machine and what else ran on it. algorithmic latency: the longest wait for
+chunk, segment and look-ahead. The end of a recording settles all that is open then: on the audio clock the last
 words are delayed by no more than the silence after them, tail_seconds included.
 """
 
@@ -102,17 +103,20 @@ def latency_report(out_dir, setup, sizes, command=None, date=None):
         if delay["count"]:
             points.append((label, size["wer"], delay["p50"] / 1000, delay["p90"] / 1000))
     table = latency_table(sizes)
-    lines = [f"# {title}", *made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
-    lines += ["", "## Chunk sizes", "", *table, _NOTES, "## Emission delay, ms", "", *emission_table(sizes)]
+    plot = out_dir / "latency.png"
+    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
+    drawn = [f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})", ""] if points else []
+    lines = [f"# {title}", "", *table, "", *drawn, *_NOTES.strip().splitlines()]
+    lines += ["", "## Emission delay, ms", "", *emission_table(sizes)]
     if setup["reference"] is None:
-        lines += ["", "There is no reference: delays are against the word ends that the stream itself reports."]
+        lines += [
+            "",
+            "There is no reference: emission delays are against the word ends that the stream itself reports.",
+        ]
     else:
         lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
     lines += ["", "## Words", "", *counts_table(sizes)]
-    plot = out_dir / "latency.png"
-    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
-    if points:
-        lines += ["", f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})"]
+    lines += [*made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
     with atomic_write(out_dir / "LATENCY.md") as stream:
         stream.write("\n".join(lines) + "\n")
     return table
@@ -124,7 +128,8 @@ def _seconds(value):
 
 def latency_table(sizes):
     """One row for each chunk size (``latency.summary`` with its settings): accuracy, delay of all words, speed."""
-    head = ("chunk (s)", "context (s)", "algorithmic (s)", "WER (%)", "delay P50 (ms)", "delay P90 (ms)")
+    head = ("chunk (s)", "context (s)", "algorithmic latency (s)", "WER (%)")
+    head += ("emission delay P50 (ms)", "P90 (ms)")
     head += ("compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped")
     lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
     for size in sizes:
@@ -152,7 +157,7 @@ def emission_table(sizes):
 
 def word_end_table(sizes):
     """Paper Table III for the word times of streams, in ms."""
-    lines = ["|chunk (s)|words|number|delay|delta|median|p95|", "|---|---|---|---|---|---|---|"]
+    lines = ["|chunk (s)|words|number|word-end delay|word-end delta|median|p95|", "|---|---|---|---|---|---|---|"]
     for size in sizes:
         for group, item in size["word_ends_ms"].items():
             lines.append(f"|{_seconds(size['chunk_seconds'])}{_delay_row(_GROUPS[group], metrics.Delay(**item))}")

@@ -198,7 +198,7 @@ class Emformer(nn.Module):
         segment = self.config.segment or frames
         count = (frames - right) // segment
         if count < 1 or frames != count * segment + right:
-            raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of right context")
+            raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of look-ahead")
         state = self.initial_state(batch) if state is None else state
         mask = self._visible(state.past, count) if lengths is None else _within(lengths, frames)
         x = _segments(x, count, segment, right)
@@ -288,10 +288,32 @@ FRONTENDS = {"stack": StackFrontend, "conv": ConvFrontend}
 
 
 @dataclass(frozen=True)
+class Quietest(Streams):
+    """The quietest feature frame that streams have had: what their silence looks like."""
+
+    frame: torch.Tensor  # (B, M)
+    level: torch.Tensor  # (B,) mean of its bands; infinity before the first frame
+
+    @property
+    def batch(self) -> int:
+        return self.level.shape[0]
+
+    def after(self, features: torch.Tensor, levels: torch.Tensor | None = None) -> "Quietest":
+        """The quietest of these and of ``features`` (B, f, M), f >= 0; ``levels`` (B, f), by default their means."""
+        if features.shape[1] == 0:
+            return self
+        level, place = (features.mean(2) if levels is None else levels).min(1)
+        frame = features.gather(1, place[:, None, None].expand(-1, 1, features.shape[2]))[:, 0]
+        quieter = level < self.level
+        return Quietest(torch.where(quieter[:, None], frame, self.frame), torch.where(quieter, level, self.level))
+
+
+@dataclass(frozen=True)
 class EncoderState(Streams):
     """An encoder stream between two pushes."""
 
     features: torch.Tensor  # (B, < 4, M) feature frames that complete no frame yet
+    quietest: Quietest  # of the frames so far
     frontend: torch.Tensor
     frames: torch.Tensor  # (B, < S + R, D) output of the front end that completes no segment with its right context yet
     emformer: EmformerState
@@ -304,8 +326,9 @@ class EncoderState(Streams):
 class EmformerEncoder(AbsEncoder):
     """Normalised log-mel features to frames: 4x stacking, front end, Emformer.
 
-    Utterances are padded with zeros to whole segments plus right context, before the front end, in every path;
-    :meth:`forward` is :meth:`push` of all at once, so batch, alone and stream agree.  ``encoder_conf`` is
+    Utterances are padded to whole segments plus right context, before the front end, in every path, with their own
+    quietest feature frame: zeros, the mean of all speech, would sound as if the last word went on.  :meth:`forward` is
+    :meth:`push` of all at once, so batch, alone and stream agree.  ``encoder_conf`` is
     :class:`~espnet_speechllm_xl.config.EncoderConfig`.
     """
 
@@ -343,7 +366,10 @@ class EmformerEncoder(AbsEncoder):
         features = xs_pad[:, :longest].masked_fill(ended[:, :, None], 0.0)
         if self.config.segment is None:
             return self._whole(features, olens.to(xs_pad.device)), olens, None
-        ys, _ = self.push(features, self.initial_state(len(features)), final=True)
+        state = self.initial_state(len(features))
+        quietest = state.quietest.after(features, features.mean(2).masked_fill(ended, math.inf))
+        features = torch.where(ended[:, :, None], quietest.frame[:, None], features)
+        ys, _ = self.push(features, state, final=True)
         return ys, olens, None
 
     def _whole(self, features, lengths=None):
@@ -360,6 +386,7 @@ class EmformerEncoder(AbsEncoder):
         like = emformer.layers[0].key_value
         return EncoderState(
             features=like.new_zeros(batch, 0, self.input_size),
+            quietest=Quietest(like.new_zeros(batch, self.input_size), like.new_full((batch,), math.inf)),
             frontend=self.frontend.initial_state(batch),
             frames=like.new_zeros(batch, 0, self.config.dim),
             emformer=emformer,
@@ -399,8 +426,9 @@ class EmformerEncoder(AbsEncoder):
         stacks = features.shape[1] // timeline.STACK
         count = state.frames.shape[1] + stacks
         wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
-        zeros = features.new_zeros(state.batch, timeline.STACK * (wanted - count), self.input_size)
-        features = torch.cat([features[:, : timeline.STACK * stacks], zeros], dim=1)
+        features = features[:, : timeline.STACK * stacks]
+        silence = state.quietest.after(features).frame[:, None].expand(-1, timeline.STACK * (wanted - count), -1)
+        features = torch.cat([features, silence.to(features)], dim=1)
         return features, dataclasses.replace(state, features=features[:, :0]), count
 
     def _push_block(self, features, state):
@@ -413,8 +441,13 @@ class EmformerEncoder(AbsEncoder):
         emformer, ys = state.emformer, frames[:, :0]
         if ready > 0:
             ys, emformer = self.emformer(frames[:, : ready + self.config.right_context], emformer)
-        rest = _last(frames, frames.shape[1] - max(ready, 0))
-        return ys, EncoderState(_last(features, features.shape[1] - used), frontend, rest, emformer)
+        return ys, EncoderState(
+            features=_last(features, features.shape[1] - used),
+            quietest=state.quietest.after(features[:, :used]),
+            frontend=frontend,
+            frames=_last(frames, frames.shape[1] - max(ready, 0)),
+            emformer=emformer,
+        )
 
 
 # ESPnet reads the defaults of encoder_conf from the signature: they are declared once, in EncoderConfig.

@@ -23,6 +23,7 @@ from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
 
 CONFIG, TOKENIZER, WEIGHTS = "config.yaml", "tokenizer", "model.pth"
+LATER_SECTIONS = ("augment_conf",)  # of config.yaml, that models of before do not have: their defaults
 
 
 class ModelError(UserError):
@@ -111,6 +112,7 @@ def _read_config(directory, wanted_task=None):
     if found not in TASKS or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"
         raise ModelError(f"{path} is of task '{found}', not {known}: give the directory of such a model")
+    values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
     task, args = find_task(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
     choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]

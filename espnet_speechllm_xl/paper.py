@@ -70,6 +70,11 @@ class System:
     train_option: str = "--train-args"  # of the script: takes options of ESPnet's training
     decode_option: list = field(default_factory=lambda: ["--searches", "{search}"])  # of the script, and one search
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is SpeechLLM-XL, which ``run.sh`` trains; plots mark it."""
+        return self.script == "run.sh"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -92,15 +97,15 @@ class Table:
     sets: list
     rows: list
     reference: str  # name of the row with which the others are compared
-    plot: str  # rows: WER over rows; lengths: over columns; latency: over latency; alignment: histogram
-    axis: str = ""  # what the names of the rows say, for a plot over rows
+    plot: str  # rows: all sets; latency: the test set, and what the rows wait for; alignment: histogram
+    axis: str = ""  # what the names of the rows say, if not the system
 
     def row(self, name):
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
 
-PLOTS = ("rows", "lengths", "latency", "alignment")
+PLOTS = ("rows", "latency", "alignment")
 
 
 @dataclass(frozen=True)

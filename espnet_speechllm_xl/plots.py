@@ -1,22 +1,37 @@
 """Figures: learning curve, delay histogram, one utterance with tokens and chunks, error rates.
 
-Each function writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a figure is drawn.
+Each function ``plot_...`` writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a
+figure is drawn.  All axes are linear; a value that would squeeze the others stands beyond the axis, as a triangle and
+a number.
 """
 
-import itertools
+from __future__ import annotations
+
 import math
 import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .io import atomic_path
 from .timeline import chunk_seconds
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .significance import Interval
+
 # A colour-blind safe order (Okabe and Ito 2008).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^vP*X"
+OURS, OTHERS = COLOURS[1], COLOURS[0]
 INCHES_PER_SECOND = 2.0
-LOGARITHMIC_FROM = 20  # greatest error rate / least
+SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
+PANELS = 4  # of a picture of learning curves
+HEADS = -0.9  # where the heads of a dot plot's columns stand, in rows; the first row is 0
 
 
 def _figure(width, height, rows=1, **kwargs):
@@ -54,26 +69,72 @@ def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
     return _save(figure, path)
 
 
-def plot_learning_curves(trainings, path, columns=4):
-    """The losses of several trainings over their epochs, a small panel each.
+@dataclass(frozen=True)
+class Curves:
+    """The trainings of one system, for :func:`plot_learning_curves`."""
 
-    ``trainings``: ``{name: epochs}``, epochs as in :func:`plot_learning_curve`.
-    """
+    name: str
+    trainings: Sequence[dict]  # epochs of each seed, as plot_learning_curve takes them
+    ours: bool = False  # is SpeechLLM-XL
+
+
+def plot_learning_curves(systems: Sequence[Curves], path: str | Path) -> Path:
+    """Draw the losses of at most ``PANELS`` systems over their epochs, a panel each, a line for each seed."""
+    return _save(learning_curves(systems), path)
+
+
+def learning_curves(systems: Sequence[Curves]) -> Figure:
+    """Return the figure of :func:`plot_learning_curves`; panels have one scale where their losses are of one size."""
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(trainings) / columns)
-    figure = Figure(figsize=(3.2 * columns, 2.3 * rows), layout="constrained")
+    columns = min(2, len(systems))
+    rows = math.ceil(len(systems) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.0 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, (name, epochs) in zip(panels, trainings.items(), strict=False):
-        _draw_curves(panel, epochs, "loss")
-        panel.set_title(name, fontsize=7, parse_math=False)
-        panel.tick_params(labelsize=7)
-    for panel in panels[len(trainings) :]:
+    ends = [axis_end(_losses(system)) for system in systems]
+    beyond = False
+    for panel, system, end in zip(panels, systems, ends, strict=False):
+        # Losses of one kind are near each other; another system's may be per utterance.
+        beyond |= _draw_system(panel, system, end, max(one for one in ends if one <= 2 * end))
+    for panel in panels[len(systems) :]:
         panel.set_axis_off()
-    panels[0].legend(fontsize=7)
-    figure.supxlabel("epoch", fontsize=8)
-    figure.supylabel("loss", fontsize=8)
-    return _save(figure, path)
+    title = "triangle: beyond the axis" if beyond else None
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, title=title)
+    return figure
+
+
+def _losses(system: Curves) -> list[float]:
+    parts = (part for epochs in system.trainings for parts in epochs.values() for part in parts.values())
+    return [part["loss"] for part in parts if math.isfinite(part.get("loss", math.nan))]
+
+
+def _draw_system(panel: Axes, system: Curves, end: float, top: float) -> bool:
+    """Draw one system up to ``top``; returns whether a loss lies beyond ``end``: a triangle with its number."""
+    for epochs in system.trainings:
+        _draw_curves(panel, epochs, "loss")
+    panel.set_ylim(0, 1.12 * top or 1)
+    beyond = {}
+    for epochs in system.trainings:
+        for epoch, parts in epochs.items():
+            values = [part["loss"] for part in parts.values() if end < part.get("loss", math.nan) < math.inf]
+            beyond.setdefault(epoch, []).extend(values)
+    beyond = {epoch: values for epoch, values in beyond.items() if values}
+    for epoch, values in beyond.items():
+        panel.plot(epoch, 0.97, "^", color="black", markersize=6, transform=panel.get_xaxis_transform())
+        panel.annotate(_span(values), (epoch, 0.97), (7, 0), xycoords=("data", "axes fraction"),
+                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    seeds = f", {len(system.trainings)} seeds" if len(system.trainings) > 1 else ""
+    panel.set_title(f"{system.name}{seeds}", fontsize=9, parse_math=False, fontweight="bold" if system.ours else None)
+    panel.set_xlabel("epoch", fontsize=8)
+    panel.set_ylabel("loss", fontsize=8)
+    panel.tick_params(labelsize=8)
+    return bool(beyond)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _draw_curves(panel, epochs, key):
@@ -82,7 +143,9 @@ def _draw_curves(panel, epochs, key):
         values = [(epoch, epochs[epoch].get(part, {}).get(key, math.nan)) for epoch in sorted(epochs)]
         points = [point for point in values if math.isfinite(point[1])]
         if points:
-            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=part)
+            label = {"train": "training", "valid": "validation"}[part]
+            label = label if label not in panel.get_legend_handles_labels()[1] else None
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
     panel.grid(alpha=0.3)
     panel.xaxis.get_major_locator().set_params(integer=True)
 
@@ -122,7 +185,7 @@ def _draw_tokens(figure_panel, tokens, shown):
 
 
 def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), title="", max_seconds=20.0):
-    """Audio of one utterance with its token ends and chunk borders.
+    """Audio of one utterance with its token ends and chunk boundaries.
 
     ``samples``: (N,) floats in -1 .. 1 at ``sample_rate`` Hz; ``tokens``: (text, end in seconds) pairs; ``chunk``:
     frames, or None for one chunk; ``reference``: words (``ctm.Word``) whose spans are drawn in a row of their own.
@@ -158,7 +221,7 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
         if end <= shown:
             panels[0].axvline(end, color=COLOURS[1], linewidth=0.9)
     panels[-1].set_xlim(0, shown)
-    panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk borders, {step:g} s)")
+    panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk boundaries, {step:g} s)")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
     return _save(figure, path)
@@ -201,119 +264,190 @@ def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
     return _save(figure, path)
 
 
-def plot_latency(path, points, title=""):
-    """The accuracy-latency curve: WER over emission delay, a whisker from the median to the 90th percentile.
+def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, float]], title: str = "") -> Path:
+    """Draw the accuracy-latency curve: WER over emission delay, a whisker from the median to the 90th percentile.
 
     ``points``: (label, WER in percent, P50 in seconds, P90 in seconds), one for each chunk size; they are joined in
-    their order.  Raises UserError when there is none.
+    their order.  Returns the path; raises UserError when there is none.
     """
     if not points:
-        raise UserError(f"{title or path}: no word to measure the delay of: nothing to plot")
-    labels, rates, medians, tails = zip(*points, strict=True)
+        raise UserError(f"{title or path}: no word to measure the emission delay of: nothing to plot")
+    return _save(latency_curve(points, title), path)
+
+
+def latency_curve(points: Sequence[tuple[str, float, float, float]], title: str = "") -> Figure:
+    """Return the figure of :func:`plot_latency`."""
     figure, (panel,) = _figure(7, 4.2)
-    whiskers = [[0] * len(points), [max(0, tail - median) for median, tail in zip(medians, tails, strict=True)]]
-    panel.errorbar(medians, rates, xerr=whiskers, color=COLOURS[0], ecolor=COLOURS[5], marker="o", capsize=4)
-    for label, rate, median in zip(labels, rates, medians, strict=True):
-        panel.annotate(label, (median, rate), (-7, 5), textcoords="offset points", ha="right", parse_math=False)
-    panel.set_xlabel("emission delay, s (dot: median, whisker: to the 90th percentile)")
+    _, rates, medians, tails = zip(*points, strict=True)
+    panel.plot(medians, rates, color="grey", linewidth=1, zorder=1)
+    for row, (label, rate, median, tail) in enumerate(points):
+        panel.errorbar(
+            median, rate, xerr=[[0], [max(0, tail - median)]], color=COLOURS[row % len(COLOURS)],
+            marker=MARKERS[row % len(MARKERS)], linestyle="none", capsize=4, label=label,
+        )  # fmt: skip
+    panel.set_xlabel("emission delay, s (marker: median, whisker: to the 90th percentile)")
     panel.set_ylabel("WER (%)")
+    panel.set_xlim(min(0, 1.06 * min(medians)), 1.06 * max(0, *medians, *tails) or 1)
     panel.set_ylim(0, 1.15 * max(rates) or 1)
-    panel.margins(x=0.12)
     panel.grid(alpha=0.3)
+    _without_math(panel.legend(title="chunk size", loc="center left", bbox_to_anchor=(1, 0.5)))
     panel.set_title(title, parse_math=False)
-    return _save(figure, path)
+    return figure
 
 
-def plot_intervals(path, ticks, series, xlabel, title="", joined=False, ylabel="WER (%)"):
-    """Values with their intervals over named places.
+def axis_end(values: Iterable[float]) -> float:
+    """Return the greatest value that an axis from 0 has to reach, so that most values can be told apart.
 
-    ``ticks``: names of the places; ``series``: ``{label: [Interval or None, ...]}``, one a place
-    (``significance.Interval``, percent); ``joined``: the places are in an order, so draw a line through each series.
+    Values from ``SQUEEZE`` times the next smaller one on are left beyond it, as long as they are fewer than half.
     """
-    figure, (panel,) = _figure(max(5.5, 1.15 * len(ticks)), 4.2)
-    step = min(0.16, 0.8 / max(1, len(series)))
-    for row, (label, values) in enumerate(series.items()):
-        shift = step * (row - (len(series) - 1) / 2)
-        points = [(index + shift, value) for index, value in enumerate(values) if value is not None]
-        _draw_intervals(panel, points, label, row, "-" if joined else "none")
-    panel.set_xticks(range(len(ticks)), ticks)
-    for text in panel.get_xticklabels():
-        text.set_parse_math(False)
-        if len(ticks) > 4:
-            text.set(rotation=20, ha="right")
-    panel.set_xlim(-0.5, len(ticks) - 0.5)
-    panel.set_xlabel(xlabel, parse_math=False)
-    rates = [value.value for values in series.values() for value in values if value is not None]
-    _finish_rates(panel, title, ylabel, rates)
-    if series:
-        columns = 2 if max(map(len, series)) < 30 else 1  # of the figure's width
-        _without_math(figure.legend(loc="outside lower center", ncols=columns, fontsize=8))
-    return _save(figure, path)
+    ordered = sorted(values)
+    for place in range(len(ordered) // 2 + 1, len(ordered)):
+        if 0 < SQUEEZE * ordered[place - 1] < ordered[place]:
+            return ordered[place - 1]
+    return ordered[-1] if ordered else 0.0
 
 
-def plot_systems(path, points, title="", ylabel="WER (%)"):
-    """Error rate of systems in the order of their latency, those of equal latency together.
+@dataclass(frozen=True)
+class DotRow:
+    """A row of :func:`plot_dots`: a system with its error rates in percent, one for each set."""
 
-    ``points``: (label, worst-case algorithmic latency in seconds, ``significance.Interval``); systems that cannot
-    stream have an infinite latency and stand at the right.
+    name: str
+    rates: Sequence[Interval | None]
+    ours: bool = False  # is SpeechLLM-XL
+    note: str = ""  # stands in a column of its own
+
+
+def plot_dots(
+    path: str | Path,
+    rows: Sequence[DotRow],
+    sets: Sequence[str],
+    title: str = "",
+    rate: str = "WER",
+    reference: str | None = None,
+    notes: str = "",
+    names: str = "system",
+) -> Path:
+    """Draw error rates with their intervals, a line for each system, the best one at the top.
+
+    Args:
+        path: of the PNG.
+        rows: of the picture, at least one of them with a rate.
+        sets: names of the sets; the last is what the rows are sorted by.
+        title: of the picture.
+        rate: what the rates are, WER or CER.
+        reference: name of the row that the others are compared with: a dotted line at its last rate.
+        notes: head of the column of the rows' notes, "" for none.
+        names: head of the column of the rows' names.
+
+    Returns the path.
     """
-    figure, (panel,) = _figure(max(5.5, 0.5 * len(points)), 5.5)
-    ticks, place = [], 0
-    for row, (latency, group) in enumerate(by_latency(points)):
-        if place:
-            panel.axvline(place - 1, color="grey", linestyle=":")
-        drawn = [(place + beside, label, value) for beside, (label, _, value) in enumerate(group)]
-        _draw_intervals(panel, [(x, value) for x, _, value in drawn], None, row, "none")
-        ticks += [(x, label) for x, label, _ in drawn]
-        text = f"{latency:.2f} s" if math.isfinite(latency) else "all audio"
-        middle = place + (len(drawn) - 1) / 2
-        panel.annotate(text, (middle, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
-        place += len(drawn) + 1
-    panel.set_xticks(*zip(*ticks, strict=True), rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    panel.set_xlim(-1, place - 1)
-    panel.set_xlabel("system; above: worst-case algorithmic latency")
-    _finish_rates(panel, title, ylabel, [value.value for _, _, value in points], pad=20)
-    return _save(figure, path)
+    return _save(dots(rows, sets, title, rate, reference, notes, names), path)
 
 
-def by_latency(points):
-    """``[(latency in seconds, points)]`` in order, of the points of :func:`plot_systems`."""
+def dots(
+    rows: Sequence[DotRow],
+    sets: Sequence[str],
+    title: str = "",
+    rate: str = "WER",
+    reference: str | None = None,
+    notes: str = "",
+    names: str = "system",
+) -> Figure:
+    """Return the figure of :func:`plot_dots`."""
 
-    def latency(point):
-        return round(point[1], 2)
+    def by_rate(row: DotRow) -> tuple[bool, float]:
+        last = row.rates[-1]
+        return last is None, last.value if last else 0.0
 
-    return [(value, list(group)) for value, group in itertools.groupby(sorted(points, key=latency), latency)]
+    rows = sorted(rows, key=by_rate)
+    columns = [*sets, *filter(None, [notes])]
+    width = 4.2 + 0.085 * max(len(row.name) for row in rows) + 1.25 * len(columns)
+    figure, (panel,) = _figure(width, 1.7 + len(rows) * (0.18 + 0.12 * len(sets)))
+    end = axis_end(one.value for row in rows for one in row.rates if one)
+    shown = [one for row in rows for one in row.rates if one and one.value <= end]
+    right = 1.04 * max(filter(None, (value for one in shown for value in (one.value, one.high))), default=1.0)
+    panel.set_xlim(-0.02 * right, right)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    for place, row in enumerate(rows):
+        _draw_row(panel, place, row, end)
+    _name_rows(panel, rows, names)
+    _write_columns(panel, rows, columns)
+    compared = next((row.rates[-1] for row in rows if row.name == reference), None)
+    if compared and compared.value <= end:
+        panel.axvline(compared.value, color="grey", linestyle=":", zorder=0)
+    beyond = any(one.value > end for row in rows for one in row.rates if one)
+    panel.set_xlabel(f"{rate} (%), 95 % intervals{'; triangle: beyond the axis, see its number' if beyond else ''}")
+    panel.set_title(f"{title}\nsorted by {rate} on {sets[-1]}", parse_math=False, fontsize=10)
+    _explain(figure, rows, sets, f"{reference} on {sets[-1]}" if compared and compared.value <= end else None)
+    return figure
 
 
-def _draw_intervals(panel, points, label, row, line):
-    """Points (x, Interval) of one series; borders that are None are not drawn."""
-    if not points:
-        return
-    places, values = zip(*points, strict=True)
-    below = [value.value - (value.value if value.low is None else value.low) for value in values]
-    above = [(value.value if value.high is None else value.high) - value.value for value in values]
-    panel.errorbar(
-        places,
-        [value.value for value in values],
-        yerr=[[max(0, size) for size in below], [max(0, size) for size in above]],
-        color=COLOURS[row % len(COLOURS)],
-        marker=MARKERS[row % len(MARKERS)],
-        linestyle=line,
-        capsize=4,
-        label=label,
-    )
+def _draw_row(panel: Axes, place: int, row: DotRow, end: float) -> None:
+    """Draw the dots of one row, a set below the other; triangles at the edge for what lies beyond ``end``."""
+    step = 0.8 / (len(row.rates) + 1)
+    for index, one in enumerate(row.rates):
+        if one is None:
+            continue
+        y = place + step * (index - (len(row.rates) - 1) / 2)
+        colour = OURS if row.ours else OTHERS
+        if one.value > end:
+            panel.plot(0.985, y, ">", color=colour, transform=panel.get_yaxis_transform(), markersize=7, clip_on=False)
+            continue
+        low, high = (one.value if border is None else border for border in (one.low, one.high))
+        panel.errorbar(
+            one.value, y, xerr=[[max(0, one.value - low)], [max(0, high - one.value)]], color=colour,
+            marker=MARKERS[index % len(MARKERS)], markersize=5, capsize=3, elinewidth=1.2,
+        )  # fmt: skip
 
 
-def _finish_rates(panel, title, ylabel, rates, pad=None):
-    """Labels, and a logarithmic axis where the greatest rate would make the others look alike."""
-    panel.set_ylabel(ylabel)
-    if rates and 0 < LOGARITHMIC_FROM * min(rates) < max(rates):
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
-    else:
-        panel.set_ylim(bottom=0)
-    panel.grid(axis="y", alpha=0.3)
-    panel.set_title(title, parse_math=False, pad=pad)
+def _name_rows(panel: Axes, rows: Sequence[DotRow], head: str) -> None:
+    panel.annotate(
+        head, (0, HEADS), (-4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+        va="center", fontsize=8, annotation_clip=False, parse_math=False, fontweight="bold",
+    )  # fmt: skip
+    panel.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+    for label, row in zip(panel.get_yticklabels(), rows, strict=True):
+        label.set(parse_math=False, **({"color": OURS, "fontweight": "bold"} if row.ours else {}))
+    panel.tick_params(axis="y", length=0)
+    panel.grid(alpha=0.3)
+    panel.set_axisbelow(True)
+
+
+def _write_columns(panel: Axes, rows: Sequence[DotRow], columns: Sequence[str]) -> None:
+    """Write the numbers at the right: a column for each set, and one for the notes if they have a head."""
+    for column, head in enumerate(columns):
+        beside = (10 + 90 * column, 0)  # points
+
+        def write(text: str, y: float, beside: tuple[int, int] = beside, **style: str) -> None:
+            panel.annotate(
+                text, (1, y), beside, xycoords=("axes fraction", "data"), textcoords="offset points",
+                va="center", fontsize=8, annotation_clip=False, parse_math=False, **style,
+            )  # fmt: skip
+
+        write(head, HEADS, fontweight="bold")
+        for place, row in enumerate(rows):
+            one = row.rates[column] if column < len(row.rates) else None
+            write(row.note if column >= len(row.rates) else one.text() if one else "missing", place)
+
+
+def _explain(figure: Figure, rows: Sequence[DotRow], sets: Sequence[str], reference: str | None) -> None:
+    """Draw the legend: whose colours, which sets the markers are, what the dotted line is."""
+    from matplotlib.lines import Line2D
+
+    kinds = {row.ours for row in rows}
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="none", label=label)
+        for ours, colour, label in ((True, OURS, "SpeechLLM-XL"), (False, OTHERS, "other systems"))
+        if ours in kinds
+    ]
+    if len(sets) > 1:
+        handles += [
+            Line2D([], [], color="grey", marker=marker, linestyle="none", label=name)
+            for marker, name in zip(MARKERS, sets, strict=False)
+        ]
+    if reference:
+        handles.append(Line2D([], [], color="grey", linestyle=":", label=reference))
+    _without_math(figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8))
 
 
 def _without_math(legend):

@@ -14,6 +14,7 @@ from .cells import FEWEST_SEEDS, Results, is_finding
 from .errors import UserError
 from .io import copy_file
 from .kaldi import joined
+from .paper import Row, Table
 from .train_log import training_summary
 
 OTHER_CORPUS = """
@@ -26,9 +27,10 @@ a set has at least {speakers}, else of utterances, and of utterances in joined r
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
 the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
 differences are findings: the interval excludes 0, both systems were trained with at least {seeds} seeds, and no
-seed of one is within the range of the other's. All others show no order.
+seed of one is within the range of the other's. All others show no order; two systems are level where the interval
+holds 0. Each term has one meaning: docs/glossary.md.
 
-parameters: those of the whole model. segment, look-ahead: of the encoder. latency: worst case of the algorithm,
+parameters: those of the whole model. segment, look-ahead: of the encoder. algorithmic latency:
 max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
 time / duration of the audio, on the first test column.
 """
@@ -121,8 +123,9 @@ def _test_column(table):
 
 def system_table(results, table):
     """Sizes, times and speed of the rows, and what the paper says about them."""
-    head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)", "latency (s)"]
-    head += ["RTF", "epochs", "training time", f"{RATES[results.plan.corpus.units[0]]} of each seed"]
+    head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)"]
+    head += ["algorithmic latency (s)", "RTF", "epochs", "training time"]
+    head.append(f"{RATES[results.plan.corpus.units[0]]} of each seed")
     with_paper = any(row.paper_system for row in table.rows)
     if with_paper:
         head += ["paper: parameters (M)", "look-ahead (s)", "chunk (s)"]
@@ -172,8 +175,9 @@ def alignment_table(results, table):
         rows.append([*cells, str(found.get("words", "-"))])
     if not rows:
         return []
-    head = ["alignment", "paper, delay (ms)", "delay (ms)", "paper, delta (ms)", "delta (ms)", "words"]
-    note = "delay: mean difference of word ends to the reference (negative: earlier); delta: mean absolute difference."
+    head = ["alignment", "paper, delay (ms)", "word-end delay (ms)", "paper, delta (ms)", "word-end delta (ms)"]
+    head.append("words")
+    note = "word-end delay: mean difference to the reference (negative: earlier); word-end delta: mean absolute one."
     return [*markdown(head, rows), "", note]
 
 
@@ -197,26 +201,23 @@ def _notes(results, table):
 
 def _plot(results, table, path, title):
     """Draw a table's plot; None where nothing can be drawn yet."""
-    cells = {column: [results.cell(row, column) for row in table.rows] for column in table.sets}
     if table.plot == "alignment":
         return _copied_histogram(results, table, path)
-    if not any(cell for column in cells.values() for cell in column):
+    columns = [_test_column(table)] if table.plot == "latency" else table.sets
+    rows = [_dot_row(results, row, columns) for row in table.rows]
+    if not any(one for row in rows for one in row.rates):
         return None
-    rate = f"{RATES[results.plan.corpus.units[0]]} (%)"
-    names, sets = [row.name for row in table.rows], [results.plan.corpus.set_name(column) for column in table.sets]
-    intervals = [[cell and cell.interval for cell in column] for column in cells.values()]
-    if table.plot == "rows":
-        return plots.plot_intervals(
-            path, names, dict(zip(sets, intervals, strict=True)), table.axis, title, ylabel=rate
-        )
-    if table.plot == "lengths":
-        by_row = dict(zip(names, zip(*intervals, strict=True), strict=True))
-        return plots.plot_intervals(path, sets, by_row, "set", title, joined=True, ylabel=rate)
-    column = _test_column(table)
-    found = [(row, results.cell(row, column), results.model(row)[0]) for row in table.rows]
-    points = [(row.name, times.latency, cell.interval) for row, cell, times in found if cell and times]
-    title = f"{title}, {results.plan.corpus.set_name(column)}"
-    return plots.plot_systems(path, points, title, ylabel=rate) if points else None
+    rate, sets = RATES[results.plan.corpus.units[0]], [results.plan.corpus.set_name(column) for column in columns]
+    notes = "algorithmic latency" if table.plot == "latency" else ""
+    return plots.plot_dots(path, rows, sets, title, rate, table.reference, notes, table.axis or "system")
+
+
+def _dot_row(results: Results, row: Row, columns: list[str]) -> plots.DotRow:
+    """Return a row of the plot; its note is the worst-case algorithmic latency."""
+    cells, times = [results.cell(row, column) for column in columns], results.model(row)[0]
+    note = "-" if times is None else "all audio" if math.isinf(times.latency) else f"{times.latency:.2f} s"
+    ours = results.plan.systems[row.system].is_ours
+    return plots.DotRow(row.name, [cell and cell.interval for cell in cells], ours, note)
 
 
 def _copied_histogram(results, table, path):
@@ -243,8 +244,8 @@ def _table_lines(results, number, images):
     return [*lines, "", drawn]
 
 
-def _training_lines(results, path):
-    """Every training: when it was made and from which commit, how it went; the learning curves in one figure."""
+def _training_lines(results, images):
+    """Every training: when it was made and from which commit, how it went; and the learning curves."""
     found = {}
     for system in results.plan.systems:
         for seed, record in results.trainings(system).items():
@@ -259,9 +260,35 @@ def _training_lines(results, path):
         loss = "-" if loss is None else f"{loss:.3f}"
         rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
     head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
-    drawn = plots.plot_learning_curves({name: record.epochs for name, record in found.items()}, path)
     lines = ["", "## Trainings", "", *markdown(head, rows)]
-    return [*lines, "", f"![learning curves of all trainings]({path.parent.name}/{drawn.name})"]
+    shown = set()
+    for number in sorted(results.plan.tables):
+        for place, systems in enumerate(_compared_curves(results, results.plan.tables[number], shown), 1):
+            path = plots.plot_learning_curves(systems, images.parent / f"{images.name}_{number}_curves_{place}.png")
+            names = ", ".join(system.name for system in systems)
+            lines += ["", f"![Table {number}, learning curves: {names}]({images.parent.name}/{path.name})"]
+    return lines
+
+
+def _compared_curves(results: Results, table: Table, shown: set) -> list[list[plots.Curves]]:
+    """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first in each.
+
+    ``shown``: pairs of a reference and a system that stand in a picture; those of this table are added.
+    """
+    reference, others = table.row(table.reference).system, []
+    for system in dict.fromkeys(row.system for row in table.rows):
+        if system != reference and (reference, system) not in shown and _curves(results, system):
+            shown.add((reference, system))
+            others.append(system)
+    step = plots.PANELS - 1
+    groups = [[reference, *others[place : place + step]] for place in range(0, len(others), step)]
+    return [[drawn for system in group if (drawn := _curves(results, system))] for group in groups]
+
+
+def _curves(results: Results, system: str) -> plots.Curves | None:
+    logs = [record.epochs for record in results.trainings(system).values() if record.epochs]
+    plan = results.plan
+    return plots.Curves(plan.model(system).name, logs, plan.systems[system].is_ours) if logs else None
 
 
 def write_tables(plan, records, out, command=None, date=None):
@@ -281,10 +308,10 @@ def write_tables(plan, records, out, command=None, date=None):
     introduction += INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
     )
-    lines = [introduction.rstrip(), *report.made_lines(command, date)]
+    lines = [introduction.rstrip()]
     for number in sorted(plan.tables):  # I to V, in whatever order they are worked on
         lines += _table_lines(results, number, images)
-    lines += _training_lines(results, images.with_name(f"{images.name}_learning_curves.png"))
+    lines += [*_training_lines(results, images), *report.made_lines(command, date)]
     problems = [*records.problems, *results.problems]
     if problems:
         lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from espnet_speechllm_xl import compat
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import DamagedWeights, atomic_path, atomic_write, read_weights
+from espnet_speechllm_xl.schedule import LinearShares
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
 
@@ -48,7 +49,12 @@ class Trainer(espnet_trainer.Trainer):
     def run(cls, *args, trainer_options, **kwargs):
         """Train; see ESPnet.  Files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs."""
         options = trainer_options
-        cls.progress, cls.options = Progress(options.max_epoch), options
+        schedules = [each for each in kwargs["schedulers"] if isinstance(each, LinearShares)]
+        if schedules:
+            batches = len(kwargs["train_iter_factory"].build_iter(1))  # about as many as in any other epoch
+            for schedule in schedules:
+                schedule.begin(batches // options.accum_grad * options.max_epoch)
+        cls.progress, cls.options = Progress(options.max_epoch, schedules), options
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # of a killed run
             leftover.unlink(missing_ok=True)
         keep_freed_memory()
@@ -78,6 +84,9 @@ class Trainer(espnet_trainer.Trainer):
                 f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
                 "remove it to start again, or remove the whole directory"
             ) from error
+        for schedule in cls.progress.schedules:
+            if (change := schedule.change()) is not None:
+                print(change)
         epoch_file = Path(checkpoint).parent / f"{reporter.get_epoch()}epoch.pth"
         if not epoch_file.exists():
             _atomic_save(model.state_dict(), epoch_file)
@@ -120,8 +129,8 @@ class Trainer(espnet_trainer.Trainer):
 class Progress:
     """One line an epoch on standard output, and one a minute within a long epoch."""
 
-    def __init__(self, epochs):
-        self.epochs = epochs
+    def __init__(self, epochs, schedules=()):
+        self.epochs, self.schedules = epochs, schedules
         self.start = time.monotonic()
         self.done = 0
         self.train_loss = float("nan")
@@ -153,8 +162,12 @@ class Progress:
         # ESPnet's models without a decoder report an accuracy of no value.
         shown = [name for name, value in stats.items() if name == "loss" or not math.isnan(value)]
         valid = ", ".join(f"{name} {stats[name]:.3f}" for name in shown)
+        place = "".join(
+            f"learning rate {schedule.rate(schedule.steps):.2g} at {schedule.share:.0%} of its schedule; "
+            for schedule in self.schedules
+        )
         print(
-            f"epoch {reporter.epoch}/{self.epochs}: train loss {self.train_loss:.3f}; valid {valid}; "
+            f"epoch {reporter.epoch}/{self.epochs}: train loss {self.train_loss:.3f}; valid {valid}; {place}"
             f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
             flush=True,
         )

@@ -7,9 +7,10 @@
 Each stream sends audio (the files one after the other) as a microphone would, a message every 0.1 s, the streams at
 different moments.  Columns:
 
-    latency   what the server says: from the arrival of the message that completes a chunk to sending its result
-    delay     what a client sees: from sending the audio that a result's `time` ends at, to receiving the result; it
-              holds the look-ahead and the way back, but not the chunk, which has to be spoken first
+    response latency  what the server says: from the arrival of the message that completes a chunk
+              to sending its result
+    client delay  what a client sees: from sending the audio that a result's `time` ends at, to receiving the result;
+              it holds the look-ahead and the way back, but not the chunk, which has to be spoken first
     behind    from sending the end to receiving the last result, 99th percentile: it grows when the server falls behind
     RTF       time that the engine computed, for one second of audio; with it, the load is its product with N
 """
@@ -34,7 +35,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import read_table
 
 RATE = 16000  # Hz, of the audio that is sent
-HEADER = "| streams | refused | failed | latency P50 | P99 | delay P50 | P99 | behind | RTF | batch |"
+HEADER = "| streams | refused | failed | response latency P50 | P99 | client delay P50 | P99 | behind | RTF | batch |"
 
 
 @dataclass

@@ -54,7 +54,7 @@ def test_with_a_reference(tmp_path, dump, capsys):
     delay, delta = (5 * -30 + 2 * 50) / 7, (5 * 30 + 2 * 50) / 7
     counts = "3 of 5 utterances compared, 2 not (1 not in the CTM, 1 not in the reference)"
     assert capsys.readouterr().out == (
-        f"{out}: delay {delay:.1f} ms, delta {delta:.1f} ms over 7 words; {counts}; "
+        f"{out}: word-end delay {delay:.1f} ms, word-end delta {delta:.1f} ms over 7 words; {counts}; "
         f"3 plots; see {out / 'report/report.md'}\n"
     )
     content = json.loads((out / "report/delay.json").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def test_without_a_reference_after_one(tmp_path, dump, capsys):
     assert align_report.main([*options, "--plots", "1"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
-        f"{out}: no reference ({dump / 'ref.ctm'}), so no delay; 4 of 5 utterances aligned, 1 not (1 not in"
+        f"{out}: no reference ({dump / 'ref.ctm'}), so no word-end delay; 4 of 5 utterances aligned, 1 not (1 not in"
     )
     assert said.count("\n") == 1
     # Nothing of the earlier report stays.

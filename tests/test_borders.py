@@ -57,7 +57,7 @@ def test_errors_are_counted_by_place():
 
 @pytest.mark.parametrize("near", [0, 4])
 def test_near_must_fit_into_a_chunk(near):
-    with pytest.raises(UserError, match=f"{near} frames near a border do not fit"):
+    with pytest.raises(UserError, match=f"{near} frames near a boundary do not fit"):
         border_errors({}, {}, {}, 8, near)
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from espnet_speechllm_xl import config
 from espnet_speechllm_xl.config import (
+    AugmentConfig,
     ChunkingConfig,
     ConcatConfig,
     ConfigError,
@@ -123,6 +124,14 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
         (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
         (ConcatConfig, {"across_speakers": -0.5}, r"concat across_speakers -0.5 is not in \[0, 1\]"),
+        (
+            AugmentConfig,
+            {"min_gain_db": 3.0},
+            "min_gain_db 3.0, max_gain_db 0.0: give two levels in dB, the lower one first",
+        ),
+        (AugmentConfig, {"max_gain_db": math.inf}, "give two levels in dB"),
+        (AugmentConfig, {"cut_probability": 1.5}, r"cut_probability 1.5 is not in \[0, 1\]"),
+        (AugmentConfig, {"cut_frames": -1}, "cut_frames -1 must not be negative"),
         (ConcatConfig, {"max_gap_seconds": -1.0}, "concat_conf: give seconds >= 0"),
         (ConcatConfig, {"max_lead_seconds": math.inf}, "concat_conf: give seconds >= 0"),
         (SearchConfig, {"beam_size": 0}, "search beam_size must be at least 1"),
@@ -185,6 +194,7 @@ def test_print_config_shows_every_setting(tasks):
         "features_conf": FeatureConfig,
         "specaug_conf": SpecAugmentConfig,
         "concat_conf": ConcatConfig,
+        "augment_conf": AugmentConfig,
         "chunking_conf": ChunkingConfig,
         "loss_conf": LossConfig,
         "encoder_conf": EncoderConfig,
@@ -229,6 +239,8 @@ def test_shared_configurations_are_accepted(tasks, path):
     weight = torch.nn.Parameter(torch.zeros(1))
     optimiser = optim_classes[args.optim]([weight], **args.optim_conf)
     schedule = scheduler_classes[args.scheduler](optimiser, **args.scheduler_conf)
+    if hasattr(schedule, "begin"):
+        schedule.begin(1000)
     rates = []
     for _ in range(50):
         optimiser.step()

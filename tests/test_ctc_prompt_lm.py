@@ -423,7 +423,7 @@ def test_a_long_stream(load):
     [
         ({}, {}, {}, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0"),
         ({"context": 4}, {"ctc_weight": 0.3}, {}, "chunking_conf context 4: .* set it to null, or prompt_conf layout"),
-        ({"train_chunks": [8]}, {"ctc_weight": 0.3}, {}, "train_chunks: blocks have one size: leave it at null"),
+        ({"train_chunks": [8]}, {"ctc_weight": 0.3}, {}, "train_chunks: chunks have one size: leave it at null"),
         ({"unit": "word"}, {"ctc_weight": 0.3}, {}, "prompt_conf end_ctc_weight: .* set it to 0, or"),
         ({"delay": 2}, {"ctc_weight": 0.3}, {}, "prompt_conf end_ctc_weight: .* set one of them to 0"),
         ({"chunk": 6}, {"ctc_weight": 0.3}, {}, "chunk 6 and encoder segment 4 do not divide one another"),
@@ -454,7 +454,7 @@ def test_a_bounded_context_needs_interleaving(load):
     if speech2text.model.prompt_config.layout == "interleaved":
         assert speech2text(audio)[0].score != load(context=math.inf)(audio)[0].score
     else:
-        with pytest.raises(ConfigError, match="sees the prompts of all blocks: leave out the context, or make it inf"):
+        with pytest.raises(ConfigError, match="sees the prompts of all chunks: leave out the context, or make it inf"):
             speech2text(audio)
     assert load(context=math.inf, chunk_size=0.32)(audio)[0].score < 0
 

@@ -9,7 +9,7 @@ from slow import slow_sequence
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import AlignmentError
-from espnet_speechllm_xl.config import ConcatConfig
+from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig
 from espnet_speechllm_xl.data import PAD_TOKEN, BatchFactory, DataError, Example, JoinedDataset, Preprocessor, collate
 from espnet_speechllm_xl.text import load_tokenizer
 
@@ -283,6 +283,63 @@ def test_gaps_hold_quiet_noise_and_nothing_else_changes():
     assert np.array_equal(led["ends"], planted.items["u2"]["ends"] + 3)
     alone_name, alone = dataset[Example(("u2",), (0,))]
     assert alone_name == "u2" and alone["speech"] is second
+
+
+AUGMENT = AugmentConfig(min_gain_db=-40.0, max_gain_db=10.0, cut_probability=0.5, cut_frames=3)
+
+
+def test_gains_and_cuts_are_drawn_for_training_only_and_repeat_themselves():
+    arguments = corpus()
+    first, second = (factory(*arguments, augment=AUGMENT) for _ in range(2))
+    assert first.batches(1) == second.batches(1) != first.batches(2)
+    examples = [example for epoch in range(1, 9) for batch in first.batches(epoch) for example in batch]
+    gains = [example.gain_db for example in examples]
+    assert -40 <= min(gains) < -38 and 8 < max(gains) <= 10 and len(set(gains)) == len(gains)
+    kept = [example.kept for example in examples]
+    assert set(kept) == {None, 0, 1, 2, 3} and 0.4 < kept.count(None) / len(kept) < 0.6
+    untouched = [*factory(*arguments, augment=AUGMENT, train=False).batches(1), *factory(*arguments).batches(1)]
+    assert {(example.gain_db, example.kept) for batch in untouched for example in batch} == {(0.0, None)}
+
+
+def test_augmentation_leaves_the_batches_as_they_are():
+    arguments = corpus()
+    plain, augmented = (factory(*arguments, CONCAT, augment=augment) for augment in (None, AUGMENT))
+    first, second = (
+        {example.utterances: example.offsets for batch in each.batches(1) for example in batch}
+        for each in (plain, augmented)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("gain", [-40.0, -6.0, 10.0])
+def test_an_example_at_another_level_is_what_a_file_of_16_bits_would_hold(gain):
+    planted = Planted(2)
+    speech = planted.items["u1"]["speech"]
+    _, arrays = JoinedDataset(planted, RATE)[Example(("u1",), (0,), gain_db=gain)]
+    expected = [max(-32768, min(32767, round(float(value) * 10 ** (gain / 20) * 32768))) / 32768 for value in speech]
+    assert arrays["speech"].dtype == np.float32 and arrays["speech"].tolist() == pytest.approx(expected, abs=3.1e-5)
+    assert set((arrays["speech"] * 32768 % 1).tolist()) == {0.0}
+    assert np.array_equal(planted.items["u1"]["speech"], speech), "the utterance itself is not changed"
+    assert np.array_equal(arrays["ends"], planted.items["u1"]["ends"])
+
+
+@pytest.mark.parametrize("kept", [0, 2, 10000])
+def test_a_cut_example_ends_after_its_last_token(kept):
+    planted = Planted(2)
+    whole = planted.items["u1"]["speech"]
+    _, arrays = JoinedDataset(planted, RATE)[Example(("u1",), (0,), kept=kept)]
+    last = int(arrays["ends"][-1])
+    assert np.array_equal(arrays["speech"], whole[: len(arrays["speech"])])
+    assert timeline.frames(len(arrays["speech"]), RATE) == min(last + 1 + kept, timeline.frames(len(whole), RATE))
+
+
+def test_an_example_without_alignment_or_text_is_not_cut():
+    planted = Planted(2)
+    planted.items["u0"]["ends"] = planted.items["u0"]["ends"][:0]
+    del planted.items["u1"]["ends"]
+    for name in ("u0", "u1"):
+        _, arrays = JoinedDataset(planted, RATE)[Example((name,), (0,), kept=0)]
+        assert len(arrays["speech"]) == len(planted.items[name]["speech"])
 
 
 def test_joined_batches_build_the_slow_sequence():

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from espnet_speechllm_xl import plots
 from espnet_speechllm_xl.ctm import Word, write_ctm
 from espnet_speechllm_xl.delay_reports import alignment_report
 
@@ -53,3 +54,12 @@ def test_alignment_report_without_a_match(tmp_path):
     assert content["utterances"]["total"] == 2
     assert "|all|0|-|-|-|-|" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert not (tmp_path / "delay.png").exists()
+
+
+def test_the_latency_curve_names_its_chunk_sizes_beside_it():
+    points = [("0.32 s", 1.4, 0.4, 0.6), ("$1$ s", 1.7, 0.5, 0.9), ("2.56 s", 3.4, -0.1, 2.3)]
+    panel = plots.latency_curve(points).axes[0]
+    legend = panel.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["0.32 s", "$1$ s", "2.56 s"]
+    (low, high), top = panel.get_xlim(), panel.get_ylim()[1]
+    assert low < -0.1 and high > 2.3 and top > 3.4  # all points and whiskers are on the axes

@@ -215,6 +215,23 @@ def test_batch_equals_alone_whatever_the_padding_holds(frontend, conv_kernel):
 
 
 @pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
+@pytest.mark.parametrize("place", [0, 40, 99])
+def test_the_missing_look_ahead_is_the_quietest_frame(frontend, conv_kernel, place):
+    """Audio that ends early gives what it gives with its own silence behind it."""
+    for shape in SHAPES:
+        segment, _, right = shape
+        module = encoder(frontend, conv_kernel, shape, block_segments=2)
+        features = torch.randn(1, 103, MELS, dtype=torch.float64)
+        features[0, place] -= 5
+        features[0, 101] -= 9  # completes no frame, so that nobody hears it
+        ys, _, _ = module(features, torch.tensor([103]))
+        silence = features[:, place : place + 1].expand(-1, 4 * (segment + right), -1)
+        padded = torch.cat([features[:, :100], silence], dim=1)
+        expected, _, _ = module(padded, torch.tensor([padded.shape[1]]))
+        torch.testing.assert_close(ys, expected[:, : ys.shape[1]], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
 def test_block_size_changes_no_result_in_training_mode(frontend, conv_kernel):
     features, results = torch.randn(2, 200, MELS, dtype=torch.float64), []
     for block in (1, 2, 64):

@@ -116,6 +116,6 @@ def test_report(tiny_model_dir, tiny_aligner_dir, tmp_path, capsys, speech, reco
     assert border_report.main([*options, "--chunk", "32", "--near", "1"]) == 0
     assert "|all|1|0." in capsys.readouterr().out
     assert border_report.main([*options, "--near", "16"]) == 1
-    assert "16 frames near a border do not fit into a chunk of 16: give fewer" in capsys.readouterr().err
+    assert "16 frames near a boundary do not fit into a chunk of 16: give fewer" in capsys.readouterr().err
     assert border_report.main(["--dump", str(tmp_path), "--model", str(tiny_aligner_dir)]) == 1
     assert "does not write chunk by chunk" in capsys.readouterr().err

@@ -80,6 +80,14 @@ def _no_fallback(training_file):
     return checked
 
 
+def test_a_model_of_before_a_section_was_added(tiny_model_dir, model_copy):
+    values = yaml.safe_load((model_copy / "config.yaml").read_text())
+    del values["augment_conf"]
+    (model_copy / "config.yaml").write_text(yaml.safe_dump(values))
+    audio = tiny.speech(4, 40000)
+    assert load(model_copy, search="greedy")(audio) == load(tiny_model_dir, search="greedy")(audio)
+
+
 def test_defaults_are_the_configuration(tiny_model_dir):
     speech2text = load(tiny_model_dir)
     assert (speech2text.search.method, speech2text.search.beam_size) == ("alsd", 4)

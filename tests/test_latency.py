@@ -248,6 +248,8 @@ def test_the_command(capsys, tiny_model_dir, dump, truth):
     out = dump.parents[2] / "out"
     assert (out / "latency.png").read_bytes().startswith(PNG)
     text = (out / "LATENCY.md").read_text("utf-8")
+    begin = text.splitlines()[:12]
+    assert begin[2].startswith("|chunk (s)|") and any("(latency.png)" in line for line in begin)  # the figures first
     assert "command: `speechllm-xl latency --model" in text and "git hash" in text and "(latency.png)" in text
     table = [line for line in said.splitlines() if line.startswith("|")]
     assert len(table) == 5 and all(line in text for line in table)

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def table(path):
 def corpus(request, tmp_path_factory):
     """A toy corpus: the real code with small numbers of seconds and words."""
     out = tmp_path_factory.mktemp("corpus") / "data"
-    sizes = {"small": {"train": (40, 0), "dev": (20, 0), "test": (0, 60)}}
+    sizes = {"small": {"train": (40, 0), "dev": (20, 0), "test": (0, 60), "repeats": (0, 20)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_corpus, "SIZES", sizes)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -53,7 +54,7 @@ _FIRST = {}
 
 def test_result_does_not_depend_on_jobs(corpus):
     found = {}
-    for name in sentences.SETS:
+    for name in make_corpus.SPLITS:
         for file in KALDI[1:]:
             found[name, file] = (corpus / name / file).read_text()
         for utterance, path in table(corpus / name / "wav.scp"):
@@ -64,7 +65,7 @@ def test_result_does_not_depend_on_jobs(corpus):
 
 
 def test_kaldi_files_are_sorted_and_agree(corpus):
-    for name in sentences.SETS:
+    for name in make_corpus.SPLITS:
         folder = corpus / name
         ids = [row[0] for row in table(folder / "text")]
         assert ids == sorted(set(ids))
@@ -80,7 +81,7 @@ def test_kaldi_files_are_sorted_and_agree(corpus):
 
 
 def test_audio_and_word_times(corpus):
-    for name in sentences.SETS:
+    for name in make_corpus.SPLITS:
         times = collections.defaultdict(list)
         for utterance, channel, start, duration, word in table(corpus / name / "ref.ctm"):
             assert channel == "1"
@@ -179,11 +180,12 @@ def test_speech_does_not_depend_on_what_was_said_before():
 
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_plan_of_the_full_corpus(size):
-    plans = {name: make_corpus.plan_set(name, size, 0, "audio") for name in sentences.SETS}
+    plans = {name: make_corpus.plan_set(name, size, 0, "audio") for name in make_corpus.SPLITS}
     texts = {name: {text for plan in plans[name] for text in plan.sentences} for name in plans}
     speakers = {name: {plan.voice.speaker for plan in plans[name]} for name in plans}
     variants = {name: {plan.voice.variant for plan in plans[name]} for name in plans}
-    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    assert not texts["test"] & texts["repeats"] and variants["repeats"] <= variants["test"]
+    for one, other in (*itertools.combinations(sentences.SETS, 2), ("train", "repeats"), ("dev", "repeats")):
         for sets in (texts, speakers, variants):
             assert not sets[one] & sets[other]
     counts = {
@@ -198,6 +200,26 @@ def test_plan_of_the_full_corpus(size):
     assert len({plan.path for name in plans for plan in plans[name]}) == sum(map(len, plans.values()))
 
 
+def on_end(texts):
+    """The share of words that are the same as the one before."""
+    pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
+    return sum(first == second for first, second in pairs) / len(pairs)
+
+
+def test_repeats_are_a_set_of_their_own_and_a_share_of_training():
+    plans = {name: make_corpus.plan_set(name, "small", 0, "audio") for name in make_corpus.SPLITS}
+    assert on_end(text for plan in plans["repeats"] for text in plan.sentences) > 0.3
+    assert on_end(text for plan in plans["test"] for text in plan.sentences) < 0.01
+    sentence_of = [text for plan in plans["train"] for text in plan.sentences]
+    repeating = [text for text in sentence_of if on_end([text]) > 0.15]
+    assert 0.05 < sum(map(len, repeating)) / sum(map(len, sentence_of)) < 0.15
+
+
+def test_brackets_are_said_again():
+    assert sentences.spell_out("dial [[zero]*2 seven]*2") == "dial zero zero seven zero zero seven"
+    assert sentences.spell_out("[b]*2 [h]*3") == "b b h h h" and sentences.spell_out("seat b") == "seat b"
+
+
 def test_sentences_are_plain_words_and_seeded():
     first, again, other = (sentences.Generator("train", seed) for seed in (0, 0, 1))
     made = [first.sentence() for _ in range(300)]
@@ -210,7 +232,7 @@ def test_sentences_are_plain_words_and_seeded():
 
 
 def test_second_run_skips_and_repairs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(make_corpus, "SIZES", {"small": {name: (0, 12) for name in sentences.SETS}})
+    monkeypatch.setattr(make_corpus, "SIZES", {"small": {name: (0, 12) for name in make_corpus.SPLITS}})
     command = ["--out", str(tmp_path / "data"), "--nj", "1"]
     assert make_corpus.main(command) == 0
     first = capsys.readouterr().out
@@ -221,7 +243,7 @@ def test_second_run_skips_and_repairs(tmp_path, monkeypatch, capsys):
     path.unlink()
     assert make_corpus.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.endswith("(was complete)") for line in lines] == [True, True, False]
+    assert [line.endswith("(was complete)") for line in lines] == [True, True, False, True]
     assert path.read_bytes() == audio
     assert make_corpus.main([*command, "--seed", "2"]) == 0
     assert "was complete" not in capsys.readouterr().out

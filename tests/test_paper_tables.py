@@ -65,7 +65,7 @@ tables:
     rows: [{{name: CTC, system: xl, search: alsd, aligned: aligner, paper_alignment: {{delay: -52, delta: 63}}}}]
   IV:
     title: length
-    plot: lengths
+    plot: rows
     sets: [test, test_2x]
     reference: XL
     rows: [{{name: XL, system: xl, search: alsd}}]
@@ -225,9 +225,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
             from_dict(ChunkingConfig, args.chunking_conf).check_against(encoder)
         if any("_ctc" in search for search in plan.searches(system)):  # needs its loss in training
             assert from_dict(LossConfig, args.loss_conf).ctc_weight > 0, system
-        schedule = args.scheduler_conf
-        if args.scheduler == "piecewiselinearwarmuplr":
-            assert len(schedule["warmup_steps_list"]) == len(schedule["warmup_lr_list"])
+        assert args.scheduler == "linearshares", "another number of epochs must not need another schedule"
         tried += 1
     assert tried >= 3
 
@@ -922,17 +920,145 @@ def test_parameters_are_those_of_the_model(tiny_tokens, tiny_model_dir, tmp_path
     assert records.count_parameters(tmp_path) is None
 
 
-def test_plots(tmp_path):
+# Plots
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_pictures_of_the_repository_are_those_that_its_tables_show(corpus):
+    directory = paper.Plan(corpus).directory
+    shown = [
+        name
+        for path in directory.glob("TABLES*.md")
+        for name in re.findall(r"\((images/\S+\.png)\)", path.read_text("utf-8"))
+    ]
+    assert sorted(shown) == sorted(path.relative_to(directory).as_posix() for path in directory.glob("images/tables_*"))
+
+
+def written(panel):
+    """The texts that stand in a panel and beside it."""
+    return [text.get_text() for text in panel.texts]
+
+
+def dots_of(rates, **options):
+    """The panel of a dot plot of systems with these rates, each with an interval from 1 below to 1 above."""
+    rows = [
+        plots.DotRow(name, [Interval(rate, max(0, rate - 1), rate + 1)], name == "XL", f"{rate} s")
+        for name, rate in rates.items()
+    ]
+    return plots.dots(rows, ["test"], **options).axes[0]
+
+
+def test_rows_of_a_plot_are_sorted_and_ours_is_marked():
+    panel = dots_of({"CTC": 9.0, "XL": 3.0, "LAS": 5.0}, reference="XL", notes="latency")
+    labels = panel.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["XL", "LAS", "CTC"]
+    assert panel.get_ylim()[0] > panel.get_ylim()[1]  # the first is at the top
+    assert [label.get_fontweight() for label in labels] == ["bold", "normal", "normal"]
+    assert {label.get_rotation() for label in labels} == {0}
+    (legend,) = panel.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SpeechLLM-XL", "other systems", "XL on test"]
+    assert written(panel) == [
+        *("system", "test", "3.0 [2.0, 4.0]", "5.0 [4.0, 6.0]", "9.0 [8.0, 10.0]"),
+        *("latency", "3.0 s", "5.0 s", "9.0 s"),
+    ]
+
+
+def test_intervals_of_a_plot_are_whole_and_its_axis_is_linear():
+    panel = dots_of({"best": 0.1, "XL": 0.9, "CTC": 1.3, "LAS": 2.5})
+    low, high = panel.get_xlim()
+    assert low < 0 and high > 3.5 and panel.get_xscale() == "linear"
+    assert "triangle" not in panel.get_xlabel()
+
+
+def test_an_outlier_of_a_plot_is_broken_off_with_a_note():
+    panel = dots_of({"XL": 0.9, "CTC": 0.5, "LAS": 16.3, "none": 71.7, "RNN": 0.7}, reference="LAS")
+    assert panel.get_xlim()[1] < 2.5
+    triangles = [line for line in panel.lines if line.get_marker() == ">"]
+    assert [line.get_ydata()[0] for line in triangles] == [3, 4]
+    assert "triangle: beyond the axis" in panel.get_xlabel() and "16.3 [15.3, 17.3]" in written(panel)
+
+
+@pytest.mark.parametrize(
+    "values, end",
+    [
+        ([], 0),
+        ([3], 3),
+        ([1, 50], 50),  # of two, neither is an outlier
+        ([1, 2, 90], 2),
+        ([1, 2, 7, 90], 7),
+        ([1, 1, 50, 60], 60),  # half of them
+        ([0, 0, 0, 5], 5),
+        ([6.7, 7.5, 8, 10, 31.8], 31.8),
+    ],
+)
+def test_where_an_axis_ends(values, end):
+    assert plots.axis_end(reversed(values)) == end
+
+
+def test_a_plot_of_several_sets_and_awkward_names(tmp_path):
     value, bare = Interval(5.0, 4.0, 7.0), Interval(3.0, None, None)
-    series = {"dev": [value, None], "$t_est$": [bare, value]}
-    path = plots.plot_intervals(tmp_path / "a.png", ["0.32 s", "$\\infty$"], series, "chunk", "title $x", joined=True)
+    rows = [plots.DotRow("$\\infty$", [value, None]), plots.DotRow("0.32 s", [None, value], True)]
+    panel = plots.dots([*rows, plots.DotRow("0 s", [value, bare])], ["dev", "$t_est$"]).axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["0 s", "0.32 s", "$\\infty$"]
+    assert written(panel)[2:5] == ["5.0 [4.0, 7.0]", "missing", "5.0 [4.0, 7.0]"] and written(panel)[-3:] == [
+        *("3.0", "5.0 [4.0, 7.0]", "missing"),
+    ]
+    path = plots.plot_dots(tmp_path / "a.png", rows, ["dev", "$t_est$"], "title $x", "CER", "0.32 s", "n", "size")
     assert path.read_bytes().startswith(PNG)
-    points = [("LAS", math.inf, value), ("CTC", 1.52, bare), ("XL", 1.52, value)]
-    worse = [*points, ("non-streaming", math.inf, Interval(70.0, 69.0, 71.0)), ("best", 0.56, Interval(0.1, 0.0, 0.2))]
-    groups = [(1.52, ["CTC", "XL"]), (math.inf, ["LAS"])]
-    assert [(latency, [name for name, _, _ in group]) for latency, group in plots.by_latency(points)] == groups
-    for name, chosen in (("b", points), ("c", points[:1]), ("d", points[1:]), ("e", worse)):
-        assert plots.plot_systems(tmp_path / f"{name}.png", chosen, "V").read_bytes().startswith(PNG)
+
+
+def curves(name, losses, ours=False):
+    """A system of one training with these training losses, and half of them in validation."""
+    epochs = {epoch: {"train": {"loss": loss}, "valid": {"loss": loss / 2}} for epoch, loss in enumerate(losses, 1)}
+    return plots.Curves(name, [epochs], ours)
+
+
+def test_learning_curves_have_a_legend_and_comparable_axes():
+    systems = [curves("xl", [2.0, 1.0], True), curves("aed", [1.6, 0.9]), curves("ctc", [80.0, 30.0])]
+    figure = plots.learning_curves(systems)
+    panels = figure.axes[:3]
+    assert [panel.get_title() for panel in panels] == ["xl", "aed", "ctc"]
+    assert [panel.title.get_fontweight() for panel in panels] == ["bold", "normal", "normal"]
+    tops = [panel.get_ylim()[1] for panel in panels]
+    assert tops[0] == tops[1] < 3 and tops[2] > 80
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
+    assert not any(written(panel) for panel in panels)
+
+
+def test_a_first_epoch_does_not_squeeze_the_others():
+    figure = plots.learning_curves([curves("rnn", [80.0, 7.0, 4.0, 3.0])])
+    panel = figure.axes[0]
+    assert 7 < panel.get_ylim()[1] < 10 and written(panel) == ["40 to 80"]
+    assert figure.legends[0].get_title().get_text() == "triangle: beyond the axis"
+
+
+def test_learning_curves_of_a_table_stand_beside_its_reference(recipe):
+    path = recipe.parent / "plan.yaml"
+    systems = "".join(f'  s{index}: {{script: run_ctc.sh, tag: "s{index}"}}\n' for index in range(5))
+    rows = "".join(f"      - {{name: S{index}, system: s{index}, search: greedy}}\n" for index in range(5))
+    text = PLAN.format(directory=recipe).replace("tables:\n  I:", f"{systems}tables:\n  I:") + rows
+    # A row of table IV is one of V's, too, beside the same reference: it is drawn once.
+    path.write_text(
+        text.replace("  V:\n", f"{rows.splitlines()[0]}\n  V:\n").replace(
+            "[{name: XL, system: xl, search: alsd}]\n", "\n      - {name: XL, system: xl, search: alsd}\n"
+        ),
+        "utf-8",
+    )
+    for index in range(5):
+        plant(recipe, f"s{index}", "greedy", "eval", lambda index: 1)
+    for seed in ("", "_s2"):
+        plant(recipe, f"xl_tiny{seed}", "greedy", "eval", lambda index: 1)
+    assert command(recipe, "--report") == 0
+    text = (recipe / "exp/TABLES.md").read_text("utf-8")
+    pictures = re.findall(r"!\[Table (\w+), learning curves: (.*)\]\(images/(.*)\)", text)
+    assert pictures == [
+        ("IV", "xl_tiny, s0", "tables_IV_curves_1.png"),
+        ("V", "xl_tiny, s1, s2, s3", "tables_V_curves_1.png"),
+        ("V", "xl_tiny, s4", "tables_V_curves_2.png"),
+    ]
+    assert all((recipe / "exp/images" / name).read_bytes().startswith(PNG) for *_, name in pictures)
+    assert text.index("## Table I:") < text.index("## Trainings") < text.index("## Environments")
 
 
 def test_counts_of_a_cell_are_those_of_metrics(recipe):

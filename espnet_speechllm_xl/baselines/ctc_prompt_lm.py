@@ -132,7 +132,7 @@ class PromptDecoder(nn.Module):
         Raises ConfigError for a bounded context where all prompts come before the text.
         """
         if context is not None and self.config.layout == "prompts_first":
-            raise ConfigError("this model sees the prompts of all blocks: leave out the context, or make it inf")
+            raise ConfigError("this model sees the prompts of all chunks: leave out the context, or make it inf")
         return PromptRow(self.lm.initial_row(context))
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ def get_parser():
     parser.add_argument("--aligned", required=True, metavar="DIR", help="made by speechllm-xl align")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/SET that was aligned")
     parser.add_argument(
-        "--chunk", type=at_least(int, 1), default=32, help="frames (40 ms) a chunk, for the borders drawn (default 32)"
+        "--chunk", type=at_least(int, 1), default=32, help="frames (40 ms) between the boundaries drawn (default 32)"
     )
     parser.add_argument("--plots", type=at_least(int, 0), default=3, help="utterances to draw (default 3)")
     return parser
@@ -95,7 +95,7 @@ def _compare(aligned, reference, out, left_out):
     counts = f"{utterances['matched']} of {utterances['total']} utterances compared, {unmatched}"
     if not content["words"]:
         return f"no word to compare with {reference}; {counts}"
-    delay, delta = (f"{name} {content[f'{name}_ms']:.1f} ms" for name in ("delay", "delta"))
+    delay, delta = (f"word-end {name} {content[f'{name}_ms']:.1f} ms" for name in ("delay", "delta"))
     return f"{delay}, {delta} over {content['words']} words; {counts}"
 
 
@@ -111,7 +111,7 @@ def _without(reference, out, audio, left_out):
         stream.write(
             f"# Alignment of {out.parent.name}\n\nThere is no reference ({reference}).\n\nUtterances: {counts}.\n"
         )
-    return f"no reference ({reference}), so no delay; {counts}"
+    return f"no reference ({reference}), so no word-end delay; {counts}"
 
 
 def _spread(names, count):

@@ -16,7 +16,7 @@ def get_parser():
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=f"python3 -m espnet_speechllm_xl.bin.{PROGRAM}",
-        description="Print the errors of a decoded set by the place of the words with respect to the chunk borders, "
+        description="Print the errors of a decoded set by the place of the words with respect to the chunk boundaries, "
         "or what a model thinks of the words that end just before one.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -27,7 +27,7 @@ def get_parser():
     parser.add_argument("--chunk", type=int, metavar="FRAMES", help="of 40 ms (default: that of the model)")
     parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
     parser.add_argument(
-        "--near", type=int, default=3, metavar="FRAMES", help="from a border that are near it (default %(default)s)"
+        "--near", type=int, default=3, metavar="FRAMES", help="from a boundary that are near it (default %(default)s)"
     )
     return parser
 
@@ -98,7 +98,7 @@ def model_report(model, dump, times, chunk, near, device):
         raise UserError(f"{model} does not write chunk by chunk: give a SpeechLLM-XL, ReaLLM or chunked AED")
     chunking = chunking if chunk is None else chunking.resized(chunk)
     if not 0 < near < chunking.chunk:
-        raise UserError(f"{near} frames near a border do not fit into a chunk of {chunking.chunk}: give fewer")
+        raise UserError(f"{near} frames near a boundary do not fit into a chunk of {chunking.chunk}: give fewer")
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):

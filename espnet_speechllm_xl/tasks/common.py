@@ -21,6 +21,7 @@ from torch import distributed
 
 from espnet_speechllm_xl.acoustic import Acoustic
 from espnet_speechllm_xl.config import (
+    AugmentConfig,
     ConcatConfig,
     ConfigError,
     FeatureConfig,
@@ -31,6 +32,7 @@ from espnet_speechllm_xl.config import (
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.schedule import SCHEDULERS
 from espnet_speechllm_xl.text import load_tokenizer
 from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
@@ -49,6 +51,8 @@ BATCH_OPTIONS = (
 
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
+abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
+
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
 
@@ -58,7 +62,12 @@ class SpeechTask(abs_task.AbsTask):
     num_optimizers = 1
     trainer = Trainer
     name = ""  # written to config.yaml, so that a directory of another task is told apart
-    sections = {"features_conf": FeatureConfig, "specaug_conf": SpecAugmentConfig, "concat_conf": ConcatConfig}
+    sections = {
+        "features_conf": FeatureConfig,
+        "specaug_conf": SpecAugmentConfig,
+        "concat_conf": ConcatConfig,
+        "augment_conf": AugmentConfig,
+    }
     class_choices_list = [encoder_choices]
     search_choices = None  # ClassChoices: the ways to decode
     word_times = True  # whether decoding tells when a word was said
@@ -231,6 +240,7 @@ class SpeechTask(abs_task.AbsTask):
             tokens=tokens,
             speakers=_read_pairs(paths["spk"]) if "spk" in paths else None,
             concat=cls.section(args, "concat_conf"),
+            augment=cls.section(args, "augment_conf"),
             batch_bins=iter_options.batch_bins,
             sample_rate=cls.section(args, "features_conf").sample_rate,
             seed=args.seed,

@@ -9,5 +9,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # Four times the speech that the tiny sizes were made for: fewer epochs (12 and 8, not 15 and 12), a longer schedule.
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_tiny.yaml --corpus-searches alsd_ctc0.3 \
-  --corpus-aligner-args "--max_epoch 8 --scheduler_conf warmup_steps_list=[0,400,4200]" \
-  --corpus-args "--max_epoch 12 --scheduler_conf warmup_steps_list=[0,400,6200]" -- "$@"
+  --corpus-aligner-args "--max_epoch 8" \
+  --corpus-args "--max_epoch 12" -- "$@"

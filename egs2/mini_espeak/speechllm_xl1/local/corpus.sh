@@ -4,7 +4,7 @@
 corpus=(
   --train-set train
   --valid-set dev
-  --test-sets test
+  --test-sets "test repeats"
   --token-type bpe
   --vocab-size 60
 )

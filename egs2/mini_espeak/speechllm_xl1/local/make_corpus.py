@@ -2,9 +2,9 @@
 
     python3 make_corpus.py --out data --size small --seed 1
 
-``OUT/{train,dev,test}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``, seconds);
-the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on ``--nj``.
-A set that is complete is left as it is.
+``OUT/{train,dev,test,repeats}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``,
+seconds); the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on
+``--nj``.  A set that is complete is left as it is.
 """
 
 import argparse
@@ -24,15 +24,18 @@ import synthesise
 
 from espnet_speechllm_xl.io import atomic_path, atomic_write
 
-# Per set: fewest seconds (as estimated from the text) and fewest words.
+# Per set: fewest seconds (as estimated from the text) and fewest words.  "repeats" has the test set's voices and
+# sentences that say words several times on end.
 SIZES = {
-    "tiny": {"train": (140, 0), "dev": (25, 0), "test": (28, 0)},
-    "small": {"train": (3600, 0), "dev": (240, 0), "test": (0, 1100)},
-    "large": {"train": (18000, 0), "dev": (720, 0), "test": (0, 10400)},
+    "tiny": {"train": (140, 0), "dev": (25, 0), "test": (28, 0), "repeats": (0, 8)},
+    "small": {"train": (3600, 0), "dev": (240, 0), "test": (0, 1100), "repeats": (0, 300)},
+    "large": {"train": (18000, 0), "dev": (720, 0), "test": (0, 10400), "repeats": (0, 1000)},
 }
+SPLITS = {"train": "train", "dev": "dev", "test": "test", "repeats": "test"}  # whose sentences and voices a set has
+REPEATS_IN_TRAINING = 0.1  # as many seconds of such sentences, as a share of the others
 MOST_VOICES = {"tiny": 2}  # so that speakers have several utterances
 SLOWEST, FASTEST = 140, 190
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -58,27 +61,43 @@ def estimate_seconds(sentence, words_per_minute):
 def plan_set(name, size, seed, folder):
     """The utterances of one set, in order; ``folder`` is the place of its audio."""
     min_seconds, min_words = SIZES[size][name]
-    rng = random.Random(f"plan {name} {seed}")
-    generator = sentences.Generator(name, seed)
+    split, rng = SPLITS[name], random.Random(f"plan {name} {seed}")
     plans, deck, seconds, words = [], [], 0.0, 0
-    while seconds < min_seconds or words < min_words:
+
+    def add(generator):
+        """Plan one more utterance; returns its seconds and words."""
         if not deck:
-            deck = synthesise.voices(name)[: MOST_VOICES.get(size)]
+            deck.extend(synthesise.voices(split)[: MOST_VOICES.get(size)])
             rng.shuffle(deck)
         voice = deck.pop()
         rate = rng.randint(SLOWEST, FASTEST)
-        target = 2 + 12.5 * rng.betavariate(1.0, 1.6)
-        texts, length = [], 0.5
-        while not texts or length < target - 1.5:
-            texts.append(generator.sentence())
-            length += estimate_seconds(texts[-1], rate) + 0.5
+        texts, length = _texts(generator, 2 + 12.5 * rng.betavariate(1.0, 1.6), rate)
         pitch = voice.pitch + rng.randint(-4, 4)
         utterance = f"{voice.speaker}-{name}{len(plans):05d}"
         path = f"{folder}/{voice.speaker}/{utterance}.flac"
-        plans.append(Plan(name, len(plans), utterance, voice, rate, pitch, tuple(texts), seed, path))
-        seconds += max(length - 0.5, synthesise.MIN_SECONDS)
-        words += sum(len(text.split()) for text in texts)
+        plans.append(Plan(name, len(plans), utterance, voice, rate, pitch, texts, seed, path))
+        return max(length, synthesise.MIN_SECONDS), sum(len(text.split()) for text in texts)
+
+    def fill(start, least_seconds, least_words=0):
+        nonlocal seconds, words
+        generator = sentences.Generator(split, seed, start)
+        while seconds < least_seconds or words < least_words:
+            more_seconds, more_words = add(generator)
+            seconds, words = seconds + more_seconds, words + more_words
+
+    fill("repeats" if name == "repeats" else "sentence", min_seconds, min_words)
+    if name == "train":
+        fill("repeats", seconds + REPEATS_IN_TRAINING * min_seconds)
     return plans
+
+
+def _texts(generator, target, rate):
+    """Sentences for an utterance of about ``target`` seconds, and their seconds with the pauses between them."""
+    texts, length = [], 0.5
+    while not texts or length < target - 1.5:
+        texts.append(generator.sentence())
+        length += estimate_seconds(texts[-1], rate) + 0.5
+    return tuple(texts), length - 0.5
 
 
 def make_utterance(plan):
@@ -222,7 +241,7 @@ def main(arguments=None):
     parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     try:
-        for name in sentences.SETS:
+        for name in SPLITS:
             print(describe(options.out / name, make_set(options.out, name, options.size, options.seed, options.nj)))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"make_corpus.py: {error}", file=sys.stderr)

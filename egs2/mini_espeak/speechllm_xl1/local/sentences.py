@@ -1,6 +1,7 @@
 """A small English grammar: commands, questions, numbers, names, dates, times, places, spelled items.
 
-``GRAMMAR`` maps a symbol to its alternatives; ``{name}`` inside an alternative is another symbol.
+``GRAMMAR`` maps a symbol to its alternatives; ``{name}`` inside an alternative is another symbol, and ``[...]*3`` says
+what it makes of the brackets three times.
 Sentences are lower-case words separated by single spaces: no digits, no punctuation.
 """
 
@@ -62,6 +63,19 @@ GRAMMAR = {
         "bring the {letterlike} and some {drink} to {person}",
         "say {remark} to {person} on {weekday}",
         "{first} likes {music} music and {drink}",
+    ],
+    "repeats": [
+        "dial [{digit}]*6",
+        "dial [{digit}]*3 [{digit}]*3",
+        "dial [{digit}]*2 [{digit}]*2 [{digit}]*2",
+        "dial [[{digit}]*2 {digit}]*2",
+        "dial [{digit} {digit} {digit}]*2",
+        "dial {digit} [{digit}]*4 {digit}",
+        "the number of {person} is [{digit}]*2 [{digit}]*2",
+        "the number of {person} is {digit} [{digit}]*3",
+        "the code is [{letter}]*2 [{digit}]*2",
+        "spell it [{letter}]*2 [{letter}]*2",
+        "seat [{letter}]*2 {number} in the {colour} train",
     ],
     "at": ["", " at {clock}"],
     "when": ["today", "tomorrow", "tonight", "this morning", "this afternoon", "every evening"],
@@ -165,11 +179,20 @@ GRAMMAR = {
 }
 
 SYMBOL = re.compile(r"\{(\w+)\}")
+REPEATED = re.compile(r"\[([^][]*)\]\*(\d)")  # the innermost brackets
 
 
 def vocabulary():
     """The set of words that the grammar can make."""
-    return {word for options in GRAMMAR.values() for text in options for word in SYMBOL.sub(" ", text).split()}
+    texts = (REPEATED.sub(r"\1", text) for options in GRAMMAR.values() for text in options)
+    return {word for text in texts for word in SYMBOL.sub(" ", REPEATED.sub(r"\1", text)).split()}
+
+
+def spell_out(text):
+    """``[zero]*2 seven`` -> ``zero zero seven``; brackets may stand in brackets."""
+    while (spelt := REPEATED.sub(lambda match: " ".join([match[1]] * int(match[2])), text)) != text:
+        text = spelt
+    return text
 
 
 def set_of(sentence):
@@ -188,12 +211,12 @@ class Generator:
     so all alternatives, and with them all words, stay about equally frequent.
     """
 
-    def __init__(self, name, seed):
-        """``name`` is one of ``SETS``; raises ValueError otherwise."""
+    def __init__(self, name, seed, start="sentence"):
+        """``name`` is one of ``SETS``, ``start`` the symbol of a sentence; raises ValueError for another set."""
         if name not in SETS:
             raise ValueError(f"set {name!r} is not one of {', '.join(SETS)}")
-        self._name = name
-        self._random = random.Random(f"sentences {name} {seed}")
+        self._name, self._start = name, start
+        self._random = random.Random(f"{start}s {name} {seed}")
         self._decks = {symbol: [] for symbol in GRAMMAR}
 
     def _deal(self, symbol):
@@ -206,6 +229,6 @@ class Generator:
     def sentence(self):
         """The next sentence."""
         while True:
-            sentence = self._deal("sentence")
+            sentence = spell_out(self._deal(self._start))
             if set_of(sentence) == self._name:
                 return sentence
