@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.kaldi import (
     SEGMENT,
     TABLES,
+    WRITE_TEXT,
     KaldiError,
     Problem,
+    fix_command,
     parse_segment,
     read_reference_times,
     read_table,
@@ -134,7 +137,7 @@ def fix_dir(path, need_text=True):
     """
     path, tables, remarks = Path(path), {}, []
     if need_text and not (path / "text").exists():
-        raise KaldiError(f"{path / 'text'} does not exist: write it, or pass --no-text-ok for a set without reference")
+        raise KaldiError(f"{path / 'text'} does not exist: {WRITE_TEXT}")
     for name in (*TABLES, "spk2utt"):
         if (path / name).exists() or name == "wav.scp":
             tables[name], found = scan_table(path / name)
@@ -160,6 +163,24 @@ def fix_dir(path, need_text=True):
     tables["utt2spk"] = speakers
     _write_selected(path, tables, kept, ctm)
     return kept, dropped, remarks, backup
+
+
+def left_by_fix(path: str | Path, need_text: bool = True) -> list[Problem]:
+    """Return the problems that :func:`fix_dir` would leave in a directory, which is not touched.
+
+    Raises:
+        KaldiError: it would refuse; the message says why.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (*TABLES, "spk2utt", "ref.ctm"):
+            if (path / name).is_file():
+                shutil.copyfile(path / name, Path(folder) / name)
+        try:
+            fix_dir(folder, need_text)
+        except KaldiError as error:
+            raise KaldiError(str(error).replace(folder, str(path))) from None
+        return [item._replace(file=item.file.replace(folder, str(path))) for item in check_dir(folder, need_text)]
 
 
 def _keep(path, names):
@@ -201,7 +222,8 @@ def _load(path):
     tables = {name: read_table(path / name) for name in TABLES if (path / name).exists()}
     for name in ("wav.scp", "utt2spk"):
         if name not in tables:
-            raise KaldiError(f"{path / name} does not exist: run `espnet_speechllm_xl.bin.data check` on the directory")
+            todo = f"run {fix_command(path)}" if name == "utt2spk" else "give a Kaldi data directory"
+            raise KaldiError(f"{path / name} does not exist: {todo}")
     ctm = read_reference_times(path)
     return tables, ctm
 
@@ -233,7 +255,8 @@ def subset_dir(data, out, first=None, last=None, utterances=None):
     audio = tables["segments"] if "segments" in tables else tables["wav.scp"]
     lost = [utterance for utterance in known if utterance not in audio]
     if lost:
-        raise KaldiError(f"{data}/utt2spk: {len(lost)} utterances lack audio, first '{lost[0]}': run check --fix first")
+        what = f"{len(lost)} utterances lack audio, first '{lost[0]}'"
+        raise KaldiError(f"{data}/utt2spk: {what}: run {fix_command(data)}")
     absent = []
     if utterances is None:
         number = first if first is not None else last

@@ -25,9 +25,10 @@ import soundfile
 
 from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_int16, unreadable, write_flac
 from espnet_speechllm_xl.ctm import write_ctm
+from espnet_speechllm_xl.errors import beside
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.jobs import over_processes
-from espnet_speechllm_xl.kaldi import KaldiError, Problem, read_data_dir, read_table, spk2utt, write_table
+from espnet_speechllm_xl.kaldi import WRITE_TEXT, KaldiError, Problem, read_data_dir, read_table, spk2utt, write_table
 
 BATCH = 8  # jobs handed to a process at once
 
@@ -99,9 +100,11 @@ def _fingerprint(job, settings):
 def _length_reason(samples, settings):
     seconds = samples / settings.sample_rate
     if seconds < settings.min_seconds:
-        return "too-short", f"{seconds:.3f} s is less than {settings.min_seconds} s (--min-seconds)"
+        shown, limit = beside(seconds, settings.min_seconds), settings.min_seconds
+        return "too-short", f"{shown} s is less than {limit} s (--min-seconds; of run.sh: --min-wav-duration)"
     if seconds > settings.max_seconds:
-        return "too-long", f"{seconds:.3f} s is more than {settings.max_seconds} s (--max-seconds)"
+        shown, limit = beside(seconds, settings.max_seconds), settings.max_seconds
+        return "too-long", f"{shown} s is more than {limit} s (--max-seconds; of run.sh: --max-wav-duration)"
     return None
 
 
@@ -292,7 +295,7 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=
     if Path(out).resolve() == directory.path.resolve():
         raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump (of run.sh: --dumpdir)")
     if directory.text is None and not text_optional:
-        raise KaldiError(f"{directory.path / 'text'} does not exist: write it, or pass --no-text-ok for a test set")
+        raise KaldiError(f"{directory.path / 'text'} does not exist: {WRITE_TEXT}")
     utt2spk = directory.utt2spk
     if utt2spk is None:
         utt2spk = {utterance: utterance for utterance in directory.utterances}
@@ -382,7 +385,7 @@ def longform_dir(
     utt2spk, text = directory.utt2spk or {}, directory.text
     bad = [item for item in directory.utterances if item not in directory.sources or item not in utt2spk]
     if bad:
-        raise KaldiError(f"{source}: {len(bad)} utterances lack audio or speaker, first '{bad[0]}': run check --fix")
+        raise KaldiError(f"{source}: {len(bad)} utterances lack audio or speaker, first '{bad[0]}': format it again")
     together = dict.fromkeys(utt2spk, "all") if across_speakers else utt2spk
     groups = {f"{items[0]}-x{factor}": items for items in group(together, factor, order, seed)}
     speeds = {directory.speed.get(item, 1.0) for item in utt2spk}

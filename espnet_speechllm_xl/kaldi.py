@@ -11,6 +11,7 @@ Python strings.  Nothing here touches audio.
 
 import math
 import re
+import shlex
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ BLANKS = " \t"
 # Defects that our own reader can do with.
 UNSORTED = "ids not sorted as LC_ALL=C sort does"
 CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
+
+WRITE_TEXT = "write it; a set that is only to be decoded needs none (--no-text-ok; of run.sh: --test-sets)"
 
 
 class KaldiError(UserError):
@@ -124,8 +127,17 @@ def read_table(path, empty_values=False):
     table, problems = scan_table(Path(path), empty_values)
     for problem in problems:
         if problem.what not in (UNSORTED, CUT_ID):
-            raise KaldiError(f"{problem}: mend it, or run `espnet_speechllm_xl.bin.data check --fix` on the directory")
+            whole = Path(path).name in TABLES and (Path(path).parent / "wav.scp").is_file()
+            raise KaldiError(f"{problem}: mend it" + (f", or run `{fix_command(Path(path).parent)}`" if whole else ""))
     return table
+
+
+def fix_command(directory: str | Path, *options: str) -> str:
+    """Return what can be typed, anywhere, to have the defects of a data directory mended."""
+    script = Path(__file__).resolve().parents[1] / "local" / "run.sh"
+    start = [str(script)] if script.is_file() else []  # not of an installed package
+    command = [*start, "python3", "-m", "espnet_speechllm_xl.bin.data", "check"]
+    return shlex.join([*command, str(Path(directory).absolute()), "--fix", *options])
 
 
 def write_table(path, table):

@@ -27,7 +27,7 @@ PLAN = ROOT / "conf" / "paper_tables.yaml"
 # Options that this module gives to the recipes' scripts.
 OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "train-args", "asr-args",
                "aligner-args", "expdir", "system", "alignment", "init", "train-config", "asr-config",
-               "decode-tag", "decode-args", "inference-args")  # fmt: skip
+               "decode-tag", "decode-args", "inference-args", "align-sets")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,8 @@ class Plan:
         """Command (list) for what all trainings share: data, tokens, aligner, alignments."""
         options = ["--aligner-args", self.corpus.aligner_args] if self.corpus.aligner_args else []
         place = ["--expdir", self.expdir]
+        if any(row.aligned for table in self.tables.values() for row in table.rows):
+            place += ["--align-sets", self.corpus.test]  # where the alignment is measured
         return ["./run.sh", "--stop-stage", "align", *place, *options, *self.corpus.options, *extra]
 
     def command(self, system, seed=1, extra=()):

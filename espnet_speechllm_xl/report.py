@@ -151,6 +151,10 @@ class UnfinishedError(UserError):
     """A set has no hypotheses yet."""
 
 
+class NoTextError(UserError):
+    """A set has no transcripts to score its hypotheses with."""
+
+
 def _natural(text):
     """Sorting key that puts ``2x`` before ``10x``."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text)]
@@ -159,7 +163,7 @@ def _natural(text):
 def _reference_dir(dump, dataset):
     dump = Path(dump)
     for path in (dump / "raw" / dataset, dump / dataset):
-        if (path / "text").is_file():
+        if (path / "text").is_file() or (path / "wav.scp").is_file():
             return path
     return None
 
@@ -199,7 +203,8 @@ def read_decoded(directory, dump):
     """What ``<exp>/<model>/decode_*/<set>`` is scored with.
 
     Returns (references, hypotheses, speakers, info): tables by utterance, the first and the third of the set in
-    ``dump``, and the contents of ``decode.json``.  Raises UserError (UnfinishedError without hypotheses) or OSError.
+    ``dump``, and the contents of ``decode.json``.  Raises UserError (UnfinishedError without hypotheses, NoTextError
+    without references) or OSError.
     """
     directory = Path(directory)
     if not (directory / "text").is_file():
@@ -207,6 +212,8 @@ def read_decoded(directory, dump):
     source = _reference_dir(dump, directory.name)
     if source is None:
         raise UserError(f"{directory}: {dump}/raw/{directory.name}/text is not there: run the format stage")
+    if not (source / "text").is_file():
+        raise NoTextError(f"{directory}: decoded, but {source} has no text to score it with")
     info, references = read_info(directory / "decode.json"), read_text(source / "text")
     counted = info["utterances"] + info.get("failed", 0) if "utterances" in info else len(references)
     if counted != len(references):
@@ -289,28 +296,29 @@ def _training_lines(exp, images):
 def score_experiment(exp, dump, results, command=None, date=None):
     """Score every decoded set below ``exp`` and write ``results`` (RESULTS.md), figures in ``images/`` beside it.
 
-    Returns (list of :class:`Decoded`, unfinished, failed), the latter two ``{directory: message}`` of the sets that
-    are not decoded to their end, which is no error while another training of ``exp`` decodes, and of those that could
-    not be scored; together they are all sets found, and those without scores stand in RESULTS.md too.  ``command``:
-    how the results were made.  Raises UserError when there is nothing to score.
+    Returns (list of :class:`Decoded`, unfinished, untranscribed, failed), the latter three ``{directory: message}`` of
+    the sets that are not decoded to their end, which is no error while another training of ``exp`` decodes, of those
+    that have no transcripts, and of those that could not be scored; together they are all sets found, and those without
+    scores stand in RESULTS.md too.  ``command``: how the results were made.  Raises UserError when nothing is decoded.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
         raise UserError(f"{exp}: no <model>/decode_*/<set>/text below it: run the decode stage, or mend --exp")
-    decoded, unfinished, failed = [], {}, {}
+    decoded, unfinished, untranscribed, failed = [], {}, {}, {}
     for directory in directories:
         try:
             decoded.append(score_decoded(directory, dump))
         except (UserError, OSError) as error:
-            (unfinished if isinstance(error, UnfinishedError) else failed)[str(directory)] = str(error)
+            kinds = {UnfinishedError: unfinished, NoTextError: untranscribed}
+            kinds.get(type(error), failed)[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
     lines = made_lines(command, date)
     for model in sorted({item.model for item in decoded}, key=_natural):
         lines += _model_lines(model, [item for item in decoded if item.model == model], images)
     lines += _training_lines(exp, images)
-    if unscored := {**unfinished, **failed}:
+    if unscored := {**unfinished, **untranscribed, **failed}:
         lines += ["", f"## Not scored: {len(unscored)} of {len(directories)} sets", ""]
         lines += [f"- {message}" for message in unscored.values()]
     write_between_marks(results, [*lines, ""], "scores", "speechllm-xl score", "# RESULTS")
-    return decoded, unfinished, failed
+    return decoded, unfinished, untranscribed, failed

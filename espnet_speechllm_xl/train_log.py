@@ -81,3 +81,27 @@ def training_summary(epochs):
     loss, best = min(finite) if finite else (None, None)
     seconds = sum(values.get("time", 0.0) for parts in epochs.values() for values in parts.values())
     return len(epochs), best, loss, seconds
+
+
+def ended_in_warmup(epochs: dict, config: dict) -> bool:
+    """Say whether the learning rate was still rising at the end of a training.
+
+    By the steps of the warm-up where the schedule (``scheduler_conf`` of the training's ``config``) counts them, else
+    by the mean rates of the ``epochs`` (:func:`read_train_log`), of which the last is then the highest.
+    """
+    if not epochs:
+        return False
+    train = [epochs[epoch].get("train", {}) for epoch in sorted(epochs)]
+    warmup, batches = _warmup_steps(config.get("scheduler_conf") or {}), train[-1].get("total_count")
+    if warmup is not None and batches is not None:
+        return batches / (config.get("accum_grad") or 1) < warmup
+    *before, last = (values.get("optim0_lr0", math.nan) for values in train)
+    return bool(before) and all(rate < last for rate in before)
+
+
+def _warmup_steps(conf: dict) -> float | None:
+    """Steps up to the highest learning rate, as ESPnet's schedules name them; None where they do not."""
+    steps, rates = conf.get("warmup_steps_list"), conf.get("warmup_lr_list")
+    if steps and rates and len(steps) == len(rates):
+        return steps[rates.index(max(rates))]
+    return conf.get("warmup_steps")

@@ -16,7 +16,7 @@
 # (another file: slurm_conf=FILE).
 
 cmd_backend=${cmd_backend:-local}
-_cmd_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+_cmd_dir=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 slurm_conf=${slurm_conf:-$_cmd_dir/../conf/slurm.conf}
 
 train_cmd() { run_jobs --kind train "$@"; }

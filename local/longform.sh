@@ -30,7 +30,7 @@ done
 [ -f "$dump/wav.scp" ] || { echo "longform.sh: --dump '$dump' holds no wav.scp: give a formatted set" >&2; exit 2; }
 
 # shellcheck source=local/path.sh
-. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/path.sh"
 # shellcheck source=local/cmd.sh
 . "$SPEECHLLM_XL_ROOT/local/cmd.sh"
 # One at a time: systems that are decoded side by side want the same sets.

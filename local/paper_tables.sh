@@ -6,5 +6,5 @@
 # What the rows are stands in conf/paper_tables.yaml.  An interrupted run goes on when it is started again.
 set -euo pipefail
 # shellcheck source=local/path.sh
-. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/path.sh"
 exec python3 -m espnet_speechllm_xl.bin.paper_tables "$@"

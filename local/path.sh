@@ -2,7 +2,7 @@
 # Source this first in every script: the Python environment, the package on PYTHONPATH, byte-wise sorting.
 # Uses the active environment when the packages are there, else <repository>/.venv as local/install.sh makes it.
 
-SPEECHLLM_XL_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+SPEECHLLM_XL_ROOT=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 export SPEECHLLM_XL_ROOT
 # shellcheck source=local/env.sh
 . "$SPEECHLLM_XL_ROOT/local/env.sh"

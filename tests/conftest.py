@@ -135,6 +135,6 @@ def run_driver(tmp_path_factory):
         environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # the tests' own, activated or not
         if terminal:
             return run_at_terminal(command, folder, environment)
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
     return run

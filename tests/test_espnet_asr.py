@@ -151,7 +151,7 @@ def recipe(toy_data, tmp_path_factory):
     (folder / "conf/espnet").mkdir(parents=True)
     (folder / "conf/espnet/decode_asr_ctc_greedy.yaml").write_text("beam_size: 1\nctc_weight: 1.0\nnum_workers: 0\n")
     options = [
-        *("--train-set", "train", "--valid-set", "valid", "--test-sets", "", "--token-type", "char"),
+        *("--train-set", "train", "--valid-set", "valid", "--test-sets", "", "--token-type", "char", "--"),
         "--nj",
         "1",
     ]
@@ -177,7 +177,7 @@ def test_all_stages(run_driver, recipe):
     assert summary["utterances"] == 4 and summary["audio_seconds"] == samples / training.RATE
     assert 0 < summary["seconds"] < 60
     assert all((out / f"score_{kind}/result.txt").is_file() for kind in ("wer", "cer", "ter"))
-    results = (folder / "RESULTS.md").read_text()
+    results = (folder / "exp/RESULTS.md").read_text()
     assert results.count("|decode_greedy/valid|4|") == 4  # three rates and the speed
     assert "command: `espnet_asr.sh --train-set train" in results
 
@@ -275,7 +275,7 @@ def test_a_dump_at_another_rate_is_refused(run_driver, recipe):
         ),
         (["--token-type", "hf"], "give bpe, unigram or char"),
         (["--asr-config", "nothing.yaml"], "no configuration nothing.yaml here"),
-        (["--train-config", "train_tiny.yaml"], "unknown option --train-config; ./run_espnet.sh --help lists them"),
+        (["--train-config", "train_tiny.yaml"], "espnet_asr.sh --help lists them"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run_driver, trained, wrong, message):

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_speechllm_xl import data_dirs, kaldi
+from espnet_speechllm_xl import data_dirs, dump, kaldi
 from espnet_speechllm_xl.audio import read_audio
 from espnet_speechllm_xl.bin.data import main
 from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
@@ -152,8 +154,11 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     }
     before = (data / "text").read_bytes()
     assert main(["check", str(data)]) == 1
-    assert "7 problems" in capsys.readouterr().err and (data / "text").read_bytes() == before
-    assert main(["check", str(data), "--fix"]) == 0
+    (command,) = re.findall(f"{data}: 7 problems; this mends them: (.*)\n", capsys.readouterr().err)
+    assert (data / "text").read_bytes() == before
+    run, *words = shlex.split(command)  # as typed
+    assert Path(run).name == "run.sh" and os.access(run, os.X_OK)
+    assert words[:4] == ["python3", "-m", "espnet_speechllm_xl.bin.data", "check"] and main(words[3:]) == 0
     out = capsys.readouterr().out
     assert "7 in = 3 kept + 4 dropped (1 empty-text, 1 no-audio-entry, 1 no-speaker, 1 no-text)" in out
     assert data_dirs.check_dir(data) == []
@@ -169,6 +174,54 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     assert len(read_ctm(data / ".backup" / "ref.ctm")) == 5
     for name in ("wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm"):
         assert (data / ".backup.2" / name).read_bytes() == between[name]
+
+
+def test_a_fix_that_would_not_help_is_not_named(tmp_path, capsys):
+    good = make(tmp_path / "good", LENGTHS)
+    for name, text, reason in (
+        ("text", None, "--fix cannot mend them: {}/text does not exist: write it; a set that is only to be decoded"),
+        ("text", "other A\n", "--fix cannot mend them: {}: no utterance is in all files"),
+        ("utt2spk", None, "this mends them: "),
+        ("wav.scp", None, "--fix cannot mend them: {}/wav.scp does not exist"),
+    ):
+        data = shutil.copytree(good, tmp_path / f"{name}-{text}")
+        (data / name).unlink()
+        if text:
+            (data / name).write_text(text)
+        before = contents(data)
+        assert main(["check", str(data)]) == 1
+        assert reason.format(data) in capsys.readouterr().err and contents(data) == before
+    strange = shutil.copytree(good, tmp_path / "strange")
+    for name in ("wav.scp", "text", "utt2spk"):
+        table = kaldi.read_table(strange / name)
+        kaldi.write_table(strange / name, {key.replace("bob-2", "bob\u00a02"): value for key, value in table.items()})
+    assert main(["check", str(strange)]) == 1
+    assert f"this mends what it can, not {strange}/" in capsys.readouterr().err
+
+
+def test_a_set_without_text_is_good_where_that_is_said(tmp_path, capsys):
+    data = make(tmp_path / "d", LENGTHS)
+    (data / "text").unlink()
+    assert main(["check", str(data), "--no-text-ok"]) == 0
+    (data / "utt2spk").write_text("".join(reversed((data / "utt2spk").read_text().splitlines(keepends=True))))
+    capsys.readouterr()
+    assert main(["check", str(data), "--no-text-ok"]) == 1
+    (command,) = re.findall("this mends them: (.*)", capsys.readouterr().err)
+    assert main(shlex.split(command)[4:]) == 0
+
+
+@pytest.mark.parametrize(
+    "samples, rate, limits, message",
+    [
+        (3199, 16000, {"min_seconds": 0.2}, "0.1999 s is less than 0.2 s"),
+        (480001, 16000, {"max_seconds": 30.0}, "30.0001 s is more than 30.0 s"),
+        (1440001, 48000, {"max_seconds": 30.0}, "30.00002 s is more than 30.0 s"),
+        (3000, 16000, {"min_seconds": 0.2}, "0.188 s is less than 0.2 s"),
+    ],
+)
+def test_a_length_beside_its_limit_shows_on_which_side_it_is(samples, rate, limits, message):
+    _, shown = dump._length_reason(samples, Settings(sample_rate=rate, **limits))
+    assert shown.startswith(message)
 
 
 def test_spk2utt_may_be_missing_and_must_be_right(tmp_path):
@@ -397,7 +450,7 @@ def test_bad_utterances_are_skipped_listed_and_counted(tmp_path, capsys):
     assert sorted(written) == ["ann-04", "ann-05", "ann-06", "ann-10", "ann-11"]
     assert not written & skipped.keys() and len(written) + len(skipped) == 15
     assert skipped["ann-00"].startswith("missing ") and "0.wav does not exist" in skipped["ann-00"]
-    assert skipped["ann-21"] == "too-long 3.000 s is more than 2.0 s (--max-seconds)"
+    assert skipped["ann-21"] == "too-long 3.000 s is more than 2.0 s (--max-seconds; of run.sh: --max-wav-duration)"
     # What no setting left out is a failure.
     failed = kaldi.read_table(dump / "failed")
     assert failed == {name: why for name, why in skipped.items() if name in failed}

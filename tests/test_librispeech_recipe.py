@@ -62,8 +62,8 @@ def test_all_stages(tree, tmp_path):
     assert "note: train-clean-100 has 16 utterances, the official one 28539" in done.stdout
     assert len(read_table(recipe / "dump/raw/train_100_sp/text")) == 3 * 16
     assert len(read_table(recipe / "dump/raw/dev/text")) == 6  # clean and other, for validation
-    assert (recipe / "exp/speechllm_xl_micro.zip").is_file()
-    rows = re.findall(r"^\|decode_(\w+)/(\w+)\|(\d+)\|", (recipe / "RESULTS.md").read_text(), re.M)
+    assert (recipe / "exp/speechllm_xl_micro_unigram80.zip").is_file()
+    rows = re.findall(r"^\|decode_(\w+)/(\w+)\|(\d+)\|", (recipe / "exp/RESULTS.md").read_text(), re.M)
     found = {(search, name): int(count) for search, name, count in rows}
     expected = {"dev": 6, "test_clean": 4, "test_other": 4, "test_clean_2x": 2, "test_other_2x": 2}
     assert found == {("alsd", name): count for name, count in expected.items()}
@@ -72,6 +72,7 @@ def test_all_stages(tree, tmp_path):
         "./run_espnet.sh", *data, "--asr-config", MICRO / "train_asr_ctc_micro.yaml",
         "--inference-configs", "decode_asr_ctc_greedy.yaml", "--asr-args", "--max_epoch 1",
     )  # fmt: skip
-    text = (recipe / "RESULTS.md").read_text()
+    assert not (recipe / "RESULTS.md").exists()
+    text = (recipe / "exp/RESULTS.md").read_text()
     for name in ("dev", "test_clean", "test_other"):
         assert f"|decode_greedy/{name}|{expected[name]}|" in text  # the same sets, in the same results

@@ -283,7 +283,7 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
     common = f"--nj 3 --downloads {os.path.abspath('D')}"  # the recipe's scripts run elsewhere
     assert calls == [
-        f"./run.sh --stop-stage align --expdir exp --aligner-args --max_epoch 1 {common}",
+        f"./run.sh --stop-stage align --expdir exp --align-sets eval --aligner-args --max_epoch 1 {common}",
         "./run.sh --stage train --stop-stage longform --tag xl_tiny --expdir exp --searches alsd greedy "
         f"--train-args --max_epoch 2 --seed 1 {common}",
         "./run.sh --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp --searches alsd "

@@ -1,9 +1,11 @@
 """Data of one's own: a Kaldi directory (--kaldi-data) and an ESPnet dump (--dumpdir) feed the same model inputs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from espnet_speechllm_xl.data import Preprocessor, collate
 from espnet_speechllm_xl.features import LogMel
 from espnet_speechllm_xl.kaldi import read_table, write_table
 from espnet_speechllm_xl.text import load_tokenizer
+from espnet_speechllm_xl.train_log import read_train_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,13 +166,107 @@ def test_a_dump_that_cannot_be_taken_as_it_is(make, what, run_driver, toy_data, 
     assert what in done.stderr and "give --kaldi-data" in done.stderr
 
 
-def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_path):
-    (tmp_path / "sets").mkdir()
-    (tmp_path / "sets" / "train").symlink_to(kaldi_dir)
-    (kaldi_dir / "text").unlink()
-    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "data")
-    assert done.returncode == 1
-    assert "text" in done.stderr and "Traceback" not in done.stderr
+def test_one_run_names_all_sets_that_are_wrong(run_driver, kaldi_dir, tmp_path):
+    """Names that are none, by their options; defects, with a command that mends them or the reason why none does."""
+    for name in ("train", "valid", "good", "unsorted"):
+        shutil.copytree(kaldi_dir, tmp_path / "my sets" / name)
+    train, unsorted = tmp_path / "my sets/train", tmp_path / "my sets/unsorted"
+    (train / "text").unlink()
+    lines = (unsorted / "text").read_text().splitlines(keepends=True)
+    (unsorted / "text").write_text("".join(reversed(lines)))
+    run = ("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "my sets", "--stop-stage", "data")
+    done = run_driver(*run, "--test-sets", "unsorted tset good")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    there = f"there is no {tmp_path}/my sets/{{}}; {tmp_path}/my sets has: good train unsorted valid"
+    for option, name in (("--valid-set", "dev"), ("--test-sets", "tset")):
+        assert f"error: {option} {name}: {there.format(name)}" in done.stderr
+    assert f"{train}/text: file is missing" in done.stderr and f"cannot mend them: {train}/text does not" in done.stderr
+    (command,) = re.findall(r"unsorted: 1 problem; this mends them: (.*)", done.stderr)
+    subprocess.run(command, shell=True, cwd=tmp_path, env={**os.environ, "VIRTUAL_ENV": sys.prefix}, check=True)
+    done = run_driver(*run, "--train-set", "good", "--valid-set", "valid", "--test-sets", "unsorted")
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_run_names_all_sets_that_cannot_be_formatted(run_driver, kaldi_dir, tmp_path):
+    for name in ("train", "dev", "test"):
+        shutil.copytree(kaldi_dir, tmp_path / "sets" / name)
+    for name in ("dev", "test"):
+        audio = read_table(kaldi_dir / "wav.scp")
+        write_table(tmp_path / "sets" / name / "wav.scp", dict.fromkeys(audio, f"{name}.wav"))
+    done = run_driver(
+        "speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", "--nj", 1
+    )
+    assert done.returncode == 1 and done.stderr.count("no utterance could be written") == 2
+    assert "stage 4" not in done.stdout
+
+
+@pytest.mark.parametrize("driver", ["speechllm_xl.sh", "espnet_asr.sh"])
+def test_where_the_data_is_must_be_said(run_driver, kaldi_dir, tmp_path, driver):
+    done = run_driver(driver, tmp_path / "one")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no local/data.sh here to make the data: give --kaldi-data DIR" in done.stderr
+    (tmp_path / "one/local").mkdir()
+    (tmp_path / "one/local/data.sh").touch()
+    assert "chmod +x local/data.sh" in run_driver(driver, tmp_path / "one").stderr
+    done = run_driver(driver, tmp_path / "one", "--dumpdir", tmp_path / "none")
+    assert done.returncode == 2 and f"--dumpdir {tmp_path}/none: no such directory" in done.stderr
+    done = run_driver(driver, tmp_path / "one", "--kaldi-data", kaldi_dir)
+    assert done.returncode == 2 and f"{kaldi_dir} is itself a set: give the directory" in done.stderr
+
+
+def test_links_to_the_scripts_work(tmp_path):
+    """As ESPnet tells its users: a recipe's directory of their own, with links to the template's driver."""
+    template, recipe = ROOT / "egs2/TEMPLATE/speechllm_xl1", ROOT / "egs2/mini_espeak/speechllm_xl1"
+    targets = [template / "speechllm_xl.sh", template / "espnet_asr.sh", recipe / "local/data.sh"]
+    targets += [ROOT / "local" / f"{name}.sh" for name in ("run", "longform", "paper_tables", "path", "cmd")]
+    (tmp_path / "egs2/mine/asr1").mkdir(parents=True)
+    for target in targets:
+        (tmp_path / "egs2/mine/asr1" / target.name).symlink_to(target)
+    (tmp_path / "twice.sh").symlink_to("egs2/mine/asr1/run.sh")
+
+    def run(*command):
+        environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout
+
+    mine = "egs2/mine/asr1"
+    for name in ("speechllm_xl", "espnet_asr", "longform", "paper_tables", "data"):
+        assert "usage" in run(f"{mine}/{name}.sh", "--help") or name == "longform"
+    for name in (f"{mine}/run.sh", "./twice.sh"):
+        assert run(name, "printenv", "SPEECHLLM_XL_ROOT") == f"{ROOT}\n"
+    sourced = run("bash", "-ec", f'. {mine}/path.sh; . {mine}/cmd.sh; realpath "$SPEECHLLM_XL_ROOT" "$slurm_conf"')
+    assert sourced.split() == [str(ROOT), str(ROOT / "conf/slurm.conf")]
+    assert f"usage: {mine}/speechllm_xl.sh [" in run(f"{mine}/speechllm_xl.sh", "--help")  # what can be typed
+
+
+@pytest.mark.parametrize(
+    "given, other, tags",
+    [
+        ([], [], ("speechllm_xl_tiny", "aligner")),
+        (["--vocab-size", 60], [], ("speechllm_xl_tiny", "aligner")),
+        (["--vocab-size", 60], ["--vocab-size", 70], ("speechllm_xl_tiny_bpe70", "aligner")),
+        (["--vocab-size", 60], ["--token-type", "char"], ("speechllm_xl_tiny_char", "aligner")),
+        ([], ["--token-type", "hf", "--hf-tokenizer", "models/some-llm"], ("speechllm_xl_tiny_hf_some-llm", "aligner")),
+        ([], ["--aligner-token-type", "bpe"], ("speechllm_xl_tiny", "aligner_bpe100")),
+        ([], ["--vocab-size", 70, "--tag", "mine"], ("mine", "aligner")),
+    ],
+)
+def test_experiments_are_named_after_tokens_that_are_not_the_recipes(run_driver, tmp_path, given, other, tags):
+    # Both stages fail for want of data, in the directories where they would have worked.
+    for stage in ("align", "decode"):
+        run_driver("speechllm_xl.sh", tmp_path, *given, "--", *other, "--stage", stage, "--stop-stage", stage)
+    assert {path.name for path in (tmp_path / "exp").iterdir()} == {*tags}
+
+
+def test_a_training_of_these_tokens_keeps_its_name(run_driver, tmp_path):
+    model = tmp_path / "exp/speechllm_xl_tiny"
+    model.mkdir(parents=True)
+    (model / "config.yaml").write_text("max_epoch: 2\ntokenizer: data/tokens_train_bpe70/tokenizer.model\n")
+    for size, name in ((70, "speechllm_xl_tiny"), (80, "speechllm_xl_tiny_bpe80")):
+        run_driver("speechllm_xl.sh", tmp_path, "--stage", "decode", "--stop-stage", "decode", "--vocab-size", size)
+        assert (tmp_path / "exp" / name / "decode_greedy").is_dir()
+    assert len([*(tmp_path / "exp").iterdir()]) == 2
 
 
 @pytest.mark.parametrize(
@@ -179,6 +276,9 @@ def test_driver_names_what_is_wrong_with_a_directory(run_driver, kaldi_dir, tmp_
         (["--system", "ctc", "--searches", "alsd"], "--searches: ctc has greedy prefix_beam, not 'alsd'"),
         (["--alignment", "ctmref"], "--alignment ctmref: give ctc, ctm:DIR or ctm:ref"),
         (["--train-config", "my.yaml"], "no configuration train_aligner_my.yaml here, in conf/ or in "),
+        (["--test-sets", "a,b"], "--test-sets 'a,b': ESPnet cuts paths at commas: give a name without one"),
+        (["--expdir", "exp/a,b"], "--expdir 'exp/a,b': ESPnet cuts paths at commas"),
+        (["--tag", "a:b"], "--tag 'a:b': ESPnet cuts paths at colons"),
     ],
 )
 def test_mistakes_are_said_before_any_work(run_driver, tmp_path, options, says):
@@ -191,9 +291,9 @@ def test_mistakes_are_said_before_any_work(run_driver, tmp_path, options, says):
 def test_what_needs_no_aligner_needs_no_configuration_of_one(run_driver, tmp_path):
     (tmp_path / "one/conf").mkdir(parents=True)
     shutil.copy(ROOT / "conf/train_ctc_tiny.yaml", tmp_path / "one/conf/train_ctc_my.yaml")
-    options = ["--system", "ctc", "--train-config", "train_ctc_my.yaml", "--kaldi-data", tmp_path / "none"]
+    options = ["--system", "ctc", "--train-config", "train_ctc_my.yaml", "--kaldi-data", tmp_path]
     done = run_driver("speechllm_xl.sh", tmp_path / "one", *options)
-    assert "none/train does not exist: give a Kaldi data directory" in done.stderr
+    assert "--train-set train: there is no" in done.stderr and "has: no set" in done.stderr
 
 
 def test_the_driver_knows_the_searches_of_the_tasks(run_driver, tmp_path):
@@ -215,8 +315,10 @@ def test_audio_that_fails_is_named_at_the_end(run_driver, toy_data, tmp_path):
         "speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "sets", "--stop-stage", "tokens", *sets
     )
     assert done.returncode == 1 and (tmp_path / "one/data/tokens_train_char/tokens.txt").is_file(), done.stderr
-    assert done.stdout.endswith("some inputs failed; they are named above:\n  format: audio in dump/raw/dev/failed\n")
-    assert [*read_table(tmp_path / "one/dump/raw/dev/failed")] == [next(iter(audio))]
+    failed = "dump/raw/dev/failed"
+    (line,) = (tmp_path / "one" / failed).read_text().splitlines()
+    assert line.startswith(f"{next(iter(audio))} missing ")
+    assert done.stdout.endswith(f"some inputs failed:\n  format: {failed}\n    {line}\n")
 
 
 def test_help_shows_the_values_of_the_recipe():
@@ -287,10 +389,16 @@ def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
     ]  # fmt: skip
 
 
-def test_options_reach_what_they_are_of(run_driver, toy_data, tmp_path):
-    sets = tmp_path / "sets"
+@pytest.fixture(scope="module")
+def whole(run_driver, toy_data, tmp_path_factory):
+    """All stages with a micro model and a test set ``heard`` without text: the directory, standard output, errors."""
+    tmp_path = tmp_path_factory.mktemp("whole")
+    sets = tmp_path / "a, b"  # of which ESPnet sees nothing
     for name, source in (("train", toy_data.train), ("dev", toy_data.valid), ("test", toy_data.valid)):
         shutil.copytree(source, sets / name)
+    (sets / "heard").mkdir()
+    for name in ("wav.scp", "utt2spk"):
+        shutil.copy(toy_data.valid / name, sets / "heard")
     lengths = sorted(int(count) / training.RATE for count in read_table(toy_data.train / "utt2num_samples").values())
     shortest, longest = lengths[0], lengths[-1]
     micro = ROOT / "tests/conf"
@@ -313,23 +421,85 @@ def test_options_reach_what_they_are_of(run_driver, toy_data, tmp_path):
         "beam-size": 3,
         "decode-args": "--nbest 2",
         "longform-factors": 2,
-        "longform-ways": "speaker shuffled",
-        "stop-stage": "longform",
+        "align-sets": "heard",
     }
-    pairs = [part for name, value in options.items() for part in (f"--{name}", value)]
-    done = run_driver("speechllm_xl.sh", tmp_path / "one", *pairs)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    one = tmp_path / "one"
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    out, err = "", ""
+    for more in (
+        ["--test-sets", "test heard", "--stop-stage", "decode"],
+        [
+            "--test-sets",
+            "test",
+            "--longform-ways",
+            "speaker shuffled",
+            "--stage",
+            "longform",
+            "--stop-stage",
+            "longform",
+        ],
+        ["--test-sets", "heard", "--stage", "longform", "--stop-stage", "latency"],
+    ):
+        done = run_driver("speechllm_xl.sh", tmp_path / "one", *given, *more)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        out, err = out + done.stdout, err + done.stderr
+    return tmp_path / "one", out, err
+
+
+def test_a_set_without_text_is_decoded_not_scored_and_so_is_said(whole):
+    one, out, err = whole
+    for line in (
+        "/heard has no text: it is decoded, not scored",
+        "dump/raw/heard has no text: it is not aligned",
+        "dump/raw/heard has no text: its words have no latency",
+        "sets found: 6, scored: 4, unfinished: 0, failed: 0, without text: 2",
+    ):
+        assert line in out, line
+    model = one / "exp/speechllm_xl_micro_char"
+    for name in ("heard", "heard_2x"):
+        dump, decoded = one / "dump/raw" / name, model / "decode_alsd" / name
+        assert not (dump / "text").exists()
+        assert read_table(decoded / "text", empty_values=True).keys() == read_table(dump / "wav.scp").keys()
+        assert f"decode_alsd/{name}: decoded, but dump/raw/{name} has no text to score it with" in err
+        assert f"decode_alsd/{name}: decoded, but" in (one / "exp/RESULTS.md").read_text()
+    assert not (model / "latency").exists()
+
+
+def test_test_sets_are_not_aligned_unless_asked(whole):
+    assert sorted(path.name for path in (whole[0] / "exp/first/aligned").glob("*/")) == ["dev", "train"]
+
+
+def test_results_lie_beside_the_models(whole):
+    one, *_ = whole
+    assert {path.name for path in one.iterdir()} == {"data", "dump", "exp"}
+    assert "|decode_alsd/test|" in (one / "exp/RESULTS.md").read_text()
+    assert (one / "exp/images/speechllm_xl_micro_char_learning_curve.png").is_file()
+
+
+def test_hopeless_models_are_said_before_what_follows(whole):
+    """The micro models have an epoch: nothing is learnt."""
+    one, _, err = whole
+    rates = [parts["valid"]["ter"] for parts in read_train_log(one / "exp/first").values()]
+    assert min(rates) > 0.3 and f"warning: exp/first: its token error rate is {min(rates):.2f} at best" in err
+    decoded = one / "exp/speechllm_xl_micro_char/decode_alsd"
+    for path in decoded.glob("*/text"):
+        empty = not any(read_table(path, empty_values=True).values())
+        said = f"warning: exp/speechllm_xl_micro_char/decode_alsd/{path.parent.name}: all "
+        assert (said in err) == empty
+
+
+def test_options_reach_what_they_are_of(whole):
+    one, *_ = whole
     skipped = read_table(one / "dump/raw/train/skipped")
     assert sorted(why.split()[0] for why in skipped.values()) == ["too-long", "too-short"]
     assert len((one / "data/tokens_train_bpe12/tokens.txt").read_text().split()) == 12
     aligner, model = (
-        yaml.safe_load((one / f"exp/{name}/config.yaml").read_text()) for name in ("first", "speechllm_xl_micro")
+        yaml.safe_load((one / f"exp/{name}/config.yaml").read_text()) for name in ("first", "speechllm_xl_micro_char")
     )
     assert (aligner["seed"], aligner["max_epoch"], len(aligner["token_list"])) == (6, 1, 12)
     assert (model["seed"], model["max_epoch"]) == (8, 1) and "first" in model["init_param"][0]
-    decoded = one / "exp/speechllm_xl_micro/decode_alsd"
-    assert sorted(path.name for path in decoded.glob("*/")) == ["dev", "test", "test_2x_shuffled", "test_2x_speaker"]
+    decoded = one / "exp/speechllm_xl_micro_char/decode_alsd"
+    names = sorted(path.name for path in decoded.glob("*/") if not path.name.startswith("heard"))
+    assert names == ["dev", "test", "test_2x_shuffled", "test_2x_speaker"]
     settings = json.loads((decoded / "test/decode.json").read_text())["settings"]
     assert (settings["nbest"], settings["beam_size"]) == (2, 3) and (decoded / "test/nbest.jsonl").is_file()
 

@@ -222,6 +222,19 @@ def test_a_set_that_another_training_decodes_is_no_failure(tmp_path, capsys):
     assert "## Not scored: 1 of 6 sets" in results.read_text(encoding="utf-8")
 
 
+def test_a_set_without_text_is_no_failure(tmp_path, capsys, caplog):
+    exp, dump = recipe(tmp_path)
+    write(dump / "raw/heard/wav.scp", "s1-a a.flac\n")
+    write(exp / "tiny/decode_greedy/heard/text", "s1-a hello\n")
+    results = tmp_path / "RESULTS.md"
+    assert run("--exp", exp, "--dump", dump, "--results", results) == 0
+    assert "sets found: 7, scored: 6, unfinished: 0, failed: 0, without text: 1" in capsys.readouterr().out
+    message = f"{exp}/tiny/decode_greedy/heard: decoded, but {dump}/raw/heard has no text to score it with"
+    assert f"not scored: {message}" in caplog.text
+    assert f"## Not scored: 1 of 7 sets\n\n- {message}\n" in results.read_text("utf-8")
+    assert not (exp / "tiny/decode_greedy/heard/score_wer").exists()
+
+
 def test_nothing_to_score(tmp_path, capsys):
     (tmp_path / "exp").mkdir()
     assert run("--exp", tmp_path / "exp", "--dump", tmp_path, "--results", tmp_path / "RESULTS.md") == 2

@@ -5,7 +5,9 @@ import math
 
 import pytest
 
-from espnet_speechllm_xl.train_log import read_train_log, stopped_early, training_summary
+from espnet_speechllm_xl.bin import doubts
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.train_log import ended_in_warmup, read_train_log, stopped_early, training_summary
 
 LOG = (
     "[host] 2025-01-01 10:00:00,000 (trainer:760) INFO: 1epoch:train:1-20batch: iter_time=0.1, loss=9.0\n"
@@ -85,3 +87,56 @@ def test_train_log_is_what_espnet_writes(tmp_path):
     assert [epochs[epoch]["valid"]["loss"] for epoch in (1, 2)] == [4.25, 0.0005]
     assert epochs[1]["train"]["time"] == pytest.approx(26 * 3600 + 60, abs=60)  # humanfriendly rounds long times
     assert epochs[2]["valid"]["acc"] == 0.5
+
+
+RATE = "{}epoch results: [train] loss=1, optim0_lr0={}, total_count={}, [valid] ter={}, loss=1\n"
+PIECES = {"scheduler_conf": {"warmup_steps_list": [0, 200, 2450], "warmup_lr_list": [0.0, 2e-3, 5e-5]}}
+
+
+def trained(folder, rates, config="task: ctc\n", ters=(0.1,), steps=100):
+    """A training's log, of epochs with these mean learning rates and best token error rates, and its configuration."""
+    folder.mkdir(exist_ok=True)
+    ters = [*ters, *[ters[-1]] * len(rates)]
+    lines = [RATE.format(n, rate, n * steps, ters[n - 1]) for n, rate in enumerate(rates, 1)]
+    (folder / "train.log").write_text("".join(lines))
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "rates, steps, config, ended",
+    [
+        ([5e-4], 100, PIECES, True),  # 100 of 200 steps
+        ([5e-4], 200, PIECES, False),
+        ([5e-4, 1e-3], 199, {**PIECES, "accum_grad": 2}, True),  # 398 batches are 199 steps
+        ([1e-3, 1e-3], 100, {"scheduler_conf": {"warmup_steps": 25000}}, True),
+        ([1e-3, 2e-3, 3e-3], 100, {}, True),  # a schedule that counts no steps
+        ([1e-3, 3e-3, 2e-3], 100, {}, False),
+        ([1e-3, 1e-3], 100, {}, False),  # constant
+        ([1e-3], 100, {}, False),  # one epoch does not tell
+        ([], 100, PIECES, False),
+    ],
+)
+def test_a_training_that_ended_in_its_warm_up(tmp_path, rates, steps, config, ended):
+    epochs = read_train_log(trained(tmp_path / "model", rates, steps=steps))
+    assert ended_in_warmup(epochs, config) is ended
+
+
+def test_doubts_are_a_line_each(tmp_path, capsys):
+    good = trained(tmp_path / "good", [1e-3, 5e-4], ters=(0.5, 0.3))
+    bad = trained(tmp_path / "bad", [1e-3, 2e-3], ters=(0.9, 0.304))
+    other = trained(tmp_path / "other", [1e-3, 5e-4], config="task: speechllm_xl\n", ters=(0.9,))
+    assert doubts.main([str(path) for path in (good, bad, other, tmp_path / "none")]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {bad}: its token error rate is 0.304 at best, over 0.3: ")
+    assert second.startswith(f"warning: {bad}: the training ended in its warm-up, after 2 epochs, ")
+    (bad / "config.yaml").write_text("a: [")
+    assert doubts.main([str(bad)]) == 2 and capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(UserError, match="bad/config.yaml is not readable YAML"):
+        doubts.of_training(bad)
+
+
+def test_hypotheses_that_are_all_empty_are_said():
+    (line,) = doubts.of_hypotheses({"a": "", "b": " "}, "exp/m/decode_x/dev")
+    assert line.startswith("exp/m/decode_x/dev: all 2 hypotheses are empty: ")
+    assert doubts.of_hypotheses({"a": "", "b": "yes"}, "dev") == doubts.of_hypotheses({}, "dev") == []

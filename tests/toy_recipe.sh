@@ -16,6 +16,7 @@ mkdir -p "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
 work=$(cd "$work" && pwd -P)
 cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run*.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
 ln -sfn "$repo/egs2/TEMPLATE" "$work/egs2/TEMPLATE" # the driver follows the link to the repository and its environment
+cp "$repo/.gitignore" "$work/"
 cd "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
 
 passed=0
@@ -70,7 +71,8 @@ fails_with() { # STATUS TEXT OPTION...: run.sh refuses, in one line beside that 
 }
 
 model=exp/speechllm_xl_micro
-tables() { grep '^|' RESULTS.md; }
+results=exp/RESULTS.md
+tables() { grep '^|' "$results"; }
 times() { # of what costs time to make; a change means that it was made again
   # shellcheck disable=SC2012  # names are ours
   ls -l --time-style=full-iso dump/raw/*/wav.scp data/tokens_train_bpe60/tokenizer.model exp/*/stats/.done exp/*/[0-9]*epoch.pth \
@@ -92,7 +94,7 @@ every_decoding() {
   done
 }
 result_rows() { # three rates of three searches and three sets
-  same rows 27 "$(grep -c -E '^\|decode_(greedy|alsd|alsd_ctc0\.3)/(dev|test|test_2x)\|[0-9]+\|[0-9]+\|([0-9.]+\|){6}$' RESULTS.md)"
+  same rows 27 "$(grep -c -E '^\|decode_(greedy|alsd|alsd_ctc0\.3)/(dev|test|test_2x)\|[0-9]+\|[0-9]+\|([0-9.]+\|){6}$' "$results")"
 }
 transcribed() {
   local audio
@@ -109,7 +111,7 @@ check "stages in the wrong order are refused" fails_with 2 "comes after" --stage
 check "a number of GPUs that is none is refused" fails_with 2 "--ngpu 'two': give a whole number" --ngpu two
 check "a stage whose files are not there is refused" fails_with 2 "wav.scp is not there: run the stages" --stage train
 
-check "stages 1 to 6" run first --stop-stage align
+check "stages 1 to 6" run first --stop-stage align --align-sets test
 check "stages 7 to 11, by name" run second --stage train --stop-stage pack
 [ "$failed" = 0 ] || { summary; exit 1; }
 check "data and dump" filled data/{train,dev,test}/{wav.scp,text,utt2spk,spk2utt,ref.ctm} \
@@ -127,8 +129,8 @@ check "learning curves for TensorBoard" filled "$model"/tensorboard/{train,valid
 check "decodings" filled "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/{score,decode.json} \
   "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}
 check "every utterance decoded" every_decoding
-check "RESULTS.md has all rows" result_rows
-check "figures" filled images/{aligner,speechllm_xl_micro}_learning_curve.png images/speechllm_xl_micro_test_length.png
+check "exp/RESULTS.md has all rows" result_rows
+check "figures" filled exp/images/{aligner,speechllm_xl_micro}_learning_curve.png exp/images/speechllm_xl_micro_test_length.png
 check "progress of both trainings was shown" same lines 4 "$(cat "$work"/{first,second}.log | grep -c '^epoch [12]/2: train loss')"
 check "the last line says how to transcribe" says "$work/second.log" "transcribe FILE --model .*speechllm_xl_micro.zip"
 check "one file transcribed with the packed model" transcribed
@@ -159,7 +161,7 @@ baseline() {
   run "$tag" --stage aligner --stop-stage pack --tag "$tag" "$@" || return 1
   for search in $searches; do
     filled "exp/$tag/decode_$search/"{dev,test,test_2x}/{text,decode.json,score_wer/result.txt} || return 1
-    says RESULTS.md "^|decode_$search/test_2x|" || return 1
+    says "$results" "^|decode_$search/test_2x|" || return 1
   done
   filled "exp/$tag.zip"
 }
@@ -191,9 +193,17 @@ one_damaged_file() { # the recipe goes on, and its status tells
   head -c 100 "$audio" >"$audio.cut" && mv "$audio.cut" "$audio"
   ! run damaged --stage decode --stop-stage pack --searches greedy --decode-tag _damaged >/dev/null || return 1
   same failed 1 "$(lines "$out/dev/failed")" && filled "$out"/{dev,test,test_2x}/text \
-    && says "$work/damaged.log" "decoding: utterances in $out/dev/failed" && says "$work/damaged.log" "stage 11: pack" \
-    && says RESULTS.md "decode_greedy_damaged/dev: 1 utterances without hypothesis count as deletions"
+    && says "$work/damaged.log" "decode: $out/dev/failed" && says "$work/damaged.log" "stage 11: pack" \
+    && says "$results" "decode_greedy_damaged/dev: 1 utterances without hypothesis count as deletions"
 }
 check "one damaged file stops nothing else" one_damaged_file
+
+clean() { # a clone after a run: `git status` shows nothing
+  local new
+  git -C "$work" init -q && git -C "$work" add .gitignore 'egs2/*/*/run*.sh' 'egs2/*/*/local/*' egs2/TEMPLATE || return 1
+  new=$(git -C "$work" ls-files --others --exclude-standard egs2) || return 1
+  [ -z "$new" ] || { printf '  | untracked: %s\n' "$new"; return 1; }
+}
+check "a clone stays clean" clean
 
 summary

@@ -46,18 +46,30 @@ def _check(args):
         problems = foreign_audio(args.directory, args.sample_rate)
     for problem in problems:
         print(problem, file=sys.stderr)
-    if problems and args.dump:
-        print(
-            f"{args.directory}: {len(problems)} problems; run it where the dump's paths begin, or give --kaldi-data "
-            "DIR/raw, which makes a copy: in dump/, or, where that is the ESPnet dump itself, in another --dumpdir",
-            file=sys.stderr,
-        )
-        return 1
     if problems:
-        print(f"{args.directory}: {len(problems)} problems; `check --fix` mends what can be mended", file=sys.stderr)
+        print(f"{args.directory}: {len(problems)} problem{'s' * (len(problems) > 1)}; {_advice(args)}", file=sys.stderr)
         return 1
     print(f"{args.directory}: good")
     return 0
+
+
+def _advice(args: argparse.Namespace) -> str:
+    """Return what helps with the problems of ``args.directory``: a command, if one does."""
+    from espnet_speechllm_xl.data_dirs import check_dir, left_by_fix
+    from espnet_speechllm_xl.kaldi import KaldiError, fix_command
+
+    need_text = not args.no_text_ok
+    if args.dump and not check_dir(args.directory, need_text):
+        return (
+            "run it where the dump's paths begin, or give --kaldi-data DIR/raw, which makes a copy: in dump/, or, "
+            "where that is the ESPnet dump itself, in another --dumpdir"
+        )
+    try:
+        left = left_by_fix(args.directory, need_text)
+    except KaldiError as error:
+        return f"--fix cannot mend them: {error}"
+    mends = fix_command(args.directory, *([] if need_text else ["--no-text-ok"]))
+    return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {mends}"
 
 
 def _perturb(args):

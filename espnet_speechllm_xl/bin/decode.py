@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import doubts
 from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, load_settings
 
 WRITTEN = ("text", "token", "token_int", "score", "nbest.jsonl", "failed", "decode.json")
@@ -38,6 +39,8 @@ def main(args):
     before = jobs.summary_of(out / "decode.json", task)
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
+        texts = read_table(out / "text") if (out / "text").is_file() else {}
+        doubts.say(doubts.of_hypotheses(texts, str(out)))
         return 0
 
     def begun():
@@ -70,6 +73,8 @@ def main(args):
     if not failed:  # else the next run has to do less
         jobs.finish(out / ".parts")
     _print_summary(out, summary, failed)
+    texts = {utterance: item["nbest"][0]["text"] for utterance, item in good.items()}
+    doubts.say(doubts.of_hypotheses(texts, str(out)))
     return 1 if failed else 0
 
 

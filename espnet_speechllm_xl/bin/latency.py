@@ -67,7 +67,7 @@ def main(args):
     from espnet_speechllm_xl import delay_reports, jobs, latency
     from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.kaldi import read_table, read_text
+    from espnet_speechllm_xl.kaldi import read_table, read_text, write_table
 
     dump, out = Path(args.dump), Path(args.out)
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
@@ -107,6 +107,7 @@ def main(args):
         "failed": len(failed),
     }
     print("\n".join(delay_reports.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
+    write_table(out / "failed", failed)
     print(f"written: {out / 'LATENCY.md'}")
     for utterance, reason in failed.items():
         print(f"speechllm-xl latency: failed: {utterance}: {reason}", file=sys.stderr)

@@ -60,10 +60,12 @@ def _score_one(args):
 def _score_all(args):
     from espnet_speechllm_xl import report
 
-    decoded, unfinished, failed = report.score_experiment(args.exp, args.dump, args.results, args.made_by)
+    found = report.score_experiment(args.exp, args.dump, args.results, args.made_by)
+    decoded, unfinished, untranscribed, failed = found
     print("\n".join(report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])))
-    found = len(decoded) + len(unfinished) + len(failed)
-    print(f"sets found: {found}, scored: {len(decoded)}, unfinished: {len(unfinished)}, failed: {len(failed)}")
+    counts = {"scored": decoded, "unfinished": unfinished, "failed": failed, "without text": untranscribed}
+    counts = {name: len(sets) for name, sets in counts.items()}
+    print(f"sets found: {sum(counts.values())}, " + ", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"written: {args.results}")
     return 1 if failed else 0
 
@@ -71,7 +73,7 @@ def _score_all(args):
 def main(args):
     """Run the command; returns 0 done, 1 some sets could not be scored, 2 wrong use.
 
-    Those are named on stderr, and so are sets that are not decoded to their end, which are no failure.
+    Those are named on stderr, and so are sets that are not decoded to their end or have no text, which are no failure.
     """
     wrong = _wrong_use(args)
     if wrong:

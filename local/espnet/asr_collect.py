@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import doubts
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.kaldi import read_table, write_table
@@ -71,6 +72,7 @@ def main(argv=None):
         return 1
     rtf = real_time_factor(summary["seconds"], summary["audio_seconds"])
     print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf:.3f}")
+    doubts.say(doubts.of_hypotheses(read_table(Path(args.out) / "text", empty_values=True), args.out))
     return 0
 
 

@@ -6,7 +6,7 @@
 #   ./run_espnet.sh --stage train --stop-stage decode         some stages, by name or number
 #   ./run_espnet.sh --help                                    the stages and options with their values
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")") # through links
 root=$(cd "$here/../../.." && pwd -P)
 
 stages=(data tokens stats train decode score)
@@ -17,7 +17,8 @@ stop_stage=score      # last stage
 asr_config=train_asr_ctc_tiny.yaml # YAML of espnet2.bin.asr_train: a path, or a name in conf/espnet/ of the recipe or
                       # of the repository; train_asr_<system>_<size>.yaml
 asr_args=             # further options of asr_train, e.g. "--max_epoch 20"
-tag=                  # of the experiment (default: asr_<system>_<size>)
+tag=                  # of the experiment (default: asr_<system>_<size>, and behind it, with other tokens than the
+                      # recipe's own, as bpe500)
 inference_configs=    # YAML files of espnet2.bin.asr_inference, used one after the other
                       # (default: all conf/espnet/decode_asr_<system>_<search>.yaml)
 inference_args=       # further options of asr_inference, e.g. "--beam_size 4"
@@ -32,7 +33,8 @@ read_options "$@"
 asr_config=$(conf "$asr_config" espnet) || exit 2
 name=$(basename "$asr_config" .yaml)
 name=${name#train_}
-tag=${tag:-$name}
+tag=${tag:-$(experiment "$name" "$(tokens_name "$token_type" "$vocab_size")" "$own_tokens")}
+check_names
 system=${name%_*} # asr_ctc
 model=$expdir/$tag
 tokenizer=$tokens/tokenizer.model
@@ -121,6 +123,7 @@ if runs 4; then
   unlock
   log "$(grep -h 'Total Number of model parameters' "$model"/train*.log | tail -n 1 | sed 's/^ *//')"
 fi
+if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 4 ]; then doubts "$model"; fi
 
 # averaged_weights: the mean of the best epochs by the one criterion of the training.
 averaged_weights() {

@@ -23,7 +23,7 @@ token_type=bpe        # of the recogniser: bpe, unigram, char or hf
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf
 expdir=exp
-results=RESULTS.md
+results=              # file of the error rates, figures in images/ beside it (default: RESULTS.md in --expdir)
 # options end
 
 log() { printf '%s %s\n' "$(date '+%H:%M:%S')" "$*"; }
@@ -35,7 +35,7 @@ option_help() { sed -n '/^# options begin/,/^# options end/{/^[a-z_]*=/p;/^  *# 
 option_files=("${BASH_SOURCE[1]}" "${BASH_SOURCE[0]}") # the driver and this file
 
 usage() {
-  printf 'usage: ./%s [--option value ...]\n\nstages:' "$usage_name"
+  printf 'usage: %s [--option value ...]\n\nstages:' "$usage_name"
   local i
   for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
   printf '\n\noptions, with their values in this recipe:\n'
@@ -51,25 +51,30 @@ usage() {
 }
 
 # read_options "$@": sets the variables; command becomes, for RESULTS.md, the driver with the options that make a
-# difference, as they could be typed again; stage and stop_stage become numbers.
+# difference, as they could be typed again; stage and stop_stage become numbers.  What stands before an argument -- is
+# the recipe's own, what follows its user's.
 read_options() {
   local name
+  note_own_tokens
+  # How a user calls the driver: by the recipe's script where there is one.
+  if [ -x "$usage_name" ]; then usage_name=./$usage_name; else usage_name=$0; fi
   command=$(basename "${option_files[0]}")
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) usage; exit 0 ;;
+      --) note_own_tokens; shift ;;
       --*)
         name=${1#--}
         name=${name//-/_}
         if ! [[ $name =~ ^[a-z_]+$ ]] || ! option_lines "${option_files[@]}" | grep "^$name=" >/dev/null; then
-          die "unknown option $1; ./$usage_name --help lists them"
+          die "unknown option $1; $usage_name --help lists them"
         fi
         [ $# -ge 2 ] || die "option $1 needs a value"
         printf -v "$name" '%s' "$2"
         case $name in stage | stop_stage | nj | downloads) ;; *) command+=$(printf ' %s %q' "$1" "$2") ;; esac
         shift 2
         ;;
-      *) die "unexpected argument '$1'; ./$usage_name --help" ;;
+      *) die "unexpected argument '$1'; $usage_name --help" ;;
     esac
   done
   [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj '$nj': give a whole number from 1"
@@ -78,6 +83,8 @@ read_options() {
   stop_stage=$(stage_number "$stop_stage") || exit 2
   [ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
   [ -n "$device" ] || { device=cpu; [ "$ngpu" -eq 0 ] || device=cuda; }
+  [ "$stage" -gt 1 ] || check_source
+  results=${results:-$expdir/RESULTS.md}
   # Where everybody finds what the data stages make.
   train_data=$train_set
   [ -z "$speed_perturb" ] || train_data=${train_set}_sp
@@ -87,15 +94,60 @@ read_options() {
   exec </dev/null
 }
 
-# tokens_dir TYPE SIZE: where the tokens made of the training text are, or a copy of the Hugging Face tokenizer.
-tokens_dir() {
-  local name=${train_data}_$1
+# tokens_name TYPE SIZE: bpe100, char, hf_<name of the tokenizer's directory>.
+tokens_name() {
   case $1 in
-    hf) name+=_$(basename "$hf_tokenizer") ;;
-    char) ;; # all there are
-    *) name+=$2 ;;
+    hf) echo "hf_$(basename "$hf_tokenizer")" ;;
+    char) echo char ;; # all there are
+    *) echo "$1$2" ;;
   esac
-  echo "data/tokens_$name"
+}
+
+# tokens_dir TYPE SIZE: where the tokens made of the training text are, or a copy of the Hugging Face tokenizer.
+tokens_dir() { echo "data/tokens_${train_data}_$(tokens_name "$1" "$2")"; }
+
+# note_own_tokens: the recipe's own ones are not named in the names of its experiments.
+note_own_tokens() {
+  own_tokens=$(tokens_name "$token_type" "$vocab_size")
+  own_aligner_tokens=$(tokens_name "${aligner_token_type-}" "${aligner_vocab_size-}")
+}
+
+# experiment NAME TOKENS OWN: NAME, with the name of other tokens than the recipe's own behind it.  A training that has
+# these tokens already keeps the bare name.
+experiment() {
+  local tokens=data/tokens_${train_data}_$2 old=$expdir/$1
+  if [ "$2" = "$3" ] \
+    || grep -qxF -e "tokenizer: $tokens/tokenizer.model" -e "tokenizer: $tokens/tokenizer" "$old/config.yaml" 2>/dev/null \
+    || cmp -s "$tokens/tokenizer.model" "$old/tokenizer.model"; then
+    echo "$1"
+  else
+    echo "$1_$2"
+  fi
+}
+
+# check_source: whether the data stage has where to take the data from.
+check_source() {
+  local from=${kaldi_data:-$dumpdir}
+  if [ -n "$from" ]; then
+    [ -d "$from" ] || die "--$([ -n "$kaldi_data" ] && echo kaldi-data || echo dumpdir) $from: no such directory"
+    [ ! -f "$from/wav.scp" ] || die "$from is itself a set: give the directory that holds the sets"
+  elif [ ! -f local/data.sh ]; then
+    die "no local/data.sh here to make the data: give --kaldi-data DIR, where DIR/<set> are Kaldi directories," \
+      "or --dumpdir DIR, an ESPnet dump; or work in the directory of a recipe"
+  elif [ ! -x local/data.sh ]; then
+    die "local/data.sh cannot be run: chmod +x local/data.sh"
+  fi
+}
+
+# check_names: ESPnet cuts file,name,type at commas and the weights to begin with, file:from:to, at colons.
+check_names() {
+  local name
+  for name in train_set valid_set test_sets dumpdir expdir tag aligner_tag; do
+    [[ ${!name-} != *,* ]] || die "--${name//_/-} '${!name}': ESPnet cuts paths at commas: give a name without one"
+  done
+  for name in expdir tag aligner_tag; do
+    [[ ${!name-} != *:* ]] || die "--${name//_/-} '${!name}': ESPnet cuts paths at colons: give a name without one"
+  done
 }
 
 stage_number() {
@@ -149,30 +201,44 @@ checksum() {
   done | cksum
 }
 
-# tolerate WHAT COMMAND...: goes on when it ends with 1, as those do of whose inputs some failed; finish tells of it.
+# tolerate STAGE FILE REGEX COMMAND...: goes on when it ends with 1, as those do of whose inputs some failed; finish
+# tells of them: the lines of FILE that match.
 incomplete=()
 tolerate() {
-  local what=$1 status=0
-  shift
+  local stage=$1 file=$2 regex=$3 status=0
+  shift 3
   "$@" || status=$?
   case $status in
     0) ;;
-    1) incomplete+=("$what") ;;
+    1) left_out "$stage" "$file" "$regex" ;;
     *) exit "$status" ;;
   esac
 }
 
+left_out() {
+  local lines
+  mapfile -t lines < <(grep -e "$3" "$2" | cut -c 1-200 | sed 's/^/  /')
+  incomplete+=("$1: $2" "${lines[@]:0:5}")
+  [ ${#lines[@]} -le 5 ] || incomplete+=("  and $((${#lines[@]} - 5)) more there")
+}
+
+# lacks_text SET: a directory of audio without transcripts.
+lacks_text() { [ -f "$1/wav.scp" ] && [ ! -f "$1/text" ]; }
+
 # finish: the end of a driver, with status 1 when something was left out.
 finish() {
   [ ${#incomplete[@]} -gt 0 ] || return 0
-  log "some inputs failed; they are named above:"
+  log "some inputs failed:"
   printf '  %s\n' "${incomplete[@]}"
   exit 1
 }
 
+# doubts MODEL: a line for each sign that what follows from this training is not worth its time.
+doubts() { python3 -m espnet_speechllm_xl.bin.doubts "$1"; }
+
 # score: every decoded set below $expdir, by whichever driver it was decoded.
 score() {
-  tolerate "scoring: sets below $expdir" \
+  tolerate score "$results" "^- $expdir/" \
     python3 -m espnet_speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" \
     --command "$command"
 }

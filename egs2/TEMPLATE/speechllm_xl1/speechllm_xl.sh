@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The driver of every recipe: from audio to RESULTS.md in stages.  A corpus' run.sh sets the variables below by options
-# (--name value) and calls it from the recipe's directory; a user's options come last and win.
+# (--name value) and calls it from the recipe's directory; a user's options come last, behind an argument --, and win.
 #
 #   ./run.sh                                everything but the latency stage, which streams all test sets
 #   ./run.sh --stage 5 --stop-stage 6       some stages; names work too: --stage aligner --stop-stage align
 #   ./run.sh --help                         the stages and options with their values
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")") # through links
 root=$(cd "$here/../../.." && pwd -P)
 
 stages=(data perturb format tokens aligner align train decode score longform pack latency)
@@ -22,14 +22,16 @@ alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds)
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the recipe's run.sh
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
-aligner_tag=aligner
+aligner_tag=          # of the experiment (default: aligner; with other tokens than the recipe's own, their name behind it)
+align_sets=           # to be aligned beside the training and the validation set, e.g. "test"
 train_config=         # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
                       # (default: train_tiny.yaml, of a baseline train_<system>_tiny.yaml)
 init=                 # encoder weights to start from: aligner, none, or a model in exp/ (default: the aligner's, where there
                       # is one); an encoder of another depth takes the layers that both have
 corpus_args=          # ESPnet options of all systems' training on this corpus, for the recipe's run.sh
 train_args=           # further ESPnet options
-tag=                  # of the experiment (default: the system and the YAML's name)
+tag=                  # of the experiment (default: the system and the YAML's name, and behind them, with other tokens
+                      # than the recipe's own, as bpe500)
 searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
                       # "greedy default alsd"); alsd_ctc0.3 is alsd with --ctc-weight 0.3
 corpus_searches=      # beside speechllm_xl's default ones, for the recipe's run.sh
@@ -84,7 +86,10 @@ train_config=${train_config:-${prefix}tiny.yaml}
 size=$(basename "$train_config" .yaml)
 size=${size#"$prefix"}
 train_config=$(conf "$train_config") || exit 2
-tag=${tag:-${system}_$size}
+tag=${tag:-$(experiment "${system}_$size" "$(tokens_name "$token_type" "$vocab_size")" "$own_tokens")}
+aligner_tag=${aligner_tag:-$(experiment aligner "$(tokens_name "$aligner_token_type" "$aligner_vocab_size")" \
+  "$own_aligner_tokens")}
+check_names
 device_gpus=0 # for a job of aligning or decoding
 [ "$device" = cpu ] || device_gpus=1
 
@@ -119,15 +124,36 @@ aligned=$model/aligned
 # Recipes side by side want the same data.
 [ "$stage" -gt 4 ] || lock data
 
+# check_set OPTION SET DIR [OPTION...]: status 2 when there is no such set; only test sets may lack a text.
+check_set() {
+  local there text=()
+  if [ ! -d "$3/$2" ]; then
+    there=$(compgen -G "$3/*/wav.scp" | sed 's,/wav\.scp$,,; s,.*/,,' | sort | paste -s -d ' ' || true)
+    printf '%s: error: %s %s: there is no %s; %s has: %s\n' "${0##*/}" "$1" "$2" "$3/$2" "$3" "${there:-no set}" >&2
+    return 2
+  fi
+  if [ "$1" = --test-sets ] && lacks_text "$3/$2"; then
+    text=(--no-text-ok)
+    log "$3/$2 has no text: it is decoded, not scored"
+  fi
+  data_tool check "$3/$2" "${text[@]}" "${@:4}"
+}
+
+# check_sets DIR TRAIN [OPTION...]: all sets, so that one run tells all that is wrong.
+check_sets() {
+  local pairs=(--train-set "$2" --valid-set "$valid_set") set i worst=0
+  for set in $test_sets; do pairs+=(--test-sets "$set"); done
+  for ((i = 0; i < ${#pairs[@]}; i += 2)); do
+    check_set "${pairs[@]:i:2}" "$1" "${@:3}" || worst=$(($? > worst ? $? : worst))
+  done
+  return "$worst"
+}
+
 if runs 1; then
   if [ -n "$kaldi_data" ]; then
-    for set in $train_set $valid_set $test_sets; do
-      data_tool check "$kaldi_data/$set"
-    done
+    check_sets "$kaldi_data" "$train_set"
   elif [ -n "$dumpdir" ]; then
-    for set in $train_data $valid_set $test_sets; do
-      data_tool check "$dump/$set" --dump --sample-rate "$sample_rate"
-    done
+    check_sets "$dump" "$train_data" --dump --sample-rate "$sample_rate"
   else
     # shellcheck disable=SC2086  # options are split on purpose
     local/data.sh ${downloads:+--downloads "$downloads"} $data_opts
@@ -140,15 +166,21 @@ if runs 2 "$no_perturb"; then
 fi
 
 if runs 3 "$no_format"; then
+  worst=0
   for set in $train_data $valid_set $test_sets; do
     from=$data/$set
-    limits=(--sample-rate "$sample_rate")
-    [ "$set" != "$train_data" ] || limits+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
+    settings=(--sample-rate "$sample_rate")
+    [ "$set" != "$train_data" ] || settings+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
-    pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
-      python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${limits[@]}"
-    [ ! -s "$dump/$set/failed" ] || incomplete+=("format: audio in $dump/$set/failed")
+    if [[ " $test_sets " = *" $set "* ]] && lacks_text "$from"; then settings+=(--no-text-ok); fi
+    if pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
+      python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${settings[@]}"; then
+      [ ! -s "$dump/$set/failed" ] || left_out format "$dump/$set/failed" ''
+    else
+      worst=1 # the others are formatted, so that one run tells all that is wrong
+    fi
   done
+  [ "$worst" -eq 0 ] || exit 1
 fi
 
 aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")
@@ -214,18 +246,23 @@ if runs 5 "$no_aligner"; then
   train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" \
     $corpus_aligner_args $aligner_args
 fi
+if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 5 ] && [ -z "$no_aligner" ]; then doubts "$aligner"; fi
 
 if runs 6 "$no_align"; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned
   lock "$aligned"
-  for set in $train_data $valid_set $test_sets; do
+  for set in $train_data $valid_set $align_sets; do
+    if lacks_text "$dump/$set"; then
+      log "$dump/$set has no text: it is not aligned"
+      continue
+    fi
     case $alignment in
       ctc) by=(--model "$aligner" --device "$device") ;;
       ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
     esac
     if [ "$alignment" = ctc ]; then
-      tolerate "aligning: utterances in $aligned/$set/failed" \
+      tolerate align "$aligned/$set/failed" ' unusable audio' \
         sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     else
@@ -243,7 +280,9 @@ if runs 7; then
     aligner) weights=$aligner/valid.ter.ave.pth ;;
     none) weights='' ;;
     *)
-      weights=$(compgen -G "$expdir/$init/valid.*.ave.pth" | head -n 1) \
+      # that of the same tokens first, as tag has them in its name
+      weights=$({ compgen -G "$expdir/${init}_$(tokens_name "$token_type" "$vocab_size")/valid.*.ave.pth" \
+        || compgen -G "$expdir/$init/valid.*.ave.pth"; } | head -n 1) \
         || die "--init $init: give aligner, none, or a model that is in $expdir, after its training"
       ;;
   esac
@@ -256,6 +295,7 @@ if runs 7; then
   train_model train "$train_config" "$tokens" "$model" "$from/$train_data" "$from/$valid_set" "$aligned_system" \
     "${start[@]}" $corpus_args $system_args $train_args
 fi
+if [ "$stage" -le 8 ] && [ "$stop_stage" -ge 7 ]; then doubts "$model"; fi
 
 # decode SET...: with every search
 decode() {
@@ -267,7 +307,7 @@ decode() {
       out=$model/decode_$search$decode_tag/$set
       lock "$(dirname "$out")"
       # shellcheck disable=SC2086
-      tolerate "decoding: utterances in $out/failed" \
+      tolerate decode "$out/failed" '' \
         sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$out" --device "$device" \
         --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
@@ -306,9 +346,14 @@ fi
 
 if runs 12; then
   for set in $test_sets; do
+    out=$model/latency$decode_tag/$set
+    if lacks_text "$dump/$set"; then
+      log "$dump/$set has no text: its words have no latency"
+      continue
+    fi
     # shellcheck disable=SC2086
-    tolerate "latency: utterances of $set" \
-      speechllm_xl latency --model "$model" --dump "$dump/$set" --out "$model/latency$decode_tag/$set" \
+    tolerate latency "$out/failed" '' \
+      speechllm_xl latency --model "$model" --dump "$dump/$set" --out "$out" \
       --device "$device" --beam-size "$beam_size" $latency_args
   done
 fi

@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . local/corpus.sh
 
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_an4.yaml \
-  --corpus-searches alsd_ctc0.3 "$@"
+  --corpus-searches alsd_ctc0.3 -- "$@"

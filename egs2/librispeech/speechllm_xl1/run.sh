@@ -11,4 +11,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . local/corpus.sh
 
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_paper.yaml \
-  --aligner-token-type unigram --aligner-vocab-size 5000 "$@"
+  --aligner-token-type unigram --aligner-vocab-size 5000 -- "$@"

@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=egs2/librispeech/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 
-../../TEMPLATE/speechllm_xl1/espnet_asr.sh "${corpus[@]}" --asr-config train_asr_ctc_paper.yaml "$@"
+../../TEMPLATE/speechllm_xl1/espnet_asr.sh "${corpus[@]}" --asr-config train_asr_ctc_paper.yaml -- "$@"

@@ -10,4 +10,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # Four times the speech that the tiny sizes were made for: fewer epochs (12 and 8, not 15 and 12), a longer schedule.
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh "${corpus[@]}" --train-config train_tiny.yaml --corpus-searches alsd_ctc0.3 \
   --corpus-aligner-args "--max_epoch 8" \
-  --corpus-args "--max_epoch 12" "$@"
+  --corpus-args "--max_epoch 12" -- "$@"

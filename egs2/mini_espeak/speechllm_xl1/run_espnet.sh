@@ -8,4 +8,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . local/corpus.sh
 
 ../../TEMPLATE/speechllm_xl1/espnet_asr.sh "${corpus[@]}" --token-type char \
-  --asr-config train_asr_ctc_tiny.yaml "$@"
+  --asr-config train_asr_ctc_tiny.yaml -- "$@"

@@ -7,7 +7,7 @@
 # else downloads/ of the recipe, into which the archive is fetched from its public address when it is not there.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 root=$(cd "${here}/../../../.." && pwd)
 export LC_ALL=C PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 

@@ -5,7 +5,7 @@
 #   local/data.sh [--downloads DIR] [--train 960|100]
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 root=$(cd "${here}/../../../.." && pwd)
 export LC_ALL=C PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 

@@ -6,7 +6,7 @@
 # DIR holds mboshi.tar, data/ and ref_alignments/.  Without it: ${SPEECHLLM_XL_DATA}/mboshi if that variable is set.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 root=$(cd "${here}/../../../.." && pwd)
 export LC_ALL=C PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 [ $# -gt 0 ] || set -- --downloads "${SPEECHLLM_XL_DATA:-downloads}"

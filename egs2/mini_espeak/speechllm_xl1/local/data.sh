@@ -6,7 +6,7 @@
 # tiny: 22 utterances, to try the recipe out; small: about 1 h of training speech and a test set of 1100 words; large: 5 h and more than 10,000 words.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 root=$(cd "${here}/../../../.." && pwd)
 export LC_ALL=C OMP_NUM_THREADS=1 PYTHONPATH="${root}${PYTHONPATH:+:${PYTHONPATH}}"
 
