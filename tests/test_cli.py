@@ -577,6 +577,9 @@ def test_an_interrupted_alignment_goes_on(capsys, monkeypatch, dump, tiny_aligne
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+FOREIGN = "entries of the CTM that the transcript lacks"
+
+
 def test_align_by_word_times(capsys, dump, tmp_path):
     lines = []
     for utterance, text in TEXTS.items():
@@ -593,6 +596,29 @@ def test_align_by_word_times(capsys, dump, tmp_path):
     # "stop" ends at 0.03 s: in frame 0, which is 0 .. 0.04 s.  "it's late": 0.03 and 0.07 s.
     ends = read_table(tmp_path / "out" / "char_ends")
     assert ends["a-3"] == "0 0 0 0" and ends["b-3"] == "0 0 0 0 1 1 1 1 1"
+
+
+def test_align_by_word_times_with_silences(capsys, dump, tmp_path):
+    text = {utterance: TEXTS[utterance] for utterance in sorted(TEXTS)}
+    first, other, last = list(text)[:3]
+    lines = []
+    for utterance, words in text.items():
+        words = words.split()
+        words = ["<eps>", *words, "SIL"] if utterance == first else words
+        words = ["<UNK>", *words[1:]] if utterance == other else words
+        words = [words[0], "<pau>", *words[1:]] if utterance == last else words
+        lines += [f"{utterance} 1 {0.04 * index:.2f} 0.03 {word}\n" for index, word in enumerate(words)]
+    (tmp_path / "ctm").write_text("".join(lines), "utf-8")
+    base = ("align", "--dump", dump, "--ctm", tmp_path / "ctm", "--out", tmp_path / "out")
+    code, out, _ = run(capsys, *base)
+    assert code == 0 and f"6 of 7 utterances aligned, 1 left out: {FOREIGN}" in out
+    assert "passed over as silence: <eps> 1, SIL 1\n" in out and "words of the transcript: <UNK> 1\n" in out
+    assert f"{FOREIGN}: <pau> (" in read_table(tmp_path / "out" / "failed")[last]
+    words = read_ctm(tmp_path / "out" / "words.ctm")
+    assert [word.text for word in words[other]] == text[other].split()
+    assert words[first][0].start == 0.04  # after the silence
+    code, out, _ = run(capsys, *base, "--silences", "<EPS>,sil,<pau>")
+    assert code == 0 and "7 of 7 utterances aligned\n" in out and "<eps> 1, <pau> 1, SIL 1\n" in out
 
 
 def test_align_by_a_damaged_ctm_is_one_line(capsys, dump, tmp_path):

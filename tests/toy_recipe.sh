@@ -147,7 +147,7 @@ check "latency report" filled "$model"/latency/test/{LATENCY.md,latency.json,str
 check "it has a row for both" same rows 2 "$(grep -c -E '^\|0\.(32|64)\|1\.28\|' "$model/latency/test/LATENCY.md")"
 
 check "reference alignments" run fourth --alignment ctm:ref --stage aligner --stop-stage train --tag reference \
-  --train-args "--max_epoch 1"
+  --train-args "--max_epoch 1" --align-args "--silences <eps>,SIL"
 check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing to do"
 check "all utterances have them" same utterances 22 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}

@@ -86,7 +86,7 @@ def model_report(model, dump, times, chunk, near, device):
 
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.audio import read_audio
-    from espnet_speechllm_xl.borders import unusable
+    from espnet_speechllm_xl.borders import usable
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table, read_text
@@ -102,8 +102,8 @@ def model_report(model, dump, times, chunk, near, device):
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
-        timed = times.get(utterance)
-        reason = "not in wav.scp" if utterance not in audio else unusable(timed, metrics.words(text))
+        timed, reason = usable(times.get(utterance), metrics.words(text))
+        reason = reason if utterance in audio else "not in wav.scp"
         try:
             if reason is None:
                 speech = read_audio(audio[utterance], speech2text.sample_rate)

@@ -19,6 +19,7 @@ system=speechllm_xl   # speechllm_xl; the same model as nonstreaming, nonstreami
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
+align_args=           # further options of speechllm-xl align, e.g. "--silences <eps>,SIL" for entries of a CTM
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the recipe's run.sh
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
@@ -224,6 +225,8 @@ if runs 6 "$no_align"; then
       ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
     esac
+    # shellcheck disable=SC2206 # words on purpose
+    by+=($align_args)
     if [ "$alignment" = ctc ]; then
       tolerate "aligning: utterances in $aligned/$set/failed" \
         sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
