@@ -20,6 +20,7 @@ from .kaldi import Joined, joined, read_table, read_text
 from .score_dirs import KINDS, score_set
 from .text import normalise
 from .train_log import read_train_log, training_summary
+from .transcripts import NOTHING_IGNORED
 
 # Between the first and the second stands what a program writes into a Markdown file; the rest of it is kept.
 MARKS = "<!-- {name}: begin (written by `{program}`; text outside these two marks is kept) -->", "<!-- {name}: end -->"
@@ -217,7 +218,7 @@ def read_decoded(directory, dump):
     return references, read_text(directory / "text"), read_table(source / "utt2spk"), info
 
 
-def score_decoded(directory, dump):
+def score_decoded(directory, dump, ignored=NOTHING_IGNORED):
     """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
     directory = Path(directory)
     references, hypotheses, speakers, info = read_decoded(directory, dump)
@@ -228,7 +229,7 @@ def score_decoded(directory, dump):
         token_hypotheses = read_table(emitted, empty_values=True) if emitted.is_file() else _tokenize(model, hypotheses)
         tokens = (_tokenize(model, references), token_hypotheses)
     title = "/".join(directory.parts[-3:])
-    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title)
+    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title, ignored=ignored)
     return Decoded(*directory.parts[-3:], scores, info)
 
 
@@ -286,13 +287,13 @@ def _training_lines(exp, images):
     return lines
 
 
-def score_experiment(exp, dump, results, command=None, date=None):
+def score_experiment(exp, dump, results, command=None, date=None, ignored=NOTHING_IGNORED):
     """Score every decoded set below ``exp`` and write ``results`` (RESULTS.md), figures in ``images/`` beside it.
 
     Returns (list of :class:`Decoded`, unfinished, failed), the latter two ``{directory: message}`` of the sets that
     are not decoded to their end, which is no error while another training of ``exp`` decodes, and of those that could
     not be scored; together they are all sets found, and those without scores stand in RESULTS.md too.  ``command``:
-    how the results were made.  Raises UserError when there is nothing to score.
+    how the results were made; ``ignored``: what is not scored.  Raises UserError when there is nothing to score.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
@@ -300,12 +301,13 @@ def score_experiment(exp, dump, results, command=None, date=None):
     decoded, unfinished, failed = [], {}, {}
     for directory in directories:
         try:
-            decoded.append(score_decoded(directory, dump))
+            decoded.append(score_decoded(directory, dump, ignored))
         except (UserError, OSError) as error:
             (unfinished if isinstance(error, UnfinishedError) else failed)[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
     lines = made_lines(command, date)
+    lines += ["", f"WER and CER{ignored}."] if str(ignored) else []
     for model in sorted({item.model for item in decoded}, key=_natural):
         lines += _model_lines(model, [item for item in decoded if item.model == model], images)
     lines += _training_lines(exp, images)

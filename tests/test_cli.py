@@ -107,7 +107,7 @@ def test_help_is_instant(argv):
         (["transcribe", "a.wav", "--model", "m", "--format", "doc"], "argument --format: invalid choice: 'doc'"),
         (["transcribe", "a.wav", "--model", "m", "--beam-size", "many"], "argument --beam-size: invalid int value"),
         (["align", "--dump", "d", "--out", "o"], "one of the arguments --model --ctm is required"),
-        (["score", "--ref", "r"], "--hyp --utt2spk --out must be given too"),
+        (["score", "--ref", "r"], "--hyp --out must be given too"),
     ],
 )
 def test_wrong_use_is_2(capsys, argv, says):
@@ -706,14 +706,15 @@ def test_compare_has_rates_and_paired_differences(capsys, two_systems):
     a, b = two_systems / "a", two_systems / "b/text"  # a directory, a file
     assert compare(two_systems, a, b, a) == 0
     head, _, *rows, last = capsys.readouterr().out.splitlines()
-    assert head == "|decoded|WER (%)|minus the first|"
+    assert head == "|decoded|WER (%)|Sub|Del|Ins|minus the first|"
     cells = [row.strip("|").split("|") for row in rows]
     assert [row[0] for row in cells] == [str(a), str(b), str(a)]
     assert cells[0][1].startswith("25.0 [") and cells[1][1].startswith("10.0 [") and cells[0][1] == cells[2][1]
-    low, high = map(float, re.fullmatch(r"-15\.0 \[(.*), (.*)\]", cells[1][2]).groups())
+    low, high = map(float, re.fullmatch(r"-15\.0 \[(.*), (.*)\]", cells[1][5]).groups())
     # 6 of 20 utterances have an error less: the share of draws lies within 0.3 +- 0.2
     assert -25.0 <= low < -20.0 and -10.0 < high <= -5.0
-    assert [row[2] for row in cells[::2]] == ["-", "+0.0 [+0.0, +0.0]"]
+    assert [row[5] for row in cells[::2]] == ["-", "+0.0 [+0.0, +0.0]"]
+    assert [row[2:5] for row in cells] == [["0.0", "25.0", "0.0"], ["0.0", "10.0", "0.0"], ["0.0", "25.0", "0.0"]]
     assert last == "95 % intervals; blocks: 40 words in 20 utterances"
     assert compare(two_systems, a, b, "--unit", "characters") == 0
     found = capsys.readouterr().out

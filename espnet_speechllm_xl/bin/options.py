@@ -116,6 +116,21 @@ def _shard(text):
     return int(index), int(count)
 
 
+def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup | None = None) -> None:
+    """How the sets are named and what of them is scored; ``group`` takes the options of single sets."""
+    group = group or parser
+    group.add_argument("--utt2spk", metavar="FILE", help="speaker of every utterance, where the reference says none")
+    group.add_argument("--segments", metavar="FILE", help="Kaldi's, between utterances and a CTM or STM of recordings")
+    parser.add_argument(
+        "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
+    )
+    parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
+
+
+REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"
+HYPOTHESES_HELP = "hypotheses, of any toolkit: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text"
+
+
 def load_config(args, cls):
     """The dataclass ``cls`` of the options that :func:`add_config_arguments` made; raises ConfigError."""
     return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
