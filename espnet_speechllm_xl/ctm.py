@@ -157,24 +157,26 @@ def read_ctm_channels(path: str | Path) -> dict[tuple[str, str], list[Word]]:
     return _read(path, lambda recording, channel: (recording, channel))
 
 
-def format_word(utterance, word):
+def format_word(utterance, word, channel="1"):
     """One CTM line, without its end of line; raises UserError as :func:`write_ctm`."""
-    if not word.text or re.search(r"[ \t\r\n]", word.text) or re.search(r"\s", utterance):
+    if not word.text or re.search(r"[ \t\r\n]", word.text + utterance):
         raise UserError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
     if not 0 <= word.start <= word.end < math.inf:
         raise UserError(f"{utterance}: '{word.text}' from {word.start} s to {word.end} s is no span of time")
     # Both ends are rounded to whole milliseconds and then subtracted, so that start + duration is the rounded end.
     start, end = round(word.start * 1000), round(word.end * 1000)
-    line = f"{utterance} 1 {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text}"
+    line = f"{utterance} {channel} {start / 1000:.3f} {(end - start) / 1000:.3f} {word.text}"
     return line if word.confidence is None else f"{line} {word.confidence:.4f}"
 
 
 def write_ctm(path, utterances):
     """Write ``{utterance: [Word, ...]}`` as a CTM file, sorted by utterance (C locale), times to 1 ms.
 
-    Raises UserError naming the utterance when a word is empty, holds a space or has impossible times.
+    An utterance may also be a pair, (recording, channel).  Raises UserError naming the utterance when a word is empty,
+    holds a space or has impossible times.
     """
     with atomic_write(path) as stream:
-        for utterance in sorted(utterances):
-            for word in utterances[utterance]:
-                stream.write(format_word(utterance, word) + "\n")
+        for key in sorted(utterances):
+            utterance, channel = (key, "1") if isinstance(key, str) else key
+            for word in utterances[key]:
+                stream.write(format_word(utterance, word, channel) + "\n")

@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,8 +182,8 @@ def _channel(name: str) -> str:
     return {"a": "1", "b": "2"}.get(name.casefold(), name)
 
 
-def read_segments(path: str | Path) -> dict[str, Span]:
-    """Kaldi's ``segments``: ``{utterance: Span}``; raises UserError."""
+def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str, Span]:
+    """Kaldi's ``segments``: ``{utterance: Span}``; raises UserError, also when it lacks one of ``utterances``."""
     spans = {}
     for utterance, value in read_table(path).items():
         try:
@@ -192,6 +192,9 @@ def read_segments(path: str | Path) -> dict[str, Span]:
             raise UserError(f"{path}: '{utterance} {value}' is not {SEGMENT}: mend the line") from None
         channel = None if channel is None else str(channel + 1)  # CTM and STM count from 1
         spans[utterance] = Span(recording, channel, start, math.inf if end is None else end)
+    absent = sorted(set(utterances) - spans.keys())
+    if absent:
+        raise UserError(f"{path} lacks {some_names(absent)} ({len(absent)} in all): give the segments of the set")
     return spans
 
 
@@ -259,6 +262,16 @@ def _read_ctm(path: str | Path, reference: Reference) -> dict[str, str]:
         words = {name: sorted(each, key=lambda word: word.start) for name, each in words.items()}
     known = {folded(word) for text in reference.texts.values() for word in text.split()}
     return _texts_of_words(words, known, path)
+
+
+def by_recording(utterances: dict[str, list[Word]], spans: dict[str, Span]) -> dict[tuple[str, str], list[Word]]:
+    """Words of utterances by (recording, channel), in the recording's time, in order; all have ``spans``."""
+    found = {}
+    for name, words in utterances.items():
+        span = spans[name]
+        moved = [replace(word, start=span.start + word.start, end=span.start + word.end) for word in words]
+        found.setdefault((span.recording, span.channel or "1"), []).extend(moved)
+    return {key: sorted(words, key=lambda word: (word.start, word.end)) for key, words in found.items()}
 
 
 # Both sides

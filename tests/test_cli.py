@@ -327,7 +327,7 @@ TABLES = ["text", "token", "token_int", "score"]
 
 
 def read_all(directory):
-    return {name: (directory / name).read_bytes() for name in (*TABLES, "failed")}
+    return {name: (directory / name).read_bytes() for name in (*TABLES, "failed", "words.ctm")}
 
 
 def decode_set(capsys, dump, model, out, *options):
@@ -350,6 +350,7 @@ def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
     speech2text = Speech2Text.from_pretrained(tiny_model_dir, search="greedy", dtype="float64")
     audio = read_table(dump / "wav.scp")
     tables = {name: read_table(decoded / name) if name != "failed" else {} for name in TABLES}
+    timed = read_ctm(decoded / "words.ctm")
     assert all(list(table) == sorted(TEXTS) for table in tables.values())
     for utterance in TEXTS:
         (transcript,) = speech2text(audio[utterance])
@@ -357,12 +358,38 @@ def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
         assert tables["token"][utterance].split() == list(transcript.tokens)
         assert tables["token_int"][utterance].split() == list(map(str, transcript.token_ids))
         assert float(tables["score"][utterance]) == pytest.approx(transcript.score, abs=1e-9)
+        words = [(word.text, round(word.start, 3), round(word.end, 3)) for word in transcript.words]
+        assert [(word.text, word.start, word.end) for word in timed.get(utterance, ())] == words
+    assert sum(map(len, timed.values())) > 5
     assert (decoded / "failed").read_bytes() == b""
     summary = json.loads((decoded / "decode.json").read_text())
     assert (summary["utterances"], summary["failed"]) == (7, 0)
     assert summary["audio_seconds"] == pytest.approx(sum(SAMPLES.values()) / 16000)
     assert summary["seconds"] > 0 and summary["settings"]["search"] == "greedy"
     assert not (decoded / ".parts").exists()
+
+
+def test_words_of_a_decoded_set_in_their_recordings(capsys, dump, decoded, tiny_model_dir, tmp_path):
+    """Each utterance begins 10 s after the one before, in one recording for a speaker, the second's on channel 2."""
+    out = shutil.copytree(decoded, tmp_path / "out")
+    starts = {utterance: 10.0 * index for index, utterance in enumerate(sorted(TEXTS))}
+    segments = [f"{name} tape-{name[0]} {at} {at + 9} {int(name[0] == 'b')}\n" for name, at in starts.items()]
+    (tmp_path / "segments").write_text("".join(segments))
+    code, printed, _ = decode_set(capsys, dump, tiny_model_dir, out, "--segments", tmp_path / "segments")
+    assert code == 0 and "were decoded before" in printed  # nothing else has to be done for it
+    found = read_ctm(out / "recordings.ctm")
+    words = [(name[0], word) for name, each in sorted(read_ctm(out / "words.ctm").items()) for word in each]
+    assert sorted(found) == ["tape-a", "tape-b"]
+    for speaker in "ab":
+        wanted = [word.text for name, word in words if name == speaker]
+        assert [word.text for word in found[f"tape-{speaker}"]] == wanted
+    name, first = next((name, each[0]) for name, each in sorted(read_ctm(out / "words.ctm").items()) if name[0] == "b")
+    assert found["tape-b"][0].start == pytest.approx(starts[name] + first.start, abs=0.0011)
+    lines = (out / "recordings.ctm").read_text().splitlines()
+    assert {tuple(line.split()[:2]) for line in lines} == {("tape-a", "1"), ("tape-b", "2")}
+    (tmp_path / "segments").write_text("".join(segments[1:]))
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, out, "--segments", tmp_path / "segments")
+    assert code == 2 and "segments lacks a-1 (1 in all): give the segments of the set" in one_line(error)
 
 
 def test_unusable_audio_is_listed_and_counted(capsys, broken_dump, decoded, tiny_model_dir, tmp_path):

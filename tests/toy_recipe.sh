@@ -124,7 +124,7 @@ check "aligned + left out = all" every_utterance
 check "recogniser" filled "$model"/{config.yaml,tokenizer.model,checkpoint.pth,valid.acc_text.ave.pth,train.log} \
   "$model"/stats/train/{feats_stats.npz,speech_shape,text_shape,ends_shape} "$model".zip
 check "learning curves for TensorBoard" filled "$model"/tensorboard/{train,valid}/events.*
-check "decodings" filled "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/{score,decode.json} \
+check "decodings" filled "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/{score,words.ctm,decode.json} \
   "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}
 check "every utterance decoded" every_decoding
 check "RESULTS.md has all rows" result_rows

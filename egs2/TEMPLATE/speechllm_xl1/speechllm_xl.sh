@@ -262,8 +262,10 @@ fi
 
 # decode SET...: with every search
 decode() {
-  local set search joint out
+  local set search joint out segments
   for set in "$@"; do
+    segments=()
+    [ ! -f "$data/$set/segments" ] || segments=(--segments "$data/$set/segments")
     for search in $searches; do
       joint=()
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
@@ -273,7 +275,7 @@ decode() {
       tolerate "decoding: utterances in $out/failed" \
         sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$out" --device "$device" \
-        --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
+        --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" "${segments[@]}" $decode_args
       unlock
     done
   done
