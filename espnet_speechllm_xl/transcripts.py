@@ -11,6 +11,7 @@ Utterances of an STM and words in a recording of a CTM have places in time, no n
 """
 
 import bisect
+import contextlib
 import logging
 import math
 import re
@@ -233,20 +234,24 @@ def _words_by_utterance(channels: dict, reference: Reference, path: str | Path) 
     A word belongs to the first utterance that ends after the word's middle, else to the last one: what was heard
     between utterances counts as inserted.
     """
-    absent = sorted({recording for recording, _ in channels} - {span.recording for span in reference.spans.values()})
+    places, heard, found = {}, Counter(recording for recording, _ in channels), {}
+    for name, span in reference.spans.items():
+        places.setdefault(span.recording, []).append((span.end, span.start, name))
+    absent = sorted(heard.keys() - places.keys())
     if absent:
-        names = f"{some_names(absent)} not in {reference.path} ({len(absent)} in all)"
-        raise UserError(f"{path}: {names}: give a CTM of the same recordings")
-    found = {}
+        raise UserError(
+            f"{path}: {some_names(absent)} not in {reference.path} ({len(absent)} in all): give a CTM of the same "
+            "recordings, or --segments FILE, which says where in them utterances lie"
+        )
     for (recording, channel), words in channels.items():
-        places = [(span, name) for name, span in reference.spans.items() if span.recording == recording]
-        several = len({span.channel for span, _ in places}) > 1 or sum(name == recording for name, _ in channels) > 1
-        places = sorted((s.end, s.start, name) for s, name in places if not several or s.channel == _channel(channel))
-        if not places:
+        here = sorted(places[recording])
+        if heard[recording] > 1 or len({reference.spans[name].channel for *_, name in here}) > 1:
+            here = [place for place in here if reference.spans[place[2]].channel == _channel(channel)]
+        if not here:
             raise UserError(f"{path}: channel {channel} of {recording} is not in {reference.path}: leave it out")
         for word in words:
-            index = bisect.bisect_right(places, ((word.start + word.end) / 2, math.inf))
-            found.setdefault(places[min(index, len(places) - 1)][2], []).append(word)
+            index = bisect.bisect_right(here, ((word.start + word.end) / 2, math.inf))
+            found.setdefault(here[min(index, len(here) - 1)][2], []).append(word)
     return found
 
 
@@ -283,6 +288,31 @@ def _existing(path: str | Path) -> Path:
     return Path(path)
 
 
+_LINES = {
+    "trn": r".*\([^()\s]+\)",
+    "stm": r"(\S+\s+){3}[\d.]+\s+[\d.]+(\s.*)?",
+    "ctm": r"(\S+\s+){2}[\d.]+\s+[\d.]+\s+\S+(\s+[\d.]+)?",
+}
+
+
+def _kaldi_texts(path: Path) -> dict[str, str]:
+    try:
+        return read_text(path / "text" if path.is_dir() else path)
+    except UserError as error:
+        raise UserError(f"{error}{_other_kind(path)}") from None
+
+
+def _other_kind(path: Path) -> str:
+    """Advice, where a file that is no Kaldi text by its name looks like another kind by its lines; else ''."""
+    if kind_of(path) != "kaldi" or path.is_dir():
+        return ""
+    with contextlib.suppress(UserError, OSError):
+        lines = [line.strip() for _, line in nist_lines(path)]
+        kinds = [kind for kind, form in _LINES.items() if all(re.fullmatch(form, line) for line in lines)]
+        return f"; if it is a {kinds[0]} file, let its name end with .{kinds[0]}" if lines and kinds else ""
+    return ""
+
+
 def read_reference(
     path: str | Path, utt2spk: str | Path | None = None, segments: str | Path | None = None
 ) -> Reference:
@@ -308,7 +338,7 @@ def read_reference(
 
 
 def _kaldi_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
-    return Reference(str(path), read_text(path / "text" if path.is_dir() else path), speakers, spans)
+    return Reference(str(path), _kaldi_texts(path), speakers, spans)
 
 
 def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
@@ -385,7 +415,7 @@ def read_hypotheses(path: str | Path, reference: Reference) -> dict[str, str]:
     if kind == "stm":
         turns = {name: turn.text for name, turn in _named_turns(read_stm(path), reference.spans, path).items()}
         return _of_the_set({name: text for name, text in turns.items() if text is not None}, reference, path)
-    texts = read_trn(path) if kind == "trn" else read_text(path / "text" if path.is_dir() else path)
+    texts = read_trn(path) if kind == "trn" else _kaldi_texts(path)
     names = _names(texts, reference, is_trn=kind == "trn")
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
@@ -401,6 +431,6 @@ def _of_the_set(texts: dict[str, str], reference: Reference, path: Path) -> dict
         advice = ", or give --segments FILE, which says where in recordings utterances lie" if by_place else ""
         raise UserError(
             f"{path}: its ids ({some_names(sorted(kept), 2)}) are none of {reference.path}'s "
-            f"({some_names(sorted(reference.texts), 2)}): give hypotheses of the same set{advice}"
+            f"({some_names(sorted(reference.texts), 2)}): give hypotheses of the same set{advice}{_other_kind(path)}"
         )
     return kept

@@ -91,11 +91,15 @@ def test_what_files_say_themselves_need_not_be_given(place, capsys, ref, hyp):
         ("text", "hyp", "text says no speakers: give --utt2spk FILE, or a directory that holds text and utt2spk"),
         ("ref.stm", "hyp", "are none of .*ref.stm's .*: give hypotheses of the same set, or give --segments FILE"),
         ("ref.trn", "recordings.ctm", "are none of .*, or give --segments FILE, which says where in recordings"),
+        ("ref.stm", "hyp.ctm", r"hyp.ctm: s1-u1, s1-u2, s2-u3 not in .*ref.stm \(3 in all\): .* or --segments FILE"),
         ("set", "other.ctm", r"other.ctm: tape not in .*set \(1 in all\): give a CTM of the same recordings"),
         ("set", "two.ctm", "two.ctm: channel A of rec is not in .*set: leave it out"),
         ("set", "no.trn", r"no.trn:2: a line of a trn file ends with \(speaker-utterance\): mend it"),
         ("set", "twice.trn", "twice.trn:2: 's1-u1' comes a second time: remove one of the two lines"),
         ("bad.stm", "hyp", r"bad.stm:1: a line of an STM file is `recording channel .*: mend the line"),
+        ("set", "words", "words: duplicate id .*; if it is a ctm file, let its name end with .ctm"),
+        ("set", "lines.txt", "lines.txt: its ids .*; if it is a trn file, let its name end with .trn"),
+        ("set", "turns", "turns: duplicate id .*; if it is a stm file, let its name end with .stm"),
         ("set", "both.trn", "both.trn: several hypotheses for s1-u1: give one for each utterance"),
     ],
 )
@@ -103,6 +107,9 @@ def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
     (place / "other.ctm").write_text("tape 1 0 1 a\n")
     (place / "two.ctm").write_text("rec A 0 1 a\nrec B 0 1 a\n")
     (place / "no.trn").write_text("a (s1-u1)\nb\n")
+    (place / "words").write_text("rec A 0 1 a\nrec A 1 1.5 b 0.99\n")
+    (place / "lines.txt").write_text("a (s1-u1)\n(s1-u2)\n")
+    (place / "turns").write_text("rec A s 0 1 <o> a\nrec A s 1 1.5 b 0.99\nrec A s 2 3\n")
     (place / "twice.trn").write_text("a (s1-u1)\nb (s1-u1)\n")
     (place / "both.trn").write_text("a (s1-u1)\nb (s1-s1-u1)\n")
     (place / "bad.stm").write_text("rec 1 s1 2.0 1.0 a\n")
