@@ -157,8 +157,8 @@ def read_ctm_channels(path: str | Path) -> dict[tuple[str, str], list[Word]]:
     return _read(path, lambda recording, channel: (recording, channel))
 
 
-def format_word(utterance, word, channel="1"):
-    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`."""
+def format_word(utterance, word, channel=1):
+    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`.  CTM counts channels from 1."""
     if not word.text or re.search(r"[ \t\r\n]", word.text + utterance):
         raise UserError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
     if not 0 <= word.start <= word.end < math.inf:
@@ -177,6 +177,6 @@ def write_ctm(path, utterances):
     """
     with atomic_write(path) as stream:
         for key in sorted(utterances):
-            utterance, channel = (key, "1") if isinstance(key, str) else key
+            utterance, channel = (key, 1) if isinstance(key, str) else key
             for word in utterances[key]:
                 stream.write(format_word(utterance, word, channel) + "\n")

@@ -2,7 +2,7 @@
 
 Error rates come from jiwer's Levenshtein alignment, where a substitution, a deletion and an insertion cost
 1 each, so Err is the fewest errors possible.  sclite weighs them 4, 3, 3 and now and then counts one more.
-Text is compared as it stands; ``transcripts.py`` has made it Unicode NFC, and taken tags and case away where asked to.
+Text is compared as it stands, in Unicode NFC; tags and case are taken away before, where asked to (scoring_inputs.py).
 """
 
 import math

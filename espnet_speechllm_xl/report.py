@@ -18,9 +18,9 @@ from .errors import UserError
 from .io import atomic_write
 from .kaldi import Joined, joined, read_table, read_text
 from .score_dirs import KINDS, score_set
+from .scoring_inputs import NOTHING_IGNORED
 from .text import normalise
 from .train_log import read_train_log, training_summary
-from .transcripts import NOTHING_IGNORED
 
 # Between the first and the second stands what a program writes into a Markdown file; the rest of it is kept.
 MARKS = "<!-- {name}: begin (written by `{program}`; text outside these two marks is kept) -->", "<!-- {name}: end -->"

@@ -1,6 +1,6 @@
 """ESPnet's score directories: the comparison of one decoded set with its references, for people and for ``sclite``.
 
-<decode>/<set>/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}     trn lines: transcripts.py
+<decode>/<set>/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}     trn lines: scoring_inputs.py
 """
 
 import logging
@@ -11,7 +11,7 @@ from . import metrics
 from .errors import UserError
 from .io import atomic_write
 from .metrics import Counts
-from .transcripts import NOTHING_IGNORED, trn_line
+from .scoring_inputs import NOTHING_IGNORED, trn_line
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
 

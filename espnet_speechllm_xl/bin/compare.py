@@ -10,7 +10,7 @@ def add_arguments(parser):
     """Declare the options of the command."""
     text = f"{HYPOTHESES_HELP}; the first is the one that the others are compared with"
     parser.add_argument("hypotheses", nargs="*", metavar="DECODED", help=text)
-    parser.add_argument("--hyp", nargs="+", default=[], metavar="PATH", help="the same, after those")
+    parser.add_argument("--hyp", nargs="+", default=[], metavar="PATH", help="the same, as score has it")
     parser.add_argument("--ref", "--dump", required=True, metavar="PATH", help=REFERENCE_HELP)
     add_scoring_arguments(parser)
     parser.add_argument(
@@ -22,7 +22,7 @@ def _counted(name, reference, args):
     """The ``significance.Blocks`` and the ``metrics.Counts`` of a decoded set."""
     from espnet_speechllm_xl import metrics, significance
     from espnet_speechllm_xl.kaldi import joined
-    from espnet_speechllm_xl.transcripts import Ignored, read_hypotheses
+    from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses
 
     ignored = Ignored(args.ignore_tags, args.ignore_case)
     texts = map(ignored.left_of_all, (reference.texts, read_hypotheses(name, reference)))
@@ -39,8 +39,8 @@ def main(args):
     """Print a table; returns 0.  Raises UserError for files that are missing, or not of the set."""
     from espnet_speechllm_xl import significance
     from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.scoring_inputs import Ignored, read_reference
     from espnet_speechllm_xl.tables import RATES, markdown
-    from espnet_speechllm_xl.transcripts import Ignored, read_reference
 
     names = [*args.hypotheses, *args.hyp]
     if not names:

@@ -26,7 +26,7 @@ def main(args):
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import read_table, write_table
-    from espnet_speechllm_xl.transcripts import read_segments
+    from espnet_speechllm_xl.scoring_inputs import read_segments
 
     dump, out = Path(args.dump), Path(args.out)
     counts = sample_counts(dump)
@@ -116,7 +116,7 @@ def _write_texts(out, good):
 def _write_recordings(out: Path, spans: dict | None) -> None:
     """``recordings.ctm``: the words of ``words.ctm`` in the time of their recordings."""
     from espnet_speechllm_xl.ctm import read_ctm, write_ctm
-    from espnet_speechllm_xl.transcripts import by_recording
+    from espnet_speechllm_xl.scoring_inputs import by_recording
 
     if spans is None:
         return

@@ -50,7 +50,7 @@ def _wrong_use(args):
 
 
 def _ignored(args):
-    from espnet_speechllm_xl.transcripts import Ignored
+    from espnet_speechllm_xl.scoring_inputs import Ignored
 
     return Ignored(args.ignore_tags, args.ignore_case)
 
@@ -59,7 +59,7 @@ def _score_one(args):
     from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.report import score_table
     from espnet_speechllm_xl.score_dirs import score_set
-    from espnet_speechllm_xl.transcripts import read_hypotheses, read_reference
+    from espnet_speechllm_xl.scoring_inputs import read_hypotheses, read_reference
 
     reference = read_reference(args.ref, args.utt2spk, args.segments)
     tables = reference.texts, read_hypotheses(args.hyp, reference), reference.speakers

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from espnet_speechllm_xl import transcripts
+from espnet_speechllm_xl import scoring_inputs
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.transcripts import Ignored, read_hypotheses, read_reference, read_trn, speaker_of, trn_line
+from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses, read_reference, read_trn, speaker_of, trn_line
 
 SCLITE = shutil.which("sclite", path="/usr/lib/sctk/bin") or shutil.which("sclite")
 
@@ -97,10 +97,11 @@ def test_what_files_say_themselves_need_not_be_given(place, capsys, ref, hyp):
         ("set", "no.trn", r"no.trn:2: a line of a trn file ends with \(speaker-utterance\): mend it"),
         ("set", "twice.trn", "twice.trn:2: 's1-u1' comes a second time: remove one of the two lines"),
         ("bad.stm", "hyp", r"bad.stm:1: a line of an STM file is `recording channel .*: mend the line"),
-        ("set", "words", "words: duplicate id .*; if it is a ctm file, let its name end with .ctm"),
-        ("set", "lines.txt", "lines.txt: its ids .*; if it is a trn file, let its name end with .trn"),
-        ("set", "turns", "turns: duplicate id .*; if it is a stm file, let its name end with .stm"),
-        ("set", "both.trn", "both.trn: several hypotheses for s1-u1: give one for each utterance"),
+        ("set", "words", "words: duplicate id .*; if it is ctm, let its name end with .ctm"),
+        ("set", "lines.txt", "lines.txt: its ids .*; if it is trn, let its name end with .trn"),
+        ("set", "turns", "turns: duplicate id .*; if it is stm, let its name end with .stm"),
+        ("set", "both.trn", "both.trn: several texts for s1-u1: give one for each utterance"),
+        ("both.trn", "hyp", None),
     ],
 )
 def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
@@ -116,8 +117,9 @@ def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
     assert cli.main(["score", "--ref", f"{place / ref}", "--hyp", f"{place / hyp}", "--out", f"{place / 'out'}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("speechllm-xl: error: ") and error.count("\n") == 1
-    with pytest.raises(UserError, match=message):
-        read_hypotheses(place / hyp, read_reference(place / ref))
+    utt2spk = None if message else place / "utt2spk"  # which tells that both ids are of one utterance
+    with pytest.raises(UserError, match=message or "both.trn: several texts for s1-u1: give one"):
+        read_hypotheses(place / hyp, read_reference(place / ref, utt2spk))
     assert not (place / "out").exists()
 
 
@@ -157,7 +159,7 @@ def test_channels_of_a_recording(tmp_path):
 def test_silences_of_a_ctm_are_no_words(tmp_path, caplog):
     (tmp_path / "hyp.ctm").write_text("u 1 0 1 <eps>\nu 1 1 1 SIL\nu 1 2 1 sil\nu 1 3 1 <unk>\nv 1 0 1 sp\n")
     speakers = {"u": "u", "v": "v"}
-    reference = transcripts.Reference("ref", {"u": "sil x", "v": "y"}, speakers)
+    reference = scoring_inputs.Reference("ref", {"u": "sil x", "v": "y"}, speakers)
     # The reference has the word "sil"; <unk> is something that was heard.
     assert read_hypotheses(tmp_path / "hyp.ctm", reference) == {"u": "SIL sil <unk>", "v": ""}
     assert "hyp.ctm: entries that are no words are passed over: <eps> 1, sp 1" in caplog.text

@@ -309,7 +309,7 @@ def _other_kind(path: Path) -> str:
     with contextlib.suppress(UserError, OSError):
         lines = [line.strip() for _, line in nist_lines(path)]
         kinds = [kind for kind, form in _LINES.items() if all(re.fullmatch(form, line) for line in lines)]
-        return f"; if it is a {kinds[0]} file, let its name end with .{kinds[0]}" if lines and kinds else ""
+        return f"; if it is {kinds[0]}, let its name end with .{kinds[0]}" if lines and kinds else ""
     return ""
 
 
@@ -344,6 +344,7 @@ def _kaldi_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str
 def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
     found = read_trn(path)
     names = {name: _name_in_table(name, speakers) for name in found}
+    _refuse_twice(names, path)
     texts = {names[name]: text for name, text in found.items()}
     _say_alternatives(path, texts)
     short = _unique({names[name]: _without_speaker(name) for name in found})
@@ -386,6 +387,12 @@ def _name_in_table(name: str, speakers: dict[str, str]) -> str:
     return next((name[cut + 1 :] for cut in cuts if speakers.get(name[cut + 1 :]) == name[:cut]), name)
 
 
+def _refuse_twice(names: dict[str, str], path: Path) -> None:
+    twice = sorted(name for name, count in Counter(names.values()).items() if count > 1)
+    if twice:
+        raise UserError(f"{path}: several texts for {some_names(twice)}: give one for each utterance")
+
+
 def _unique(aliases: dict[str, str]) -> dict[str, str]:
     """``{alias: name}`` of ``{name: alias}``, of aliases that are of one only."""
     counts = Counter(aliases.values())
@@ -417,9 +424,7 @@ def read_hypotheses(path: str | Path, reference: Reference) -> dict[str, str]:
         return _of_the_set({name: text for name, text in turns.items() if text is not None}, reference, path)
     texts = read_trn(path) if kind == "trn" else _kaldi_texts(path)
     names = _names(texts, reference, is_trn=kind == "trn")
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: several hypotheses for {some_names(sorted(twice))}: give one for each utterance")
+    _refuse_twice(names, path)
     return _of_the_set({names[one]: text for one, text in texts.items()}, reference, path)
 
 
