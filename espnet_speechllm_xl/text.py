@@ -25,7 +25,7 @@ def normalise(text):
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back.  ``pieces``: the token of each id; ``unknown_id``: that of no known symbol, or None."""
+    """Text to token ids and back; ``pieces``: the token of each id; ``unknown_id``: that of unknown text, or None."""
 
     pieces: list
     unknown_id: int | None
