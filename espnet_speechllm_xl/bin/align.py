@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_jobs_arguments
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, at_least
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
 WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
@@ -20,7 +20,9 @@ def add_arguments(parser):
     source.add_argument("--ctm", help="word times to use instead of the aligner's")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--text", help="Kaldi text to move the alignment to: the same words, other spelling")
-    parser.add_argument("--batch-size", type=int, default=16, help="utterances computed at once (default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=at_least(int, 1), default=16, help="utterances computed at once (default %(default)s)"
+    )
     add_jobs_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import at_least
+from espnet_speechllm_xl.bin.options import at_least, pause
 
 
 class Progress:
@@ -172,7 +172,7 @@ def get_parser():
     long.add_argument("--factor", type=at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
     long.add_argument("--order", choices=("consecutive", "shuffled"), default="consecutive")
     long.add_argument("--across-speakers", action="store_true", help="fill groups with the next speaker's utterances")
-    long.add_argument("--gap-seconds", type=at_least(float, 0), default=0.0, help="silence between utterances")
+    long.add_argument("--gap-seconds", type=pause, default=0.0, help="silence between utterances")
     long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
     _writers(long)
     long.set_defaults(run=_longform)

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_path, atomic_write
 from espnet_speechllm_xl.kaldi import read_table
@@ -19,7 +20,7 @@ def main(argv=None):
     parser.add_argument("--text", required=True, help="Kaldi text file of the training set")
     parser.add_argument("--out", required=True, help="directory for tokenizer.model and tokens.txt")
     parser.add_argument("--type", default="bpe", choices=["bpe", "unigram", "char", "hf"])
-    parser.add_argument("--vocab-size", type=int, default=100, help="tokens (bpe, unigram)")
+    parser.add_argument("--vocab-size", type=at_least(int, 1), default=100, help="tokens (bpe, unigram)")
     parser.add_argument("--hf", help="directory of a Hugging Face tokenizer (--type hf)")
     args = parser.parse_args(argv)
     try:
