@@ -260,7 +260,7 @@ def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
     (tmp_path / "empty").write_text("u1\n")
     for name, says in (
         ("absent", "absent does not exist"),
-        ("latin1", "convert it with iconv"),
+        ("latin1", "latin1: bytes that are no UTF-8 (line 1): convert the file"),
         ("empty", "no transcr"),
     ):
         assert tokens.main(["--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2

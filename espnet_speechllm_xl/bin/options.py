@@ -79,6 +79,17 @@ def at_least(kind, low):
     return number
 
 
+def add_rare_argument(parser: argparse.ArgumentParser) -> None:
+    """How much is said of what transcripts hold; the default is ``transcripts.RARE``."""
+    from espnet_speechllm_xl.transcripts import RARE
+
+    parser.add_argument(
+        "--rare", type=at_least(int, 0), default=RARE, metavar="N",
+        help="name symbols that occur fewer than N times, besides tags, digits and several cases (default %(default)s; "
+        "0: nothing of that)",
+    )  # fmt: skip
+
+
 def duration(text):
     """An argparse type: seconds above 0 that are a time."""
     if not 0 < float(text) <= LONGEST_SECONDS:
