@@ -14,10 +14,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from os import PathLike
+from typing import NamedTuple
 
 from .errors import UserError
-from .io import atomic_write
+from .io import CONVERT, NOT_UTF8, atomic_write, text_lines
+from .timeline import LONGEST_SECONDS, parse_seconds
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,20 @@ def matching(timed: Sequence[Word], words: Sequence[str]) -> list[Word] | None:
 
 def _number(value, name, where):
     try:
-        number = float(value)
+        return parse_seconds(value)  # a confidence lies within these limits, too
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise UserError(f"{where}: {name} '{value}' is not a number of at least 0: mend the line")
-    return number
+        limits = f"0 .. {LONGEST_SECONDS:.0f}"
+        raise UserError(f"{where}: {name} '{value}' is not a number in {limits}: mend the line") from None
+
+
+def _fields(line):
+    # Only blanks and tabs part the fields: a word may hold other Unicode spaces (U+00A0).
+    return re.split(r"[ \t]+", line.strip(" \t"))
 
 
 def _parse_line(line, where):
-    # Only blanks and tabs part the fields: a word may hold other Unicode spaces (U+00A0).
-    fields = re.split(r"[ \t]+", line.strip(" \t\r\n"))
+    fields = _fields(line)
+    _refuse_bytes(line, where)
     if len(fields) not in (5, 6):
         raise UserError(
             f"{where}: {len(fields)} fields where a CTM line has 5 or 6 (utterance channel start duration word "
@@ -113,33 +118,25 @@ def _parse_line(line, where):
     return fields[0], fields[1], Word(fields[4], start, round(start + duration, 6), confidence)
 
 
-def nist_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+def _lines(path: str | PathLike) -> Iterator[tuple[str, str]]:
+    for number, line in text_lines(path):
+        if line.strip() and not line.startswith(";;"):
+            yield f"{path}:{number}", line
+
+
+def nist_lines(path: str | PathLike) -> Iterator[tuple[str, str]]:
     """Yield (``file:number``, line) of a CTM, STM or trn file; blank lines and ``;;`` comments are passed over.
 
-    Raises UserError when the file is not UTF-8, FileNotFoundError when there is none.
+    Raises NotText when a line is not UTF-8, FileNotFoundError when there is no such file.
     """
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip() and not line.startswith(";;"):
-                    yield f"{path}:{number}", line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text after line {number}: convert it (iconv -t UTF-8)") from error
+    for where, line in _lines(path):
+        _refuse_bytes(line, where)
+        yield where, line
 
 
-def _read(path: str | Path, key_of: Callable[[str, str], object]) -> dict:
-    utterances = {}
-    for where, line in nist_lines(path):
-        utterance, channel, word = _parse_line(line, where)
-        words = utterances.setdefault(key_of(utterance, channel), [])
-        if words and word.start < words[-1].start:
-            raise UserError(
-                f"{where}: {utterance} '{word.text}' starts at {word.start} s, before '{words[-1].text}' "
-                f"({words[-1].start} s): sort the file (LC_ALL=C sort -s -k1,1 -k3,3n)"
-            )
-        words.append(word)
-    return utterances
+def _refuse_bytes(line, where):
+    if NOT_UTF8.search(line):
+        raise NotText(f"{where}: bytes that are no UTF-8: {CONVERT}")
 
 
 def read_ctm(path):
@@ -149,12 +146,60 @@ def read_ctm(path):
     a wrong number of fields, an unusable number, or starts before the word above it in its utterance;
     FileNotFoundError when there is no such file.
     """
-    return _read(path, lambda utterance, _channel: utterance)
+    utterances, defects = scan_ctm(path)
+    if defects:
+        raise defects[0].error
+    return utterances
 
 
-def read_ctm_channels(path: str | Path) -> dict[tuple[str, str], list[Word]]:
+class Unordered(UserError):
+    """Words of an utterance that are not in the order of their times."""
+
+
+class NotText(UserError):
+    """Bytes of a CTM file that are no UTF-8."""
+
+
+class Defect(NamedTuple):
+    """A line of a CTM file that :func:`read_ctm` refuses: the utterance that it is of, the error that says why."""
+
+    utterance: str
+    error: UserError
+
+
+def read_ctm_channels(path: str | PathLike) -> dict[tuple[str, str], list[Word]]:
     """:func:`read_ctm` by (recording, channel)."""
-    return _read(path, lambda recording, channel: (recording, channel))
+    utterances, defects = scan_ctm(path, lambda recording, channel: (recording, channel))
+    if defects:
+        raise defects[0].error
+    return utterances
+
+
+def _utterance(utterance, _channel):
+    return utterance
+
+
+def scan_ctm(path: str | PathLike, key_of: Callable[[str, str], object] = _utterance) -> tuple[dict, list[Defect]]:
+    """Read a CTM file leniently: its utterances as :func:`read_ctm` gives them, and the defects of its lines.
+
+    ``key_of`` makes a key of ``utterances`` from utterance and channel.
+    An :class:`Unordered` word is in its utterance, in the file's order; lines with other defects are left out.
+    Raises FileNotFoundError.
+    """
+    utterances, defects = {}, []
+    for where, line in _lines(path):
+        try:
+            utterance, channel, word = _parse_line(line, where)
+        except UserError as error:
+            defects.append(Defect(_fields(line)[0], error))
+            continue
+        words = utterances.setdefault(key_of(utterance, channel), [])
+        if words and word.start < words[-1].start:
+            what = f"'{word.text}' starts at {word.start} s, before '{words[-1].text}' ({words[-1].start} s)"
+            advice = "sort the file (LC_ALL=C sort -s -k1,1 -k3,3n)"
+            defects.append(Defect(utterance, Unordered(f"{where}: {utterance} {what}: {advice}")))
+        words.append(word)
+    return utterances, defects
 
 
 def format_word(utterance, word, channel=1):

@@ -121,6 +121,45 @@ def test_train_without_options_is_wrong_use(capsys):
     assert code == 0 and "--print_config" in out
 
 
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"max_epoch: 3\n# caf\xe9\n", "train.yaml, line 2: bytes that are no UTF-8: convert the file"),
+        (b"max_epoch: [3\n", "train.yaml is not readable YAML (while parsing"),
+        (b"tag: 2024-13-45\n", "train.yaml is not readable YAML (month must be in 1..12"),
+        (b"a: \x00\n", "train.yaml is not readable YAML (unacceptable character #x0000"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_one_line(capsys, tmp_path, content, says):
+    (tmp_path / "train.yaml").write_bytes(content)
+    code, _, error = run(capsys, "train", "--config", tmp_path / "train.yaml", "--output_dir", tmp_path / "out")
+    assert code == 2 and says in error and one_line(error)
+
+
+@pytest.mark.parametrize("bad", ["inf", "nan", "-1", "1e300", "x"])
+def test_seconds_that_are_none_are_wrong_use(capsys, bad):
+    from espnet_speechllm_xl.bin.data import get_parser
+
+    with pytest.raises(SystemExit) as ended:
+        get_parser().parse_args(["longform", "--dump", "d", "--out", "o", "--factor", "2", f"--gap-seconds={bad}"])
+    assert ended.value.code == 2 and "argument --gap-seconds: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["align", "--dump", "d", "--out", "o", "--model", "m", "--batch-size=0"],
+        ["decode", "--dump", "d", "--out", "o", "--model", "m", "--batch-size=-1"],
+        ["latency", "--dump", "d", "--out", "o", "--model", "m", "--nj=0"],
+        ["decode", "--dump", "d", "--out", "o", "--model", "m", f"--nj={10**12}"],
+    ],
+)
+def test_counts_that_are_none_are_wrong_use(capsys, argv):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2 and f"argument {argv[-1].partition('=')[0]}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv, task", [(["train"], "speechllm_xl"), (["train-aligner"], "ctc")])
 def test_train_prints_its_configuration(capsys, argv, task):
     with pytest.raises(SystemExit) as ended:
@@ -510,7 +549,10 @@ def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     "change, says",
     [
         (lambda d: (d / "wav.scp").unlink(), "wav.scp does not exist: give a Kaldi data directory"),
-        (lambda d: (d / "utt2num_samples").write_text("a-1 long\n"), "utt2num_samples: 'long' of 'a-1' is no number"),
+        (
+            lambda d: (d / "utt2num_samples").write_text("a-1 long\n"),
+            "samples: not a number of samples ('a-1', line 1)",
+        ),
         (lambda d: [(d / n).write_text("") for n in ("wav.scp", "utt2num_samples")], "wav.scp is empty: run the"),
         (lambda d: (d / "wav.scp").write_text("a-1\n"), "wav.scp: line without a value"),
     ],

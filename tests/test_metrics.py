@@ -195,7 +195,7 @@ def test_ctm_errors_name_the_line(tmp_path, line, message):
 
 def test_ctm_not_utf8(tmp_path):
     (tmp_path / "bad.ctm").write_bytes(b"u 1 0.1 0.2 \xe9\n")
-    with pytest.raises(ValueError, match=r"bad\.ctm: not UTF-8"):
+    with pytest.raises(ValueError, match=r"bad\.ctm:1: bytes that are no UTF-8: convert"):
         read_ctm(tmp_path / "bad.ctm")
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_jobs_arguments
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, at_least
 from espnet_speechllm_xl.ctm import SILENCES, UNKNOWN_WORDS
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
@@ -32,7 +32,9 @@ def add_arguments(parser):
         )
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--text", help="Kaldi text to move the alignment to: the same words, other spelling")
-    parser.add_argument("--batch-size", type=int, default=16, help="utterances computed at once (default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=at_least(int, 1), default=16, help="utterances computed at once (default %(default)s)"
+    )
     add_jobs_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
 

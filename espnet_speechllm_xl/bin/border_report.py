@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
 PROGRAM = "border_report"
@@ -24,10 +25,16 @@ def get_parser():
     what.add_argument("--model", help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/<set>")
     parser.add_argument("--reference", metavar="CTM", help="times of the words (default: ref.ctm in the dump)")
-    parser.add_argument("--chunk", type=int, metavar="FRAMES", help="of 40 ms (default: that of the model)")
+    parser.add_argument(
+        "--chunk", type=at_least(int, 1), metavar="FRAMES", help="of 40 ms (default: that of the model)"
+    )
     parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
     parser.add_argument(
-        "--near", type=int, default=3, metavar="FRAMES", help="from a border that are near it (default %(default)s)"
+        "--near",
+        type=at_least(int, 0),
+        default=3,
+        metavar="FRAMES",
+        help="from a border that are near it (default %(default)s)",
     )
     return parser
 

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, load_settings
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, at_least, load_settings
 
 WRITTEN = ("text", "token", "token_int", "score", "nbest.jsonl", "failed", "decode.json", "words.ctm", "recordings.ctm")
 
@@ -14,7 +14,9 @@ def add_arguments(parser):
     parser.add_argument("--dump", required=True, help="dump set to decode (dump/raw/SET)")
     parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, words.ctm, ...")
     parser.add_argument("--segments", metavar="FILE", help="Kaldi's: also write recordings.ctm, words by recording")
-    parser.add_argument("--batch-size", type=int, default=8, help="utterances decoded together (default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=at_least(int, 1), default=8, help="utterances decoded together (default %(default)s)"
+    )
     add_jobs_arguments(parser)
     add_model_arguments(parser)
 

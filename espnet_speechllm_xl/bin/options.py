@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import math
 
-from espnet_speechllm_xl.config import SearchConfig, StreamConfig
+from espnet_speechllm_xl.config import MOST, SearchConfig, StreamConfig
+from espnet_speechllm_xl.timeline import LONGEST_SECONDS
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
@@ -52,15 +52,9 @@ def sample_counts(dump):
     """``utt2num_samples`` of a dump set: ``{utterance: samples}``; raises KaldiError."""
     from espnet_speechllm_xl.kaldi import KaldiError, read_table
 
-    counts = {}
     if not (dump / "utt2num_samples").exists():
         raise KaldiError(f"{dump} is no formatted set, it has no utt2num_samples: give one (dump/raw/SET)")
-    for utterance, value in read_table(dump / "utt2num_samples").items():
-        if not value.isdecimal():
-            where = dump / "utt2num_samples"
-            raise KaldiError(f"{where}: '{value}' of '{utterance}' is no number: format the set again")
-        counts[utterance] = int(value)
-    return counts
+    return {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
 
 
 def load_settings(args):
@@ -71,27 +65,40 @@ def load_settings(args):
 
 
 def at_least(kind, low):
-    """An argparse type: a number of ``kind`` not below ``low``."""
+    """An argparse type: a number of ``kind`` not below ``low``; a whole one has a limit that no use comes near."""
 
     def number(text):
         value = kind(text)
         if not value >= low:
             raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        if kind is int and value > MOST:
+            raise argparse.ArgumentTypeError(f"{text} is more than {MOST}")
         return value
 
     number.__name__ = kind.__name__
     return number
 
 
+def add_rare_argument(parser: argparse.ArgumentParser) -> None:
+    """How much is said of what transcripts hold; the default is ``transcripts.RARE``."""
+    from espnet_speechllm_xl.transcripts import RARE
+
+    parser.add_argument(
+        "--rare", type=at_least(int, 0), default=RARE, metavar="N",
+        help="name symbols that occur fewer than N times, besides tags, digits and several cases (default %(default)s; "
+        "0: nothing of that)",
+    )  # fmt: skip
+
+
 def duration(text):
-    """An argparse type: finite seconds above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no duration above 0")
+    """An argparse type: seconds above 0 that are a time."""
+    if not 0 < float(text) <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is no duration above 0 and up to {LONGEST_SECONDS:.0f} s")
     return float(text)
 
 
 def pause(text):
-    """An argparse type: finite seconds, also none."""
+    """An argparse type: seconds that are a time, also none."""
     return 0.0 if float(text) == 0 else duration(text)
 
 

@@ -102,6 +102,8 @@ speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 no_perturb='' no_format='' no_aligner=''
 [ -n "$speed_perturb" ] || no_perturb="no --speed-perturb"
 [ -z "$dumpdir" ] || [ -n "$kaldi_data" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
+[ -z "${cleaner#none}" ] || [ -z "$no_format" ] \
+  || die "--cleaner $cleaner: the texts of $no_format are taken as they are: give --kaldi-data, too, to format them"
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
 no_align=''
 if [ -z "$aligned_system" ]; then
@@ -143,7 +145,7 @@ fi
 if runs 3 "$no_format"; then
   for set in $train_data $valid_set $test_sets; do
     from=$data/$set
-    limits=(--sample-rate "$sample_rate")
+    limits=(--sample-rate "$sample_rate" --cleaner "$cleaner" --nlsyms "$nlsyms")
     [ "$set" != "$train_data" ] || limits+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
@@ -154,13 +156,15 @@ fi
 
 aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")
 make_tokens() {
-  local out=$1
+  local out=$1 set others=()
   shift
-  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" "$@"
+  for set in $valid_set $test_sets; do others+=("$dump/$set/text"); done
+  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" --nlsyms "$nlsyms" \
+    --others "${others[@]}" "$@"
 }
 if runs 4; then
   make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
-  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size"
+  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
 fi
 unlock
 
