@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from .ctm import SILENCES, Word, folded, nist_lines, read_ctm_channels
 from .errors import UserError
-from .kaldi import SEGMENT, normalise_text, parse_segment, read_table, read_text
+from .kaldi import normalise_text, parse_segment, read_table, read_text
 from .metrics import some_names
 
 NIST = ("trn", "stm", "ctm")
@@ -190,7 +190,7 @@ def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str,
         try:
             recording, start, end, channel = parse_segment(value)
         except ValueError:
-            raise UserError(f"{path}: '{utterance} {value}' is not {SEGMENT}: mend the line") from None
+            raise UserError(f"{path}: '{utterance} {value}' is no segment of a recording: mend the line") from None
         channel = None if channel is None else str(channel + 1)  # CTM and STM count from 1
         spans[utterance] = Span(recording, channel, start, math.inf if end is None else end)
     absent = sorted(set(utterances) - spans.keys())

@@ -102,6 +102,7 @@ def test_what_files_say_themselves_need_not_be_given(place, capsys, ref, hyp):
         ("set", "turns", "turns: duplicate id .*; if it is stm, let its name end with .stm"),
         ("set", "both.trn", "both.trn: several texts for s1-u1: give one for each utterance"),
         ("both.trn", "hyp", None),
+        ("bad", "hyp", "bad/segments.*mend"),
     ],
 )
 def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
@@ -113,6 +114,8 @@ def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
     (place / "turns").write_text("rec A s 0 1 <o> a\nrec A s 1 1.5 b 0.99\nrec A s 2 3\n")
     (place / "twice.trn").write_text("a (s1-u1)\nb (s1-u1)\n")
     (place / "both.trn").write_text("a (s1-u1)\nb (s1-s1-u1)\n")
+    shutil.copytree(place / "set", place / "bad")
+    (place / "bad/segments").write_text("s1-u1 rec 2.0 1.0\n")
     (place / "bad.stm").write_text("rec 1 s1 2.0 1.0 a\n")
     assert cli.main(["score", "--ref", f"{place / ref}", "--hyp", f"{place / hyp}", "--out", f"{place / 'out'}"]) == 2
     error = capsys.readouterr().err
