@@ -36,7 +36,8 @@ setup(
         "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested
         "peft>=0.21,<1",
         "jiwer>=4.0,<5",
-        "sentencepiece>=0.2.0,<0.2.2",  # from 0.2.2 on without the immutable_proto that text.py stands on
+        # Tested: 0.2.0, 0.2.1 (those of ESPnet 202511 and 202611) and 0.2.3; tensorboard brings the protobuf it wants.
+        "sentencepiece>=0.2.0,<0.3",
         "kaldiio>=2.18,<3",
         "soundfile>=0.13,<1",
         "soxr>=1.0,<2",

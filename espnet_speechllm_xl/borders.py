@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from . import metrics, timeline
-from .ctm import same_words
+from .ctm import Word, matching
 from .errors import UserError
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
@@ -28,11 +28,12 @@ def place(word, chunk, near):
     return AFTER if timeline.place_in_chunk(first, chunk) < near else ELSEWHERE
 
 
-def unusable(timed, words):
-    """Why the reference times of an utterance (list of ``ctm.Word``, or None) do not serve its ``words``, or None."""
+def usable(timed: list[Word] | None, words: list[str]) -> tuple[list[Word] | None, str | None]:
+    """The reference times of the ``words`` of an utterance and None; or None and the reason why there are none."""
     if not timed:
-        return "no reference times"
-    return None if same_words(timed, words) else "other words than its reference times"
+        return None, "no reference times"
+    matched = matching(timed, words)
+    return matched, None if matched is not None else "other words than its reference times"
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def border_errors(references, hypotheses, times, chunk, near):
     split = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():
-        reason = unusable(times.get(utterance), scored.reference)
+        timed, reason = usable(times.get(utterance), scored.reference)
         if reason:
             left_out[utterance] = reason
             continue
-        words = iter(times[utterance])
+        words = iter(timed)
         for kind, wanted, _ in scored.pairs:
             if wanted is not None:
                 kinds[place(next(words), chunk, near)][kind] += 1

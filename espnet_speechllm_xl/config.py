@@ -25,7 +25,7 @@ class ConfigError(UserError):
 
 
 def from_dict(cls, values, section=None):
-    """Make the dataclass ``cls`` from a YAML section; unknown names and values of other types raise ConfigError."""
+    """Make the dataclass ``cls`` from a YAML section; raises ConfigError for unknown names and unusable values."""
     values, section, kinds = values or {}, section or cls.__name__, typing.get_type_hints(cls)
     if not isinstance(values, dict):
         raise ConfigError(f"{section}: {values!r} is not a mapping of settings to values")
@@ -34,7 +34,17 @@ def from_dict(cls, values, section=None):
         wanted = typing.get_args(kinds[name]) or (kinds[name],)
         if not any(_is_a(value, kind) for kind in wanted):
             raise ConfigError(f"{section} {name}: {value!r} is not {' or '.join(KINDS[kind][1] for kind in wanted)}")
+        if not all(map(_is_in_range, value if isinstance(value, (list, tuple)) else [value])):
+            raise ConfigError(f"{section} {name}: {value!r} is no number within +-{MOST}")
     return cls(**values)
+
+
+MOST = 2**31 - 1  # beyond it sums and products of lengths do not fit
+
+
+def _is_in_range(value: object) -> bool:
+    """False for numbers that are none, or so large that computing with them fails; a section may allow infinity."""
+    return not isinstance(value, numbers.Real) or abs(value) <= MOST or value == math.inf
 
 
 # type of a field: (what a value may be, in words)
@@ -103,7 +113,10 @@ class FeatureConfig:
             "set features_conf f_max to at most half of the sample rate",
         )
         _require(self.n_mels >= 1, f"n_mels {self.n_mels} must be at least 1")
-        _require(self.floor > 0, f"floor {self.floor} must be positive: it keeps digital silence finite")
+        _require(
+            0 < self.floor < math.inf,
+            f"floor {self.floor} must be positive and finite: it keeps digital silence finite",
+        )
 
 
 @dataclass(frozen=True)
@@ -259,7 +272,7 @@ class LossConfig:
 
     def __post_init__(self):
         _require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} is not in [0, 1)")
-        _require(self.ctc_weight >= 0, f"ctc_weight {self.ctc_weight} must not be negative")
+        _require(_is_amount(self.ctc_weight), f"ctc_weight {self.ctc_weight} must not be negative, nor infinite")
 
 
 @dataclass(frozen=True)

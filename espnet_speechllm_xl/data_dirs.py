@@ -1,5 +1,6 @@
 """Whole Kaldi data directories: check, mend, cut, perturb.  Nothing here touches audio."""
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -8,20 +9,25 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from espnet_speechllm_xl.ctm import write_ctm
-from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.ctm import NotText, Unordered, scan_ctm, write_ctm
+from espnet_speechllm_xl.io import CONVERT, atomic_write
 from espnet_speechllm_xl.kaldi import (
-    SEGMENT,
+    BYTES,
+    CONTROL,
+    CUT_ID,
+    FIELDS,
     TABLES,
     WRITE_TEXT,
     KaldiError,
     Problem,
+    fits,
     fix_command,
     parse_segment,
     read_reference_times,
     read_table,
     scan_table,
     spk2utt,
+    without_controls,
     write_table,
 )
 
@@ -43,14 +49,11 @@ def _mismatches(path, tables, need_text):
     problems, segments = [], tables.get("segments")
     heard = tables["wav.scp"] if segments is None else segments
     audio = "wav.scp" if segments is None else "segments"
-    bad_segments, lost = [], []
+    lost = []
     for utterance, value in (segments or {}).items():
-        try:
+        with contextlib.suppress(ValueError):  # of the line itself: said before
             if parse_segment(value)[0] not in tables["wav.scp"]:
                 lost.append(utterance)
-        except ValueError:
-            bad_segments.append(utterance)
-    problems += missing("segments", f"not {SEGMENT}", bad_segments)
     problems += missing("segments", "recording is not in wav.scp", lost)
     for name in ("text", "utt2spk"):
         if name in tables:
@@ -76,7 +79,7 @@ def check_dir(path, need_text=True, need_files=False):
     known lengths.
 
     Raises:
-        KaldiError: a file is not UTF-8, cannot be read, or holds a damaged ``ref.ctm``.
+        KaldiError: no such directory, or a file cannot be read.
     """
     path, tables, problems = Path(path), {}, []
     if not path.is_dir():
@@ -95,7 +98,18 @@ def check_dir(path, need_text=True, need_files=False):
         if need_files:
             problems += _without_file(path, tables)
     known = tables.get("text", tables.get("utt2spk", {}))
-    strange = sorted((read_reference_times(path) or {}).keys() - known.keys())
+    return problems + _problems_of_times(path, known)
+
+
+def _problems_of_times(path: Path, known: dict) -> list[Problem]:
+    """Problems of ``ref.ctm``: its lines, and utterances that are not ``known``."""
+    if not (path / "ref.ctm").exists():
+        return []
+    problems, (words, defects) = [], scan_ctm(path / "ref.ctm")
+    if defects:
+        first = str(defects[0].error).removeprefix(f"{path / 'ref.ctm'}:")
+        problems.append(Problem(str(path / "ref.ctm"), "not words with their times", len(defects), f"line {first}"))
+    strange = sorted(words.keys() - known.keys())
     if strange:
         problems.append(Problem(str(path / "ref.ctm"), "unknown utterance", len(strange), f"'{strange[0]}'"))
     return problems
@@ -125,26 +139,74 @@ def _good_sources(tables):
     return good
 
 
+def _mended_tables(path: Path) -> tuple[dict, list[str]]:
+    """The tables of a directory without the defects of their lines, and a remark on each kind of them.
+
+    Left as they are: ids, control characters in what is no text, and utterances with a bad segment or speed.  Lengths
+    that are no numbers are left out; nothing stands on them.
+
+    Raises:
+        KaldiError: bytes that are no UTF-8.  In which encoding they are is for the user to say.
+    """
+    tables, remarks = {}, []
+    for name in (*TABLES, "spk2utt"):
+        if not (path / name).exists() and name != "wav.scp":
+            continue
+        table, found = scan_table(path / name)
+        for problem in found:
+            if problem.what == BYTES:
+                raise KaldiError(f"{problem}: {CONVERT}; the directory was left as it is")
+        if name == "text":
+            table = {key: without_controls(value) for key, value in table.items()}
+        if name in ("utt2dur", "utt2num_samples"):
+            table = {key: value for key, value in table.items() if fits(FIELDS[name], value)}
+        left = [CUT_ID, *([] if name == "text" else [CONTROL]), f"not {FIELDS['utt2speed'].what}"]
+        remarks += [f"{item} -> {'left' if item.what in left else 'mended'}" for item in found]
+        tables[name] = table
+    return tables, remarks
+
+
+def _mended_times(path: Path) -> tuple[dict | None, list[str]]:
+    """The words of ``ref.ctm`` in the order of their times, and remarks; an utterance with a bad line has no times.
+
+    Raises:
+        KaldiError: bytes that are no UTF-8.
+    """
+    if not (path / "ref.ctm").exists():
+        return None, []
+    words, defects = scan_ctm(path / "ref.ctm")
+    unusable = {}
+    for defect in defects:
+        if isinstance(defect.error, NotText):
+            raise KaldiError(f"{defect.error}; the directory was left as it is")
+        if not isinstance(defect.error, Unordered):
+            unusable.setdefault(defect.utterance, defect.error)
+    remarks = [f"{error} -> '{utterance}' has no reference times" for utterance, error in unusable.items()]
+    if any(isinstance(defect.error, Unordered) for defect in defects):
+        remarks.append(f"{path / 'ref.ctm'}: words not in the order of their times -> mended")
+    good = {key: sorted(value, key=lambda word: word.start) for key, value in words.items() if key not in unusable}
+    return good, remarks
+
+
 def fix_dir(path, need_text=True):
-    """Sort, drop what is unmatched, rebuild ``spk2utt``.
+    """Sort, drop what is unmatched, rebuild ``spk2utt``, mend what lines hold where that is safe.
 
     Of a duplicated id the first line stays.  The old files go to ``DIR/.backup``, the next time to ``DIR/.backup.2``.
 
     Returns:
         (utterances kept, Counter of dropped utterances by reason, list of remarks, directory of the old files).
     Raises:
-        KaldiError: no usable ``wav.scp``, no ``text`` although needed, or nothing would be left.
+        KaldiError: no usable ``wav.scp``, no ``text`` although needed, bytes that are no UTF-8, or nothing would be
+            left.
     """
-    path, tables, remarks = Path(path), {}, []
+    path = Path(path)
     if need_text and not (path / "text").exists():
         raise KaldiError(f"{path / 'text'} does not exist: {WRITE_TEXT}")
-    for name in (*TABLES, "spk2utt"):
-        if (path / name).exists() or name == "wav.scp":
-            tables[name], found = scan_table(path / name)
-            remarks += [f"{item} -> mended" for item in found]
+    tables, remarks = _mended_tables(path)
+    ctm, of_times = _mended_times(path)
     good = _good_sources(tables)
     speakers, remark = _speakers(tables, good)
-    remarks += [remark] if remark else []
+    remarks += [*of_times, *([remark] if remark else [])]
     text, dropped, kept = tables.get("text", {}), Counter(), []
     for utterance in sorted(_named(tables) | speakers.keys()):
         if utterance not in good:
@@ -159,7 +221,7 @@ def fix_dir(path, need_text=True):
             kept.append(utterance)
     if not kept:
         raise KaldiError(f"{path}: no utterance is in all files ({_counts(dropped)}); the directory was left as it is")
-    ctm, backup = read_reference_times(path), _keep(path, [*tables, "ref.ctm"])
+    backup = _keep(path, [*tables, "ref.ctm"])
     tables["utt2spk"] = speakers
     _write_selected(path, tables, kept, ctm)
     return kept, dropped, remarks, backup
@@ -324,7 +386,7 @@ def perturb_dir(data, out, factors):
                 if name == "utt2spk":
                     value = prefix + value
                 elif name == "utt2dur":
-                    value = f"{_duration(data, key, value) / factor:.4f}"
+                    value = f"{float(value) / factor:.4f}"
                 if prefix + key in new[name]:
                     raise KaldiError(f"{data}/{name}: id '{prefix + key}' exists already; rename that utterance")
                 new[name][prefix + key] = value
@@ -338,10 +400,3 @@ def perturb_dir(data, out, factors):
     if words is not None:
         write_ctm(out / "ref.ctm", words)
     return len(tables["utt2spk"]), len(new["utt2spk"])
-
-
-def _duration(data, utterance, value):
-    try:
-        return float(value)
-    except ValueError:
-        raise KaldiError(f"{data}/utt2dur: duration '{value}' of '{utterance}' is not a number of seconds") from None

@@ -15,6 +15,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,16 @@ from espnet_speechllm_xl.ctm import write_ctm
 from espnet_speechllm_xl.errors import beside
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.jobs import over_processes
-from espnet_speechllm_xl.kaldi import WRITE_TEXT, KaldiError, Problem, read_data_dir, read_table, spk2utt, write_table
+from espnet_speechllm_xl.kaldi import (
+    WRITE_TEXT,
+    DataDir,
+    KaldiError,
+    Problem,
+    read_data_dir,
+    read_table,
+    spk2utt,
+    write_table,
+)
 
 BATCH = 8  # jobs handed to a process at once
 
@@ -280,18 +290,22 @@ def _finish(out, tables, lengths, done, ctm):
     write_table(out / "wav.scp", paths)
 
 
-def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=None):
+def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=None, clean=None):
     """Make a dump from a Kaldi directory or an ESPnet dump.
 
     Utterances are left out, listed in ``skipped`` and counted when they have no audio entry, no speaker,
     no or empty text (unless ``text_optional``), unusable audio, or a length outside of the limits; those of unusable
     audio are in ``failed``, too.
-    Without ``utt2spk`` every utterance is its own speaker.  Text is kept exactly, in Unicode NFC.
+    Without ``utt2spk`` every utterance is its own speaker.  Text is kept exactly, in Unicode NFC, but for control
+    characters; ``clean``, a function of a text, is applied to it and to the reference words: what is tokenised, aligned
+    and scored is the dump's text.
 
     Returns:
         :class:`Report`.  Raises KaldiError (damaged directory, nothing written).
     """
     directory, settings = read_data_dir(data), settings or Settings()
+    if clean:
+        _clean_texts(directory, clean)
     if Path(out).resolve() == directory.path.resolve():
         raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump (of run.sh: --dumpdir)")
     if directory.text is None and not text_optional:
@@ -315,6 +329,17 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=
     return make_dump(
         out, jobs, settings, utt2spk=utt2spk, text=directory.text, ctm=ctm, skipped=skipped, nj=nj, progress=progress
     )
+
+
+def _clean_texts(directory: DataDir, clean: Callable[[str], str]) -> None:
+    """Clean the texts and the reference words of a directory, in place; what a word becomes has the word's times."""
+    if directory.text is not None:
+        directory.text = {utterance: clean(text) for utterance, text in directory.text.items()}
+    if directory.ctm is not None:
+        directory.ctm = {
+            utterance: [replace(word, text=part) for word in words for part in clean(word.text).split()]
+            for utterance, words in directory.ctm.items()
+        }
 
 
 def foreign_audio(dump, sample_rate):

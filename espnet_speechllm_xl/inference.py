@@ -10,13 +10,12 @@ import zlib
 from pathlib import Path
 
 import torch
-import yaml
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
+from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights, read_yaml
 from espnet_speechllm_xl.joint import JointModel
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
@@ -105,9 +104,9 @@ def _read_config(directory, wanted_task=None):
     if not path.exists():
         raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not readable YAML: it is truncated; restore it or train again") from error
+        values = read_yaml(path)
+    except UserError as error:
+        raise ModelError(f"{error}; or restore it, or train again") from error
     found = values.get("task") if isinstance(values, dict) else None
     if found not in TASKS or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"

@@ -1,11 +1,13 @@
-"""Files written whole or not at all; weights read whole or refused."""
+"""Files written whole or not at all; text, YAML and weights read whole or refused."""
 
+import codecs
 import contextlib
 import filecmp
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
@@ -35,6 +37,44 @@ def loading_error(error):
     said = re.sub(r"\x1b\[\d*m", "", str(error)).rpartition("WeightsUnpickler error:")[2]
     said = re.split("Please use|Check the documentation|This is an internal", said)[0]
     return " ".join(said.split())[:200].strip(" .") or type(error).__name__
+
+
+# What `text_lines` puts in the place of each byte that is no UTF-8.
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+CONVERT = "convert the file (iconv -f ENCODING -t UTF-8)"
+
+
+def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line without its end) of a text file, for all tables that are read here.
+
+    Only the line feed ends a line, with or without the carriage return of Windows before it: neither the form feed nor
+    another end of Unicode, at which `str.splitlines` would cut.  A mark of Windows' editors at the begin is left out.
+    Bytes that are no UTF-8 become characters that :data:`NOT_UTF8` finds.
+    """
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield number, line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+def read_yaml(path: str | os.PathLike) -> object:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: it is not UTF-8 or no YAML; the message has the line and the reason.  FileNotFoundError.
+    """
+    import yaml
+
+    content = Path(path).read_bytes()
+    try:
+        return yaml.safe_load(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: bytes that are no UTF-8: {CONVERT}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date, a number of too many digits
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not readable YAML ({reason}): mend it") from error
 
 
 @contextlib.contextmanager

@@ -13,13 +13,15 @@ import math
 import re
 import shlex
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from espnet_speechllm_xl.ctm import read_ctm
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.io import CONVERT, NOT_UTF8, atomic_write, text_lines
+from espnet_speechllm_xl.timeline import parse_seconds
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 BLANKS = " \t"
@@ -27,6 +29,14 @@ BLANKS = " \t"
 # Defects that our own reader can do with.
 UNSORTED = "ids not sorted as LC_ALL=C sort does"
 CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
+CONTROL = "control character within the line, where some readers end it"
+BYTES = "bytes that are no UTF-8"
+
+# Control characters but the tab, the other ends of line of Unicode, and the mark at the begin of Windows' files, which
+# is elsewhere when files were joined.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+# Nobody knows what those stand for (of a Windows encoding, apostrophes and quotes).
+_OF_ANOTHER_ENCODING = re.compile("[\x80-\x84\x86-\x9f]")
 
 WRITE_TEXT = "write it; a set that is only to be decoded needs none (--no-text-ok; of run.sh: --test-sets)"
 
@@ -74,16 +84,13 @@ def joined(name):
 def _rows(path):
     """Yield (line number, key, value) of a table; the value is '' where the line has only a key."""
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as stream:  # editors of Windows begin it with a mark
-            for number, line in enumerate(stream, 1):
-                line = line.rstrip("\r\n").strip(BLANKS)
-                cut = min((line.find(blank) for blank in BLANKS if blank in line), default=len(line))
-                value = line[cut:].strip(BLANKS)
-                yield number, line[:cut], value if value.strip() else ""  # of nothing but other blanks of Unicode
+        for number, line in text_lines(path):
+            line = line.strip(BLANKS)
+            cut = min((line.find(blank) for blank in BLANKS if blank in line), default=len(line))
+            value = line[cut:].strip(BLANKS)
+            yield number, line[:cut], value if value.strip() else ""  # of nothing but other blanks of Unicode
     except FileNotFoundError:
         raise KaldiError(f"{path} does not exist: give a Kaldi data directory") from None
-    except UnicodeDecodeError as error:
-        raise KaldiError(f"{path} is not UTF-8 ({error.reason}): convert it with iconv") from None
     except OSError as error:
         raise KaldiError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -95,10 +102,17 @@ def scan_table(path, empty_values=False):
     def note(what, first):
         found.setdefault(what, [0, first])[0] += 1
 
+    kind = FIELDS.get(path.name)
     for number, key, value in _rows(path):
         if not key:
             note("blank line", f"line {number}")
             continue
+        if NOT_UTF8.search(key + value):
+            note(BYTES, f"line {number}")
+            key, value = NOT_UTF8.sub("\ufffd", key), NOT_UTF8.sub("\ufffd", value)
+        control = _CONTROL.search(key + value)
+        if control:
+            note(CONTROL, f"U+{ord(control[0]):04X} of {key!a}, line {number}")
         if len(key.split()) > 1:
             note(CUT_ID, f"'{key}', line {number}")
         if key in table:
@@ -109,6 +123,8 @@ def scan_table(path, empty_values=False):
         if not value and not empty_values and path.name != "text":
             note("line without a value", f"'{key}', line {number}")
             continue
+        if kind and not fits(kind, value):
+            note(f"not {kind.what}", f"'{key}', line {number}")
         if key < previous:
             note(UNSORTED, f"'{key}' after '{previous}', line {number}")
         table[key], previous = value, key
@@ -126,7 +142,9 @@ def read_table(path, empty_values=False):
     """
     table, problems = scan_table(Path(path), empty_values)
     for problem in problems:
-        if problem.what not in (UNSORTED, CUT_ID):
+        if problem.what == BYTES:
+            raise KaldiError(f"{problem}: {CONVERT}")
+        if problem.what not in (UNSORTED, CUT_ID, CONTROL):
             whole = Path(path).name in TABLES and (Path(path).parent / "wav.scp").is_file()
             raise KaldiError(f"{problem}: mend it" + (f", or run `{fix_command(Path(path).parent)}`" if whole else ""))
     return table
@@ -147,9 +165,21 @@ def write_table(path, table):
             stream.write(f"{key} {table[key]}".rstrip(BLANKS) + "\n")
 
 
+def without_controls(text: str) -> str:
+    """``text`` in which control characters that stand for a blank or an end of line are blanks, others are gone.
+
+    Those that stand for something in another encoding are left.
+    """
+
+    def other(found):
+        return found[0] if _OF_ANOTHER_ENCODING.match(found[0]) else " " if found[0].isspace() else ""
+
+    return _CONTROL.sub(other, text).strip(BLANKS)
+
+
 def normalise_text(text):
-    """Text exactly as given, in Unicode NFC, so that equal words are equal strings."""
-    return unicodedata.normalize("NFC", text)
+    """Text exactly as given but for control characters, in Unicode NFC, so that equal words are equal strings."""
+    return unicodedata.normalize("NFC", without_controls(text))
 
 
 def read_text(path):
@@ -190,40 +220,69 @@ class DataDir:
     utterances: list = field(default_factory=list)
 
 
-SEGMENT = "`utterance recording start end [channel]` with 0 <= start < end and a channel counted from 0"
-
-
 def parse_segment(value):
     """``recording start end [channel]`` -> (recording, start, end, channel); ValueError if bad.
 
     Kaldi writes the end -1 for "to the end".
     """
     recording, start, end, *channel = value.split()
-    start, end = float(start), None if float(end) == -1 else float(end)
-    if not 0 <= start < (math.inf if end is None else end) or end == math.inf or len(channel) > 1:
+    start, end = parse_seconds(start), None if float(end) == -1 else parse_seconds(end)
+    if not start < (math.inf if end is None else end) or len(channel) > 1:
         raise ValueError
-    if channel and not re.fullmatch(r"[0-9]+", channel[0]):
+    if channel and not re.fullmatch(r"[0-9]{1,5}", channel[0]):
         raise ValueError
     return recording, start, end, int(channel[0]) if channel else None
 
 
-def _segment(path, utterance, value):
+def _parse_samples(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", value):
+        raise ValueError
+    return int(value)
+
+
+def _parse_speed(value: str) -> float:
+    speed = parse_seconds(value)  # as plainly written as a time
+    if not 0.1 <= speed <= 10:
+        raise ValueError
+    return speed
+
+
+class Field(NamedTuple):
+    """What the values of a table are: a function that raises ValueError for others, and words for it."""
+
+    parse: Callable
+    what: str
+
+
+FIELDS = {
+    "segments": Field(
+        parse_segment, "`utterance recording start end [channel]` with 0 <= start < end and a channel counted from 0"
+    ),
+    "utt2dur": Field(parse_seconds, "a number of seconds"),
+    "utt2num_samples": Field(_parse_samples, "a number of samples"),
+    "utt2speed": Field(_parse_speed, "a speed in 0.1 .. 10"),
+}
+
+
+def fits(field: Field, value: str) -> bool:
+    """Whether a value is one of that table."""
     try:
-        return parse_segment(value)
+        field.parse(value)
     except ValueError:
-        raise KaldiError(f"{path}: '{utterance} {value}' is not {SEGMENT}: mend the line") from None
+        return False
+    return True
 
 
 def _optional(path):
     return read_table(path) if path.exists() else None
 
 
-def _sources(path, recordings, segments):
+def _sources(recordings, segments):
     if segments is None:
         return {utterance: Source(entry) for utterance, entry in recordings.items()}
     sources = {}
     for utterance, value in segments.items():
-        recording, *part = _segment(path / "segments", utterance, value)
+        recording, *part = parse_segment(value)
         if recording in recordings:
             sources[utterance] = Source(recordings[recording], *part)
     return sources
@@ -231,15 +290,7 @@ def _sources(path, recordings, segments):
 
 def read_speeds(path):
     """Read ``utt2speed``: playback factors, positive numbers.  Raises KaldiError otherwise; {} if missing."""
-    speeds = {}
-    for utterance, value in (_optional(Path(path)) or {}).items():
-        try:
-            speeds[utterance] = float(value)
-        except ValueError:
-            speeds[utterance] = math.nan
-        if not 0.1 <= speeds[utterance] <= 10:
-            raise KaldiError(f"{path}: speed '{value}' of '{utterance}' is not a number in 0.1 .. 10")
-    return speeds
+    return {utterance: float(value) for utterance, value in (_optional(Path(path)) or {}).items()}
 
 
 def read_data_dir(path):
@@ -254,7 +305,7 @@ def read_data_dir(path):
     named = set(recordings if segments is None else segments) | set(text or ()) | set(utt2spk or ())
     return DataDir(
         path=path,
-        sources=_sources(path, recordings, segments),
+        sources=_sources(recordings, segments),
         text=None if text is None else {key: normalise_text(value) for key, value in text.items()},
         utt2spk=utt2spk,
         speed=read_speeds(path / "utt2speed"),
@@ -265,7 +316,10 @@ def read_data_dir(path):
 
 def read_list(path):
     """Ids listed in a file, the first word of each line, each once.  Raises KaldiError if there are none."""
-    ids = sorted({key for _, key, _ in _rows(Path(path)) if key})
-    if not ids:
+    table, problems = scan_table(Path(path), empty_values=True)
+    for problem in problems:
+        if problem.what == BYTES:
+            raise KaldiError(f"{problem}: {CONVERT}")
+    if not table:
         raise KaldiError(f"{path} lists no utterance: give one id per line")
-    return ids
+    return sorted(table)

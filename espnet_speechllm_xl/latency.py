@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from espnet_speechllm_xl import metrics, timeline
-from espnet_speechllm_xl.ctm import same_words
+from espnet_speechllm_xl.ctm import matching
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,10 @@ def _reference_ends(words, times, utterance):
     timed = times.get(utterance)
     if timed is None:
         return None, "correct, but without reference time"
-    if not same_words(timed, words):
+    matched = matching(timed, words)
+    if matched is None:
         return None, "correct, but other words in the reference times"
-    return [word.end for word in timed], None
+    return [word.end for word in matched], None
 
 
 def _match(emission, end, index, count, timed):

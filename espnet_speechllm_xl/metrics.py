@@ -2,13 +2,13 @@
 
 Error rates come from jiwer's Levenshtein alignment, where a substitution, a deletion and an insertion cost
 1 each, so Err is the fewest errors possible.  sclite weighs them 4, 3, 3 and now and then counts one more.
-Text is compared as it stands, without case folding; ``kaldi.read_text`` has made it Unicode NFC.
+Text is compared as it stands, in Unicode NFC; tags and case are taken away before, where asked to (scoring_inputs.py).
 """
 
 import math
 from dataclasses import dataclass, field
 
-from espnet_speechllm_xl.ctm import same_words
+from espnet_speechllm_xl.ctm import matching
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -216,8 +216,8 @@ class EndDifferences:
 def end_differences(words_by_utterance, reference, left_out=None):
     """Compare the ends of words with a reference, both ``{utterance: [Word, ...]}`` (``ctm.py``).
 
-    An utterance counts only when both sides hold the same words (but for case).  ``left_out`` maps utterances that
-    the aligner gave up to its reason.  A word's end is the end of its last token.
+    An utterance counts only when both sides hold the same words (but for case, and for silences of the reference).
+    ``left_out`` maps utterances that the aligner gave up to its reason.  A word's end is the end of its last token.
     """
     left_out = left_out or {}
     result = EndDifferences([], [], [], {})
@@ -227,11 +227,11 @@ def end_differences(words_by_utterance, reference, left_out=None):
             result.unmatched[utterance] = left_out.get(utterance, "not in the alignment")
         elif not theirs:
             result.unmatched[utterance] = "not in the reference"
-        elif not same_words(ours, [word.text for word in theirs]):
+        elif (matched := matching(theirs, [word.text for word in ours])) is None:
             result.unmatched[utterance] = "other words than the reference"
         else:
             result.matched.append(utterance)
-            values = [our.end - their.end for our, their in zip(ours, theirs, strict=True)]
+            values = [our.end - their.end for our, their in zip(ours, matched, strict=True)]
             result.non_final.extend(values[:-1])
             result.final.append(values[-1])
     return result

@@ -13,10 +13,9 @@ import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-import yaml
-
 from .config import from_dict
 from .errors import UserError
+from .io import read_yaml
 from .kaldi import joined
 from .metrics import UNITS
 from .train_log import read_train_log, stopped_early
@@ -298,10 +297,7 @@ def read_config(directory):
     path = Path(directory) / "config.yaml"
     if not path.is_file():
         return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: it is truncated; restore it or train again") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no settings: it is truncated; restore it or train again")
     return config
@@ -309,11 +305,9 @@ def read_config(directory):
 
 def _read(path):
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: give the YAML of the tables") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     lacking = [name for name in ("corpora", "systems", "tables") if not isinstance((content or {}).get(name), dict)]
     if lacking:
         raise UserError(f"{path} has no section {' or '.join(lacking)}: see {PLAN}")

@@ -227,7 +227,8 @@ def _scored(units, references, hypotheses, speakers, info, digest, what):
     """The :class:`DecodedSet` of tables by utterance; ``what`` names the hypotheses in errors."""
     counts, missing = {}, []
     for unit in units:
-        counts[unit], missing = significance.counted(references, hypotheses, speakers, unit, what)
+        counts[unit], scored = significance.counted(references, hypotheses, speakers, unit, what)
+        missing = scored.missing
     return DecodedSet(digest, counts, len(missing), info)
 
 

@@ -18,6 +18,7 @@ from .errors import UserError
 from .io import atomic_write
 from .kaldi import Joined, joined, read_table, read_text
 from .score_dirs import KINDS, score_set
+from .scoring_inputs import NOTHING_IGNORED
 from .text import normalise
 from .train_log import read_train_log, training_summary
 
@@ -224,7 +225,7 @@ def read_decoded(directory, dump):
     return references, read_text(directory / "text"), read_table(source / "utt2spk"), info
 
 
-def score_decoded(directory, dump):
+def score_decoded(directory, dump, ignored=NOTHING_IGNORED):
     """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
     directory = Path(directory)
     references, hypotheses, speakers, info = read_decoded(directory, dump)
@@ -235,7 +236,7 @@ def score_decoded(directory, dump):
         token_hypotheses = read_table(emitted, empty_values=True) if emitted.is_file() else _tokenize(model, hypotheses)
         tokens = (_tokenize(model, references), token_hypotheses)
     title = "/".join(directory.parts[-3:])
-    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title)
+    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title, ignored=ignored)
     return Decoded(*directory.parts[-3:], scores, info)
 
 
@@ -293,13 +294,14 @@ def _training_lines(exp, images):
     return lines
 
 
-def score_experiment(exp, dump, results, command=None, date=None):
+def score_experiment(exp, dump, results, command=None, date=None, ignored=NOTHING_IGNORED):
     """Score every decoded set below ``exp`` and write ``results`` (RESULTS.md), figures in ``images/`` beside it.
 
     Returns (list of :class:`Decoded`, unfinished, untranscribed, failed), the latter three ``{directory: message}`` of
     the sets that are not decoded to their end, which is no error while another training of ``exp`` decodes, of those
     that have no transcripts, and of those that could not be scored; together they are all sets found, and those without
-    scores stand in RESULTS.md too.  ``command``: how the results were made.  Raises UserError when nothing is decoded.
+    scores stand in RESULTS.md too.  ``command``: how the results were made; ``ignored``: what is not scored.  Raises
+    UserError when nothing is decoded.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
@@ -307,13 +309,14 @@ def score_experiment(exp, dump, results, command=None, date=None):
     decoded, unfinished, untranscribed, failed = [], {}, {}, {}
     for directory in directories:
         try:
-            decoded.append(score_decoded(directory, dump))
+            decoded.append(score_decoded(directory, dump, ignored))
         except (UserError, OSError) as error:
             kinds = {UnfinishedError: unfinished, NoTextError: untranscribed}
             kinds.get(type(error), failed)[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
     lines = made_lines(command, date)
+    lines += ["", f"WER and CER{ignored}."] if str(ignored) else []
     for model in sorted({item.model for item in decoded}, key=_natural):
         lines += _model_lines(model, [item for item in decoded if item.model == model], images)
     lines += _training_lines(exp, images)

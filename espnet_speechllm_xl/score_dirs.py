@@ -1,6 +1,6 @@
 """ESPnet's score directories: the comparison of one decoded set with its references, for people and for ``sclite``.
 
-<decode>/<set>/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}     trn lines: words<TAB>(speaker-utterance)
+<decode>/<set>/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}     trn lines: scoring_inputs.py
 """
 
 import logging
@@ -11,6 +11,7 @@ from . import metrics
 from .errors import UserError
 from .io import atomic_write
 from .metrics import Counts
+from .scoring_inputs import NOTHING_IGNORED, trn_line
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
 
@@ -93,23 +94,34 @@ def write_score_dir(directory, scored, speakers, title, unit):
     for name, side in (("ref.trn", "reference"), ("hyp.trn", "hypothesis")):
         with atomic_write(directory / name) as stream:
             for utterance, item in scored.utterances.items():
-                stream.write(f"{' '.join(getattr(item, side))}\t({speakers[utterance]}-{utterance})\n")
+                stream.write(trn_line(getattr(item, side), speakers[utterance], utterance))
     with atomic_write(directory / "result.txt") as stream:
         stream.write(result_text(scored, speakers, title, unit))
 
 
-def score_set(references, hypotheses, speakers, out, token_references=None, token_hypotheses=None, title=None):
+def score_set(
+    references,
+    hypotheses,
+    speakers,
+    out,
+    token_references=None,
+    token_hypotheses=None,
+    title=None,
+    ignored=NOTHING_IGNORED,
+):
     """Score one set and write ``score_wer``, ``score_cer`` and (with tokens) ``score_ter`` below ``out``.
 
     ``references`` and ``hypotheses``: ``{utterance: text}``; ``speakers``: ``{utterance: speaker}``; tokens are texts
-    of pieces with spaces between.  Returns ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.  A reference without
-    hypothesis counts as deletions and is named in a warning.  Raises UserError naming the utterances for a
-    hypothesis without reference, and for a reference without speaker.
+    of pieces with spaces between; ``ignored``: what is not scored of the texts (of tokens, all is).  Returns
+    ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.  A reference without hypothesis counts as deletions and is named in
+    a warning.  Raises UserError naming the utterances for a hypothesis without reference, and for a reference without
+    speaker.
     """
     title = title or str(out)
     if not references:
         raise UserError(f"{title}: the references are empty: give a text file with at least one utterance")
     metrics.check_speakers(references, speakers, title)
+    references, hypotheses = map(ignored.left_of_all, (references, hypotheses))
 
     def compare(left, right, split):
         left, right = ({name: split(text) for name, text in side.items()} for side in (left, right))
@@ -128,5 +140,6 @@ def score_set(references, hypotheses, speakers, out, token_references=None, toke
             f"{metrics.some_names(missing)}"
         )
     for kind, scored in scores.items():
-        write_score_dir(Path(out) / f"score_{kind}", scored, speakers, f"{kind.upper()} of {title}", KINDS[kind])
+        name = f"{kind.upper()} of {title}{'' if kind == 'ter' else ignored}"
+        write_score_dir(Path(out) / f"score_{kind}", scored, speakers, name, KINDS[kind])
     return scores

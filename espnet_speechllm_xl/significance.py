@@ -81,8 +81,8 @@ def counted(references, hypotheses, speakers, unit, what):
         what: the hypotheses, in errors.
 
     Returns:
-        ``{utterance: [errors, symbols of the reference, speaker]}``, and the utterances without hypothesis, all of
-        whose symbols count as deletions.
+        ``{utterance: [errors, symbols of the reference, speaker]}``, and the :class:`metrics.ScoredSet`, in which
+        all symbols of utterances without hypothesis are deletions.
 
     Raises:
         UserError: an utterance lacks a speaker, or is not in the references.
@@ -91,7 +91,7 @@ def counted(references, hypotheses, speakers, unit, what):
     sides = ({name: metrics.UNITS[unit](text) for name, text in side.items()} for side in (references, hypotheses))
     scored = metrics.score(*sides, what)
     rows = {name: [one.counts.errors, one.counts.words, speakers[name]] for name, one in scored.utterances.items()}
-    return rows, scored.missing
+    return rows, scored
 
 
 def blocks(trainings, by_speaker=True):

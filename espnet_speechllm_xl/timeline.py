@@ -14,7 +14,16 @@ HOP_MS = 10
 WINDOW_MS = 25
 STACK = 4
 FRAME_SECONDS = HOP_MS * STACK / 1000
+LONGEST_SECONDS = 1e8  # three years: no time in a table or an option is beyond
 OVERSHOOT_SECONDS = 0.5  # what ends by so much after its recording ends with it (Kaldi's extract-segments)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds written as a plain number in 0 .. :data:`LONGEST_SECONDS`; raises ValueError for anything else."""
+    seconds = float(text)
+    if not (text.isascii() and "_" not in text and 0 <= seconds <= LONGEST_SECONDS):
+        raise ValueError(f"'{text}' is no number of seconds in 0 .. {LONGEST_SECONDS:.0f}")
+    return seconds
 
 
 def hop_samples(sample_rate):
@@ -125,7 +134,7 @@ def frames_from_seconds(seconds, what):
     """A user's duration (``--chunk-size 1.28``) as whole frames; raises UserError off the 40 ms grid."""
     if seconds == math.inf:
         return None
-    count = round(seconds / FRAME_SECONDS) if math.isfinite(seconds / FRAME_SECONDS) else -1
+    count = round(seconds / FRAME_SECONDS) if abs(seconds) <= LONGEST_SECONDS else -1
     if count < 0 or abs(count * FRAME_SECONDS - seconds) > 1e-6:
         raise UserError(
             f"{what} {seconds} s is not a multiple of {FRAME_SECONDS} s: give a duration >= 0 on that grid, or inf"

@@ -107,7 +107,7 @@ def test_help_is_instant(argv):
         (["transcribe", "a.wav", "--model", "m", "--format", "doc"], "argument --format: invalid choice: 'doc'"),
         (["transcribe", "a.wav", "--model", "m", "--beam-size", "many"], "argument --beam-size: invalid int value"),
         (["align", "--dump", "d", "--out", "o"], "one of the arguments --model --ctm is required"),
-        (["score", "--ref", "r"], "--hyp --utt2spk --out must be given too"),
+        (["score", "--ref", "r"], "--hyp --out must be given too"),
     ],
 )
 def test_wrong_use_is_2(capsys, argv, says):
@@ -119,6 +119,45 @@ def test_train_without_options_is_wrong_use(capsys):
     assert run(capsys, "train")[0] == 2
     code, out, _ = run(capsys, "train-aligner", "-h")
     assert code == 0 and "--print_config" in out
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"max_epoch: 3\n# caf\xe9\n", "train.yaml, line 2: bytes that are no UTF-8: convert the file"),
+        (b"max_epoch: [3\n", "train.yaml is not readable YAML (while parsing"),
+        (b"tag: 2024-13-45\n", "train.yaml is not readable YAML (month must be in 1..12"),
+        (b"a: \x00\n", "train.yaml is not readable YAML (unacceptable character #x0000"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_one_line(capsys, tmp_path, content, says):
+    (tmp_path / "train.yaml").write_bytes(content)
+    code, _, error = run(capsys, "train", "--config", tmp_path / "train.yaml", "--output_dir", tmp_path / "out")
+    assert code == 2 and says in error and one_line(error)
+
+
+@pytest.mark.parametrize("bad", ["inf", "nan", "-1", "1e300", "x"])
+def test_seconds_that_are_none_are_wrong_use(capsys, bad):
+    from espnet_speechllm_xl.bin.data import get_parser
+
+    with pytest.raises(SystemExit) as ended:
+        get_parser().parse_args(["longform", "--dump", "d", "--out", "o", "--factor", "2", f"--gap-seconds={bad}"])
+    assert ended.value.code == 2 and "argument --gap-seconds: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["align", "--dump", "d", "--out", "o", "--model", "m", "--batch-size=0"],
+        ["decode", "--dump", "d", "--out", "o", "--model", "m", "--batch-size=-1"],
+        ["latency", "--dump", "d", "--out", "o", "--model", "m", "--nj=0"],
+        ["decode", "--dump", "d", "--out", "o", "--model", "m", f"--nj={10**12}"],
+    ],
+)
+def test_counts_that_are_none_are_wrong_use(capsys, argv):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2 and f"argument {argv[-1].partition('=')[0]}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, task", [(["train"], "speechllm_xl"), (["train-aligner"], "ctc")])
@@ -384,7 +423,7 @@ TABLES = ["text", "token", "token_int", "score"]
 
 
 def read_all(directory):
-    return {name: (directory / name).read_bytes() for name in (*TABLES, "failed")}
+    return {name: (directory / name).read_bytes() for name in (*TABLES, "failed", "words.ctm")}
 
 
 def decode_set(capsys, dump, model, out, *options):
@@ -407,6 +446,7 @@ def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
     speech2text = Speech2Text.from_pretrained(tiny_model_dir, search="greedy", dtype="float64")
     audio = read_table(dump / "wav.scp")
     tables = {name: read_table(decoded / name) if name != "failed" else {} for name in TABLES}
+    timed = read_ctm(decoded / "words.ctm")
     assert all(list(table) == sorted(TEXTS) for table in tables.values())
     for utterance in TEXTS:
         (transcript,) = speech2text(audio[utterance])
@@ -414,6 +454,9 @@ def test_decode_writes_espnets_layout(dump, decoded, tiny_model_dir):
         assert tables["token"][utterance].split() == list(transcript.tokens)
         assert tables["token_int"][utterance].split() == list(map(str, transcript.token_ids))
         assert float(tables["score"][utterance]) == pytest.approx(transcript.score, abs=1e-9)
+        words = [(word.text, round(word.start, 3), round(word.end, 3)) for word in transcript.words]
+        assert [(word.text, word.start, word.end) for word in timed.get(utterance, ())] == words
+    assert sum(map(len, timed.values())) > 5
     assert (decoded / "failed").read_bytes() == b""
     summary = json.loads((decoded / "decode.json").read_text())
     assert (summary["utterances"], summary["failed"]) == (7, 0)
@@ -434,6 +477,29 @@ def test_decoding_counts_remarks(capsys, dump, tiny_model_dir, tmp_path):
     assert code == 0 and f"  remark: 3 nearly-silent, the first: {first}: nearly silent, digital silence" in out
     summary = json.loads((tmp_path / "out" / "decode.json").read_text())
     assert [*summary["remarks"]] == ["nearly-silent"] and summary["remarks"]["nearly-silent"][:2] == [3, first]
+
+
+def test_words_of_a_decoded_set_in_their_recordings(capsys, dump, decoded, tiny_model_dir, tmp_path):
+    """Each utterance begins 10 s after the one before, in one recording for a speaker, the second's on channel 2."""
+    out = shutil.copytree(decoded, tmp_path / "out")
+    starts = {utterance: 10.0 * index for index, utterance in enumerate(sorted(TEXTS))}
+    segments = [f"{name} tape-{name[0]} {at} {at + 9} {int(name[0] == 'b')}\n" for name, at in starts.items()]
+    (tmp_path / "segments").write_text("".join(segments))
+    code, printed, _ = decode_set(capsys, dump, tiny_model_dir, out, "--segments", tmp_path / "segments")
+    assert code == 0 and "were decoded before" in printed  # nothing else has to be done for it
+    found = read_ctm(out / "recordings.ctm")
+    words = [(name[0], word) for name, each in sorted(read_ctm(out / "words.ctm").items()) for word in each]
+    assert sorted(found) == ["tape-a", "tape-b"]
+    for speaker in "ab":
+        wanted = [word.text for name, word in words if name == speaker]
+        assert [word.text for word in found[f"tape-{speaker}"]] == wanted
+    name, first = next((name, each[0]) for name, each in sorted(read_ctm(out / "words.ctm").items()) if name[0] == "b")
+    assert found["tape-b"][0].start == pytest.approx(starts[name] + first.start, abs=0.0011)
+    lines = (out / "recordings.ctm").read_text().splitlines()
+    assert {tuple(line.split()[:2]) for line in lines} == {("tape-a", "1"), ("tape-b", "2")}
+    (tmp_path / "segments").write_text("".join(segments[1:]))
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, out, "--segments", tmp_path / "segments")
+    assert code == 2 and "segments lacks a-1 (1 in all): give the segments of the set" in one_line(error)
 
 
 def test_unusable_audio_is_listed_and_counted(capsys, broken_dump, decoded, tiny_model_dir, tmp_path):
@@ -554,7 +620,10 @@ def test_nbest_lists(capsys, dump, tiny_model_dir, tmp_path):
     "change, says",
     [
         (lambda d: (d / "wav.scp").unlink(), "wav.scp does not exist: give a Kaldi data directory"),
-        (lambda d: (d / "utt2num_samples").write_text("a-1 long\n"), "utt2num_samples: 'long' of 'a-1' is no number"),
+        (
+            lambda d: (d / "utt2num_samples").write_text("a-1 long\n"),
+            "samples: not a number of samples ('a-1', line 1)",
+        ),
         (lambda d: [(d / n).write_text("") for n in ("wav.scp", "utt2num_samples")], "wav.scp is empty: run the"),
         (lambda d: (d / "wav.scp").write_text("a-1\n"), "wav.scp: line without a value"),
     ],
@@ -648,6 +717,9 @@ def test_an_interrupted_alignment_goes_on(capsys, monkeypatch, dump, tiny_aligne
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+FOREIGN = "entries of the CTM that the transcript lacks"
+
+
 def test_align_by_word_times(capsys, dump, tmp_path):
     lines = []
     for utterance, text in TEXTS.items():
@@ -664,6 +736,29 @@ def test_align_by_word_times(capsys, dump, tmp_path):
     # "stop" ends at 0.03 s: in frame 0, which is 0 .. 0.04 s.  "it's late": 0.03 and 0.07 s.
     ends = read_table(tmp_path / "out" / "char_ends")
     assert ends["a-3"] == "0 0 0 0" and ends["b-3"] == "0 0 0 0 1 1 1 1 1"
+
+
+def test_align_by_word_times_with_silences(capsys, dump, tmp_path):
+    text = {utterance: TEXTS[utterance] for utterance in sorted(TEXTS)}
+    first, other, last = list(text)[:3]
+    lines = []
+    for utterance, words in text.items():
+        words = words.split()
+        words = ["<eps>", *words, "SIL"] if utterance == first else words
+        words = ["<UNK>", *words[1:]] if utterance == other else words
+        words = [words[0], "<pau>", *words[1:]] if utterance == last else words
+        lines += [f"{utterance} 1 {0.04 * index:.2f} 0.03 {word}\n" for index, word in enumerate(words)]
+    (tmp_path / "ctm").write_text("".join(lines), "utf-8")
+    base = ("align", "--dump", dump, "--ctm", tmp_path / "ctm", "--out", tmp_path / "out")
+    code, out, _ = run(capsys, *base)
+    assert code == 0 and f"6 of 7 utterances aligned, 1 left out: {FOREIGN}" in out
+    assert "passed over as silence: <eps> 1, SIL 1\n" in out and "words of the transcript: <UNK> 1\n" in out
+    assert f"{FOREIGN}: <pau> (" in read_table(tmp_path / "out" / "failed")[last]
+    words = read_ctm(tmp_path / "out" / "words.ctm")
+    assert [word.text for word in words[other]] == text[other].split()
+    assert words[first][0].start == 0.04  # after the silence
+    code, out, _ = run(capsys, *base, "--silences", "<EPS>,sil,<pau>")
+    assert code == 0 and "7 of 7 utterances aligned\n" in out and "<eps> 1, <pau> 1, SIL 1\n" in out
 
 
 def test_align_by_a_damaged_ctm_is_one_line(capsys, dump, tmp_path):
@@ -751,14 +846,15 @@ def test_compare_has_rates_and_paired_differences(capsys, two_systems):
     a, b = two_systems / "a", two_systems / "b/text"  # a directory, a file
     assert compare(two_systems, a, b, a) == 0
     head, _, *rows, last = capsys.readouterr().out.splitlines()
-    assert head == "|decoded|WER (%)|minus the first|"
+    assert head == "|decoded|WER (%)|Sub|Del|Ins|minus the first|"
     cells = [row.strip("|").split("|") for row in rows]
     assert [row[0] for row in cells] == [str(a), str(b), str(a)]
     assert cells[0][1].startswith("25.0 [") and cells[1][1].startswith("10.0 [") and cells[0][1] == cells[2][1]
-    low, high = map(float, re.fullmatch(r"-15\.0 \[(.*), (.*)\]", cells[1][2]).groups())
+    low, high = map(float, re.fullmatch(r"-15\.0 \[(.*), (.*)\]", cells[1][5]).groups())
     # 6 of 20 utterances have an error less: the share of draws lies within 0.3 +- 0.2
     assert -25.0 <= low < -20.0 and -10.0 < high <= -5.0
-    assert [row[2] for row in cells[::2]] == ["-", "+0.0 [+0.0, +0.0]"]
+    assert [row[5] for row in cells[::2]] == ["-", "+0.0 [+0.0, +0.0]"]
+    assert [row[2:5] for row in cells] == [["0.0", "25.0", "0.0"], ["0.0", "10.0", "0.0"], ["0.0", "25.0", "0.0"]]
     assert last == "95 % intervals; blocks: 40 words in 20 utterances"
     assert compare(two_systems, a, b, "--unit", "characters") == 0
     found = capsys.readouterr().out

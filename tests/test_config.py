@@ -22,6 +22,7 @@ from espnet_speechllm_xl.config import (
     LossConfig,
     SearchConfig,
     SpecAugmentConfig,
+    StreamConfig,
     from_dict,
 )
 from espnet_speechllm_xl.errors import UserError
@@ -65,6 +66,10 @@ def test_values_of_another_type_are_named(cls, values, says):
     assert str(caught.value).startswith("chunking_conf ") and str(caught.value).endswith(says)
 
 
+def test_infinity_is_allowed_where_it_means_never():
+    assert from_dict(StreamConfig, {"settle_seconds": math.inf}).settle_seconds == math.inf
+
+
 def test_whole_numbers_are_numbers_and_tuples_lists():
     assert from_dict(LossConfig, {"ctc_weight": 0}).ctc_weight == 0
     assert from_dict(ChunkingConfig, {"train_chunks": (8, 16)}).train_chunks
@@ -96,7 +101,13 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (FeatureConfig, {"f_min": 7600.0}, "do not fit"),
         (FeatureConfig, {"floor": 0.0}, "floor 0.0 must be positive"),
         (SpecAugmentConfig, {"time_width": -1}, "specaug_conf: give numbers >= 0"),
-        (SpecAugmentConfig, {"time_masks_per_second": math.nan}, "specaug_conf: give numbers >= 0"),
+        (SpecAugmentConfig, {"time_masks_per_second": math.nan}, "per_second: nan is no number within"),
+        (SpecAugmentConfig, {"time_width": 10**30}, "time_width: 10+ is no number within"),
+        (ConcatConfig, {"max_gap_seconds": 1e300}, "max_gap_seconds: 1e[+]300 is no number within"),
+        (ChunkingConfig, {"train_chunks": [32, 2**31]}, "train_chunks: .* is no number within"),
+        (StreamConfig, {"settle_seconds": -math.inf}, "settle_seconds: -inf is no number within"),
+        (LossConfig, {"ctc_weight": math.inf}, "ctc_weight inf must not be negative, nor infinite"),
+        (FeatureConfig, {"floor": math.inf}, "floor inf must be positive and finite"),
         (FeatureConfig, {"n_mels": 0}, "n_mels 0 must be at least 1"),
         (EncoderConfig, {"dim": 0}, "encoder dim must be at least 1"),
         (EncoderConfig, {"ffn_dim": -4}, "encoder ffn_dim must be at least 1"),

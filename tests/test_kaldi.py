@@ -108,7 +108,11 @@ def test_text_is_composed_and_else_untouched(tmp_path):
         ("text", b"u A\nu B\n", "duplicate id with another value ('u', line 2)"),
         ("wav.scp", b"u x.wav\nv\n", "line without a value ('v', line 2)"),
         ("text", b"u A\n\nv B\n", "blank line (line 2)"),
-        ("text", b"u \xff\n", "is not UTF-8"),
+        ("text", b"u A\nv \xff\n", "bytes that are no UTF-8 (line 2): convert the file"),
+        ("segments", b"u rec 0 1e300\n", "0 <= start < end"),
+        ("utt2dur", b"u 1\nv nan\n", "not a number of seconds ('v', line 2)"),
+        ("utt2num_samples", b"u -5\n", "not a number of samples ('u', line 1)"),
+        ("utt2speed", b"u 1e9\n", "not a speed in 0.1 .. 10 ('u', line 1)"),
         ("none", None, "does not exist"),
     ],
 )
@@ -283,7 +287,7 @@ def test_segments_are_checked(tmp_path):
     kaldi.write_table(data / "spk2utt", kaldi.spk2utt(kaldi.read_table(data / "utt2spk")))
     found = {item.what: (item.count, item.first) for item in data_dirs.check_dir(data)}
     assert found == {
-        f"not {kaldi.SEGMENT}": (2, "'rec-3'"),
+        f"not {kaldi.FIELDS['segments'].what}": (2, "'rec-3', line 3"),
         "recording is not in wav.scp": (1, "'rec-2'"),
     }
     assert data_dirs.fix_dir(data)[0] == ["rec-1", "rec-5"] and data_dirs.check_dir(data) == []
@@ -313,9 +317,102 @@ def test_channel_of_a_segment(tmp_path):
     np.testing.assert_array_equal(samples_of(tmp_path / "o")["rec-a"], right)
     for bad in ("rec 0 1 left", "rec 0 1 -1", "rec 0 1 0 0", "rec 0"):
         kaldi.write_table(data / "segments", {**segments, "rec-a": bad})
-        assert [item.what for item in data_dirs.check_dir(data)] == [f"not {kaldi.SEGMENT}"]
-        with pytest.raises(KaldiError, match="mend the line"):
+        assert [item.what for item in data_dirs.check_dir(data)] == [f"not {kaldi.FIELDS['segments'].what}"]
+        with pytest.raises(KaldiError, match="'rec-a', line 1.: mend it"):
             kaldi.read_data_dir(data)
+
+
+BAD_TIMES = ["-0.5", "nan", "inf", "1e300", "1_0", "\u0661", "0x1", ""]
+
+
+@pytest.mark.parametrize("bad", BAD_TIMES)
+def test_numbers_that_are_no_times_are_named_and_dropped(tmp_path, bad):
+    data = make(tmp_path / "d", {"rec": 2.0})
+    ids = ["rec-1", "rec-2", "rec-3"]
+    for name in ("text", "utt2spk"):
+        kaldi.write_table(data / name, dict.fromkeys(ids, "rec"))
+    kaldi.write_table(data / "spk2utt", kaldi.spk2utt(dict.fromkeys(ids, "rec")))
+    (data / "segments").write_text(f"rec-1 rec 0 1\nrec-2 rec {bad} 2\nrec-3 rec 1.5 {bad}\n")
+    (data / "utt2dur").write_text(f"rec-1 1\nrec-3 {bad}x\n")
+    (data / "ref.ctm").write_text(f"rec-1 1 0 0.2 A\nrec-2 1 0 {bad}y B\nrec-3 1 0.5 0.1 C\nrec-3 1 0.2 0.1 D\n")
+    what = {name: f"not {field.what}" for name, field in kaldi.FIELDS.items()}
+    found = {(Path(item.file).name, item.what): (item.count, item.first) for item in data_dirs.check_dir(data)}
+    assert found[("segments", what["segments"])] == (2, "'rec-2', line 2")
+    assert found[("utt2dur", what["utt2dur"])] == (1, "'rec-3', line 2")
+    count, first = found[("ref.ctm", "not words with their times")]
+    assert count == 2 and first.startswith(f"line 2: duration '{bad}y' is not a number in 0 .. 100000000: ")
+    assert len(found) == 3
+    kept, dropped, remarks, _ = data_dirs.fix_dir(data)
+    assert kept == ["rec-1"] and dropped == {"no-audio-entry": 2} and data_dirs.check_dir(data) == []
+    assert any("'rec-2' has no reference times" in remark for remark in remarks)
+
+
+def test_reference_times_are_put_in_order(tmp_path):
+    data = make(tmp_path / "d", LENGTHS, ctm=True)
+    lines = (data / "ref.ctm").read_text().splitlines()
+    (data / "ref.ctm").write_text("\n".join([*lines[1::2], *lines[::2]]) + "\n")
+    (problem,) = data_dirs.check_dir(data)
+    assert (problem.count, Path(problem.file).name) == (5, "ref.ctm") and "'WORD0' starts at 0.1 s" in problem.first
+    data_dirs.fix_dir(data)
+    assert (data / "ref.ctm").read_text().splitlines() == lines and data_dirs.check_dir(data) == []
+
+
+def test_bytes_that_are_no_utf8_are_all_named_and_nothing_is_guessed(tmp_path, capsys):
+    data = make(tmp_path / "d", LENGTHS, ctm=True)
+    (data / "text").write_bytes((data / "text").read_bytes().replace(b"WORD1", b"caf\xe9").replace(b"WORD3", b"\xff"))
+    (data / "ref.ctm").write_bytes((data / "ref.ctm").read_bytes().replace(b"WORD1", b"caf\xe9"))
+    found = {(Path(item.file).name, item.what): (item.count, item.first) for item in data_dirs.check_dir(data)}
+    convert = "convert the file (iconv -f ENCODING -t UTF-8)"
+    assert found == {
+        ("text", "bytes that are no UTF-8"): (2, "line 2"),
+        ("ref.ctm", "not words with their times"): (1, f"line 3: bytes that are no UTF-8: {convert}"),
+    }
+    before = contents(data)
+    assert main(["check", str(data), "--fix"]) == 1
+    error = capsys.readouterr().err
+    assert f"text: bytes that are no UTF-8 (2 times, first: line 2): {convert}; the directory was left" in error
+    assert contents(data) == before and error.count("\n") == 1
+
+
+# Ends of line for `str.splitlines` or for files opened with universal ends of line, and marks nobody sees.
+CONTROLS = ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\x00", "\x1b", "\ufeff"]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_characters_within_a_line_are_mended_in_text(tmp_path, control):
+    data, shown = make(tmp_path / "d", LENGTHS), f"U+{ord(control):04X}"
+    spoilt = (data / "text").read_text().replace("WORD2 END", f"WORD2{control}END{control}")
+    (data / "text").write_bytes(spoilt.encode())
+    wanted = "WORD2 END" if control.isspace() else "WORD2END"
+    (problem,) = data_dirs.check_dir(data)
+    assert (problem.what, problem.first) == (kaldi.CONTROL, f"{shown} of 'ann-3', line 3")
+    assert kaldi.read_data_dir(data).text["ann-3"] == kaldi.read_text(data / "text")["ann-3"] == wanted
+    format_dir(data, tmp_path / "o")
+    data_dirs.fix_dir(data)
+    assert data_dirs.check_dir(data) == []
+    for text in (data / "text", tmp_path / "o" / "text"):
+        # As ESPnet reads it, and as whoever cuts at every end of line.
+        assert len(open(text, encoding="utf-8").readlines()) == len(text.read_text("utf-8").splitlines()) == 5
+        assert kaldi.read_table(text)["ann-3"] == wanted
+
+
+def test_control_characters_elsewhere_are_left_and_named(tmp_path):
+    """A name is not changed, nor what may be an apostrophe of Windows."""
+    data = make(tmp_path / "d", LENGTHS)
+    for name, old, new in (("utt2spk", "bob\n", "bob\x00\n"), ("text", "WORD2", "DON\x92T")):
+        (data / name).write_text((data / name).read_text().replace(old, new), encoding="utf-8")
+    (data / "spk2utt").unlink()
+    assert sorted(item.first for item in data_dirs.check_dir(data)) == [
+        "U+0000 of 'bob-1', line 4",
+        "U+0092 of 'ann-3', line 3",
+    ]
+    data_dirs.fix_dir(data)
+    assert kaldi.read_table(data / "text")["ann-3"] == "DON\x92T END"
+    assert {(Path(item.file).name, item.what) for item in data_dirs.check_dir(data)} == {
+        ("text", kaldi.CONTROL),
+        ("utt2spk", kaldi.CONTROL),
+        ("spk2utt", kaldi.CONTROL),
+    }
 
 
 def test_changed_audio_behind_a_command_is_read_again(tmp_path):

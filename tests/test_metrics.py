@@ -7,7 +7,7 @@ import pytest
 from slow import slow_errors
 
 from espnet_speechllm_xl import metrics
-from espnet_speechllm_xl.ctm import Word, read_ctm, write_ctm
+from espnet_speechllm_xl.ctm import Word, matching, read_ctm, spoken, write_ctm
 from espnet_speechllm_xl.metrics import Counts
 
 
@@ -195,7 +195,7 @@ def test_ctm_errors_name_the_line(tmp_path, line, message):
 
 def test_ctm_not_utf8(tmp_path):
     (tmp_path / "bad.ctm").write_bytes(b"u 1 0.1 0.2 \xe9\n")
-    with pytest.raises(ValueError, match=r"bad\.ctm: not UTF-8"):
+    with pytest.raises(ValueError, match=r"bad\.ctm:1: bytes that are no UTF-8: convert"):
         read_ctm(tmp_path / "bad.ctm")
 
 
@@ -204,6 +204,47 @@ def test_ctm_refuses_to_write(tmp_path, word):
     with pytest.raises(ValueError, match="^u7: "):
         write_ctm(tmp_path / "a.ctm", {"u7": [word]})
     assert list(tmp_path.iterdir()) == []
+
+
+def entries(text):
+    """CTM entries of half a second each."""
+    return [Word(word, index / 2, (index + 1) / 2) for index, word in enumerate(text.split())]
+
+
+@pytest.mark.parametrize(
+    "ctm, text, places, passed_over, replaced",
+    [
+        ("<eps> turn on SIL the lights <eps>", "turn on the lights", [1, 2, 4, 5], {"<eps>": 2, "SIL": 1}, {}),
+        ("what is it", "what is it", [0, 1, 2], {}, {}),
+        ("the <UNK> is q", "the code is q", [0, 1, 2, 3], {}, {"<UNK>": 1}),  # a word that the aligner did not know
+        ("<unk> the code <unk>", "the code", [1, 2], {"<unk>": 2}, {}),  # a cough
+        ("sil [noise] <noise> sp", "sil <NOISE>", [0, 2], {"[noise]": 1, "sp": 1}, {}),  # the transcript's own
+        ("a SIL <unk> <unk> b", "a x y b", [0, 2, 3, 4], {"SIL": 1}, {"<unk>": 2}),
+        ("SIL", "", [], {"SIL": 1}, {}),
+    ],
+)
+def test_entries_of_a_ctm_that_stand_for_the_words(ctm, text, places, passed_over, replaced):
+    found = spoken(entries(ctm), text.split())
+    times = [(place / 2, (place + 1) / 2) for place in places]
+    assert [(word.start, word.end) for word in found.words] == times
+    assert [word.text.lower() for word in found.words] == text.lower().split()
+    assert (found.passed_over, found.replaced) == (passed_over, replaced)
+    assert matching(entries(ctm), text.split()) == found.words
+
+
+def test_entries_of_a_ctm_that_are_other_words():
+    assert matching(entries("the <UNK> q"), "the code is q".split()) is None  # for one word, not for two
+    assert matching(entries("the PAU code"), ["the", "code"]) is None  # not in the list
+    assert spoken(entries("the PAU code"), ["the", "code"], silences=["pau"]).words == matching(
+        [word for word in entries("the PAU code") if word.text != "PAU"], ["the", "code"]
+    )
+
+
+def test_silences_of_a_reference_are_no_other_words():
+    ours = {"u": [Word("turn", 0.5, 0.9), Word("on", 1.0, 1.4)]}
+    found = metrics.end_differences(ours, {"u": entries("<eps> turn on SIL")})
+    assert (found.matched, found.unmatched) == (["u"], {})
+    assert found.non_final + found.final == pytest.approx([-0.1, -0.1])
 
 
 def test_imports_are_light():

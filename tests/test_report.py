@@ -182,6 +182,23 @@ def test_results(tmp_path, capsys):
     assert "sets found: 6, scored: 6, unfinished: 0, failed: 0" in capsys.readouterr().out
 
 
+def test_results_without_tags_and_case(tmp_path):
+    exp, dump = recipe(tmp_path)
+    for path in (dump / "raw/test/text", exp / "tiny/decode_greedy/test/text"):
+        text = path.read_text(encoding="utf-8").replace(
+            "the cat", "<noise> The cat" if "raw" in path.parts else "the cat"
+        )
+        path.write_text(text, encoding="utf-8")
+    options = ["--exp", exp, "--dump", dump, "--results", tmp_path / "RESULTS.md"]
+    assert run(*options) == 0
+    lines = (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert "|decode_greedy/test|4|8|50.0|37.5|12.5|12.5|62.5|75.0|" in lines
+    assert run(*options, "--ignore-tags", "--ignore-case") == 0
+    lines = (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert "|decode_greedy/test|4|7|71.4|28.6|0.0|14.3|42.9|75.0|" in lines
+    assert "WER and CER, without tags and case." in lines
+
+
 def test_results_keep_what_people_wrote(tmp_path):
     exp, dump = recipe(tmp_path)
     results = write(tmp_path / "RESULTS.md", "# My results\n\nnotes before\n")

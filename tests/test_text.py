@@ -5,9 +5,12 @@ import pytest
 from espnet_speechllm_xl.text import WORD_START, TokenizerError, load_tokenizer, normalise, word_spans
 
 
-def save_hugging_face(path, sentences, byte_level):
-    """A small fast tokenizer (byte-level BPE as GPT-2's, or BPE with metaspace and an unknown token) in ``path``."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def save_hugging_face(path, sentences, byte_level, unknown="<unk>", lower=False):
+    """A small fast tokenizer in ``path``: byte-level BPE as GPT-2's, or BPE with metaspace.
+
+    The latter has an ``unknown`` token, or, with None, leaves out what it does not know; ``lower`` makes letters small.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     if byte_level:
@@ -19,11 +22,14 @@ def save_hugging_face(path, sentences, byte_level):
         )
         options = {}
     else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+        tokenizer = Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True) if unknown else models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
-        options = {"unk_token": "<unk>"}
+        special = {"unk_token": unknown} if unknown else {}
+        trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=[*special.values()], show_progress=False)
+        options = special
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.train_from_iterator(sentences, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(path)
     return path
@@ -132,6 +138,24 @@ def test_unknown_symbols_are_named(tokenizers, kind, unknown):
     assert tokenizer.unknown("ada sees the old piano") == ""
 
 
+@pytest.mark.parametrize(
+    "unknown, lower, lost",
+    [
+        ("<unk>", False, "AßQQ"),
+        (None, False, "AßQQ"),  # such a tokenizer leaves them out without a token in their place
+        (None, True, "ß"),  # a small letter stands for the capital
+    ],
+)
+def test_what_a_tokenizer_leaves_out_is_unknown(tmp_path, sentences, unknown, lower, lost):
+    tokenizer = load_tokenizer(save_hugging_face(tmp_path, sentences, False, unknown, lower))
+    assert tokenizer.unknown("Ada ß sees Q aQ") == lost
+    assert tokenizer.unknown("ada sees the old piano") == ""
+
+
+def test_the_sign_of_an_unknown_token_may_itself_be_unknown(tokenizers):
+    assert tokenizers["char"].unknown("ada \u2047 sees \u2047") == "\u2047\u2047"
+
+
 @pytest.mark.parametrize("kind", ["bytes", "gpt2"])
 @pytest.mark.parametrize("text", ["ada sees €", "€uro sees", "ada 漢字 sees ß", "e😀e"])
 def test_bytes_inside_a_character_end_with_it(tokenizers, kind, text):
@@ -236,7 +260,7 @@ def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
     (tmp_path / "empty").write_text("u1\n")
     for name, says in (
         ("absent", "absent does not exist"),
-        ("latin1", "convert it with iconv"),
+        ("latin1", "latin1: bytes that are no UTF-8 (line 1): convert the file"),
         ("empty", "no transcr"),
     ):
         assert tokens.main(["--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2

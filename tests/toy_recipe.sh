@@ -126,7 +126,7 @@ check "aligned + left out = all" every_utterance
 check "recogniser" filled "$model"/{config.yaml,tokenizer.model,checkpoint.pth,valid.acc_text.ave.pth,train.log} \
   "$model"/stats/train/{feats_stats.npz,speech_shape,text_shape,ends_shape} "$model".zip
 check "learning curves for TensorBoard" filled "$model"/tensorboard/{train,valid}/events.*
-check "decodings" filled "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/{score,decode.json} \
+check "decodings" filled "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/{score,words.ctm,decode.json} \
   "$model"/decode_{greedy,alsd,alsd_ctc0.3}/{dev,test,test_2x}/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}
 check "every utterance decoded" every_decoding
 check "exp/RESULTS.md has all rows" result_rows
@@ -149,7 +149,7 @@ check "latency report" filled "$model"/latency/test/{LATENCY.md,latency.json,str
 check "it has a row for both" same rows 2 "$(grep -c -E '^\|0\.(32|64)\|1\.28\|' "$model/latency/test/LATENCY.md")"
 
 check "reference alignments" run fourth --alignment ctm:ref --stage aligner --stop-stage train --tag reference \
-  --train-args "--max_epoch 1"
+  --train-args "--max_epoch 1" --align-args "--silences <eps>,SIL"
 check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing to do"
 check "all utterances have them" same utterances 22 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}

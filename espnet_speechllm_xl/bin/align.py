@@ -4,7 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_jobs_arguments
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, at_least
+from espnet_speechllm_xl.ctm import SILENCES, UNKNOWN_WORDS
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
 WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
@@ -18,9 +19,22 @@ def add_arguments(parser):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="directory of a trained aligner")
     source.add_argument("--ctm", help="word times to use instead of the aligner's")
+    for name, default, text in (
+        ("--silences", SILENCES, "entries of --ctm to pass over, where the transcript has no such word"),
+        ("--unknown-words", UNKNOWN_WORDS, "entries of --ctm that stand for words that its aligner did not know"),
+    ):
+        parser.add_argument(
+            name,
+            type=_listed,
+            default=default,
+            metavar="A,B",
+            help=f"{text}; in any case (default: {','.join(default)})",
+        )
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--text", help="Kaldi text to move the alignment to: the same words, other spelling")
-    parser.add_argument("--batch-size", type=int, default=16, help="utterances computed at once (default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=at_least(int, 1), default=16, help="utterances computed at once (default %(default)s)"
+    )
     add_jobs_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
 
@@ -66,7 +80,7 @@ def main(args):
     elif args.shard:
         raise UserError("--shard divides the work of a --model; word times of a --ctm are only copied")
     else:
-        aligned = _from_ctm(args.ctm, text)
+        aligned = _from_ctm(args.ctm, text, args.silences, args.unknown_words)
     if args.text:
         _move(aligned, text, read_table(args.text))
         text = read_table(args.text)
@@ -89,6 +103,11 @@ def main(args):
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
     print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
     return 1 if reasons[UNUSABLE] else 0
+
+
+def _listed(text: str) -> list[str]:
+    """The entries of a list, parted by commas or blanks."""
+    return text.replace(",", " ").split()
 
 
 def _is_unusable(item):
@@ -158,24 +177,42 @@ def _align_one(log_probs, transcript, model, tokenizer):
     return char_times(spans, token_char_ends, len(transcript))
 
 
-def _from_ctm(path, text):
+def _from_ctm(path, text, silences, unknown):
     from espnet_speechllm_xl.alignment import AlignmentError, from_word_times
-    from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.ctm import read_ctm, spoken
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.text import normalise
 
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: give the CTM file with the word times of the set")
     words = read_ctm(path)
-    results = {}
+    results, passed_over, replaced = {}, Counter(), Counter()
     for utterance, transcript in text.items():
+        transcript = normalise(transcript)
+        found = spoken(words.get(utterance, ()), transcript.split(), silences, unknown)
         try:
             if utterance not in words:
                 raise AlignmentError("not in the CTM")
-            results[utterance] = from_word_times(normalise(transcript), words[utterance])
+            results[utterance] = from_word_times(transcript, found.words)
+            passed_over += found.passed_over
+            replaced += found.replaced
         except AlignmentError as error:
-            results[utterance] = str(error)
+            results[utterance] = _foreign_entries(found.words, transcript) or str(error)
+    for counts, what in ((passed_over, "passed over as silence"), (replaced, "taken as the words of the transcript")):
+        if counts:
+            print(f"{path}: {what}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
     return results
+
+
+def _foreign_entries(entries, transcript):
+    """The reason that names the entries of a CTM that the transcript has not; '' without any."""
+    from espnet_speechllm_xl.ctm import folded
+    from espnet_speechllm_xl.metrics import some_names
+
+    known = set(folded(transcript).split())
+    foreign = sorted({entry.text for entry in entries if folded(entry.text) not in known})
+    advice = "entries that are no words are listed by --silences and --unknown-words"
+    return f"entries of the CTM that the transcript lacks: {some_names(foreign)} ({advice})" if foreign else ""
 
 
 def _move(aligned, source, target):

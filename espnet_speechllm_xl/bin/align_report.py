@@ -123,6 +123,7 @@ def _spread(names, count):
 def _draw(chosen, audio, words, reference, chunk, out):
     """Draw each chosen utterance; returns ``[(utterance, file)]`` and the failures."""
     from espnet_speechllm_xl.audio import AudioError, read_audio
+    from espnet_speechllm_xl.ctm import spoken
     from espnet_speechllm_xl.plots import plot_utterance
 
     drawn, failures, rate = [], [], 16000
@@ -134,7 +135,8 @@ def _draw(chosen, audio, words, reference, chunk, out):
             continue
         ends = [(word.text, word.end) for word in words[utterance]]
         path = out / f"utterance_{number}.png"
-        plot_utterance(path, samples, rate, ends, chunk, reference.get(utterance, ()), title=utterance)
+        theirs = spoken(reference.get(utterance, ()), [text for text, _ in ends]).words
+        plot_utterance(path, samples, rate, ends, chunk, theirs, title=utterance)
         drawn.append((utterance, path))
     kept = {path for _, path in drawn}
     for path in out.glob("utterance_*.png"):

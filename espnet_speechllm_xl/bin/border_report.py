@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
 PROGRAM = "border_report"
@@ -24,10 +25,16 @@ def get_parser():
     what.add_argument("--model", help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/<set>")
     parser.add_argument("--reference", metavar="CTM", help="times of the words (default: ref.ctm in the dump)")
-    parser.add_argument("--chunk", type=int, metavar="FRAMES", help="of 40 ms (default: that of the model)")
+    parser.add_argument(
+        "--chunk", type=at_least(int, 1), metavar="FRAMES", help="of 40 ms (default: that of the model)"
+    )
     parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
     parser.add_argument(
-        "--near", type=int, default=3, metavar="FRAMES", help="from a boundary that are near it (default %(default)s)"
+        "--near",
+        type=at_least(int, 0),
+        default=3,
+        metavar="FRAMES",
+        help="from a boundary that are near it (default %(default)s)",
     )
     return parser
 
@@ -86,7 +93,7 @@ def model_report(model, dump, times, chunk, near, device):
 
     from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.audio import read_audio
-    from espnet_speechllm_xl.borders import unusable
+    from espnet_speechllm_xl.borders import usable
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table, read_text
@@ -102,8 +109,8 @@ def model_report(model, dump, times, chunk, near, device):
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
-        timed = times.get(utterance)
-        reason = "not in wav.scp" if utterance not in audio else unusable(timed, metrics.words(text))
+        timed, reason = usable(times.get(utterance), metrics.words(text))
+        reason = reason if utterance in audio else "not in wav.scp"
         try:
             if reason is None:
                 speech = read_audio(audio[utterance], speech2text.sample_rate, notes={})

@@ -3,45 +3,56 @@
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
+
 
 def add_arguments(parser):
     """Declare the options of the command."""
-    parser.add_argument(
-        "hypotheses",
-        nargs="+",
-        metavar="DECODED",
-        help="directories with a Kaldi text, as decoding writes them, or such files, of any toolkit; "
-        "the first is the one that the others are compared with",
-    )
-    parser.add_argument("--dump", required=True, metavar="DIR", help="the set: text (references) and utt2spk")
+    text = f"{HYPOTHESES_HELP}; the first is the one that the others are compared with"
+    parser.add_argument("hypotheses", nargs="*", metavar="DECODED", help=text)
+    parser.add_argument("--hyp", nargs="+", default=[], metavar="PATH", help="the same, as score has it")
+    parser.add_argument("--ref", "--dump", required=True, metavar="PATH", help=REFERENCE_HELP)
+    add_scoring_arguments(parser)
     parser.add_argument(
         "--unit", choices=["words", "characters"], default="words", help="of the errors (default %(default)s)"
     )
 
 
-def _blocks(name, args):
+def _counted(name, reference, args):
+    """The ``significance.Blocks`` and the ``metrics.Counts`` of a decoded set."""
     from espnet_speechllm_xl import metrics, significance
-    from espnet_speechllm_xl.kaldi import joined, read_table, read_text
+    from espnet_speechllm_xl.kaldi import joined
+    from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses
 
-    dump, path = Path(args.dump), Path(name)
-    references, speakers = read_text(dump / "text"), read_table(dump / "utt2spk")
-    hypotheses = read_text(path / "text" if path.is_dir() else path)
-    counted, missing = significance.counted(references, hypotheses, speakers, args.unit, f"{name}: hypotheses")
-    if missing:
-        few = metrics.some_names(missing)
-        print(f"{name}: {len(missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
-    return significance.blocks([counted], by_speaker=joined(dump.resolve().name) is None)
+    ignored = Ignored(args.ignore_tags, args.ignore_case)
+    texts = map(ignored.left_of_all, (reference.texts, read_hypotheses(name, reference)))
+    rows, scored = significance.counted(*texts, reference.speakers, args.unit, f"{name}: hypotheses")
+    if scored.missing:
+        few = metrics.some_names(scored.missing)
+        print(f"{name}: {len(scored.missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
+    path = Path(args.ref).resolve()  # DIR/test_10x, DIR/test_10x/text, DIR/test_10x.stm
+    several = any(joined(set_name) for set_name in (path.name, path.stem, path.parent.name))
+    return significance.blocks([rows], by_speaker=not several), scored.total
 
 
 def main(args):
     """Print a table; returns 0.  Raises UserError for files that are missing, or not of the set."""
     from espnet_speechllm_xl import significance
+    from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.scoring_inputs import Ignored, read_reference
     from espnet_speechllm_xl.tables import RATES, markdown
 
-    first, *others = found = [_blocks(name, args) for name in args.hypotheses]
-    differences = ["-", *(significance.difference(other, first).text("{:+.1f}") for other in others)]
-    rates = (significance.error_rate(blocks).text("{:.1f}") for blocks in found)
-    head = ["decoded", f"{RATES[args.unit]} (%)", "minus the first"]
-    print("\n".join(markdown(head, zip(args.hypotheses, rates, differences, strict=True))))
-    print(f"95 % intervals; blocks: {first.described(args.unit)}")
+    names = [*args.hypotheses, *args.hyp]
+    if not names:
+        raise UserError("compare: no hypotheses: give directories or files of them")
+    reference = read_reference(args.ref, args.utt2spk, args.segments)
+    found, counts = zip(*(_counted(name, reference, args) for name in names), strict=True)
+    differences = ["-", *(significance.difference(other, found[0]).text("{:+.1f}") for other in found[1:])]
+    head = ["decoded", f"{RATES[args.unit]} (%)", "Sub", "Del", "Ins", "minus the first"]
+    rates = [significance.error_rate(blocks).text("{:.1f}") for blocks in found]
+    kinds = [[f"{rate:.1f}" for rate in total.rates()[1:4]] for total in counts]
+    rows = zip(names, rates, *zip(*kinds, strict=True), differences, strict=True)
+    print("\n".join(markdown(head, rows)))
+    ignored = Ignored(args.ignore_tags, args.ignore_case)
+    print(f"95 % intervals; blocks: {found[0].described(args.unit)}{ignored}")
     return 0

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_channel_argument, at_least
+from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argument, at_least, pause
 
 
 class Progress:
@@ -27,6 +27,22 @@ class Progress:
 
 
 def _check(args):
+    """Check the directories, one after the other, and say what stands out in their texts."""
+    from espnet_speechllm_xl.kaldi import scan_table
+    from espnet_speechllm_xl.transcripts import case_differences, remarks
+
+    worst, texts = 0, {}
+    for directory in args.directories:
+        worst = max(worst, _check_one(argparse.Namespace(**vars(args), directory=directory)))
+        file = Path(directory) / "text"
+        if file.exists() and args.rare:
+            texts[str(file)] = scan_table(file)[0]
+            print("".join(f"{line}\n" for line in remarks(str(file), texts[str(file)], args.rare)), end="")
+    print("".join(f"{line}\n" for line in case_differences(texts)) if len(texts) > 1 else "", end="")
+    return worst
+
+
+def _check_one(args):
     from espnet_speechllm_xl.data_dirs import check_dir, fix_dir
     from espnet_speechllm_xl.dump import foreign_audio
 
@@ -102,14 +118,16 @@ def _settings(args, **more):
 
 def _format(args):
     from espnet_speechllm_xl.dump import format_dir
+    from espnet_speechllm_xl.transcripts import cleaner, read_symbols
 
     settings = _settings(
         args, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
         resample=not args.no_resample,
     )  # fmt: skip
     report = format_dir(
-        args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=Progress(args.dump)
-    )
+        args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=Progress(args.dump),
+        clean=cleaner(args.cleaner, read_symbols(args.nlsyms)),
+    )  # fmt: skip
     print(f"{args.data} -> {args.dump}: {report}")
     if report.skipped:
         print(f"skipped utterances and reasons: {Path(args.dump) / 'skipped'}")
@@ -143,14 +161,17 @@ def get_parser():
     parser = argparse.ArgumentParser(prog="python3 -m espnet_speechllm_xl.bin.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    check = commands.add_parser("check", help="find, and with --fix mend, defects of a Kaldi directory")
-    check.add_argument("directory")
+    check = commands.add_parser(
+        "check", help="find, and with --fix mend, defects of Kaldi directories; say what stands out in their texts"
+    )
+    check.add_argument("directories", nargs="+", metavar="DIR", help="of several, the texts are compared, too")
     check.add_argument("--fix", action="store_true", help="sort, drop unmatched utterances, rebuild spk2utt")
     check.add_argument(
         "--dump", action="store_true",
         help="of a dump: so are commands, archive offsets, segments, missing lengths, and audio of another rate",
     )  # fmt: skip
     check.add_argument("--sample-rate", type=at_least(int, 1000), default=16000, help="with --dump, Hz")
+    add_rare_argument(check)
     check.add_argument("--no-text-ok", action="store_true", help="missing and empty texts are no defect")
     check.set_defaults(run=_check)
 
@@ -167,6 +188,13 @@ def get_parser():
     form.add_argument("--max-seconds", type=at_least(float, 0), default=float("inf"), help="longer ones are skipped")
     add_channel_argument(form)
     form.add_argument("--no-resample", action="store_true", help="skip audio of another rate")
+    form.add_argument(
+        "--cleaner", default="none", metavar="NAMES",
+        help="of texts: lower, upper, or ESPnet's tacotron, jaconv, ... (default %(default)s)",
+    )  # fmt: skip
+    form.add_argument(
+        "--nlsyms", default="none", metavar="FILE", help="symbols, one a line, that the cleaner leaves alone"
+    )
     form.add_argument("--no-text-ok", action="store_true", help="keep utterances without text (test sets)")
     _writers(form)
     form.set_defaults(run=_format)
@@ -186,7 +214,7 @@ def get_parser():
     long.add_argument("--factor", type=at_least(int, 1), required=True, help="utterances per long one, e.g. 2 or 10")
     long.add_argument("--order", choices=("consecutive", "shuffled"), default="consecutive")
     long.add_argument("--across-speakers", action="store_true", help="fill groups with the next speaker's utterances")
-    long.add_argument("--gap-seconds", type=at_least(float, 0), default=0.0, help="silence between utterances")
+    long.add_argument("--gap-seconds", type=pause, default=0.0, help="silence between utterances")
     long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
     _writers(long)
     long.set_defaults(run=_longform)

@@ -5,16 +5,19 @@ import time
 from pathlib import Path
 
 from espnet_speechllm_xl.bin import doubts
-from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, load_settings
+from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, at_least, load_settings
 
-WRITTEN = ("text", "token", "token_int", "score", "nbest.jsonl", "failed", "decode.json")
+WRITTEN = ("text", "token", "token_int", "score", "nbest.jsonl", "failed", "decode.json", "words.ctm", "recordings.ctm")
 
 
 def add_arguments(parser):
     """Options of the command."""
     parser.add_argument("--dump", required=True, help="dump set to decode (dump/raw/SET)")
-    parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, decode.json")
-    parser.add_argument("--batch-size", type=int, default=8, help="utterances decoded together (default %(default)s)")
+    parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, words.ctm, ...")
+    parser.add_argument("--segments", metavar="FILE", help="Kaldi's: also write recordings.ctm, words by recording")
+    parser.add_argument(
+        "--batch-size", type=at_least(int, 1), default=8, help="utterances decoded together (default %(default)s)"
+    )
     add_jobs_arguments(parser)
     add_model_arguments(parser)
 
@@ -26,12 +29,14 @@ def main(args):
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import read_table, write_table
+    from espnet_speechllm_xl.scoring_inputs import read_segments
 
     dump, out = Path(args.dump), Path(args.out)
     counts = sample_counts(dump)
     samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **counts}
     if not samples:
         raise UserError(f"{dump}: wav.scp is empty: run the format stage")
+    spans = read_segments(args.segments, samples) if args.segments else None
     batches = jobs.batches_by_length(samples, args.batch_size)
     stamp = jobs.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp")
     settings = {"load": load_settings(args), "dump": str(dump), "stamp": stamp}
@@ -39,6 +44,7 @@ def main(args):
     before = jobs.summary_of(out / "decode.json", task)
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
+        _write_recordings(out, spans)
         texts = read_table(out / "text") if (out / "text").is_file() else {}
         doubts.say(doubts.of_hypotheses(texts, str(out)))
         return 0
@@ -56,6 +62,7 @@ def main(args):
     failed = {utterance: item["failed"] for utterance, item in done.items() if _has_failed(item)}
     good = {utterance: item for utterance, item in done.items() if not _has_failed(item)}
     _write_texts(out, good)
+    _write_recordings(out, spans)
     write_table(out / "failed", failed)
     summary = {
         "utterances": len(good),
@@ -98,7 +105,9 @@ def _sum_of_measured(counts):
 
 
 def _write_texts(out, good):
-    """``text``, ``token``, ``token_int`` and ``score`` of the best, and ``nbest.jsonl`` where an utterance has more."""
+    """``text``, ``token``, ``token_int`` and ``score`` of the best, ``words.ctm`` where the model gives word times, and
+    ``nbest.jsonl`` where an utterance has more."""
+    from espnet_speechllm_xl.ctm import Word, write_ctm
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.kaldi import write_table
 
@@ -112,10 +121,26 @@ def _write_texts(out, good):
     (out / "nbest.jsonl").unlink(missing_ok=True)
     for name, value in columns.items():
         write_table(out / name, {utterance: value(one) for utterance, one in best.items()})
+    timed = {utterance: [Word(*word) for word in item["words"]] for utterance, item in good.items() if "words" in item}
+    if timed:
+        write_ctm(out / "words.ctm", timed)
     if any(len(item["nbest"]) > 1 for item in good.values()):
         with atomic_write(out / "nbest.jsonl") as stream:
             for utterance, item in good.items():
                 stream.write(json.dumps({"utterance": utterance, "nbest": item["nbest"]}) + "\n")
+
+
+def _write_recordings(out: Path, spans: dict | None) -> None:
+    """``recordings.ctm``: the words of ``words.ctm`` in the time of their recordings."""
+    from espnet_speechllm_xl.ctm import read_ctm, write_ctm
+    from espnet_speechllm_xl.scoring_inputs import by_recording
+
+    if spans is None:
+        return
+    if not (out / "words.ctm").is_file():
+        print(f"{out}: no recordings.ctm, because the model gives no word times (there is no words.ctm)")
+        return
+    write_ctm(out / "recordings.ctm", by_recording(read_ctm(out / "words.ctm"), spans))
 
 
 def make_worker(settings):
@@ -154,6 +179,8 @@ def make_worker(settings):
                 }
                 for transcript in nbest
             ]
+            if speech2text.task.word_times:
+                item["words"] = [[word.text, word.start, word.end, word.confidence] for word in nbest[0].words]
             item["audio_seconds"] = len(samples) / speech2text.sample_rate
             item["seconds"] = per_sample * len(samples)
         return items

@@ -14,6 +14,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin.options import (
     add_config_arguments,
     add_model_arguments,
+    at_least,
     duration,
     load_settings,
     pause,
@@ -48,7 +49,10 @@ def add_arguments(parser):
         help="silence pushed after each recording, as if the microphone stayed open (default %(default)s)",
     )
     parser.add_argument(
-        "--nj", type=int, default=1, help="processes (default %(default)s; more disturb one another's compute times)"
+        "--nj",
+        type=at_least(int, 1),
+        default=1,
+        help="processes (default %(default)s; more disturb one another's compute times)",
     )
     add_model_arguments(parser, chunk_size=False)
     add_config_arguments(parser, StreamConfig)

@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import math
 
-from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
+from espnet_speechllm_xl.config import MIX, MOST, SearchConfig, StreamConfig, parse_channel
+from espnet_speechllm_xl.timeline import LONGEST_SECONDS
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
@@ -66,15 +66,9 @@ def sample_counts(dump):
     """``utt2num_samples`` of a dump set: ``{utterance: samples}``; raises KaldiError."""
     from espnet_speechllm_xl.kaldi import KaldiError, read_table
 
-    counts = {}
     if not (dump / "utt2num_samples").exists():
         raise KaldiError(f"{dump} is no formatted set, it has no utt2num_samples: give one (dump/raw/SET)")
-    for utterance, value in read_table(dump / "utt2num_samples").items():
-        if not value.isdecimal():
-            where = dump / "utt2num_samples"
-            raise KaldiError(f"{where}: '{value}' of '{utterance}' is no number: format the set again")
-        counts[utterance] = int(value)
-    return counts
+    return {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
 
 
 def load_settings(args):
@@ -85,27 +79,40 @@ def load_settings(args):
 
 
 def at_least(kind, low):
-    """An argparse type: a number of ``kind`` not below ``low``."""
+    """An argparse type: a number of ``kind`` not below ``low``; a whole one has a limit that no use comes near."""
 
     def number(text):
         value = kind(text)
         if not value >= low:
             raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        if kind is int and value > MOST:
+            raise argparse.ArgumentTypeError(f"{text} is more than {MOST}")
         return value
 
     number.__name__ = kind.__name__
     return number
 
 
+def add_rare_argument(parser: argparse.ArgumentParser) -> None:
+    """How much is said of what transcripts hold; the default is ``transcripts.RARE``."""
+    from espnet_speechllm_xl.transcripts import RARE
+
+    parser.add_argument(
+        "--rare", type=at_least(int, 0), default=RARE, metavar="N",
+        help="name symbols that occur fewer than N times, besides tags, digits and several cases (default %(default)s; "
+        "0: nothing of that)",
+    )  # fmt: skip
+
+
 def duration(text):
-    """An argparse type: finite seconds above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no duration above 0")
+    """An argparse type: seconds above 0 that are a time."""
+    if not 0 < float(text) <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} is no duration above 0 and up to {LONGEST_SECONDS:.0f} s")
     return float(text)
 
 
 def pause(text):
-    """An argparse type: finite seconds, also none."""
+    """An argparse type: seconds that are a time, also none."""
     return 0.0 if float(text) == 0 else duration(text)
 
 
@@ -128,6 +135,21 @@ def _shard(text):
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N")
     return int(index), int(count)
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup | None = None) -> None:
+    """How the sets are named and what of them is scored; ``group`` takes the options of single sets."""
+    group = group or parser
+    group.add_argument("--utt2spk", metavar="FILE", help="speaker of every utterance, where the reference says none")
+    group.add_argument("--segments", metavar="FILE", help="Kaldi's, between utterances and a CTM or STM of recordings")
+    parser.add_argument(
+        "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
+    )
+    parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
+
+
+REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"
+HYPOTHESES_HELP = "hypotheses, of any toolkit: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text"
 
 
 def load_config(args, cls):

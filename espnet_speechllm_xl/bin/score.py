@@ -4,16 +4,19 @@ import logging
 import sys
 from pathlib import Path
 
-ONE = ("ref", "hyp", "utt2spk", "out")
+from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
+
+ONE = ("ref", "hyp", "out")
+FURTHER = ("utt2spk", "segments", "token_ref", "token_hyp")
 ALL = ("exp", "dump", "results")
 
 
 def add_arguments(parser):
     """Declare the options of the command."""
     one = parser.add_argument_group("one set")
-    one.add_argument("--ref", metavar="TEXT", help="references, Kaldi text: utterance and words")
-    one.add_argument("--hyp", metavar="TEXT", help="hypotheses, Kaldi text")
-    one.add_argument("--utt2spk", metavar="FILE", help="speaker of every utterance")
+    one.add_argument("--ref", metavar="PATH", help=REFERENCE_HELP)
+    one.add_argument("--hyp", metavar="PATH", help=HYPOTHESES_HELP)
+    add_scoring_arguments(parser, one)
     one.add_argument("--token-ref", metavar="FILE", help="reference tokens, for the TER (with --token-hyp)")
     one.add_argument("--token-hyp", metavar="FILE", help="hypothesis tokens")
     one.add_argument("--out", metavar="DIR", help="where score_wer, score_cer and score_ter are written")
@@ -26,18 +29,19 @@ def add_arguments(parser):
 
 def _wrong_use(args):
     """What is wrong with the options, or None."""
-    one = [name for name in (*ONE, "token_ref", "token_hyp") if getattr(args, name) is not None]
+    one = [name for name in (*ONE, *FURTHER) if getattr(args, name) is not None]
     every = [name for name in (*ALL, "made_by") if getattr(args, name) is not None]
     if bool(one) == bool(every):
-        return "give either --ref --hyp --utt2spk --out (one set) or --exp --dump --results (all sets)"
+        return "give either --ref --hyp --out (one set) or --exp --dump --results (all sets)"
     lacking = [f"--{name}" for name in (ONE if one else ALL) if getattr(args, name) is None]
     if lacking:
         return f"{' '.join(lacking)} must be given too"
     if (args.token_ref is None) != (args.token_hyp is None):
         return "--token-ref and --token-hyp go together: give both or none"
-    paths = [name for name in ("ref", "hyp", "utt2spk", "token_ref", "token_hyp") if getattr(args, name) is not None]
+    paths = [name for name in ("ref", "hyp", *FURTHER) if getattr(args, name) is not None]
     for name in paths:
-        if not Path(getattr(args, name)).is_file():
+        path = Path(getattr(args, name))
+        if not path.is_file() and not (name in ("ref", "hyp") and path.is_dir()):
             return f"--{name.replace('_', '-')} {getattr(args, name)}: no such file"
     for name in ("exp", "dump") if every else ():
         if not Path(getattr(args, name)).is_dir():
@@ -45,14 +49,22 @@ def _wrong_use(args):
     return None
 
 
+def _ignored(args):
+    from espnet_speechllm_xl.scoring_inputs import Ignored
+
+    return Ignored(args.ignore_tags, args.ignore_case)
+
+
 def _score_one(args):
-    from espnet_speechllm_xl.kaldi import read_table, read_text
+    from espnet_speechllm_xl.kaldi import read_table
     from espnet_speechllm_xl.report import score_table
     from espnet_speechllm_xl.score_dirs import score_set
+    from espnet_speechllm_xl.scoring_inputs import read_hypotheses, read_reference
 
-    tables = [read_text(args.ref), read_text(args.hyp), read_table(args.utt2spk, empty_values=True)]
+    reference = read_reference(args.ref, args.utt2spk, args.segments)
+    tables = reference.texts, read_hypotheses(args.hyp, reference), reference.speakers
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
-    scores = score_set(*tables, args.out, *tokens, title=args.out)
+    scores = score_set(*tables, args.out, *tokens, title=args.out, ignored=_ignored(args))
     print("\n".join(score_table([(kind.upper(), scored.total) for kind, scored in scores.items()])))
     return 0
 
@@ -60,7 +72,7 @@ def _score_one(args):
 def _score_all(args):
     from espnet_speechllm_xl import report
 
-    found = report.score_experiment(args.exp, args.dump, args.results, args.made_by)
+    found = report.score_experiment(args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args))
     decoded, unfinished, untranscribed, failed = found
     print("\n".join(report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])))
     counts = {"scored": decoded, "unfinished": unfinished, "failed": failed, "without text": untranscribed}

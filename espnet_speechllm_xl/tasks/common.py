@@ -13,7 +13,6 @@ with compat.without_notice():
     from espnet2.tasks import abs_task
 
 import soundfile
-import yaml
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
@@ -31,7 +30,8 @@ from espnet_speechllm_xl.config import (
 )
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
-from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.io import NOT_UTF8, atomic_write, read_yaml, text_lines
+from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.schedule import SCHEDULERS
 from espnet_speechllm_xl.text import load_tokenizer
 from espnet_speechllm_xl.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
@@ -238,7 +238,7 @@ class SpeechTask(abs_task.AbsTask):
             dataset=cls.build_dataset(args, iter_options),
             samples=samples,
             tokens=tokens,
-            speakers=_read_pairs(paths["spk"]) if "spk" in paths else None,
+            speakers=read_table(paths["spk"]) if "spk" in paths else None,
             concat=cls.section(args, "concat_conf"),
             augment=cls.section(args, "augment_conf"),
             batch_bins=iter_options.batch_bins,
@@ -296,7 +296,7 @@ def _check_init_features(init_param, features):
     """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
     path = init_param.split(":")[0]
     config = Path(path).parent / "config.yaml"
-    before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    before = read_yaml(config) if config.is_file() else None
     _check_features(path, (before or {}).get("features_conf") or {}, features, "begin with a model of the same")
 
 
@@ -313,7 +313,7 @@ def check_rate(args, rate, setting):
     """Raise ConfigError for a training set at another rate (Hz) than that of a ``setting``, by its first file: training
     does not resample."""
     for wav_scp in (path for path, name, _ in args.train_data_path_and_name_and_type if name == "speech"):
-        first = next(iter(_read_pairs(wav_scp).values()), None)
+        first = next(iter(read_table(wav_scp).values()), None)
         found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
         if found != rate:
             raise ConfigError(
@@ -326,13 +326,11 @@ def read_token_list(path):
     """Tokens of a file, one a line."""
     if not Path(path).exists():
         raise ConfigError(f"token_list {path} does not exist: run the tokens stage")
-    return Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
-
-
-def _read_pairs(path):
-    with open(path, encoding="utf-8") as stream:
-        return dict(line.split(maxsplit=1) for line in map(str.strip, stream) if line)
+    tokens = [line for _, line in text_lines(path)]
+    if any(map(NOT_UTF8.search, tokens)):
+        raise ConfigError(f"token_list {path} holds bytes that are no UTF-8: run the tokens stage again")
+    return tokens
 
 
 def _read_first_ints(path):
-    return {utterance: int(shape.split(",")[0]) for utterance, shape in _read_pairs(path).items()}
+    return {utterance: int(shape.split(",")[0]) for utterance, shape in read_table(path).items()}

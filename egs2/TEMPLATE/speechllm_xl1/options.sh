@@ -19,6 +19,8 @@ speed_perturb=        # e.g. "0.9 1.0 1.1"
 sample_rate=16000     # Hz, of the dump; other ones want the same in "--features_conf sample_rate=8000" of the trainings
 min_wav_duration=0.2  # seconds; shorter training utterances are left out
 max_wav_duration=30   # seconds
+cleaner=              # of texts when they are formatted: lower, upper, or ESPnet's tacotron, jaconv, ...; several: "jaconv lower"
+nlsyms=               # file of symbols, one a line (<noise>), each of which is one token
 token_type=bpe        # of the recogniser: bpe, unigram, char or hf
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf

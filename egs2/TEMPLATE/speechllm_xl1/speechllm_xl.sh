@@ -19,6 +19,7 @@ system=speechllm_xl   # speechllm_xl; the same model as nonstreaming, nonstreami
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
+align_args=           # further options of speechllm-xl align, e.g. "--silences <eps>,SIL" for entries of a CTM
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the recipe's run.sh
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
@@ -106,6 +107,8 @@ speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 no_perturb='' no_format='' no_aligner=''
 [ -n "$speed_perturb" ] || no_perturb="no --speed-perturb"
 [ -z "$dumpdir" ] || [ -n "$kaldi_data" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
+[ -z "${cleaner#none}" ] || [ -z "$no_format" ] \
+  || die "--cleaner $cleaner: the texts of $no_format are taken as they are: give --kaldi-data, too, to format them"
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
 no_align=''
 if [ -z "$aligned_system" ]; then
@@ -169,7 +172,7 @@ if runs 3 "$no_format"; then
   worst=0
   for set in $train_data $valid_set $test_sets; do
     from=$data/$set
-    settings=(--sample-rate "$sample_rate")
+    settings=(--sample-rate "$sample_rate" --cleaner "$cleaner" --nlsyms "$nlsyms")
     [ "$set" != "$train_data" ] || settings+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     if [[ " $test_sets " = *" $set "* ]] && lacks_text "$from"; then settings+=(--no-text-ok); fi
@@ -185,13 +188,15 @@ fi
 
 aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")
 make_tokens() {
-  local out=$1
+  local out=$1 set others=()
   shift
-  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" "$@"
+  for set in $valid_set $test_sets; do others+=("$dump/$set/text"); done
+  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" --nlsyms "$nlsyms" \
+    --others "${others[@]}" "$@"
 }
 if runs 4; then
   make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
-  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size"
+  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
 fi
 unlock
 
@@ -261,6 +266,8 @@ if runs 6 "$no_align"; then
       ctm:ref) by=(--ctm "$dump/$set/ref.ctm") ;;
       ctm:*) by=(--ctm "${alignment#ctm:}/$set.ctm") ;;
     esac
+    # shellcheck disable=SC2206 # words on purpose
+    by+=($align_args)
     if [ "$alignment" = ctc ]; then
       tolerate align "$aligned/$set/failed" ' unusable audio' \
         sharded_cmd --gpus "$device_gpus" "$nj" "$aligner/log/align_$set.@JOB@.log" \
@@ -299,8 +306,10 @@ if [ "$stage" -le 8 ] && [ "$stop_stage" -ge 7 ]; then doubts "$model"; fi
 
 # decode SET...: with every search
 decode() {
-  local set search joint out
+  local set search joint out segments
   for set in "$@"; do
+    segments=()
+    [ ! -f "$data/$set/segments" ] || segments=(--segments "$data/$set/segments")
     for search in $searches; do
       joint=()
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
@@ -310,7 +319,7 @@ decode() {
       tolerate decode "$out/failed" '' \
         sharded_cmd --gpus "$device_gpus" "$nj" "$model/log/decode_$search${decode_tag}_$set.@JOB@.log" \
         python3 -m espnet_speechllm_xl decode --model "$model" --dump "$dump/$set" --out "$out" --device "$device" \
-        --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" $decode_args
+        --search "${search%_ctc*}" --beam-size "$beam_size" "${joint[@]}" "${segments[@]}" $decode_args
       unlock
     done
   done
