@@ -106,7 +106,7 @@ def _read_config(directory, wanted_task=None):
     try:
         values = read_yaml(path)
     except UserError as error:
-        raise ModelError(f"{error}; or restore it, or train again") from error
+        raise ModelError(f"{error}; where it is truncated, restore it or train again") from error
     found = values.get("task") if isinstance(values, dict) else None
     if found not in TASKS or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"

@@ -157,6 +157,25 @@ def test_driver_takes_both(run_driver, kaldi_dir, espnet_dump, tmp_path):
     assert files[0].read_text() == files[1].read_text() != ""
 
 
+def test_driver_cleans_texts_and_has_tokens_of_symbols(run_driver, kaldi_dir, tmp_path):
+    (tmp_path / "my sets").mkdir()
+    (tmp_path / "my sets/train").symlink_to(kaldi_dir)
+    text = read_table(kaldi_dir / "text")
+    write_table(kaldi_dir / "text", {name: f"{line.upper()} <NOISE> E\u00c9" for name, line in text.items()})
+    (tmp_path / "nlsyms").write_text("<NOISE>\n")
+    sets = ["--train-set", "train", "--valid-set", "train", "--test-sets", "train", "--token-type", "char", "--nj", 1]
+    options = ["--cleaner", "lower", "--nlsyms", tmp_path / "nlsyms", "--stop-stage", "tokens", *sets]
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--kaldi-data", tmp_path / "my sets", *options)
+    assert done.returncode == 0, done.stderr
+    cleaned = {name: f"{line} <NOISE> e\u00e9" for name, line in text.items()}
+    assert read_table(tmp_path / "one/dump/raw/train/text") == cleaned
+    tokens = (tmp_path / "one/data/tokens_train_char/tokens.txt").read_text().split("\n")
+    assert "<NOISE>" in tokens and "N" not in tokens
+    # Nothing is formatted of a dump that is taken as it is: the option would be without effect.
+    done = run_driver("speechllm_xl.sh", tmp_path / "one", "--dumpdir", "dump", *options)
+    assert done.returncode == 2 and "--cleaner lower: the texts of --dumpdir dump are taken as they are" in done.stderr
+
+
 @pytest.mark.parametrize("make, what", [(piped, "entry is no file"), (segmented, "are parts of recordings")])
 def test_a_dump_that_cannot_be_taken_as_it_is(make, what, run_driver, toy_data, tmp_path):
     write_kaldi_dir(make, toy_data, tmp_path / "raw").rename(tmp_path / "raw/train")
