@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import random
+import tracemalloc
 import unicodedata
 
 import pytest
 import torch
 
+from espnet_speechllm_xl import alignment
 from espnet_speechllm_xl.alignment import (
     AlignmentError,
     TokenSpan,
@@ -18,6 +20,7 @@ from espnet_speechllm_xl.alignment import (
     token_ends,
     transfer,
     viterbi,
+    viterbi_in_blocks,
     whole_word_ends,
     word_times,
 )
@@ -88,6 +91,42 @@ def test_too_few_frames(tokens, repeats):
 def test_empty_text():
     with pytest.raises(AlignmentError, match="empty text"):
         viterbi(torch.zeros(9, BLANK + 1), [], BLANK)
+
+
+# --- long recordings ---
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_in_blocks_as_in_one_piece(monkeypatch, seed):
+    """Flat posteriors, so that the path hangs on every frame; many repeats, few frames to spare."""
+    rng = random.Random(seed)
+    tokens = [rng.randrange(rng.choice([1, 2, BLANK])) for _ in range(rng.randint(1, 40))]
+    repeats = sum(map(int.__eq__, tokens, tokens[1:]))
+    frames = len(tokens) + repeats + rng.choice([0, 1, 7, 90])
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(frames, BLANK + 1, generator=generator).log_softmax(-1)
+    whole = viterbi(log_probs, tokens, BLANK)
+    for block in (1, 2, 7, frames - 1, frames, frames + 1):
+        assert viterbi_in_blocks(log_probs.double().numpy(), tokens, BLANK, max(1, block)) == whole
+    monkeypatch.setattr(alignment, "NATIVE_CELLS", 0)
+    monkeypatch.setattr(alignment, "_viterbi_by_torchaudio", None)  # is not asked
+    assert viterbi(log_probs, tokens, BLANK) == whole
+
+
+def test_a_size_at_which_the_native_aligner_ends_the_process():
+    """Every eighth token is held for a second frame; nearly no frame to spare, so that few states can be reached."""
+    tokens = [count % BLANK for count in range(31_000)]
+    path = [token for count, token in enumerate(tokens) for _ in range(1 + (count % 8 == 0))]
+    log_probs = torch.full((len(path), BLANK + 1), -9.0, dtype=torch.float64)
+    log_probs[torch.arange(len(path)), torch.tensor(path)] = -0.1
+    assert len(log_probs) * alignment.num_states(tokens) > 2**31
+    tracemalloc.start()
+    found = viterbi(log_probs, tokens, BLANK)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    ends = list(itertools.accumulate(1 + (count % 8 == 0) for count in range(len(tokens))))
+    assert found == [TokenSpan(end - 1 - (count % 8 == 0), end - 1) for count, end in enumerate(ends)]
+    assert peak < 2**27  # in one piece it would be 2 ** 31
 
 
 # --- characters ---
