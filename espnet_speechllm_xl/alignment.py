@@ -14,6 +14,7 @@ import numpy as np
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.text import begins_word, word_edges
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +50,9 @@ def viterbi(log_probs, tokens, blank):
     repeats = sum(first == second for first, second in zip(tokens, tokens[1:], strict=False))
     if len(log_probs) < len(tokens) + repeats:
         raise AlignmentError(f"too few frames ({len(log_probs)}) for {len(tokens)} tokens and {repeats} repeats")
-    log_probs = log_probs.double()  # in float32 the sums of an hour are off by more than paths differ
     if len(log_probs) * num_states(tokens) > NATIVE_CELLS:
-        return viterbi_in_blocks(log_probs.cpu().numpy(), tokens, blank)
+        # In float32 the sums of an hour would be off by more than two paths differ.
+        return viterbi_in_blocks(log_probs.double().cpu().numpy(), tokens, blank)
     return _viterbi_by_torchaudio(log_probs, tokens, blank)
 
 
@@ -59,7 +60,7 @@ def _viterbi_by_torchaudio(log_probs: "torch.Tensor", tokens: list, blank: int) 
     import torch
     from torchaudio.functional import forced_align, merge_tokens
 
-    path, scores = forced_align(log_probs[None], torch.tensor([tokens], dtype=torch.int32), blank=blank)
+    path, scores = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
     return [TokenSpan(span.start, span.end - 1) for span in merge_tokens(path[0], scores[0].exp(), blank=blank)]
 
 
@@ -195,13 +196,13 @@ def within_audio(ends, frames):
 
 
 def whole_word_ends(char_ends, text):
-    """Character ends where all of a word, and the space before it, take the end of its last character.
+    """Character ends where all of a word (text.py), and the space before it, take the end of its last character.
 
     Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
     """
     ends = list(char_ends)
     for index in reversed(range(len(text) - 1)):
-        if text[index + 1] != " ":
+        if text[index] == " " or not (text[index + 1] == " " or begins_word(text[index + 1])):
             ends[index] = ends[index + 1]
     return ends
 
@@ -265,16 +266,14 @@ def format_char_ends(ends):
 
 
 def word_times(text, starts, ends):
-    """The words of ``text`` as :class:`~espnet_speechllm_xl.ctm.Word`, from its characters' frames.
+    """The words of ``text`` (text.py) as :class:`~espnet_speechllm_xl.ctm.Word`, from its characters' frames.
 
     A word starts with its first character and ends with its last.
     """
-    words, position = [], 0
-    for word in text.split():
-        first = text.index(word, position)
-        position = first + len(word)
-        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[position - 1])
-        words.append(Word(word, start, max(start, end)))
+    words = []
+    for first, after, joined in word_edges(text):
+        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[after - 1])
+        words.append(Word(text[first:after], start, max(start, end), joined=joined))
     return words
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from . import metrics, timeline
 from .ctm import same_words
 from .errors import UserError
+from .text import words_of
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
     "lies across a border",
@@ -61,7 +62,7 @@ def border_errors(references, hypotheses, times, chunk, near):
     """
     if not 0 < 2 * near < chunk:
         raise UserError(f"{near} frames near a border do not fit into a chunk of {chunk}: give fewer, at least 1")
-    split = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
+    split = ({name: words_of(text) for name, text in side.items()} for side in (references, hypotheses))
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():
         reason = unusable(times.get(utterance), scored.reference)

@@ -21,6 +21,12 @@ class Word:
     start: float
     end: float
     confidence: float | None = None
+    joined: bool = False  # no space stands before it, as in scripts that have none
+
+
+def joined_text(words) -> str:
+    """Join words (list of :class:`Word`) to their text."""
+    return "".join(word.text if word.joined or not index else f" {word.text}" for index, word in enumerate(words))
 
 
 def same_words(timed, words):

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from espnet_speechllm_xl import metrics, timeline
 from espnet_speechllm_xl.ctm import same_words
+from espnet_speechllm_xl.text import words_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def compare(runs, texts, times=None):
     Raises:
         UserError: an utterance of ``runs`` has no transcript.
     """
-    references = {utterance: metrics.words(text) for utterance, text in texts.items()}
+    references = {utterance: words_of(text) for utterance, text in texts.items()}
     hypotheses = {utterance: [word.text for word in run.words] for utterance, run in runs.items()}
     scored = metrics.score(references, hypotheses, "streamed utterances")
     result = Comparison(scored, [], Counter())

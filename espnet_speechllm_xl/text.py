@@ -3,7 +3,9 @@
 Ids are the tokenizer's own, 0 .. V-1; ``$`` and the CTC blank are not tokens of it.
 """
 
+import functools
 import itertools
+import re
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +13,25 @@ from espnet_speechllm_xl.errors import UserError
 
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
 UNKNOWN = "\N{DOUBLE QUESTION MARK}"
+
+# Code points (first, last) of the scripts that put no spaces between words.
+SPACELESS = (
+    (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
+    (0x2E80, 0x312F),  # CJK radicals and punctuation, Hiragana, Katakana, Bopomofo
+    (0x31A0, 0x31FF),  # extensions of Bopomofo and Katakana
+    (0x3400, 0xA4CF),  # Han, Yi
+    (0xA980, 0xA9FF),  # Javanese, Myanmar
+    (0xAA60, 0xAADF),  # Myanmar, Tai Viet
+    (0xF900, 0xFAFF),  # Han
+    (0xFF66, 0xFF9D),  # narrow Katakana
+    (0x1AFF0, 0x1B16F),  # Kana
+    (0x20000, 0x3FFFF),  # Han
+)
+INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
 
 
 class TokenizerError(UserError):
@@ -20,6 +41,33 @@ class TokenizerError(UserError):
 def normalise(text):
     """Unicode NFC, single spaces: the form in which transcripts are tokenised, aligned and scored."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def begins_word(character: str) -> bool:
+    """Tell whether a character begins a word wherever it stands: a letter of a script without spaces.
+
+    What the words of such a script are, only a dictionary knows; so each letter is one (as in the mixed error rate of
+    Chinese), with the marks, punctuation, digits and other letters that follow it.
+    """
+    code = ord(character)
+    if not any(first <= code <= last for first, last in SPACELESS):
+        return False
+    return (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
+
+
+def word_edges(text: str) -> list:
+    """Find the words of a transcript: ``(begin, end, joined)``, ``joined`` where no space stands before the word."""
+    edges = []
+    for part in re.finditer(r"\S+", text):
+        first, after = part.span()
+        begins = [first, *(index for index in range(first + 1, after) if begins_word(text[index])), after]
+        edges += [(begin, end, begin > first) for begin, end in itertools.pairwise(begins)]
+    return edges
+
+
+def words_of(text: str) -> list:
+    """List the words of a transcript: what spaces separate, and each letter of a script without spaces."""
+    return [text[begin:end] for begin, end, _ in word_edges(text)]
 
 
 class SentencePieceTokenizer:
@@ -56,9 +104,13 @@ class SentencePieceTokenizer:
         pieces = self._model.decode(list(ids), out_type="immutable_proto").pieces
         return "".join(UNKNOWN if piece.id == self._unknown else piece.surface for piece in pieces)
 
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space."""
+        return self.pieces[token].startswith(WORD_START)
+
     def starts_word(self, token):
         """Whether a token begins a word."""
-        return self.pieces[token].startswith(WORD_START)
+        return self.marks_space(token) or begins_word(self.pieces[token][0])
 
 
 class HuggingFaceTokenizer:
@@ -104,9 +156,23 @@ class HuggingFaceTokenizer:
         """Text of token ids."""
         return self._model.decode(list(ids), clean_up_tokenization_spaces=False).strip()
 
-    def starts_word(self, token):
-        """Whether a token begins a word (byte-level BPE marks the space as ``Ġ``)."""
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space (``Ġ`` in byte-level BPE)."""
         return self.pieces[token].startswith((WORD_START, "Ġ", " "))
+
+    def starts_word(self, token):
+        """Whether a token begins a word; bytes that are no whole character begin none."""
+        return self.marks_space(token) or self._letters[token]
+
+    @functools.cached_property
+    def _letters(self) -> list:
+        """(V,) whether a token begins with a letter that begins a word."""
+        asked = [index for index, piece in enumerate(self.pieces) if not piece.isascii()]
+        texts = self._model.batch_decode([[index] for index in asked])
+        begins = [False] * len(self.pieces)
+        for index, text in zip(asked, texts, strict=True):
+            begins[index] = bool(text) and begins_word(text[0])
+        return begins
 
 
 def _inside(begin, length):
@@ -123,12 +189,41 @@ def load_tokenizer(path):
     return SentencePieceTokenizer(path)
 
 
+def word_begins(tokenizer, tokens: list, index: int) -> bool:
+    """Tell whether a word begins at ``tokens[index]``; a letter behind a mark of space alone goes on with its word."""
+    here, before = tokens[index], tokens[index - 1] if index else None
+    if tokenizer.marks_space(here) or before is None:
+        return True
+    return tokenizer.starts_word(here) and not lone_space(tokenizer, before)
+
+
+def lone_space(tokenizer, token: int) -> bool:
+    """Tell whether a token is a mark of space and nothing else."""
+    return tokenizer.marks_space(token) and len(tokenizer.pieces[token]) == 1
+
+
+def chunk_openers(tokenizer) -> list:
+    """(V,) whether a token may be the first of a chunk that holds whole words.
+
+    It begins a word, or, if the tokenizer has letters of scripts without spaces, may be the first byte of one.
+    """
+    starts = [tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))]
+    if not any(start and not tokenizer.marks_space(token) for token, start in enumerate(starts)):
+        return starts
+    rare = [not piece.isascii() or piece.startswith("<0x") for piece in tokenizer.pieces]
+    return [
+        start or (rare[token] and tokenizer.decode([token]).startswith("\N{REPLACEMENT CHARACTER}"))
+        for token, start in enumerate(starts)
+    ]
+
+
 def word_spans(tokenizer, tokens):
     """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive.
 
     White space inside a token, or one that is nothing else (byte-level BPE), parts words that then share their tokens.
+    In a script without spaces a token of several letters is one word.
     """
-    starts = [index for index, token in enumerate(tokens) if index == 0 or tokenizer.starts_word(token)]
+    starts = [index for index in range(len(tokens)) if word_begins(tokenizer, tokens, index)]
     spans = []
     for first, after in itertools.pairwise([*starts, len(tokens)]):
         spans += [(word, first, after - 1) for word in normalise(tokenizer.decode(tokens[first:after])).split()]

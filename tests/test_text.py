@@ -82,8 +82,10 @@ def test_words_are_composed_as_the_text_is():
         def decode(self, ids):
             return "".join(self.pieces[one] for one in ids).replace("\u2581", " ")
 
-        def starts_word(self, token):
+        def marks_space(self, token):
             return token == 0
+
+        starts_word = marks_space
 
     assert word_spans(Letters(), [0, 1, 2, 3, 0, 1]) == [("b\u00e9", 0, 3), ("b", 4, 5)]
 
