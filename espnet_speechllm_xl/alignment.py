@@ -14,7 +14,7 @@ import numpy as np
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.text import begins_word, word_edges
+from espnet_speechllm_xl.text import word_begins, word_edges
 
 if TYPE_CHECKING:
     import torch
@@ -195,15 +195,15 @@ def within_audio(ends, frames):
     return [min(end, last) if end <= late else end for end in ends]
 
 
-def whole_word_ends(char_ends, text):
-    """Character ends where all of a word (text.py), and the space before it, take the end of its last character.
+def whole_word_ends(ends: list, tokens: list, tokenizer) -> list:
+    """Give all tokens of a word (text.py) the end of its last one, from the ``ends`` of the tokens.
 
     Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
     """
-    ends = list(char_ends)
-    for index in reversed(range(len(text) - 1)):
-        if text[index] == " " or not (text[index + 1] == " " or begins_word(text[index + 1])):
-            ends[index] = ends[index + 1]
+    ends = list(ends)
+    for index in reversed(range(1, len(tokens))):
+        if not word_begins(tokenizer, tokens, index):
+            ends[index - 1] = ends[index]
     return ends
 
 

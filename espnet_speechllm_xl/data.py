@@ -15,9 +15,12 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
-from espnet_speechllm_xl.text import normalise
+from espnet_speechllm_xl.text import normalise, word_spans
 
 PAD_TOKEN = -1
+MOST_LETTERS = (
+    100  # of a word; what has more is a text that no spaces part, in a script that text.py takes to have some
+)
 
 
 class DataError(UserError):
@@ -47,11 +50,11 @@ class Preprocessor:
         tokens, char_ends_of_tokens = self.tokenizer.encode(text)
         arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
         if "alignment" in data:
-            ends = parse_char_ends(utterance, data["alignment"], text)
+            ends = token_ends(parse_char_ends(utterance, data["alignment"], text), char_ends_of_tokens)
             if self.whole_words:
-                ends = whole_word_ends(ends, text)
+                ends = self._whole_words(utterance, ends, tokens)
             frames = int(timeline.frames(len(speech), self.sample_rate))
-            ends = within_audio(token_ends(ends, char_ends_of_tokens), frames)
+            ends = within_audio(ends, frames)
             if max(ends, default=-1) >= frames:
                 raise DataError(
                     f"{utterance}: a token ends at frame {max(ends)} but the audio has {frames} frames: "
@@ -59,6 +62,15 @@ class Preprocessor:
                 )
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
+
+    def _whole_words(self, utterance, ends, tokens):
+        longest = max((word for word, *_ in word_spans(self.tokenizer, tokens)), key=len, default="")
+        if len(longest) > MOST_LETTERS:
+            raise DataError(
+                f"{utterance}: '{longest[:20]}...' has {len(longest)} letters without a space: with chunking_conf "
+                "unit=word all of it would go into one chunk; part the words by spaces, or set unit=token"
+            )
+        return whole_word_ends(ends, tokens, self.tokenizer)
 
 
 def collate(examples):

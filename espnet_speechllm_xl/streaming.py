@@ -26,7 +26,7 @@ from espnet_speechllm_xl.config import ConfigError, StreamConfig
 from espnet_speechllm_xl.ctm import Word, joined_text
 from espnet_speechllm_xl.engine import answer, run
 from espnet_speechllm_xl.search import make_search, shared
-from espnet_speechllm_xl.text import chunk_openers, lone_space, normalise, word_begins, word_spans
+from espnet_speechllm_xl.text import lone_space, normalise, word_begins, word_spans
 from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
 
 
@@ -157,8 +157,8 @@ def _search(model, tokenizer, chunking, config):
 
 @functools.lru_cache(maxsize=4)  # a large vocabulary takes a while, and a server opens many streams
 def _word_starts(tokenizer):
-    """(V,) bool: the tokens that may begin a chunk of whole words."""
-    return torch.tensor(chunk_openers(tokenizer))
+    """(V,) bool: the tokens that begin a word."""
+    return torch.tensor([tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))])
 
 
 class Stream:
@@ -284,7 +284,9 @@ class Stream:
         last_ends = last_ends or self.chunking.unit == "word"  # then no word goes on in the next chunk
 
         def ends(tokens):
-            return word_begins(self.tokenizer, tokens, count) if count < len(tokens) else last_ends
+            if count < len(tokens):
+                return word_begins(self.tokenizer, tokens, count)
+            return last_ends and not lone_space(self.tokenizer, tokens[-1])
 
         while count and not all(ends(h.tokens) for h in hypotheses):
             count -= 1

@@ -31,7 +31,19 @@ SPACELESS = (
     (0x1AFF0, 0x1B16F),  # Kana
     (0x20000, 0x3FFFF),  # Han
 )
+UTF8_LEADS = ((1, 0x00, 0x7F), (2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF4))  # bytes, first byte (least, most)
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
+
+
+def _letters_of_bytes():
+    """The letters by which byte-level BPE (GPT-2) writes the 256 bytes: printable ones as they are."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTES = _letters_of_bytes()
 
 
 class TokenizerError(UserError):
@@ -49,10 +61,25 @@ def begins_word(character: str) -> bool:
     What the words of such a script are, only a dictionary knows; so each letter is one (as in the mixed error rate of
     Chinese), with the marks, punctuation, digits and other letters that follow it.
     """
-    code = ord(character)
-    if not any(first <= code <= last for first, last in SPACELESS):
+    return _is_spaceless(character) and (
+        (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
+    )
+
+
+def _is_spaceless(character):
+    return any(first <= ord(character) <= last for first, last in SPACELESS)
+
+
+def bytes_begin_word(start: bytes) -> bool:
+    """Tell the same of the first character of UTF-8 bytes that may end inside it: what all it can become are."""
+    lead = start[0]
+    length = next((count for count, low, high in UTF8_LEADS if low <= lead <= high), 0)
+    try:
+        if len(start) >= length:
+            return bool(length) and begins_word(start[:length].decode())
+        return all(_is_spaceless(start.ljust(length, rest).decode()) for rest in (b"\x80", b"\xbf"))
+    except UnicodeDecodeError:
         return False
-    return (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
 
 
 def word_edges(text: str) -> list:
@@ -110,6 +137,8 @@ class SentencePieceTokenizer:
 
     def starts_word(self, token):
         """Whether a token begins a word."""
+        if self._model.is_byte(token):
+            return bytes_begin_word(bytes.fromhex(BYTE_PIECE.fullmatch(self.pieces[token])[1]))
         return self.marks_space(token) or begins_word(self.pieces[token][0])
 
 
@@ -161,18 +190,24 @@ class HuggingFaceTokenizer:
         return self.pieces[token].startswith((WORD_START, "Ġ", " "))
 
     def starts_word(self, token):
-        """Whether a token begins a word; bytes that are no whole character begin none."""
+        """Whether a token begins a word."""
         return self.marks_space(token) or self._letters[token]
 
     @functools.cached_property
     def _letters(self) -> list:
         """(V,) whether a token begins with a letter that begins a word."""
-        asked = [index for index, piece in enumerate(self.pieces) if not piece.isascii()]
-        texts = self._model.batch_decode([[index] for index in asked])
-        begins = [False] * len(self.pieces)
-        for index, text in zip(asked, texts, strict=True):
-            begins[index] = bool(text) and begins_word(text[0])
-        return begins
+        return [self._letter_begins(token) for token in range(len(self.pieces))]
+
+    def _letter_begins(self, token):
+        piece = self.pieces[token]
+        if byte := BYTE_PIECE.fullmatch(piece):
+            return bytes_begin_word(bytes.fromhex(byte[1]))
+        if piece.isascii():
+            return False
+        text = self._model.decode([token])
+        if text.startswith("\N{REPLACEMENT CHARACTER}"):  # byte-level BPE, a part of a character
+            return bytes_begin_word(bytes(BYTES.get(letter, 0) for letter in piece))
+        return bool(text) and begins_word(text[0])
 
 
 def _inside(begin, length):
@@ -200,21 +235,6 @@ def word_begins(tokenizer, tokens: list, index: int) -> bool:
 def lone_space(tokenizer, token: int) -> bool:
     """Tell whether a token is a mark of space and nothing else."""
     return tokenizer.marks_space(token) and len(tokenizer.pieces[token]) == 1
-
-
-def chunk_openers(tokenizer) -> list:
-    """(V,) whether a token may be the first of a chunk that holds whole words.
-
-    It begins a word, or, if the tokenizer has letters of scripts without spaces, may be the first byte of one.
-    """
-    starts = [tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))]
-    if not any(start and not tokenizer.marks_space(token) for token, start in enumerate(starts)):
-        return starts
-    rare = [not piece.isascii() or piece.startswith("<0x") for piece in tokenizer.pieces]
-    return [
-        start or (rare[token] and tokenizer.decode([token]).startswith("\N{REPLACEMENT CHARACTER}"))
-        for token, start in enumerate(starts)
-    ]
 
 
 def word_spans(tokenizer, tokens):
