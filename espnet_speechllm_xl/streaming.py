@@ -122,7 +122,9 @@ class AudioChunks:
         self._samples.append(samples)
         self._count += len(samples)
         if final or self._count >= self._needed:
-            for request in self._requests(torch.cat(self._samples), final):
+            # A whole recording is not copied once more.
+            samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
+            for request in self._requests(samples, final):
                 ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
                 self._frames.append(frames)
         return self._cut(final)

@@ -6,6 +6,8 @@ from collections import Counter
 from espnet_speechllm_xl.bin.options import add_model_arguments, load_settings
 from espnet_speechllm_xl.formats import FORMATS, TIMED, recording_id
 
+LONG_SECONDS = 3600  # of a recording, from which on a remark says what it costs
+
 
 def add_arguments(parser):
     """Options of the command."""
@@ -35,7 +37,10 @@ def main(args):
     failed = 0
     for file in args.files:
         try:
-            nbest = speech2text(file)
+            samples = speech2text.load(file)
+            if len(samples) >= LONG_SECONDS * speech2text.sample_rate and speech2text.chunking is not None:
+                print(_remark(file, len(samples) / speech2text.sample_rate), file=sys.stderr)
+            (nbest,) = speech2text.transcribe_batch([samples])
         except AudioError as error:
             print(f"speechllm-xl transcribe: {error}", file=sys.stderr)
             failed += 1
@@ -47,3 +52,10 @@ def main(args):
     if failed:
         print(f"speechllm-xl transcribe: {len(args.files) - failed} of {len(args.files)} files done", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _remark(file: str, seconds: float) -> str:
+    return (
+        f"speechllm-xl transcribe: {file} lasts {seconds / 3600:.1f} h: it is held in memory whole, and its text comes "
+        f"at the end; `speechllm-xl stream {file} --search chunk_sync` writes as it goes, in bounded memory"
+    )
