@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from . import metrics, timeline
-from .ctm import same_words
+from .ctm import parted, same_words
 from .errors import UserError
 from .text import words_of
 
@@ -33,7 +33,7 @@ def unusable(timed, words):
     """Why the reference times of an utterance (list of ``ctm.Word``, or None) do not serve its ``words``, or None."""
     if not timed:
         return "no reference times"
-    return None if same_words(timed, words) else "other words than its reference times"
+    return None if same_words(parted(timed), words) else "other words than its reference times"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def border_errors(references, hypotheses, times, chunk, near):
         if reason:
             left_out[utterance] = reason
             continue
-        words = iter(times[utterance])
+        words = iter(parted(times[utterance]))
         for kind, wanted, _ in scored.pairs:
             if wanted is not None:
                 kinds[place(next(words), chunk, near)][kind] += 1

@@ -7,10 +7,11 @@ A CTM file cannot say that an utterance has no words: such utterances are not in
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import UserError
 from .io import atomic_write
+from .text import words_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Word:
 def joined_text(words) -> str:
     """Join words (list of :class:`Word`) to their text."""
     return "".join(word.text if word.joined or not index else f" {word.text}" for index, word in enumerate(words))
+
+
+def parted(words) -> list:
+    """Part timed words of any segmentation into those of text.py; the parts of one share its times.
+
+    So texts without spaces can be compared whose words are letters, tokens, or those of a dictionary.
+    """
+    return [replace(word, text=part) for word in words for part in words_of(word.text)]
 
 
 def same_words(timed, words):

@@ -18,9 +18,7 @@ from espnet_speechllm_xl.sequence import sequence_length
 from espnet_speechllm_xl.text import normalise, word_spans
 
 PAD_TOKEN = -1
-MOST_LETTERS = (
-    100  # of a word; what has more is a text that no spaces part, in a script that text.py takes to have some
-)
+MOST_LETTERS = 100  # of a word; what has more is a text that no spaces part
 
 
 class DataError(UserError):

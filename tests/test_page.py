@@ -273,9 +273,10 @@ class Script:
             | ({"joined": True} if joined and index else {})
             for index, text in enumerate(settled.replace(" ", "") if joined else settled.split())
         ]
+        text = f"{settled}{'' if joined else ' '}{partial}".strip()
         self.say(
-            type="result", text=f"{settled}{'' if joined else ' '}{partial}".strip(), settled=settled,
-            partial=partial, words=words, segment=segment, is_final=is_final, start_time=None, time=2.56, latency=0.05 + segment / 1000,
+            type="result", text=text, settled=settled, partial=partial, words=words,
+            segment=segment, is_final=is_final, start_time=None, time=2.56, latency=0.05 + segment / 1000,
         )  # fmt: skip
         return words
 
