@@ -7,12 +7,22 @@ character ends.
 
 import unicodedata
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.ctm import Word
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.text import word_begins, word_edges
+
+if TYPE_CHECKING:
+    import torch
 
 NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
+# Frames times states that torchaudio's aligner gets.  It ends the process from 2 ** 31 on (half an hour of speech, in
+# characters), as it counts them in 32 bits, and needs a byte for each; and from about here on blocks are faster.
+NATIVE_CELLS = 2**26
 
 
 class AlignmentError(UserError):
@@ -28,24 +38,121 @@ class TokenSpan:
 
 
 def viterbi(log_probs, tokens, blank):
-    """The best CTC path of ``tokens`` through ``log_probs`` (T, V + 1), as one :class:`TokenSpan` a token.
+    """Find the best CTC path of ``tokens`` through ``log_probs`` (T, V + 1), as one :class:`TokenSpan` a token.
 
-    Uses ``torchaudio.functional.forced_align``.
+    Up to ``NATIVE_CELLS`` by ``torchaudio.functional.forced_align``, beyond by :func:`viterbi_in_blocks`.
 
     Raises:
         AlignmentError: no tokens, or too few frames for them and their repeats.
     """
-    import torch
-    from torchaudio.functional import forced_align, merge_tokens
-
     if not tokens:
         raise AlignmentError("empty text")
     repeats = sum(first == second for first, second in zip(tokens, tokens[1:], strict=False))
     if len(log_probs) < len(tokens) + repeats:
         raise AlignmentError(f"too few frames ({len(log_probs)}) for {len(tokens)} tokens and {repeats} repeats")
-    targets = torch.tensor([tokens], dtype=torch.int32)
-    path, scores = forced_align(log_probs[None].float(), targets, blank=blank)
+    if len(log_probs) * num_states(tokens) > NATIVE_CELLS:
+        # In float32 the sums of an hour would be off by more than two paths differ.
+        return viterbi_in_blocks(log_probs.double().cpu().numpy(), tokens, blank)
+    return _viterbi_by_torchaudio(log_probs, tokens, blank)
+
+
+def _viterbi_by_torchaudio(log_probs: "torch.Tensor", tokens: list, blank: int) -> list:
+    import torch
+    from torchaudio.functional import forced_align, merge_tokens
+
+    path, scores = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
     return [TokenSpan(span.start, span.end - 1) for span in merge_tokens(path[0], scores[0].exp(), blank=blank)]
+
+
+def num_states(tokens: list) -> int:
+    """Count the states of the CTC path: the tokens, and a blank before, between and after them."""
+    return 2 * len(tokens) + 1
+
+
+def viterbi_in_blocks(log_probs: np.ndarray, tokens: list, blank: int, block: int | None = None) -> list:
+    """Find the same path in bounded memory, whatever the length: (T * S) ** (2 / 3) instead of T * S cells.
+
+    The first pass keeps the scores of all S states at the start of each block of frames.  The second goes from the
+    last block to the first and repeats each for the few states from which its last one can be reached.
+
+    Args:
+        log_probs: (T, V + 1), float64; T frames at least for the tokens and their repeats.
+        tokens: the token ids.
+        blank: index of the blank.
+        block: frames; None: so that both passes need about the same memory.
+
+    Returns:
+        One :class:`TokenSpan` a token.
+    """
+    lattice, frames = _Lattice(log_probs, tokens, blank), len(log_probs)
+    block = block or max(1, round((frames * lattice.size) ** (1 / 3)))
+    starts, kept = range(0, frames, block), []
+    scores = lattice.before()
+    for start in starts:
+        kept.append(scores.copy())
+        for frame in range(start, min(start + block, frames)):
+            lattice.advance(scores, frame, *lattice.reachable(frame))
+    state = lattice.size - 1 if scores[-1] > scores[-2] else lattice.size - 2
+    path = np.empty(frames, dtype=np.int64)
+    for start, scores in zip(reversed(starts), reversed(kept), strict=True):
+        end = min(start + block, frames)
+        path[start:end], state = lattice.trace(scores, start, end, state)
+    spoken = np.flatnonzero(path % 2)  # odd states are tokens, and each of them has a frame
+    firsts = np.searchsorted(path[spoken], 2 * np.arange(len(tokens)) + 1)
+    lasts = np.append(firsts[1:], len(spoken)) - 1
+    return [TokenSpan(int(spoken[first]), int(spoken[last])) for first, last in zip(firsts, lasts, strict=True)]
+
+
+class _Lattice:
+    """The states of a CTC path: blank, first token, blank, second token, ... blank.
+
+    Scores (S + 2,) have two places that are no state before the first, so that every state has two before it.
+    """
+
+    def __init__(self, log_probs: np.ndarray, tokens: list, blank: int) -> None:
+        self.log_probs, self.size = log_probs, num_states(tokens)
+        self.labels = np.full(self.size, blank)
+        self.labels[1::2] = tokens
+        # A path may pass over the blank before a token, unless the token before is the same.
+        self.passing = np.full(self.size, -np.inf)
+        self.passing[1] = 0
+        self.passing[3::2][self.labels[3::2] != self.labels[1:-2:2]] = 0
+
+    def before(self) -> np.ndarray:
+        """Make the scores before the first frame: only the first two states can follow."""
+        scores = np.full(self.size + 2, -np.inf)
+        scores[1] = 0
+        return scores
+
+    def reachable(self, frame: int) -> tuple:
+        """Give the states (first, after the last) that a path can be in: it moves on by two a frame at most."""
+        return max(0, self.size - 2 * (len(self.log_probs) - frame)), min(self.size, 2 * frame + 2)
+
+    def advance(self, scores: np.ndarray, frame: int, low: int, high: int) -> np.ndarray:
+        """Take ``frame`` into the scores of the states from ``low`` to ``high``; return how far each has moved."""
+        stay, move = scores[low + 2 : high + 2], scores[low + 1 : high + 1]
+        jump = scores[low:high] + self.passing[low:high]
+        steps = (move > stay).astype(np.int8)
+        best = np.maximum(stay, move)
+        steps[jump > best] = 2
+        np.maximum(best, jump, out=best)
+        best += self.log_probs[frame, self.labels[low:high]]
+        scores[low + 2 : high + 2] = best
+        scores[:2] = -np.inf
+        return steps
+
+    def trace(self, scores: np.ndarray, start: int, end: int, state: int) -> tuple:
+        """Follow the best path back from ``state`` in the frame before ``end``; ``scores`` are those before ``start``.
+
+        Returns the states of the frames from ``start`` to ``end``, and the state before them.
+        """
+        low = max(0, state - 2 * (end - start) + 1)
+        steps = [self.advance(scores, frame, low, state + 1) for frame in range(start, end)]
+        path = []
+        for step in reversed(steps):
+            path.append(state)
+            state -= int(step[state - low])
+        return path[::-1], state
 
 
 def char_times(spans, token_char_ends, num_chars):
@@ -88,15 +195,15 @@ def within_audio(ends, frames):
     return [min(end, last) if end <= late else end for end in ends]
 
 
-def whole_word_ends(char_ends, text):
-    """Character ends where all of a word, and the space before it, take the end of its last character.
+def whole_word_ends(ends: list, tokens: list, tokenizer) -> list:
+    """Give all tokens of a word (text.py) the end of its last one, from the ``ends`` of the tokens.
 
     Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
     """
-    ends = list(char_ends)
-    for index in reversed(range(len(text) - 1)):
-        if text[index + 1] != " ":
-            ends[index] = ends[index + 1]
+    ends = list(ends)
+    for index in reversed(range(1, len(tokens))):
+        if not word_begins(tokenizer, tokens, index):
+            ends[index - 1] = ends[index]
     return ends
 
 
@@ -159,16 +266,14 @@ def format_char_ends(ends):
 
 
 def word_times(text, starts, ends):
-    """The words of ``text`` as :class:`~espnet_speechllm_xl.ctm.Word`, from its characters' frames.
+    """The words of ``text`` (text.py) as :class:`~espnet_speechllm_xl.ctm.Word`, from its characters' frames.
 
     A word starts with its first character and ends with its last.
     """
-    words, position = [], 0
-    for word in text.split():
-        first = text.index(word, position)
-        position = first + len(word)
-        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[position - 1])
-        words.append(Word(word, start, max(start, end)))
+    words = []
+    for first, after, joined in word_edges(text):
+        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[after - 1])
+        words.append(Word(text[first:after], start, max(start, end), joined=joined))
     return words
 
 

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from . import metrics, timeline
-from .ctm import Word, matching
+from .ctm import Word, matching, parted
 from .errors import UserError
+from .text import words_of
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
     "lies across a boundary",
@@ -32,7 +33,7 @@ def usable(timed: list[Word] | None, words: list[str]) -> tuple[list[Word] | Non
     """The reference times of the ``words`` of an utterance and None; or None and the reason why there are none."""
     if not timed:
         return None, "no reference times"
-    matched = matching(timed, words)
+    matched = matching(parted(timed), words)
     return matched, None if matched is not None else "other words than its reference times"
 
 
@@ -62,7 +63,7 @@ def border_errors(references, hypotheses, times, chunk, near):
     """
     if not 0 < 2 * near < chunk:
         raise UserError(f"{near} frames near a boundary do not fit into a chunk of {chunk}: give fewer, at least 1")
-    split = ({name: metrics.words(text) for name, text in side.items()} for side in (references, hypotheses))
+    split = ({name: words_of(text) for name, text in side.items()} for side in (references, hypotheses))
     kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
     for utterance, scored in metrics.score(*split).utterances.items():
         timed, reason = usable(times.get(utterance), scored.reference)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from .errors import UserError
 from .io import CONVERT, NOT_UTF8, atomic_write, text_lines
+from .text import words_of
 from .timeline import LONGEST_SECONDS, parse_seconds
 
 
@@ -30,6 +31,20 @@ class Word:
     start: float
     end: float
     confidence: float | None = None
+    joined: bool = False  # no space stands before it, as in scripts that have none
+
+
+def joined_text(words) -> str:
+    """Join words (list of :class:`Word`) to their text."""
+    return "".join(word.text if word.joined or not index else f" {word.text}" for index, word in enumerate(words))
+
+
+def parted(words) -> list:
+    """Part timed words of any segmentation into those of text.py; the parts of one share its times.
+
+    So texts without spaces can be compared whose words are letters, tokens, or those of a dictionary.
+    """
+    return [replace(word, text=part) for word in words for part in words_of(word.text)]
 
 
 def folded(text: str) -> str:

@@ -16,9 +16,10 @@ from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_wor
 from espnet_speechllm_xl.config import AugmentConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
-from espnet_speechllm_xl.text import normalise
+from espnet_speechllm_xl.text import normalise, word_spans
 
 PAD_TOKEN = -1
+MOST_LETTERS = 100  # of a word; what has more is a text that no spaces part
 
 
 class DataError(UserError):
@@ -48,11 +49,11 @@ class Preprocessor:
         tokens, char_ends_of_tokens = self.tokenizer.encode(text)
         arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
         if "alignment" in data:
-            ends = parse_char_ends(utterance, data["alignment"], text)
+            ends = token_ends(parse_char_ends(utterance, data["alignment"], text), char_ends_of_tokens)
             if self.whole_words:
-                ends = whole_word_ends(ends, text)
+                ends = self._whole_words(utterance, ends, tokens)
             frames = int(timeline.frames(len(speech), self.sample_rate))
-            ends = within_audio(token_ends(ends, char_ends_of_tokens), frames)
+            ends = within_audio(ends, frames)
             if max(ends, default=-1) >= frames:
                 raise DataError(
                     f"{utterance}: a token ends at frame {max(ends)} but the audio has {frames} frames: "
@@ -60,6 +61,15 @@ class Preprocessor:
                 )
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
+
+    def _whole_words(self, utterance, ends, tokens):
+        longest = max((word for word, *_ in word_spans(self.tokenizer, tokens)), key=len, default="")
+        if len(longest) > MOST_LETTERS:
+            raise DataError(
+                f"{utterance}: '{longest[:20]}...' has {len(longest)} letters without a space: with chunking_conf "
+                "unit=word all of it would go into one chunk; part the words by spaces, or set unit=token"
+            )
+        return whole_word_ends(ends, tokens, self.tokenizer)
 
 
 def collate(examples):

@@ -1,11 +1,18 @@
 """Results written down: text, JSON, CTM, SRT and WebVTT of a recording; JSON and captions of a live stream."""
 
 import html
+import itertools
 import json
 import re
+import unicodedata
 from pathlib import Path
 
-from espnet_speechllm_xl.ctm import format_word
+from espnet_speechllm_xl.ctm import format_word, joined_text
+
+# Of a caption, as broadcasters have it.
+COLUMNS = 42  # of a line; letters of full width (Han, Kana) take two
+MOST_SECONDS = 7.0
+PAUSE_SECONDS = 0.8  # between two words, where one caption ends and the next begins
 
 
 class LiveResults:
@@ -24,7 +31,7 @@ class LiveResults:
         results = [_result(segment, "", True, seconds) for segment in update.segments]
         begun = update.segment.words or update.partial
         if begun or (self._said is not None and self._said["segment"] == update.segment.index):  # or taken back
-            results.append(_result(update.segment, update.partial, False, seconds))
+            results.append(_result(update.segment, update.partial, False, seconds, update.joined))
         news = [result for result in results if not self._known(result)]
         self._said = results[-1] if results and not results[-1]["is_final"] else None
         return news
@@ -33,14 +40,19 @@ class LiveResults:
         return self._said is not None and {**result, "time": self._said["time"]} == self._said
 
 
-def _result(segment, partial, final, seconds):
+def beside(settled: str, partial: str, joined: bool) -> str:
+    """Give ``partial`` with the space before it, if there is one, that parts it from the settled text."""
+    return f" {partial}" if settled and partial and not joined else partial
+
+
+def _result(segment, partial, final, seconds, joined=False):
     start = segment.start
     # A word-start piece may have settled alone, long before its word.
     spoken = [
         (token, time) for token, time in zip(segment.tokens, segment.timestamps, strict=True) if time >= (start or 0)
     ]
     return {
-        "text": f"{segment.text} {partial}".strip(),
+        "text": segment.text + beside(segment.text, partial, joined),
         "settled": segment.text,
         "partial": partial,
         "tokens": [token for token, _ in spoken],
@@ -55,12 +67,16 @@ def _result(segment, partial, final, seconds):
 
 
 def word_dict(word):
-    """A :class:`~espnet_speechllm_xl.ctm.Word` for JSON: times in seconds to 1 ms, confidence to 4 digits."""
+    """A :class:`~espnet_speechllm_xl.ctm.Word` for JSON: times in seconds to 1 ms, confidence to 4 digits.
+
+    ``joined`` is there, and true, where no space stands before the word.
+    """
     return {
         "text": word.text,
         "start": round(word.start, 3),
         "end": round(word.end, 3),
         "confidence": round(word.confidence, 4),
+        **({"joined": True} if word.joined else {}),
     }
 
 
@@ -73,7 +89,7 @@ class Captions:
 
     def add(self, words):
         """The text of the captions that show ``words``."""
-        return "".join(self._caption(*caption) for caption in captions(words))
+        return "".join(self._caption(c[0].start, c[-1].end, "\n".join(lines_of(c))) for c in captions(words))
 
     def all(self, words):
         """A whole file of captions."""
@@ -86,16 +102,54 @@ class Captions:
         return f"{self._number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
 
 
-def captions(words, most_seconds=5.0, most_words=10):
-    """Words cut into captions: ``(start, end, text)``."""
-    caption = []
-    for word in words:
-        if caption and (len(caption) == most_words or word.end - caption[0].start > most_seconds):
-            yield caption[0].start, caption[-1].end, " ".join(each.text for each in caption)
-            caption = []
-        caption.append(word)
-    if caption:
-        yield caption[0].start, caption[-1].end, " ".join(each.text for each in caption)
+def captions(words):
+    """Cut words into captions of two lines at most; yields the words of each.
+
+    A caption ends at a pause.  One that would get too long ends at the longest gap in its second half.  What is too
+    long by itself, a single word, stands alone.
+    """
+    words, first = list(words), 0
+    while first < len(words):
+        after = first + 1
+        while after < len(words) and _gap(words, after) < PAUSE_SECONDS and _fits(words[first : after + 1]):
+            after += 1
+        if after < len(words) and _gap(words, after) < PAUSE_SECONDS:
+            after = max(range((first + after) // 2 + 1, after + 1), key=lambda place: (_gap(words, place), place))
+        yield words[first:after]
+        first = after
+
+
+def _gap(words, index):
+    """Seconds without a word before ``words[index]``, to 1 ms."""
+    return round(words[index].start - words[index - 1].end, 3)
+
+
+def _fits(words):
+    _, columns = _second_line(words)
+    return words[-1].end - words[0].start <= MOST_SECONDS and columns <= COLUMNS
+
+
+def lines_of(words):
+    """Write the words of a caption as one line, or two of about the same length."""
+    second, _ = _second_line(words)
+    return [joined_text(words[:second]), joined_text(words[second:])] if second else [joined_text(words)]
+
+
+def _second_line(words):
+    """Where the second line begins (0: there is but one), and the columns of the longer line: as few as can be."""
+    wide = [_columns(word.text) for word in words]
+    spaces = [int(index > 0 and not word.joined) for index, word in enumerate(words)]
+    upto = [0, *itertools.accumulate(map(int.__add__, wide, spaces))]
+    total = upto[-1]
+    if total <= COLUMNS or len(words) == 1:
+        return 0, total
+    best = min(range(1, len(words)), key=lambda place: max(upto[place], total - upto[place] - spaces[place]))
+    return best, max(upto[best], total - upto[best] - spaces[best])
+
+
+def _columns(text):
+    kinds = ((unicodedata.east_asian_width(each), unicodedata.category(each)) for each in text)
+    return sum(0 if category in ("Mn", "Me") else 2 if width in ("W", "F") else 1 for width, category in kinds)
 
 
 def _clock(seconds, separator):

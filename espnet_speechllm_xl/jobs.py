@@ -16,6 +16,8 @@ from tqdm import tqdm
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
 
+MOST_SAMPLES = 2**25  # of a batch: 35 minutes at 16 kHz, so that long recordings are not computed 16 at once
+
 _work = None  # the function of this worker process
 
 
@@ -94,12 +96,26 @@ def summary_of(path, task):
     return summary if isinstance(summary, dict) and summary.get("task") == digest(task) else None
 
 
-def batches_by_length(lengths, most):
-    """Utterances of similar length together: lists of at most ``most`` ids; ``lengths`` is id -> samples."""
+def batches_by_length(lengths: dict, most: int, most_samples: int = MOST_SAMPLES) -> list:
+    """Put utterances of similar length together.
+
+    Args:
+        lengths: utterance id -> samples.
+        most: utterances in a batch.
+        most_samples: of a batch of several, padding counted.
+
+    Returns:
+        Lists of ids, the shortest utterances first.
+    """
     if most < 1:
         raise UserError(f"batch size {most}: give at least 1")
-    ordered = sorted(lengths, key=lambda utterance: (lengths[utterance], utterance))
-    return [ordered[start : start + most] for start in range(0, len(ordered), most)]
+    batches = [[]]
+    for utterance in sorted(lengths, key=lambda utterance: (lengths[utterance], utterance)):
+        size = len(batches[-1])
+        if size == most or (size and (size + 1) * lengths[utterance] > most_samples):
+            batches.append([])
+        batches[-1].append(utterance)
+    return batches if lengths else []
 
 
 def _remove_others(parts, own):

@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from espnet_speechllm_xl import metrics, timeline
-from espnet_speechllm_xl.ctm import matching
+from espnet_speechllm_xl.ctm import matching, parted
+from espnet_speechllm_xl.text import words_of
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,14 @@ def compare(runs, texts, times=None):
     Raises:
         UserError: an utterance of ``runs`` has no transcript.
     """
-    references = {utterance: metrics.words(text) for utterance, text in texts.items()}
-    hypotheses = {utterance: [word.text for word in run.words] for utterance, run in runs.items()}
+    references = {utterance: words_of(text) for utterance, text in texts.items()}
+    settled = {utterance: parted(run.words) for utterance, run in runs.items()}
+    hypotheses = {utterance: [word.text for word in words] for utterance, words in settled.items()}
     scored = metrics.score(references, hypotheses, "streamed utterances")
     result = Comparison(scored, [], Counter())
     for utterance, item in scored.utterances.items():
         ends, reason = _reference_ends(item.reference, times, utterance)
-        emissions, index = iter(runs[utterance].words if utterance in runs else ()), 0
+        emissions, index = iter(settled.get(utterance, ())), 0
         for kind, wanted, _ in item.pairs:
             emission = next(emissions) if kind != "D" else None
             if kind == "C" and reason is None:
@@ -131,7 +133,7 @@ def _reference_ends(words, times, utterance):
     timed = times.get(utterance)
     if timed is None:
         return None, "correct, but without reference time"
-    matched = matching(timed, words)
+    matched = matching(parted(timed), words)
     if matched is None:
         return None, "correct, but other words in the reference times"
     return [word.end for word in matched], None

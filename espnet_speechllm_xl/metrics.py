@@ -8,7 +8,7 @@ Text is compared as it stands, in Unicode NFC; tags and case are taken away befo
 import math
 from dataclasses import dataclass, field
 
-from espnet_speechllm_xl.ctm import matching
+from espnet_speechllm_xl.ctm import matching, parted
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -222,7 +222,7 @@ def end_differences(words_by_utterance, reference, left_out=None):
     left_out = left_out or {}
     result = EndDifferences([], [], [], {})
     for utterance in sorted({*words_by_utterance, *reference, *left_out}):
-        ours, theirs = words_by_utterance.get(utterance), reference.get(utterance)
+        ours, theirs = (parted(side.get(utterance, ())) for side in (words_by_utterance, reference))
         if not ours:
             result.unmatched[utterance] = left_out.get(utterance, "not in the alignment")
         elif not theirs:

@@ -24,10 +24,10 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.acoustic import EncodeRequest
 from espnet_speechllm_xl.audio import AudioError, check_scale
 from espnet_speechllm_xl.config import ConfigError, StreamConfig
-from espnet_speechllm_xl.ctm import Word
+from espnet_speechllm_xl.ctm import Word, joined_text
 from espnet_speechllm_xl.engine import answer, run
 from espnet_speechllm_xl.search import make_search, shared
-from espnet_speechllm_xl.text import normalise, word_spans
+from espnet_speechllm_xl.text import lone_space, normalise, word_begins, word_spans
 from espnet_speechllm_xl.token_times import TokenTimes, hypothesis_spans
 
 
@@ -42,8 +42,8 @@ class Segment:
 
     @property
     def text(self):
-        """Its words, with single spaces."""
-        return " ".join(word.text for word in self.words)
+        """Its words, with single spaces where there are any."""
+        return joined_text(self.words)
 
     @property
     def start(self):
@@ -70,6 +70,7 @@ class Update:
     words: tuple = ()  # newly settled words
     segments: tuple = ()  # segments that ended, settled whole
     segment: Segment | None = None  # the open one with the words settled so far; None where endpoints are off
+    joined: bool = False  # no space stands between the settled text and ``partial``
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class AudioChunks:
         self._samples.append(samples)
         self._count += len(samples)
         if final or self._count >= self._needed:
-            for request in self._requests(torch.cat(self._samples), final):
+            # A whole recording is not copied once more.
+            samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
+            for request in self._requests(samples, final):
                 ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
                 self._frames.append(frames)
         return self._cut(final)
@@ -187,6 +190,7 @@ class Stream:
         self._times = TokenTimes(model.ctc, chunking)
         self._settle_chunks = timeline.duration_frames(self.config.settle_seconds) / (chunking.chunk or math.inf)
         self._last_end = 0.0  # frames, end of the last settled token
+        self._last_token = None  # that was settled
         self._open = []  # (token, chunk, (start, end)) of the best hypothesis as its times were last asked for
         self._segment = Segment(0) if self.config.has_endpoints else None
         self._words, self._ended = [], []  # since the last update
@@ -243,9 +247,15 @@ class Stream:
     def _update(self):
         words, ended = tuple(self._words), tuple(self._ended)
         self._words, self._ended = [], []
-        text = " ".join(word.text for word in words)
-        partial = normalise(self.tokenizer.decode(self.search.best().tokens))
-        return Update(text, partial, words, ended, self._segment)
+        tokens = self.search.best().tokens
+        partial = normalise(self.tokenizer.decode(tokens))
+        return Update(joined_text(words), partial, words, ended, self._segment, self._goes_on(tokens))
+
+    def _goes_on(self, tokens):
+        """Whether no space stands between the settled text and ``tokens``, which follow it."""
+        if self._last_token is None or not tokens:
+            return False
+        return not (self.tokenizer.marks_space(tokens[0]) or lone_space(self.tokenizer, self._last_token))
 
     def _settle_shared(self):
         """Settle the words that all hypotheses share and that no later token can lengthen."""
@@ -277,7 +287,9 @@ class Stream:
         last_ends = last_ends or self.chunking.unit == "word"  # then no word goes on in the next chunk
 
         def ends(tokens):
-            return self.tokenizer.starts_word(tokens[count]) if count < len(tokens) else last_ends
+            if count < len(tokens):
+                return word_begins(self.tokenizer, tokens, count)
+            return last_ends and not lone_space(self.tokenizer, tokens[-1])
 
         while count and not all(ends(h.tokens) for h in hypotheses):
             count -= 1
@@ -289,16 +301,17 @@ class Stream:
             return
         best = self.search.best()
         spans = self._spans(best)[:count]
-        words = timed_words(self.tokenizer, best.tokens[:count], best.token_scores, spans)
+        tokens = best.tokens[:count]
+        words = timed_words(self.tokenizer, tokens, best.token_scores, spans, self._goes_on(tokens))
         self._words += words
         if self._segment is not None:
             self._segment = dataclasses.replace(
                 self._segment,
                 words=(*self._segment.words, *words),
-                tokens=(*self._segment.tokens, *(self.tokenizer.pieces[token] for token in best.tokens[:count])),
+                tokens=(*self._segment.tokens, *(self.tokenizer.pieces[token] for token in tokens)),
                 timestamps=(*self._segment.timestamps, *(timeline.frame_start_seconds(start) for start, _ in spans)),
             )
-        self._last_end = spans[-1][1]
+        self._last_end, self._last_token = spans[-1][1], tokens[-1]
         self._open = self._open[count:]
         self.search.forget(count)
 
@@ -351,16 +364,20 @@ def _inputs(model, frames):
     return model.projection(frames)
 
 
-def timed_words(tokenizer, tokens, scores, spans):
+def timed_words(tokenizer, tokens, scores, spans, joined=False):
     """Words of ``tokens`` with times and confidence, as :class:`~espnet_speechllm_xl.ctm.Word`.
 
-    ``scores``: log-probability of each token; ``spans``: its start and end in frames.
+    ``scores``: log-probability of each token; ``spans``: its start and end in frames; ``joined``: the first goes on
+    without a space where other words end.
     """
-    words = []
+    words, before = [], -1 if joined else 0
     for text, first, last in word_spans(tokenizer, tokens):
         start, end = (timeline.frame_start_seconds(frame) for frame in (spans[first][0], spans[last][1]))
         of_word = scores[first : last + 1]
-        words.append(Word(text, start, end, math.exp(sum(of_word) / len(of_word))))
+        # What shares its tokens with the word before was parted from it by white space inside them.
+        goes_on = first > before and not tokenizer.marks_space(tokens[first])
+        words.append(Word(text, start, end, math.exp(sum(of_word) / len(of_word)), goes_on))
+        before = first
     return words
 
 

@@ -4,7 +4,9 @@ Ids are the tokenizer's own, 0 .. V-1; ``$`` and the CTC blank are not tokens of
 """
 
 import abc
+import functools
 import itertools
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -13,6 +15,37 @@ from espnet_speechllm_xl.errors import UserError
 
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
 UNKNOWN = "\N{DOUBLE QUESTION MARK}"
+
+# Code points (first, last) of the scripts that put no spaces between words.
+SPACELESS = (
+    (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
+    (0x2E80, 0x312F),  # CJK radicals and punctuation, Hiragana, Katakana, Bopomofo
+    (0x31A0, 0x31FF),  # extensions of Bopomofo and Katakana
+    (0x3400, 0xA4CF),  # Han, Yi
+    (0xA980, 0xA9FF),  # Javanese, Myanmar
+    (0xAA60, 0xAADF),  # Myanmar, Tai Viet
+    (0xF900, 0xFAFF),  # Han
+    (0xFF66, 0xFF9D),  # narrow Katakana
+    (0x1AFF0, 0x1B16F),  # Kana
+    (0x20000, 0x3FFFF),  # Han
+)
+UTF8_LEADS = ((1, 0x00, 0x7F), (2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF4))  # bytes, first byte (least, most)
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
+
+
+def _letters_of_bytes():
+    """The letters by which byte-level BPE (GPT-2) writes the 256 bytes: printable ones as they are."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTES = _letters_of_bytes()
 
 
 class TokenizerError(UserError):
@@ -24,11 +57,54 @@ def normalise(text):
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def begins_word(character: str) -> bool:
+    """Tell whether a character begins a word wherever it stands: a letter of a script without spaces.
+
+    What the words of such a script are, only a dictionary knows; so each letter is one (as in the mixed error rate of
+    Chinese), with the marks, punctuation, digits and other letters that follow it.
+    """
+    return _is_spaceless(character) and (
+        (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
+    )
+
+
+def _is_spaceless(character):
+    return any(first <= ord(character) <= last for first, last in SPACELESS)
+
+
+def bytes_begin_word(start: bytes) -> bool:
+    """Tell the same of the first character of UTF-8 bytes that may end inside it: what all it can become are."""
+    lead = start[0]
+    length = next((count for count, low, high in UTF8_LEADS if low <= lead <= high), 0)
+    try:
+        if len(start) >= length:
+            return bool(length) and begins_word(start[:length].decode())
+        return all(_is_spaceless(start.ljust(length, rest).decode()) for rest in (b"\x80", b"\xbf"))
+    except UnicodeDecodeError:
+        return False
+
+
+def word_edges(text: str) -> list:
+    """Find the words of a transcript: ``(begin, end, joined)``, ``joined`` where no space stands before the word."""
+    edges = []
+    for part in re.finditer(r"\S+", text):
+        first, after = part.span()
+        begins = [first, *(index for index in range(first + 1, after) if begins_word(text[index])), after]
+        edges += [(begin, end, begin > first) for begin, end in itertools.pairwise(begins)]
+    return edges
+
+
+def words_of(text: str) -> list:
+    """List the words of a transcript: what spaces separate, and each letter of a script without spaces."""
+    return [text[begin:end] for begin, end, _ in word_edges(text)]
+
+
 class Tokenizer(abc.ABC):
     """Text to token ids and back; ``pieces``: the token of each id; ``unknown_id``: that of unknown text, or None."""
 
     pieces: list
     unknown_id: int | None
+    marks_space: bool
 
     @abc.abstractmethod
     def encode(self, text: str) -> tuple[list, list]:
@@ -97,9 +173,15 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self._model.decode(list(ids), out_type=self._parts).pieces
         return "".join(UNKNOWN if piece.id == self.unknown_id else piece.surface for piece in pieces)
 
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space."""
+        return self.pieces[token].startswith(WORD_START)
+
     def starts_word(self, token):
         """Whether a token begins a word."""
-        return self.pieces[token].startswith(WORD_START)
+        if self._model.is_byte(token):
+            return bytes_begin_word(bytes.fromhex(BYTE_PIECE.fullmatch(self.pieces[token])[1]))
+        return self.marks_space(token) or begins_word(self.pieces[token][0])
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -136,9 +218,29 @@ class HuggingFaceTokenizer(Tokenizer):
         """Text of token ids."""
         return self._model.decode(list(ids), clean_up_tokenization_spaces=False).strip()
 
-    def starts_word(self, token):
-        """Whether a token begins a word (byte-level BPE marks the space as ``Ġ``)."""
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space (``Ġ`` in byte-level BPE)."""
         return self.pieces[token].startswith((WORD_START, "Ġ", " "))
+
+    def starts_word(self, token):
+        """Whether a token begins a word."""
+        return self.marks_space(token) or self._letters[token]
+
+    @functools.cached_property
+    def _letters(self) -> list:
+        """(V,) whether a token begins with a letter that begins a word."""
+        return [self._letter_begins(token) for token in range(len(self.pieces))]
+
+    def _letter_begins(self, token):
+        piece = self.pieces[token]
+        if byte := BYTE_PIECE.fullmatch(piece):
+            return bytes_begin_word(bytes.fromhex(byte[1]))
+        if piece.isascii():
+            return False
+        text = self._model.decode([token])
+        if text.startswith("\N{REPLACEMENT CHARACTER}"):  # byte-level BPE, a part of a character
+            return bytes_begin_word(bytes(BYTES.get(letter, 0) for letter in piece))
+        return bool(text) and begins_word(text[0])
 
 
 def _inside(begin, length):
@@ -155,12 +257,26 @@ def load_tokenizer(path):
     return SentencePieceTokenizer(path)
 
 
+def word_begins(tokenizer, tokens: list, index: int) -> bool:
+    """Tell whether a word begins at ``tokens[index]``; a letter behind a mark of space alone goes on with its word."""
+    here, before = tokens[index], tokens[index - 1] if index else None
+    if tokenizer.marks_space(here) or before is None:
+        return True
+    return tokenizer.starts_word(here) and not lone_space(tokenizer, before)
+
+
+def lone_space(tokenizer, token: int) -> bool:
+    """Tell whether a token is a mark of space and nothing else."""
+    return tokenizer.marks_space(token) and len(tokenizer.pieces[token]) == 1
+
+
 def word_spans(tokenizer, tokens):
     """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive.
 
     White space inside a token, or one that is nothing else (byte-level BPE), parts words that then share their tokens.
+    In a script without spaces a token of several letters is one word.
     """
-    starts = [index for index, token in enumerate(tokens) if index == 0 or tokenizer.starts_word(token)]
+    starts = [index for index in range(len(tokens)) if word_begins(tokenizer, tokens, index)]
     spans = []
     for first, after in itertools.pairwise([*starts, len(tokens)]):
         spans += [(word, first, after - 1) for word in normalise(tokenizer.decode(tokens[first:after])).split()]

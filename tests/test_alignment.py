@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import random
+import tracemalloc
 import unicodedata
 
 import pytest
 import torch
 
+from espnet_speechllm_xl import alignment
 from espnet_speechllm_xl.alignment import (
     AlignmentError,
     TokenSpan,
@@ -18,6 +20,7 @@ from espnet_speechllm_xl.alignment import (
     token_ends,
     transfer,
     viterbi,
+    viterbi_in_blocks,
     whole_word_ends,
     word_times,
 )
@@ -88,6 +91,42 @@ def test_too_few_frames(tokens, repeats):
 def test_empty_text():
     with pytest.raises(AlignmentError, match="empty text"):
         viterbi(torch.zeros(9, BLANK + 1), [], BLANK)
+
+
+# --- long recordings ---
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_in_blocks_as_in_one_piece(monkeypatch, seed):
+    """Flat posteriors, so that the path hangs on every frame; many repeats, few frames to spare."""
+    rng = random.Random(seed)
+    tokens = [rng.randrange(rng.choice([1, 2, BLANK])) for _ in range(rng.randint(1, 40))]
+    repeats = sum(map(int.__eq__, tokens, tokens[1:]))
+    frames = len(tokens) + repeats + rng.choice([0, 1, 7, 90])
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(frames, BLANK + 1, generator=generator).log_softmax(-1)
+    whole = viterbi(log_probs, tokens, BLANK)
+    for block in (1, 2, 7, frames - 1, frames, frames + 1):
+        assert viterbi_in_blocks(log_probs.double().numpy(), tokens, BLANK, max(1, block)) == whole
+    monkeypatch.setattr(alignment, "NATIVE_CELLS", 0)
+    monkeypatch.setattr(alignment, "_viterbi_by_torchaudio", None)  # is not asked
+    assert viterbi(log_probs, tokens, BLANK) == whole
+
+
+def test_a_size_at_which_the_native_aligner_ends_the_process():
+    """Every eighth token is held for a second frame; nearly no frame to spare, so that few states can be reached."""
+    tokens = [count % BLANK for count in range(31_000)]
+    path = [token for count, token in enumerate(tokens) for _ in range(1 + (count % 8 == 0))]
+    log_probs = torch.full((len(path), BLANK + 1), -9.0, dtype=torch.float64)
+    log_probs[torch.arange(len(path)), torch.tensor(path)] = -0.1
+    assert len(log_probs) * alignment.num_states(tokens) > 2**31
+    tracemalloc.start()
+    found = viterbi(log_probs, tokens, BLANK)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    ends = list(itertools.accumulate(1 + (count % 8 == 0) for count in range(len(tokens))))
+    assert found == [TokenSpan(end - 1 - (count % 8 == 0), end - 1) for count, end in enumerate(ends)]
+    assert peak < 2**27  # in one piece it would be 2 ** 31
 
 
 # --- characters ---
@@ -263,12 +302,37 @@ def test_moving_to_another_tokenizer(sentencepiece_model, sentences):
             assert token_ends(ends, other) == [truth[place] for place in other]
 
 
-def test_whole_word_ends():
-    """Every character, and the space before a word, ends where the word ends."""
-    text = "no, I do"
-    assert whole_word_ends([1, 2, 3, 4, 5, 6, 7, 8], text) == [3, 3, 3, 5, 5, 8, 8, 8]
-    assert whole_word_ends([], "") == []
-    assert whole_word_ends([4], "a") == [4]
+def test_whole_word_ends(sentencepiece_model):
+    """Every token of a word, and the mark of the space before it, ends where the word ends."""
+    tokenizer = load_tokenizer(sentencepiece_model("char", 60))
+    tokens, _ = tokenizer.encode("no i do")
+    assert len(tokens) == 8  # a mark of space before each word
+    assert whole_word_ends([0, 1, 2, 3, 4, 5, 6, 7], tokens, tokenizer) == [2, 2, 2, 4, 4, 7, 7, 7]
+    assert whole_word_ends([], [], tokenizer) == []
+    assert whole_word_ends([4], tokens[:1], tokenizer) == [4]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("今天天气", "11234"), ("我 用ab。", "1166666"), ("น้ำมา", "333355")],
+)
+def test_whole_word_ends_of_scripts_without_spaces(tmp_path, text, expected):
+    """Not all of a sentence ends where the sentence ends."""
+    from espnet_speechllm_xl.bin import tokens
+
+    (tmp_path / "text").write_text(f"u {text}\n", "utf-8")
+    assert tokens.main(["--text", str(tmp_path / "text"), "--out", str(tmp_path), "--type", "char"]) == 0
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+    ids, _ = tokenizer.encode(text)
+    assert whole_word_ends(range(len(ids)), ids, tokenizer) == [int(digit) for digit in expected]
+
+
+def test_word_times_of_scripts_without_spaces():
+    words = word_times("我 用ab手", [0, 0, 2, 3, 4, 5], [0, 2, 2, 3, 4, 9])
+    assert [(word.text, word.joined) for word in words] == [("我", False), ("用ab", False), ("手", True)]
+    assert [(word.start, round(word.end, 6)) for word in words] == [(0, 0.04), (0.08, 0.2), (0.2, 0.4)]
+    starts, ends = from_word_times("我 用ab手", words)  # as it comes back from a CTM, which knows no joined words
+    assert (starts, ends) == ([0, 2, 2, 2, 2, 5], [0, 4, 4, 4, 4, 9])
 
 
 @pytest.mark.parametrize("kind, size", [("char", 60), ("bpe", 60), ("unigram", 80)])
@@ -279,8 +343,8 @@ def test_whole_words_give_what_a_word_level_ctm_gives(sentencepiece_model, kind,
     ends = [2 * index for index in range(len(text))]
     words = word_times(text, ends, ends)
     _, by_word = from_word_times(text, words)
-    _, places = tokenizer.encode(text)
-    assert token_ends(whole_word_ends(ends, text), places) == token_ends(by_word, places)
+    ids, places = tokenizer.encode(text)
+    assert whole_word_ends(token_ends(ends, places), ids, tokenizer) == token_ends(by_word, places)
 
 
 def test_punctuated_target_with_byte_pieces(sentencepiece_model):

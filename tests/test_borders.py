@@ -55,6 +55,13 @@ def test_errors_are_counted_by_place():
     assert border_errors({"u1": references["u1"]}, {}, times, 8, 2).counts[ACROSS] == Counts(words=1, deletions=1)
 
 
+def test_errors_of_a_text_without_spaces():
+    times = {"u1": [Word("今天", 0.08, 0.2), Word("好", 0.33, 0.5)]}
+    found = border_errors({"u1": "今天好"}, {"u1": "今好"}, times, 8, 2)
+    assert found.counts[ELSEWHERE] == Counts(words=2, correct=1, deletions=1)
+    assert found.counts[AFTER] == Counts(words=1, correct=1) and not found.left_out
+
+
 @pytest.mark.parametrize("near", [0, 4])
 def test_near_must_fit_into_a_chunk(near):
     with pytest.raises(UserError, match=f"{near} frames near a boundary do not fit"):

@@ -394,19 +394,30 @@ def _check_captions(captions, expected):
     assert all(first[1] <= second[0] + 1e-9 for first, second in zip(times, times[1:], strict=False))
 
 
+def test_a_long_recording_is_told_of_the_stream(capsys, monkeypatch, tiny_model_dir, files, expected):
+    from espnet_speechllm_xl.bin import transcribe as command
+
+    assert "stream" not in transcribe(capsys, tiny_model_dir, files, ["good.wav"])[2]
+    monkeypatch.setattr(command, "LONG_SECONDS", 1)
+    code, out, error = transcribe(capsys, tiny_model_dir, files, ["good.wav"])
+    assert (code, out) == (0, f"{expected.text}\n")
+    assert "good.wav lasts 0.0 h: it is held in memory whole" in one_line(error)
+    assert "good.wav --search chunk_sync` writes as it goes" in error
+
+
 def test_format_srt(capsys, tiny_model_dir, files, expected):
     code, out, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--format", "srt")
     blocks = [block.split("\n") for block in out.strip().split("\n\n")]
-    assert code == 0 and [int(number) for number, _, _ in blocks] == list(range(1, len(blocks) + 1))
-    assert all(re.fullmatch(r"\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}", line) for _, line, _ in blocks)
-    _check_captions([(line, text) for _, line, text in blocks], expected)
+    assert code == 0 and [int(number) for number, *_ in blocks] == list(range(1, len(blocks) + 1))
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}", line) for _, line, *_ in blocks)
+    _check_captions([(line, " ".join(lines)) for _, line, *lines in blocks], expected)
 
 
 def test_format_vtt(capsys, tiny_model_dir, files, expected):
     code, out, _ = transcribe(capsys, tiny_model_dir, files, ["good.wav"], "--format", "vtt")
     head, *blocks = out.strip().split("\n\n")
     assert (code, head) == (0, "WEBVTT")
-    _check_captions([tuple(block.split("\n")) for block in blocks], expected)
+    _check_captions([(line, " ".join(lines)) for line, *lines in (block.split("\n") for block in blocks)], expected)
 
 
 def test_captions_of_the_web_are_escaped():

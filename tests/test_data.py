@@ -29,6 +29,15 @@ def test_preprocessor(toy_data):
     assert whole["ends"].tolist() == [5, 5, 5, 11, 11]  # all of "▁ab", all of "▁c"
 
 
+def test_whole_words_of_a_text_that_nothing_parts_are_refused(toy_data):
+    """A sentence in a script that is not known to have no spaces: one word of it all would end in one chunk."""
+    data = {"speech": np.zeros(200 * FRAME, np.float32), "text": "ab" * 51, "alignment": " ".join(map(str, range(102)))}
+    tokenizer = load_tokenizer(toy_data.tokenizer)
+    with pytest.raises(DataError, match="u1: 'abababababababababab...' has 102 letters without a space: .* unit=token"):
+        Preprocessor(tokenizer, RATE, whole_words=True)("u1", data)
+    assert len(set(Preprocessor(tokenizer, RATE)("u1", data)["ends"].tolist())) == 102
+
+
 @pytest.mark.parametrize(
     "text, alignment, error, message",
     [

@@ -56,6 +56,33 @@ def test_verdicts(capsys, second, code):
     assert capsys.readouterr().out.count("\n| ") == 2
 
 
+def judged(rss):
+    """The verdict on hours of such memory, in MB a loop."""
+    return endless.report([Hour([0.01], [round(value * 1e6) for value in hour], 50, len(hour), 0) for hour in rss])
+
+
+def test_memory_that_rises_and_falls_again_has_no_trend(capsys):
+    assert judged([[1147.8], [1165.0], [1135.8], [1133.8]]) == 0
+    assert "RSS -1.40 %" in capsys.readouterr().out
+    rng = np.random.default_rng(0)
+    assert judged(1140 + 20 * rng.standard_normal((10, 30))) == 0
+    assert judged([*[[1000.0] * 20] * 4, [1000.0, *[1300.0] * 5, *[1000.0] * 14], *[[1000.0] * 20] * 4]) == 0
+
+
+def test_a_slow_leak_is_found_in_noise(capsys):
+    rng = np.random.default_rng(1)
+    leak = np.linspace(0, 25, 300).reshape(10, 30)  # 2.5 MB an hour
+    assert judged(1140 + 20 * rng.standard_normal((10, 30)) + leak) == 1
+    assert judged([[1000.0], [1000.0], [1040.0], [1080.0]]) == 1
+
+
+def test_trends_of_any_number_of_values():
+    assert endless.growth([]) == endless.growth([7]) == 0
+    assert endless.growth([10, 11]) == pytest.approx(1 / 10.5)
+    many = np.linspace(100, 110, 20_000)  # more pairs than are looked at
+    assert endless.growth(many) == pytest.approx(10 / 105)
+
+
 @pytest.mark.parametrize("option", ["--hours=nan", "--hours=inf", "--hours=0", "--pause=-1", "--silence=-2"])
 def test_what_is_no_duration_is_refused(capsys, tiny_model_dir, files, option):
     with pytest.raises(SystemExit) as caught:

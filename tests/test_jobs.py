@@ -167,5 +167,8 @@ def test_batches_by_length():
     lengths = {"a": 30, "b": 10, "c": 20, "d": 10, "e": 5}
     assert jobs.batches_by_length(lengths, 2) == [["e", "b"], ["d", "c"], ["a"]]
     assert jobs.batches_by_length({}, 2) == []
+    long = {"a": 10, "b": 30, "c": 20, "d": 31, "e": 100}
+    assert jobs.batches_by_length(long, 3, most_samples=60) == [["a", "c"], ["b"], ["d"], ["e"]]
+    assert jobs.batches_by_length(long, 3, most_samples=62) == [["a", "c"], ["b", "d"], ["e"]]
     with pytest.raises(UserError, match="batch size 0: give at least 1"):
         jobs.batches_by_length(lengths, 0)

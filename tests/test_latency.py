@@ -142,6 +142,15 @@ def test_only_correct_words_with_a_reference_count():
     assert len(found.matches) + sum(found.left_out.values()) == sum(len(text.split()) for text in TEXTS.values())
 
 
+def test_texts_without_spaces_are_compared_letter_by_letter():
+    """Whatever the tokens of the stream and the words of the reference times are."""
+    run = Run((Emission("今天", 0.0, 0.5, 1.0, 1.0), Emission("好", 0.5, 0.8, 1.0, 1.0)), 2.0, 0.1, (), 0)
+    times = {"u": [Word("今", 0.0, 0.3), Word("天好", 0.3, 0.9)]}
+    found = latency.compare({"u": run}, {"u": "今天 好"}, times)
+    assert (found.scored.total.words, found.scored.total.correct) == (3, 3) and not found.left_out
+    assert [match.audio for match in found.matches] == pytest.approx([0.7, 0.1, 0.1])
+
+
 def test_without_reference_times_the_streams_own():
     found = latency.compare({"u3": RUNS["u3"]}, {"u3": "one two"})
     assert [match.audio for match in found.matches] == pytest.approx([1.5, 1.0])

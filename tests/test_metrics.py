@@ -136,6 +136,15 @@ def test_end_differences():
     }
 
 
+def test_end_differences_of_a_text_without_spaces():
+    """Letters against the words of a dictionary: the letters of a word end with it."""
+    ours = {"u": [Word("今", 0, 0.2), Word("天", 0.2, 0.4), Word("好", 0.4, 0.7)]}
+    found = metrics.end_differences(ours, {"u": [Word("今天", 0, 0.5), Word("好", 0.5, 0.6)]})
+    assert found.matched == ["u"]
+    assert (found.non_final, found.final) == (pytest.approx([-0.3, -0.1]), pytest.approx([0.1]))
+    assert metrics.end_differences(ours, {"u": [Word("今天", 0, 0.5)]}).matched == []
+
+
 def test_real_time_factor():
     assert metrics.real_time_factor(5.0, 20.0) == 0.25
     assert metrics.real_time_factor(5.0, 0) is None

@@ -17,6 +17,9 @@ import soundfile
 import training
 from playwright.sync_api import expect, sync_playwright
 
+from espnet_speechllm_xl.ctm import Word
+from espnet_speechllm_xl.formats import Captions
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian's package is chromium): the page is not tested"
@@ -263,16 +266,19 @@ class Script:
     def say(self, **message):
         self.socket.send(json.dumps(message))
 
-    def result(self, segment, settled, partial="", is_final=False):
+    def result(self, segment, settled, partial="", is_final=False, joined=False):
         words = [
             {"text": text, "start": 20 * segment + 0.4 * index, "end": 20 * segment + 0.4 * index + 0.28}
             | {"confidence": 0.93}
-            for index, text in enumerate(settled.split())
+            | ({"joined": True} if joined and index else {})
+            for index, text in enumerate(settled.replace(" ", "") if joined else settled.split())
         ]
+        text = f"{settled}{'' if joined else ' '}{partial}".strip()
         self.say(
-            type="result", text=f"{settled} {partial}".strip(), settled=settled, partial=partial, words=words,
+            type="result", text=text, settled=settled, partial=partial, words=words,
             segment=segment, is_final=is_final, start_time=None, time=2.56, latency=0.05 + segment / 1000,
         )  # fmt: skip
+        return words
 
     def end(self):
         self.say(type="end", time=5.0)
@@ -345,13 +351,28 @@ def test_text_and_captions_can_be_saved_and_cleared(page, script):
         page.click("text=Save .vtt")
     assert download.value.path().read_text("utf-8").split("\n\n") == [
         "WEBVTT",
-        "00:00:00.000 --> 00:00:03.880\none two three four five six seven eight nine ten",
-        "00:00:04.000 --> 00:00:05.080\neleven twelve thirteen",
+        "00:00:00.000 --> 00:00:05.080\none two three four five six seven\neight nine ten eleven twelve thirteen",
         "01:00:20.000 --> 01:00:21.080\na &amp; b",
         "",
     ]
     page.click("text=Clear")
     assert page.inner_text("#captions") == ""
+
+
+def test_words_without_spaces_are_shown_and_cut_as_the_command_line_does(page, script):
+    script.result(0, "今天天气很好", "我们", joined=True)
+    shown(page, "今天天气很好", "我们")
+    assert page.locator("#captions p").last.inner_text().endswith("今天天气很好我们")
+    texts = ["今天天气很好我们去公园散步吧" * 5, "a bb " * 30, f"{'x' * 60} y", "ｶﾅ カナ" * 12]
+    words = []
+    for index, text in enumerate(texts):
+        words.append(script.result(index, text.strip(), joined=text[0] in "今ｶ", is_final=True))
+    script.end()
+    with page.expect_download() as download:
+        page.click("text=Save .vtt")
+    groups = [[Word(**word) for word in group] for group in words]
+    expected = Captions("vtt")
+    assert download.value.path().read_text("utf-8") == expected.header + "".join(map(expected.add, groups))
 
 
 def test_long_sessions_keep_their_text_but_not_their_words(page, script):

@@ -19,7 +19,9 @@ from espnet_speechllm_xl.config import (
     SpecAugmentConfig,
     StreamConfig,
 )
+from espnet_speechllm_xl.ctm import joined_text
 from espnet_speechllm_xl.engine import run
+from espnet_speechllm_xl.formats import beside
 from espnet_speechllm_xl.search import Hypothesis
 from espnet_speechllm_xl.streaming import AudioChunks, Stream, Update, transcribe
 
@@ -85,6 +87,41 @@ def test_stream_gives_what_offline_gives(tiny_model, method, chunking):
         assert (updates[-1].partial, stream.capped) == ("", expected[0].capped)
         texts.add(expected[0].text)
     assert len(texts) == len(lengths)  # the decoder listens
+
+
+@pytest.fixture(scope="module")
+def unspaced_model(tmp_path_factory):
+    """(model, tokenizer) of Chinese characters, and a mark of space, in float64."""
+    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.inference import load_model
+    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+
+    out = tmp_path_factory.mktemp("unspaced")
+    (out / "text").write_text("u 今天天气很好我们去公园散步吧 朋友打电话给小明说明早九点见面", "utf-8")
+    assert tokens.main(["--text", str(out / "text"), "--out", str(out), "--type", "char"]) == 0
+    extra = [*tiny.conf("decoder_conf", tiny.DECODER), *tiny.conf("loss_conf", ["ctc_weight=0.1"])]
+    tiny.write_model(out / "m", SpeechLLMXLTask, out, "valid.acc_text.ave.pth", extra, seed=3, change=tiny.talkative)
+    return load_model(out / "m", dtype="float64")[:2]
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+@pytest.mark.parametrize("chunking", [(16, 2), (4, 3), (4, 3, 0, "word")])
+def test_text_without_spaces_is_settled_as_it_comes(unspaced_model, method, chunking):
+    """Letter by letter, not when all is heard; the words joined are the text of the file, spaces and all."""
+    audio = tiny.speech(3, 90000)
+    expected = offline(unspaced_model, chunking, search(method), audio)[0][0]
+    assert len(expected.words) > 8 and " " in expected.text
+    assert joined_text(expected.words) == expected.text
+    updates = play(live(unspaced_model, chunking, search(method)), list(np.split(audio, 10)))
+    words = [word for update in updates for word in update.words]
+    same_words(words, expected.words, method == "greedy")
+    assert joined_text(words) == expected.text
+    assert sum(bool(update.words) for update in updates) > 3
+    if method == "greedy":
+        for count, update in enumerate(updates, 1):  # what is settled and what may change are one text, too
+            settled = joined_text([word for update in updates[:count] for word in update.words])
+            tail = beside(settled, update.partial, update.joined)
+            assert expected.text.startswith(settled + tail)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

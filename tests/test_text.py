@@ -1,8 +1,22 @@
 """Tokenizers: offsets, unknown symbols, decoding, words of tokens; real models trained on two hundred sentences."""
 
+import itertools
+import random
+
 import pytest
 
-from espnet_speechllm_xl.text import WORD_START, TokenizerError, load_tokenizer, normalise, word_spans
+from espnet_speechllm_xl.alignment import token_ends, whole_word_ends
+from espnet_speechllm_xl.ctm import joined_text
+from espnet_speechllm_xl.streaming import timed_words
+from espnet_speechllm_xl.text import (
+    WORD_START,
+    TokenizerError,
+    bytes_begin_word,
+    load_tokenizer,
+    normalise,
+    word_spans,
+    words_of,
+)
 
 
 def save_hugging_face(path, sentences, byte_level, unknown="<unk>", lower=False):
@@ -88,8 +102,10 @@ def test_words_are_composed_as_the_text_is():
         def decode(self, ids):
             return "".join(self.pieces[one] for one in ids).replace("\u2581", " ")
 
-        def starts_word(self, token):
+        def marks_space(self, token):
             return token == 0
+
+        starts_word = marks_space
 
     assert word_spans(Letters(), [0, 1, 2, 3, 0, 1]) == [("b\u00e9", 0, 3), ("b", 4, 5)]
 
@@ -129,6 +145,130 @@ def test_words_that_begin_in_the_middle(tokenizers):
     assert [span[0] for span in word_spans(tokenizer, ids[2:])] == ["da", "sees"]
     lonely = ids[:1]
     assert tokenizer.starts_word(lonely[0]) and word_spans(tokenizer, lonely) == []
+
+
+# --- scripts without spaces ---
+
+UNSPACED = [
+    "今天天气很好我们去公园散步吧", "我 用 iPhone 给朋友打电话。", "今天 天气 很 好", "二〇二四年",
+    "きょうはいい天気ですね", "ラーメンを食べに行こう", "時々雨が降る", "東京タワーで会った",
+    "วันนี้อากาศดีมาก", "เราไปเดินเล่น ในสวนกันเถอะ", "นี่คือน้ำ", "ສະບາຍດີ", "ខ្ញុំស្រលាញ់ភាសាខ្មែរ", "မြန်မာစာ",
+    "call 小明 at nine", "今天 meeting 几点开始",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("今天天气", "今|天|天|气"),
+        ("我 用 iPhone 手机。", "我|用|iPhone|手|机。"),
+        ("用iPhone打", "用iPhone|打"),
+        ("二〇二四年", "二|〇|二|四|年"),
+        ("第12号", "第12|号"),
+        ("ラーメン時々", "ラー|メ|ン|時々"),
+        ("นี่คือน้ำ มาก", "นี่|คื|อ|น้ำ|มา|ก"),
+        ("ខ្ញុំ", "ខ្|ញុំ"),
+        ("한국 사람", "한국|사람"),
+        ("नमस्ते दुनिया", "नमस्ते|दुनिया"),
+        ("it's well-known, no?", "it's|well-known,|no?"),
+        ("  a \t b ", "a|b"),
+        ("", ""),
+    ],
+)
+def test_words_of_the_writing_system(text, words):
+    assert words_of(text) == list(filter(None, words.split("|")))
+
+
+@pytest.fixture(scope="module")
+def unspaced_tokenizers(tmp_path_factory):
+    from espnet_speechllm_xl.bin import tokens
+
+    out, made = tmp_path_factory.mktemp("unspaced"), {}
+    lines = [f"{index} {text}\n" for index, text in enumerate(UNSPACED)]
+    (out / "text").write_text("".join(lines), encoding="utf-8")
+    for kind, size in (("char", 0), ("bpe", 200)):
+        options = ["--text", str(out / "text"), "--out", str(out / kind), "--type", kind, "--vocab-size", str(size)]
+        assert tokens.main(options) == 0
+        made[kind] = load_tokenizer(out / kind / "tokenizer.model")
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(UNSPACED[:8]),  # the letters of the others are written as bytes
+        model_prefix=str(out / "bytes"),
+        model_type="bpe",
+        vocab_size=330,
+        normalization_rule_name="identity",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    made["bytes"] = load_tokenizer(out / "bytes.model")
+    made["gpt2"] = load_tokenizer(save_hugging_face(out / "gpt2", UNSPACED, True))
+    made["metaspace"] = load_tokenizer(save_hugging_face(out / "metaspace", UNSPACED * 3, False))
+    return made
+
+
+ALL = ["char", "bpe", "bytes", "gpt2", "metaspace"]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_words_of_tokens_without_spaces(unspaced_tokenizers, kind):
+    """Joined, they give the text; of characters they are those of the text, of longer tokens fewer."""
+    tokenizer = unspaced_tokenizers[kind]
+    for text in filter(lambda text: not tokenizer.unknown(text), UNSPACED):
+        tokens, _ = tokenizer.encode(text)
+        words = timed_words(tokenizer, tokens, [0.0] * len(tokens), [(0, 1)] * len(tokens))
+        assert joined_text(words) == tokenizer.decode(tokens) == text
+        spans = [(first, last) for _, first, last in word_spans(tokenizer, tokens)]
+        assert spans[0][0] == 0 and spans[-1][1] == len(tokens) - 1
+        assert all(first == before + 1 for (_, before), (first, _) in itertools.pairwise(spans))
+        if kind == "char":
+            assert [word.text for word in words] == words_of(text)
+        elif kind != "bytes" or text in UNSPACED[:8]:  # a single byte does not tell Thai from Hindi
+            assert len(words) >= len(words_of(text)) / 6, "not one word for all"
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_whole_words_in_chunks_begin_as_words_do(unspaced_tokenizers, kind):
+    """Wherever the chunks end, the search may write what training puts first into one."""
+    tokenizer, rng, firsts = unspaced_tokenizers[kind], random.Random(0), 0
+    for text in UNSPACED * 5:
+        tokens, places = tokenizer.encode(text)
+        ends = token_ends(sorted(rng.randrange(100) for _ in text), places)
+        whole = whole_word_ends(ends, tokens, tokenizer)
+        assert all(late >= early for early, late in zip(ends, whole, strict=True)) and whole[-1] == ends[-1]
+        first = [token for token, (a, b) in zip(tokens[1:], itertools.pairwise(whole), strict=True) if b > a]
+        assert all(map(tokenizer.starts_word, first))
+        firsts += len(first)
+    assert firsts > 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_latin_letters_begin_with_a_space(tokenizers, sentences, kind):
+    tokenizer = tokenizers[kind]
+    for token in {token for text in [*sentences, "ça été", "où?"] for token in tokenizer.encode(text)[0]}:
+        assert tokenizer.starts_word(token) == tokenizer.pieces[token].startswith((WORD_START, "Ġ", " "))
+
+
+@pytest.mark.parametrize(
+    "start, begins",
+    [
+        ("e4", True),  # Han, whatever follows
+        ("e38182", True),
+        ("e3", True),
+        ("e0b8", True),  # Thai
+        ("e0b8b1", False),  # a Thai mark
+        ("e0", False),  # Thai or Hindi
+        ("f0a0", True),
+        ("f09f98", False),  # a face
+        ("c3a9", False),
+        ("61", False),
+        ("b8", False),  # goes on
+        ("ff", False),
+    ],
+)
+def test_parts_of_characters(start, begins):
+    assert bytes_begin_word(bytes.fromhex(start)) == begins
 
 
 @pytest.mark.parametrize("kind, unknown", [("bpe", "ßQ"), ("unigram", "ßQ"), ("char", "ßQ"), ("metaspace", "ßQ")])

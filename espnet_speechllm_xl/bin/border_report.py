@@ -91,12 +91,12 @@ def model_report(model, dump, times, chunk, near, device):
     """Lines of Markdown about a model, and the number of utterances counted; raises UserError or OSError."""
     from tqdm import tqdm
 
-    from espnet_speechllm_xl import metrics
     from espnet_speechllm_xl.audio import read_audio
     from espnet_speechllm_xl.borders import usable
     from espnet_speechllm_xl.held_back import border_words
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.kaldi import read_table, read_text
+    from espnet_speechllm_xl.text import words_of
     from espnet_speechllm_xl.timeline import chunk_seconds
 
     speech2text = Speech2Text.from_pretrained(model, device, ctc_weight=0.0)
@@ -109,7 +109,7 @@ def model_report(model, dump, times, chunk, near, device):
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
     found, left_out = [], {}
     for utterance, text in tqdm(texts.items(), desc=dump.name, disable=None):
-        timed, reason = usable(times.get(utterance), metrics.words(text))
+        timed, reason = usable(times.get(utterance), words_of(text))
         reason = reason if utterance in audio else "not in wav.scp"
         try:
             if reason is None:

@@ -240,9 +240,11 @@ class _Terminal(_Writer):
         self._live.stop()
 
     def write(self, update, seconds):
+        from espnet_speechllm_xl.formats import beside
+
         super().write(update, seconds)
         shown = self._text(update.segment.text)
-        shown.append(f" {update.partial}" if shown and update.partial else update.partial, style="dim italic")
+        shown.append(beside(update.segment.text, update.partial, update.joined), style="dim italic")
         if shown != self._shown and self._live.console.is_terminal:
             self._live.update(shown, refresh=True)
             self._shown = shown

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from espnet_speechllm_xl.inference import Speech2Text
 
+LONG_SECONDS = 3600  # of a recording, from which on a remark says what it costs
+
 
 def add_arguments(parser):
     """Options of the command."""
@@ -86,6 +88,12 @@ def _recordings(
 def _transcribe(
     speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
 ) -> None:
+    seconds = len(samples) / speech2text.sample_rate
+    if seconds >= LONG_SECONDS and speech2text.chunking is not None:
+        _say(
+            f"{file} lasts {seconds / 3600:.1f} h: it is held in memory whole, and its text comes at the end; "
+            f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes, in bounded memory"
+        )
     (nbest,) = speech2text.transcribe_batch([samples])
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, read_bytes
 from espnet_speechllm_xl.config import MIX, parse_channel
+from espnet_speechllm_xl.ctm import joined_text
 from espnet_speechllm_xl.formats import FORMATS, captions
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.streaming import decode
@@ -175,8 +176,13 @@ def _response(form, nbest, seconds):
         answer |= {"task": "transcribe", "language": form.language, "duration": round(seconds, 3)}
         if "segment" in form.granularities:
             answer["segments"] = [
-                {"id": index, "start": round(start, 3), "end": round(end, 3), "text": text}
-                for index, (start, end, text) in enumerate(captions(best.words))
+                {
+                    "id": index,
+                    "start": round(words[0].start, 3),
+                    "end": round(words[-1].end, 3),
+                    "text": joined_text(words),
+                }
+                for index, words in enumerate(captions(best.words))
             ]
         if "word" in form.granularities:
             answer["words"] = [

@@ -1,6 +1,11 @@
 // The captions: a heading for each recording, a paragraph for each segment, a span for each settled word.
 
 const MOST_TIMED = 50; // paragraphs that keep their words' times; older ones turn into plain text
+// Of a caption, as in formats.py: columns of a line, seconds, a pause that ends it, letters that take two columns.
+const COLUMNS = 42;
+const MOST_SECONDS = 7;
+const PAUSE_SECONDS = 0.8;
+const FULL_WIDTH = /(?![\uff61-\uffdc])[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Hang}\u3000-\u303e\uff01-\uff60]/u;
 
 export class Captions {
   constructor(element, tip) {
@@ -34,7 +39,11 @@ export class Captions {
     const follow = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 40;
     const segment = this.open.get(result.segment) ?? this.add(result.segment);
     // Settled words are never taken back: only new ones are added, so that a selection or a tip stays.
-    for (const word of result.words.slice(segment.words.length)) segment.settled.append(wordElement(word), " ");
+    for (const word of result.words.slice(segment.words.length)) {
+      endWithSpace(segment.settled, !word.joined);
+      segment.settled.append(wordElement(word));
+    }
+    endWithSpace(segment.settled, result.text.startsWith(`${result.settled} `));
     segment.words = result.words;
     segment.partial.textContent = result.partial;
     if (segment.words.length) segment.time.textContent = clock(segment.words[0].start);
@@ -98,19 +107,57 @@ function wordElement(word) {
   return element;
 }
 
-/** Words cut into captions of at most 10 words and 5 seconds, as the command line writes them. */
+/** Takes the space at the end of settled words away, or adds it. */
+function endWithSpace(element, wanted) {
+  const last = element.lastChild;
+  if (last?.nodeType === Node.TEXT_NODE && !wanted) last.remove();
+  if (last?.nodeType === Node.ELEMENT_NODE && wanted) element.append(" ");
+}
+
+/** Words cut into captions by the rule of the command line (formats.py). */
 function cuesOf(words) {
+  const gap = (place) => Math.round(1000 * (words[place].start - words[place - 1].end)) / 1000;
+  const goesOn = (place) => place < words.length && gap(place) < PAUSE_SECONDS;
   const cues = [];
-  for (const { text: raw, start, end } of words) {
-    const text = raw.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-    const last = cues.at(-1);
-    if (last && last.count < 10 && end - last.start <= 5) {
-      Object.assign(last, { end, text: `${last.text} ${text}`, count: last.count + 1 });
-    } else {
-      cues.push({ start, end, text, count: 1 });
+  for (let first = 0, after = 0; first < words.length; first = after) {
+    const fits = (place) =>
+      words[place].end - words[first].start <= MOST_SECONDS &&
+      secondLine(words.slice(first, place + 1)).columns <= COLUMNS;
+    after = first + 1;
+    while (goesOn(after) && fits(after)) after += 1;
+    if (goesOn(after)) {
+      const middle = Math.floor((first + after) / 2);
+      for (let place = after; place > middle; place -= 1) if (gap(place) > gap(after)) after = place;
     }
+    const caption = words.slice(first, after);
+    const { place } = secondLine(caption);
+    const lines = place ? [caption.slice(0, place), caption.slice(place)] : [caption];
+    cues.push({ start: caption[0].start, end: caption.at(-1).end, text: lines.map(escaped).join("\n") });
   }
   return cues;
+}
+
+/** The word that begins the second line (0: there is but one), and the columns of the longer line. */
+function secondLine(words) {
+  const spaces = words.map(({ joined }, index) => (index && !joined ? 1 : 0));
+  const upto = [0];
+  words.forEach(({ text }, index) => upto.push(upto[index] + columnsOf(text) + spaces[index]));
+  const total = upto.at(-1);
+  const longer = (place) => Math.max(upto[place], total - upto[place] - spaces[place]);
+  if (total <= COLUMNS || words.length === 1) return { place: 0, columns: total };
+  let place = 1;
+  for (let next = 2; next < words.length; next += 1) if (longer(next) < longer(place)) place = next;
+  return { place, columns: longer(place) };
+}
+
+function columnsOf(text) {
+  const columns = (letter) => (/[\p{Mn}\p{Me}]/u.test(letter) ? 0 : FULL_WIDTH.test(letter) ? 2 : 1);
+  return [...text].reduce((sum, letter) => sum + columns(letter), 0);
+}
+
+function escaped(words) {
+  const text = words.map((word, index) => (index && !word.joined ? " " : "") + word.text).join("");
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
 /** 0:05, 12:34, 1:02:03; with `digits` decimals hours and minutes have two places, as WebVTT wants it. */
