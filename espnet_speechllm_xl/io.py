@@ -25,7 +25,8 @@ def read_weights(path):
         raise
     except Exception as error:  # torch raises many kinds, none of its own, for a truncated or foreign file
         raise DamagedWeights(loading_error(error)) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DamagedWeights("it holds other things than tensors by name")
     return state
 
