@@ -120,7 +120,6 @@ def load_tokenizer(path):
         raise TokenizerError(f"tokenizer {path} does not exist: run the tokens stage, or give --tokenizer")
     try:
         tokenizer = HuggingFaceTokenizer(path) if path.is_dir() else SentencePieceTokenizer(path)
-        tokenizer.decode(range(len(tokenizer.pieces)))  # each of them can be
     except UserError:
         raise
     except Exception as error:  # the libraries raise any kind for a file that holds something else, or no UTF-8

@@ -472,6 +472,8 @@ def test_a_phone_shows_it_all(page, wav, scheme):
     page.wait_for_selector(".word")
     size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     assert page.evaluate(size) == [360, 740]
+    page.locator(".word").last.scroll_into_view_if_needed()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # scrolled
     page.locator(".word").last.hover()
     box = page.locator("#tip").bounding_box()
     assert 0 <= box["x"] and box["x"] + box["width"] <= 360
