@@ -105,7 +105,7 @@ def check_names(values, names, section):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(names)
-            raise ConfigError(f"{section} has no setting {shown(name)}; {hint}")
+            raise ConfigError(f"{section} has no setting '{name}'; {hint}")
 
 
 def signature(cls, *first):
