@@ -391,7 +391,7 @@ def test_no_broken_model_is_packed(model_copy, tmp_path):
     [
         ("encoder_conf", [1], "encoder_conf: [1] is not a mapping of settings to values"),
         ("search_conf", 3, "search_conf: 3 is not a mapping"),
-        ("decoder", "lstm", "decoder 'lstm': use one of llama"),
+        ("decoder", "lstm", "decoder 'lstm': use one of llm"),
         ("encoder", {}, "encoder {}: use one of emformer"),
         ("search", None, "search None: use one of greedy, chunk_sync, alsd"),
         ("token_list", "tokens.txt", "token_list: 'tokens.txt' is not a list of tokens"),
