@@ -114,7 +114,8 @@ def _read_config(directory, wanted_task=None):
     found = values.get("task")
     if found not in list(TASKS) or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"
-        raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
+        task = found if isinstance(found, str) else shown(found)
+        raise ModelError(f"{path} is of task '{task}', not {known}: give the directory of such a model")
     task, args = find_task(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
     choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
