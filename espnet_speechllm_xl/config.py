@@ -13,11 +13,17 @@ import difflib
 import inspect
 import math
 import numbers
+import re
+import reprlib
 import typing
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.io import CONVERT
 
 
 class ConfigError(UserError):
@@ -25,17 +31,17 @@ class ConfigError(UserError):
 
 
 def from_dict(cls, values, section=None):
-    """Make the dataclass ``cls`` from a YAML section; raises ConfigError for unknown names and unusable values."""
-    values, section, kinds = values or {}, section or cls.__name__, typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{section}: {values!r} is not a mapping of settings to values")
+    """Make the dataclass ``cls`` from a YAML section; unknown names and values of other types raise ConfigError."""
+    section, kinds = section or cls.__name__, typing.get_type_hints(cls)
+    values = check_mapping({} if values is None else values, section)
     check_names(values, list(kinds), section)
     for name, value in values.items():
         wanted = typing.get_args(kinds[name]) or (kinds[name],)
         if not any(_is_a(value, kind) for kind in wanted):
-            raise ConfigError(f"{section} {name}: {value!r} is not {' or '.join(KINDS[kind][1] for kind in wanted)}")
+            words = " or ".join(KINDS[kind][1] for kind in wanted)
+            raise ConfigError(f"{section} {name}: {shown(value)} is not {words}")
         if not all(map(_is_in_range, value if isinstance(value, (list, tuple)) else [value])):
-            raise ConfigError(f"{section} {name}: {value!r} is no number within +-{MOST}")
+            raise ConfigError(f"{section} {name}: {shown(value)} is no number within +-{MOST}")
     return cls(**values)
 
 
@@ -45,6 +51,47 @@ MOST = 2**31 - 1  # beyond it sums and products of lengths do not fit
 def _is_in_range(value: object) -> bool:
     """False for numbers that are none, or so large that computing with them fails; a section may allow infinity."""
     return not isinstance(value, numbers.Real) or abs(value) <= MOST or value == math.inf
+
+
+def read_yaml(path: Path | str, advice: str = "mend it") -> dict:
+    """The settings of a YAML file by their names; raises ConfigError with the place of the fault and ``advice``."""
+    content = Path(path).read_bytes()
+    try:
+        values = yaml.safe_load(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: bytes that are no UTF-8: {CONVERT}") from error
+    except Exception as error:  # besides YAMLError whatever Python raises for a date, a number, too deep a nesting
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}{where} is not readable YAML ({reason}): {advice}") from error
+    try:
+        return check_mapping(values, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}: {advice}") from error
+
+
+def check_mapping(values: object, what: str) -> dict:
+    """``values``, which must be a mapping of names; raises ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what}: {shown(values)} is not a mapping of settings to values")
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigError(f"{what}: {shown(name)} is no name of a setting: names are text")
+    return values
+
+
+def shown(value: object) -> str:
+    """A value in a message: as Python writes it, as far as it fits on a line."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # of whole numbers of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+_SHORT = reprlib.Repr()  # no value is endless, not even one that YAML's references make so
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 3, 4, 60, 60
 
 
 # type of a field: (what a value may be, in words)
@@ -60,6 +107,8 @@ KINDS = {
 
 
 def _is_a(value, kind):
+    if isinstance(value, numbers.Integral) and not -(2**63) <= value < 2**63:
+        return False  # no tensor has such a size, and Python does not even write it
     return isinstance(value, KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
 
 
@@ -410,6 +459,20 @@ def parse_channel(text: str, *words: str) -> int | str | None:
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it; raises ConfigError for what is none."""
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^\s/?#@]+)/?", text.strip().lower())
+    _require(
+        match or text.strip() == "*",
+        f"allow_origin '{text}' is no origin: give scheme://name[:port], such as https://a.example",
+    )
+    if not match:
+        return "*"
+    scheme, place = match.groups()
+    return f"{scheme}://{place.removesuffix(DEFAULT_PORTS.get(scheme, '/'))}"
 
 
 @dataclass(frozen=True)
@@ -418,7 +481,10 @@ class ServerConfig:
 
     host: str = _option("127.0.0.1", "address to listen on; any but this machine's own wants a --token")
     port: int = _option(8000, "0: any free one")
-    token: str = _option("", "what clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    token: str = _option(None, "what clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    allow_origin: tuple = _option(
+        (), "origin, scheme://name[:port], whose pages may use the server; may be given several times; '*': any"
+    )
     max_streams: int = _option(32, "live streams at a time; more are refused")
     max_message_bytes: int = _option(1 << 20, "longest message of a stream")
     max_queue_seconds: float = _option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")
@@ -435,7 +501,12 @@ class ServerConfig:
     shutdown_seconds: float = _option(30.0, "what was sent before SIGTERM may take so long to be decoded")
 
     def __post_init__(self):
+        # A shell's variable that is not set must not open the server: "" would be every address, and no token.
+        _require(self.host.strip(), "host is empty: give an address of this machine (0.0.0.0: all of them)")
+        _require(self.token is None or self.token.strip(), "token is empty: give one, or leave --token out")
         _require(0 <= self.port <= 65535, f"port {self.port} is not in 0 .. 65535")
+        object.__setattr__(self, "allow_origin", tuple(map(_origin, self.allow_origin)))
+        _require(self.token or "*" not in self.allow_origin, "allow_origin '*': any page could listen: give a --token")
         for field in dataclasses.fields(self):
-            if field.type is not str and field.name != "port":
+            if field.type not in (str, tuple) and field.name != "port":
                 _require(getattr(self, field.name) > 0, f"server {field.name} must be positive")

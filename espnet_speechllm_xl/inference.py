@@ -13,9 +13,9 @@ import torch
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
-from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
+from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict, read_yaml, shown
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights, read_yaml
+from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
 from espnet_speechllm_xl.joint import JointModel
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
@@ -53,8 +53,11 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
         )
     try:
         model = task.build_model(args)
-    except ConfigError as error:
+    except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
+    except Exception as error:  # sizes that memory cannot hold, settings of ESPnet's own parts: any kind
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     path = directory / (weights or _default_weights(directory, task))
     try:
         model.load_state_dict(read_weights(path), strict=True)
@@ -81,7 +84,9 @@ def _cast(model, dtype):
 
 def _device(name):
     try:
-        return torch.empty(0, device=name).device
+        tensor = torch.zeros(1, device=name)
+        tensor.item()  # which a device that only knows shapes ("meta") cannot give
+        return tensor.device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(
@@ -104,13 +109,14 @@ def _read_config(directory, wanted_task=None):
     if not path.exists():
         raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
     try:
-        values = read_yaml(path)
-    except UserError as error:
-        raise ModelError(f"{error}; where it is truncated, restore it or train again") from error
-    found = values.get("task") if isinstance(values, dict) else None
-    if found not in TASKS or found != (wanted_task or found):
+        values = read_yaml(path, "it is truncated or something else; restore it or train again")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    found = values.get("task")
+    if found not in list(TASKS) or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"
-        raise ModelError(f"{path} is of task '{found}', not {known}: give the directory of such a model")
+        task = found if isinstance(found, str) else shown(found)
+        raise ModelError(f"{path} is of task '{task}', not {known}: give the directory of such a model")
     values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
     task, args = find_task(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
@@ -119,7 +125,21 @@ def _read_config(directory, wanted_task=None):
     missing = [name for name in wanted if name not in values]
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
+    try:
+        task.check_sections(args)
+        _check_tokens(args)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}: restore it or train again") from error
     return args, task
+
+
+def _check_tokens(args: argparse.Namespace) -> None:
+    """Raise ConfigError unless token list and tokenizer are what training writes."""
+    tokens = args.token_list
+    if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+        raise ConfigError(f"token_list: {shown(tokens)} is not a list of tokens")
+    if not isinstance(args.tokenizer, str):
+        raise ConfigError(f"tokenizer: {shown(args.tokenizer)} is not the name of a file")
 
 
 def _find_tokenizer(directory, args):

@@ -27,7 +27,8 @@ def read_weights(path):
         raise
     except Exception as error:  # torch raises many kinds, none of its own, for a truncated or foreign file
         raise DamagedWeights(loading_error(error)) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DamagedWeights("it holds other things than tensors by name")
     return state
 
@@ -56,25 +57,6 @@ def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, line.decode("utf-8", "surrogateescape").rstrip("\r\n")
-
-
-def read_yaml(path: str | os.PathLike) -> object:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: it is not UTF-8 or no YAML; the message has the line and the reason.  FileNotFoundError.
-    """
-    import yaml
-
-    content = Path(path).read_bytes()
-    try:
-        return yaml.safe_load(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: bytes that are no UTF-8: {CONVERT}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date, a number of too many digits
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not readable YAML ({reason}): mend it") from error
 
 
 @contextlib.contextmanager

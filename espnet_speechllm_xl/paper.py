@@ -13,9 +13,8 @@ import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-from .config import from_dict
+from .config import from_dict, read_yaml
 from .errors import UserError
-from .io import read_yaml
 from .kaldi import joined
 from .metrics import UNITS
 from .train_log import read_train_log, stopped_early
@@ -297,10 +296,7 @@ def read_config(directory):
     path = Path(directory) / "config.yaml"
     if not path.is_file():
         return None
-    config = read_yaml(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no settings: it is truncated; restore it or train again")
-    return config
+    return read_yaml(path, "it is truncated; restore it or train again")
 
 
 def _read(path):
@@ -308,7 +304,7 @@ def _read(path):
         content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: give the YAML of the tables") from error
-    lacking = [name for name in ("corpora", "systems", "tables") if not isinstance((content or {}).get(name), dict)]
+    lacking = [name for name in ("corpora", "systems", "tables") if not isinstance(content.get(name), dict)]
     if lacking:
         raise UserError(f"{path} has no section {' or '.join(lacking)}: see {PLAN}")
     return content

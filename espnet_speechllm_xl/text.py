@@ -250,11 +250,18 @@ def _inside(begin, length):
 def load_tokenizer(path):
     """The tokenizer at ``path``: a sentencepiece file or a Hugging Face directory."""
     path = Path(path)
-    if path.is_dir():
-        return HuggingFaceTokenizer(path)
     if not path.exists():
         raise TokenizerError(f"tokenizer {path} does not exist: run the tokens stage, or give --tokenizer")
-    return SentencePieceTokenizer(path)
+    try:
+        tokenizer = HuggingFaceTokenizer(path) if path.is_dir() else SentencePieceTokenizer(path)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise any kind for a file that holds something else, or no UTF-8
+        reason = f"{type(error).__name__}: {error}"
+        raise TokenizerError(f"{path} is damaged or no tokenizer ({reason}): run the tokens stage again") from error
+    if not tokenizer.pieces:
+        raise TokenizerError(f"{path} is a tokenizer without tokens: run the tokens stage again")
+    return tokenizer
 
 
 def word_begins(tokenizer, tokens: list, index: int) -> bool:

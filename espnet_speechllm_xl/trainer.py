@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import os
-import pickle
 import time
 from pathlib import Path
 
@@ -79,7 +78,9 @@ class Trainer(espnet_trainer.Trainer):
         try:
             with replaced(torch, "load", load):
                 espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
-        except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # what torch and ESPnet raise for a file that holds something else: any kind
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
                 "remove it to start again, or remove the whole directory"

@@ -70,6 +70,49 @@ def test_infinity_is_allowed_where_it_means_never():
     assert from_dict(StreamConfig, {"settle_seconds": math.inf}).settle_seconds == math.inf
 
 
+@pytest.mark.parametrize("value", [3, 1.5, "x", [], [1], True, {1: 2}, {None: 2}, ""])
+def test_a_section_of_another_type_is_named(value):
+    with pytest.raises(ConfigError, match="^encoder_conf: .* is (not a mapping of settings|no name of a setting)"):
+        from_dict(EncoderConfig, value, "encoder_conf")
+
+
+def test_values_in_messages_are_cut_to_a_line():
+    endless = []
+    for _ in range(40):
+        endless = [endless] * 10  # what YAML's references make of ten lines
+    values = (endless, {"a\nb": "c" * 10**6}, "x\n" * 1000, 16**6000, -(2**63) - 1, [16**6000], b"\x00" * 5000)
+    for value in values:
+        with pytest.raises(ConfigError) as caught:
+            from_dict(SearchConfig, {"beam_size": value}, "search_conf")
+        message = str(caught.value)
+        assert message.startswith("search_conf beam_size: ") and message.endswith(" is not a whole number")
+        assert len(message) < 200 and message.isprintable()
+    long = str(UserError(f"{'a' * 10000}\r\n\tb\x1b[0m\ud800: copy it again"))
+    assert len(long) < 800 and long.isprintable() and long.endswith(" b\\x1b[0m\\ud800: copy it again")
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"a: [1", "config.yaml, line 1 is not readable YAML ("),
+        (b"a: 1\nb: :\n  - x", "config.yaml, line 2 is not readable"),
+        (b"a: \xff", "config.yaml, line 1: bytes that are no UTF-8: convert the file (iconv"),
+        (b"a: 2020-13-45", "config.yaml is not readable YAML (ValueError: "),
+        (b"a: !!timestamp x", "config.yaml is not readable YAML ("),
+        (b"a: !!python/name:os.system x", "config.yaml, line 1 is not readable YAML (could not determine"),
+        (b"[" * 10000, "config.yaml is not readable YAML (RecursionError"),
+        (b"", "config.yaml: None is not a mapping of settings to values: mend it"),
+        (b"- a", "config.yaml: ['a'] is not a mapping"),
+        (b"1: a", "config.yaml: 1 is no name of a setting"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_one_line(tmp_path, content, says):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        config.read_yaml(tmp_path / "config.yaml")
+    assert says in str(caught.value) and str(caught.value).isprintable()
+
+
 def test_whole_numbers_are_numbers_and_tuples_lists():
     assert from_dict(LossConfig, {"ctc_weight": 0}).ctc_weight == 0
     assert from_dict(ChunkingConfig, {"train_chunks": (8, 16)}).train_chunks

@@ -402,3 +402,38 @@ def test_no_broken_model_is_packed(model_copy, tmp_path):
     with pytest.raises(ModelError, match="does not load"):
         pack(model_copy, tmp_path / "out" / "model.zip")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "section, value, says",
+    [
+        ("encoder_conf", [1], "encoder_conf: [1] is not a mapping of settings to values"),
+        ("search_conf", 3, "search_conf: 3 is not a mapping"),
+        ("decoder", "lstm", "decoder 'lstm': use one of llm"),
+        ("encoder", {}, "encoder {}: use one of emformer"),
+        ("search", None, "search None: use one of greedy, chunk_sync, alsd"),
+        ("token_list", "tokens.txt", "token_list: 'tokens.txt' is not a list of tokens"),
+        ("tokenizer", None, "tokenizer: None is not the name of a file"),
+        ("loss_conf", {2: 0}, "loss_conf: 2 is no name of a setting"),
+    ],
+)
+def test_config_with_a_value_of_another_type(tiny_model_dir, section, value, says):
+    directory = _with(tiny_model_dir, **{section: value})
+    try:
+        message = refused(ConfigError, directory)
+    finally:
+        shutil.rmtree(directory)
+    assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+
+
+@pytest.mark.parametrize("key", [3, None, ("a", 1), 2.5])
+def test_weights_with_odd_names(model_copy, key):
+    import torch
+
+    torch.save({**torch.load(model_copy / WEIGHTS), key: torch.zeros(1)}, model_copy / WEIGHTS)
+    assert "it holds other things than tensors by name" in refused(ModelError, model_copy)
+
+
+def test_a_device_that_computes_nothing(tiny_model_dir):
+    message = refused(ConfigError, tiny_model_dir, device="meta")
+    assert message.startswith("device 'meta' cannot be used (") and message.endswith("where there is a GPU")

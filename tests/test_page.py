@@ -198,7 +198,7 @@ def test_a_dropped_file_reads_as_the_recogniser_has_it(page, recogniser, model, 
     assert messages[-1] == '{"type":"end"}'
     samples, _ = soundfile.read(wav, dtype="int16")
     assert b"".join(messages[1:-1]) == samples.tobytes(), "the file's own samples"
-    assert page.inner_text("#model") == model.name
+    assert page.inner_text("header p") == f"{model.name} · greedy"
     for value in ("last", "p50", "p90"):
         assert re.fullmatch(r"\d+ ms|\d+\.\d\d s", page.inner_text(f"#{value}"))
     assert page.inner_text("#algorithmic") == "0.32 + 0.08 s"
@@ -261,7 +261,9 @@ class Script:
 
     def _accept(self, socket):
         self.socket = socket
-        self.say(type="ready", sample_rate=16000, chunk_seconds=1.28, lookahead_seconds=0.24, model="scripted")
+        settings = {"search": "chunk_sync", "beam_size": 8, "chunk_size": 1.28, "context": None}
+        ready = {"sample_rate": 16000, "chunk_seconds": 1.28, "lookahead_seconds": 0.24, "settings": settings}
+        self.say(type="ready", model="scripted", **ready)
 
     def say(self, **message):
         self.socket.send(json.dumps(message))
@@ -276,7 +278,7 @@ class Script:
         text = f"{settled}{'' if joined else ' '}{partial}".strip()
         self.say(
             type="result", text=text, settled=settled, partial=partial, words=words,
-            segment=segment, is_final=is_final, start_time=None, time=2.56, latency=0.05 + segment / 1000,
+            segment=segment, is_final=is_final, start_time=None, time=2.56, latency=7.05 + segment / 1000, queued=7.0,
         )  # fmt: skip
         return words
 
@@ -317,6 +319,40 @@ def test_settled_and_partial_text_differ_in_more_than_colour(page, script):
     script.end()
     assert page.locator("#captions p").count() == 1  # what never settled is gone
     assert page.inner_text("#p50") == "50 ms"
+
+
+def test_settings_left_empty_show_what_the_server_takes(page, recogniser):
+    """Each input's own value, before anything is recorded; and which search runs then."""
+    stream = recogniser.stream()
+    expect(page.locator("header p")).to_have_text(re.compile(" · chunk_sync, beam 8$"))
+    page.click("summary")
+    assert page.locator("[name=search] option").first.inner_text() == "the server's: chunk_sync"
+    chunk = stream.chunking.chunk * 0.04
+    shown = {
+        "chunk_size": chunk,
+        "context": chunk * stream.chunking.context,
+        "endpoint_silence": 1.5,
+        "settle_seconds": 1.28,
+    }
+    for name, seconds in shown.items():
+        assert page.get_attribute(f"[name={name}]", "placeholder") == f"the server's: {seconds:g}"
+
+
+def test_the_queue_of_a_file_sent_at_once_is_no_latency(page, script):
+    """The queue is the page's doing: 7 of the 7.05 s; what is heard as it is spoken counts it."""
+    script.result(0, "one", is_final=True)
+    script.end()
+    assert page.inner_text("#last") == "50 ms" and page.inner_text("#what") == "Without queue, last"
+    script = """async () => {
+      const { Latency } = await import("/page/latency.js");
+      const parts = ["last", "p50", "p90", "algorithmic", "what"];
+      const elements = Object.fromEntries(parts.map((id) => [id, { textContent: "" }]));
+      const latency = new Latency(elements);
+      latency.begin(false);
+      latency.add({ latency: 7.05, queued: 7 });
+      return [elements.last.textContent, elements.what.textContent];
+    }"""
+    assert page.evaluate(script) == ["7.05 s", "Latency, last"]
 
 
 def test_times_of_words_by_mouse_keyboard_and_tap(page, script):
@@ -457,12 +493,18 @@ def test_a_phone_shows_it_all(page, wav, scheme):
     page.wait_for_selector(".word")
     size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     assert page.evaluate(size) == [360, 740]
+    page.locator(".word").last.scroll_into_view_if_needed()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # scrolled
     page.locator(".word").last.hover()
     box = page.locator("#tip").bounding_box()
     assert 0 <= box["x"] and box["x"] + box["width"] <= 360
     script.end()
     page.click("summary")
     assert page.evaluate(size)[0] == 360
+    script = Script(page, wav)  # the settings fold away, so that the captions have their room again
+    expect(page.locator("#settings")).to_be_hidden()
+    assert page.evaluate(size) == [360, 740]
+    script.end()
     assert all(button.bounding_box()["height"] >= 40 for button in page.locator("button").all())
     style = "getComputedStyle(document.documentElement)"
     text, back = (page.evaluate(f"parseInt({style}.{name}.slice(4))") for name in ("color", "backgroundColor"))

@@ -23,6 +23,7 @@ import soundfile
 import soxr
 import tiny
 from serving import Running, finals, pcm, play, receive, send, wait_until
+from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 from websockets.client import ClientProtocol
 from websockets.sync.client import connect
@@ -36,6 +37,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.formats import LiveResults
 from espnet_speechllm_xl.pcm import Pcm
 from espnet_speechllm_xl.server.app import bind
+from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import Service
 from espnet_speechllm_xl.server.session import AudioQueue, Ending, Session
 
@@ -96,10 +98,28 @@ def test_the_greeting_says_what_to_expect(server):
     with server.stream("?chunk_size=0.32") as client:
         ready = json.loads(client.recv(serving.TIMEOUT))
     chunk, lookahead = pytest.approx(0.32), pytest.approx(0.08)
+    settings = {"search": "chunk_sync", "beam_size": 4, "chunk_size": 0.32, "context": 1.28}
+    settings |= {"settle_seconds": 1.28, "endpoint_silence": 1.5, "endpoint_length": 20.0}
     assert ready == {
-        **{"type": "ready", "sample_rate": 16000, "model": "tiny"},
+        **{"type": "ready", "sample_rate": 16000, "model": "tiny", "settings": settings},
         **{"chunk_seconds": chunk, "lookahead_seconds": lookahead},
     }
+
+
+def test_latency_tells_what_waited_behind_earlier_audio(server):
+    """A file sent at once waits in the stream's own queue; what a microphone sends does not."""
+    data, _ = pcm(tiny.speech(1, 120000))
+    with server.stream() as client:
+        send(client, data, size=40000)
+        messages, _ = receive(client)
+    results = [message for message in messages if message["type"] == "result"]
+    assert len(results) > 3 and all(0 <= message["queued"] <= message["latency"] for message in results)
+    assert results[-1]["queued"] > max(message["latency"] - message["queued"] for message in results)
+    with server.stream("?search=greedy") as client:
+        client.recv(serving.TIMEOUT)
+        client.send(data[: 2 * (CHUNK + 1520)])
+        messages = [json.loads(client.recv(serving.TIMEOUT))]
+    assert messages[0]["type"] in ("result", "progress") and messages[0].get("queued", 0) < 0.02
 
 
 def test_results_come_while_audio_is_sent(server, speech2text):
@@ -223,6 +243,99 @@ def test_what_breaks_the_protocol_ends_with_its_code(server):
     wait_until(lambda: server.service.served("stream") == 0)
 
 
+FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--b--\r\n'
+POST = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+
+
+def form(kind, body=FORM):
+    """The bytes of a request with this content type."""
+    return POST + b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind, len(body), body)
+
+
+RAW = {
+    "a bad chunk": [CHUNKED, b"5\r\n--b\r\n\r\nzz\r\n"],
+    "a bad chunk after the refusal": [CHUNKED.replace(b"multipart/form-data", b"text/plain"), b"zz\r\n"],
+    "a bad chunk, and a request": [CHUNKED, b"zz\r\n" + CHUNKED],
+    "a body cut short": [CHUNKED, b"5\r\n--b"],
+    "a character set that cannot be": [form(b"multipart/form-data; boundary=b; charset=undefined")],
+    "surrogates": [
+        form(
+            b"multipart/form-data; boundary=b; charset=unicode_escape",
+            FORM.replace(b"a.wav", b"\\\\ud800\\\\n" + b"x" * 5000),
+        )
+    ],
+    "no text": [form(b"multipart/form-data; boundary=b", FORM.replace(b"a.wav", b"\xff\xfe\x00"))],
+    "a boundary that is none": [form(b"multipart/form-data; boundary=" + b"x" * 300)],
+    "no path": [b"GET /page/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n"],
+    "a long path": [b"GET /page/" + b"a/" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"],
+    "no host": [b"GET /v1/models HTTP/1.1\r\nHost: [\xff\r\n\r\n"],
+    "no origin": [b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: \xff\xfe[\r\n\r\n"],
+    "no model": [b"GET /v1/models/%ff%ed%a0%80 HTTP/1.1\r\nHost: localhost\r\n\r\n"],
+}
+
+
+def raw(server, pieces):
+    """What the server answers to bytes, sent with pauses."""
+    answer = b""
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(server.listener.getsockname(), serving.TIMEOUT) as client,
+    ):
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.05)
+        client.shutdown(socket.SHUT_WR)
+        while part := client.recv(10000):
+            answer += part
+    return answer
+
+
+def assert_no_traceback(caplog):
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("pieces", RAW.values(), ids=RAW)
+def test_no_request_puts_a_traceback_into_the_log(server, caplog, pieces):
+    answer = raw(server, pieces)
+    assert answer[9:10] in (b"4", b"") and b"500" not in answer[:20]
+    wait_until(lambda: server.service.served("file") == 0)
+    assert_no_traceback(caplog)
+
+
+def ended(server):
+    return sum(map(server.ended, ("disconnected", "bad-setting", "bad-rate")))
+
+
+def test_no_stream_puts_a_traceback_into_the_log(server, caplog, speech2text):
+    """What the WebSocket layer closes while results, or a refusal, are on their way is a client that is gone."""
+    data, samples = pcm(tiny.speech(6, 40000))
+    with server.stream() as client:
+        send(client, data, end=False)
+        client.send(b"\xff{}", text=True)
+        messages, code = receive(client)
+    same_segments(messages[:-1], alone(speech2text, samples))  # what came before it is finished
+    assert (messages[-1]["code"], code) == ("bad-message", 1007)
+    broken = [
+        b"\x83\x80aaaa",
+        b"\x82\xff" + bytes(7) + b"\x7f",
+        b"\xf2\x80aaaa",
+        b"\x88\x81aaaa0",
+        b"\x88\x82aaaa\x62\x89",
+    ]
+    for frame in (*broken, b"\x88\x80aaaa"):  # no such opcode, far too long, reserved bits; closes, good and bad
+        for query in ("", "?speed=2", "?rate=1"):
+            before = ended(server)
+            with server.stream(query) as client, contextlib.suppress(OSError):
+                send(client, data, size=40000, end=False)
+                client.socket.sendall(frame)
+                client.socket.shutdown(socket.SHUT_WR)
+                receive(client)
+            wait_until(lambda before=before: ended(server) == before + 1)
+    wait_until(lambda: server.service.served("stream") == 0)
+    assert_no_traceback(caplog)
+
+
 def test_a_full_server_refuses_and_has_room_again(server):
     before = server.ended("full")
     with contextlib.ExitStack() as clients:
@@ -270,12 +383,86 @@ def test_pages_of_other_servers_are_refused(server):
     assert "open its own page under the name localhost or that of --host" in error["message"]
     # No address at all; and a name of the page's owner that means this machine.
     named = {"Origin": "http://evil.example:8000", "Host": "evil.example:8000"}
-    for headers in ({"Origin": "http://["}, {"Origin": "null"}, named):
+    for headers in ({"Origin": "http://["}, {"Origin": "null"}, {"Origin": "http://localhost:3000"}, named):
         assert httpx.get(f"{server.http}/v1/models", headers=headers).status_code == 403
     with server.stream(origin=server.http) as client:
         assert json.loads(client.recv(serving.TIMEOUT))["type"] == "ready"
     answer = httpx.post(f"{server.http}/v1/audio/transcriptions", headers={"Origin": "http://elsewhere.example"})
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host, known",
+    [
+        *(
+            (host, True)
+            for host in ("127.0.0.1:1", "localhost", "LOCALHOST:80", "[::1]:8000", "192.0.2.7:8000", "me.lan")
+        ),
+        *((host, False) for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[", "me.lan.evil.example")),
+    ],
+)
+def test_names_that_a_client_may_call_the_server_by(server, host, known):
+    """A page whose owner lets its name mean 127.0.0.1 asks as its own origin, without Origin."""
+    service = Service(server.service.speech2text, ServerConfig(host="me.lan"), "tiny")
+    with contextlib.closing(service):
+        with contextlib.nullcontext() if known else pytest.raises(Refusal, match="not known as") as caught:
+            service.authorise(HTTPConnection({"type": "http", "headers": [(b"host", host.encode())]}))
+        assert known or (caught.value.code, caught.value.status) == ("unknown-host", 403)
+        guarded = Service(server.service.speech2text, ServerConfig(token="secret"), "tiny")
+        with contextlib.closing(guarded):  # whoever knows the token may come by any name
+            headers = [(b"host", host.encode()), (b"authorization", b"Bearer secret")]
+            guarded.authorise(HTTPConnection({"type": "http", "headers": headers, "query_string": b""}))
+
+
+def test_a_foreign_name_is_refused_everywhere(server):
+    for method, path in [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/audio/transcriptions")]:
+        answer = httpx.request(method, server.http + path, headers={"Host": "evil.example"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown-host")
+    there = socket.create_connection(server.listener.getsockname(), serving.TIMEOUT)
+    with connect("ws://evil.example/v1/stream", sock=there, open_timeout=serving.TIMEOUT) as client:
+        (error,), close = receive(client)
+    assert (error["code"], close) == ("unknown-host", 1008) and "serve with --token" in error["message"]
+
+
+# Pages of other origins
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_pages_of_origins_that_the_operator_names(speech2text, token):
+    page = "http://localhost:3000"
+    with Running(speech2text, token=token, allow_origin=["https://app.example/", page]) as server:
+        secret = {"Authorization": f"Bearer {token}"} if token else {}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, x-stainless-os",
+        }
+        for origin, status in [(page, 200), ("https://app.example", 200), ("https://app.example:444", 400)]:
+            answer = httpx.options(f"{server.http}/v1/audio/transcriptions", headers={"Origin": origin, **asked})
+            assert answer.status_code == status
+            assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+            assert status == 400 or "authorization" in answer.headers["access-control-allow-headers"]
+        answer = httpx.get(f"{server.http}/v1/models", headers={"Origin": page, **secret})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
+        headers = {"Origin": page, **secret}
+        refused = httpx.post(f"{server.http}/v1/audio/transcriptions", headers=headers, files={"audio": b""})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, page)  # it can be read
+        with server.stream("" if token is None else "?token=secret", origin=page) as client:
+            assert json.loads(client.recv(serving.TIMEOUT))["type"] == "ready"
+        foreign = httpx.get(f"{server.http}/v1/models", headers={"Origin": "http://evil.example", **secret})
+        assert "access-control-allow-origin" not in foreign.headers and foreign.status_code == (200 if token else 403)
+
+
+@pytest.mark.parametrize(
+    "given, origin",
+    [
+        ("https://App.example:443/", "https://app.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_origins_are_taken_as_browsers_write_them(given, origin):
+    assert ServerConfig(allow_origin=[given]).allow_origin == (origin,)
 
 
 def test_idle_and_long_streams_are_ended_with_their_results(speech2text):
@@ -511,6 +698,23 @@ def test_stopping_reads_on_where_a_client_was_held_back(speech2text):
     assert (code, messages[-1]["type"]) == (1000, "end") and messages[-1]["time"] == pytest.approx(20, abs=0.1)
 
 
+def test_an_upload_is_told_that_the_server_stops(speech2text):
+    """Half of a file, and then nothing: the server neither waits for the rest nor hangs up without a word."""
+    with Running(speech2text) as server:
+        with socket.create_connection(server.listener.getsockname(), serving.TIMEOUT) as half:
+            head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+            half.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
+            wait_until(lambda: server.service.served("file") == 1)
+            began = time.monotonic()
+            server.stop()
+            answer = half.recv(10000)
+            assert (
+                answer.startswith(b"HTTP/1.1 503") and b"the server is stopping" in answer and b'"stopping"' in answer
+            )
+            server.join()
+            assert time.monotonic() - began < 3
+
+
 def test_a_second_signal_stops_at_once(speech2text):
     data, _ = pcm(tiny.speech(1, 16000 * 60))
     with Running(speech2text, max_message_bytes=len(data)) as server:
@@ -609,6 +813,16 @@ def test_a_file_with_all_there_is_to_say(server, recording):
     assert "words" not in post(server, content, response_format="verbose_json").json()
 
 
+def test_a_field_that_no_answer_can_hold_is_escaped(server, recording):
+    """Half of a surrogate pair, which a character set of the client's choice brings in."""
+    language = b'--b\r\nContent-Disposition: form-data; name="language"\r\n\r\n\\ud800\r\n'
+    verbose = b'--b\r\nContent-Disposition: form-data; name="response_format"\r\n\r\nverbose_json\r\n'
+    body = FORM.replace(b"RIFF", recording[0]).removesuffix(b"--b--\r\n") + language + verbose + b"--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b; charset=unicode_escape"}
+    answer = httpx.post(f"{server.http}/v1/audio/transcriptions", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 200 and answer.json()["language"] == "\\ud800"
+
+
 @pytest.mark.parametrize("form, rate, channels", [("FLAC", 44100, 2), ("OGG", 8000, 1), ("MP3", 24000, 1)])
 def test_a_file_of_another_kind(server, speech2text, tmp_path, form, rate, channels):
     samples = np.stack([tiny.speech(41, 3 * rate)] * channels, axis=1)
@@ -703,7 +917,7 @@ def test_files_have_limits(speech2text):
         assert post(strict, bytes(200001)).json()["error"]["code"] == "too-big"
         assert post(strict, bytes(8000000)).json()["error"]["code"] == "too-big"  # not even read
         with socket.create_connection(strict.listener.getsockname(), serving.TIMEOUT) as slow:
-            head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+            head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
             slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
             assert slow.recv(1000).startswith(b"HTTP/1.1 408")
 
@@ -766,6 +980,12 @@ def test_health_models_metrics_and_page(server, recording):
     ]:
         assert float(values[f"speechllm_xl_{name}"]) >= least, name
     assert values["speechllm_xl_streams"] == "0.0"
+    model = httpx.get(f"{server.http}/v1/models/tiny").json()
+    assert model == httpx.get(f"{server.http}/v1/models").json()["data"][0] and model["object"] == "model"
+    assert (model["settings"]["search"], model["settings"]["chunk_size"]) == ("chunk_sync", 0.64)
+    other = httpx.get(f"{server.http}/v1/models/whisper%0a1")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
+    assert other.json()["error"]["message"] == "there is no model 'whisper 1' here: it is called 'tiny'"
     page = httpx.get(server.http)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert httpx.get(f"{server.http}/page/index.html").text == page.text
@@ -779,6 +999,7 @@ def served_by_command(model, *options):
     shell = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]
     with subprocess.Popen([*shell, *command], stderr=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stderr.readline() == f"speechllm-xl serve: loading {model} ...\n"
             line = process.stderr.readline()
             yield process, re.fullmatch(r"speechllm-xl serve: http://(127\.0\.0\.1:\d+)\n", line)[1]
         finally:
@@ -806,10 +1027,26 @@ def test_the_command(tiny_model_dir):
     assert code == 1001
 
 
+@pytest.mark.parametrize(
+    "host, says",
+    [
+        ("", "host is empty: give an address"),
+        ("no.such.invalid", "cannot listen on no.such.invalid port 0 ("),
+        ("a" * 70, "cannot listen on aaaa"),
+        ("192.0.2.1", "cannot listen on 192.0.2.1 port 0 (Cannot assign requested address): choose"),
+    ],
+)
+def test_a_host_that_is_none_is_one_line(capsys, tiny_model_dir, host, says):
+    assert cli.main(["serve", "--model", str(tiny_model_dir), "--host", host, "--port", "0"]) == 2
+    *loading, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"speechllm-xl: error: {says}")
+    assert loading == [] if host == "" else [f"speechllm-xl serve: loading {tiny_model_dir} ..."]
+
+
 def test_a_port_that_is_taken_is_one_line(capsys, server, tiny_model_dir):
     port = server.listener.getsockname()[1]
     assert cli.main(["serve", "--model", str(tiny_model_dir), "--port", str(port)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()
     assert line.startswith(
         f"speechllm-xl: error: cannot listen on 127.0.0.1 port {port} (Address already in use): choose"
     )
@@ -819,6 +1056,13 @@ def test_a_port_that_is_taken_is_one_line(capsys, server, tiny_model_dir):
     "settings, says",
     [
         ({"port": 70000}, "port 70000 is not in 0 .. 65535"),
+        ({"host": ""}, "host is empty: give an address of this machine"),
+        ({"host": " "}, "host is empty"),
+        ({"token": ""}, "token is empty: give one, or leave --token out"),
+        ({"allow_origin": ["localhost:3000"]}, "allow_origin 'localhost:3000' is no origin: give scheme://name"),
+        ({"allow_origin": ["http://a.example/app"]}, "allow_origin 'http://a.example/app' is no origin"),
+        ({"allow_origin": ["null"]}, "allow_origin 'null' is no origin"),
+        ({"allow_origin": ["*"]}, "allow_origin '*': any page could listen: give a --token"),
         ({"max_streams": 0}, "server max_streams must be positive"),
         ({"idle_seconds": -1.0}, "server idle_seconds must be positive"),
     ],

@@ -332,3 +332,41 @@ def test_throughput_of_a_training(name):
     assert one == pytest.approx(10 / rate, abs=0.06) and eight == pytest.approx(10 / rate / 8, abs=0.06)
     assert re.search(r"memory: [\d.]+ GiB", done.stdout)
     assert re.search(r"AdamW's state, [\d.]+ GiB for the activations of \d+ s of audio", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"encoder_conf": 3}, "encoder_conf: 3 is not a mapping of settings to values"),
+        ({"optim_conf": {"lr": "1e-3"}}, "optim_conf {'lr': '1e-3'}: optim adam does not take it ("),
+        ({"optim_conf": {"rate": 1}}, "optim_conf {'rate': 1}: optim adam does not take it ("),
+        (
+            {"scheduler": "warmuplr", "scheduler_conf": {"warm": 1}},
+            "scheduler_conf {'warm': 1}: scheduler warmuplr does",
+        ),
+        ({"optim": "adem"}, "optim: 'adem' is not one of adam, adamw"),
+        ({"encoder": 3}, "encoder: 3 is not one of emformer"),
+        ({"batch_bins": [1]}, "batch_bins: [1] is not a whole number"),
+        ({"grad_clip": True}, "grad_clip: True is not a number"),
+        ({"use_amp": 3}, "use_amp: 3 is not true or false"),
+        (
+            {"best_model_criterion": [["valid", "loss"]]},
+            "best_model_criterion: [['valid', 'loss']] is not a list of three",
+        ),
+        ({"batch_bin": 3}, "unrecognized arguments: batch_bin (from "),
+    ],
+)
+def test_values_of_another_type_are_one_line(toy_data, toy_stats, tmp_path, changes, says):
+    """ESPnet takes what is in the file as it is, and breaks somewhere later."""
+    arguments = training.command("ctc", toy_data, tmp_path / "exp", toy_stats)
+    file = tmp_path / "exp.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
+    with pytest.raises(ConfigError) as caught:
+        training.task_of("ctc").main(cmd=arguments)
+    assert str(caught.value).startswith(says)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_a_training_without_its_files_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--output_dir, --token_list, --tokenizer must be given: a recipe's run.sh"):
+        training.task_of("ctc").main(cmd=["--max_epoch", "3"])

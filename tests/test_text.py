@@ -333,6 +333,34 @@ def test_missing_and_damaged_tokenizers(tmp_path):
         load_tokenizer(tmp_path / "damaged")
 
 
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b"null", b"\xff\xfe", b'{"model": {"type": "BPE"}}', b'{"added_tokens": 3}']
+)
+def test_hugging_face_tokenizers_that_are_none(tmp_path, content):
+    """The libraries raise errors of many kinds for them."""
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path)) and str(caught.value).isprintable()
+
+
+def test_a_hugging_face_tokenizer_without_tokens(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(TokenizerError, match="without tokens: run the tokens stage again"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_that_is_no_utf8(tmp_path, sentencepiece_model):
+    content = sentencepiece_model("bpe", 60).read_bytes()
+    assert content.count("\u2581the".encode()) >= 1
+    (tmp_path / "odd.model").write_bytes(content.replace("\u2581the".encode(), b"\xff\xfe\xfdthe"))
+    with pytest.raises(TokenizerError, match=r"odd.model is (damaged or no tokenizer|not a sentencepiece model) \("):
+        load_tokenizer(tmp_path / "odd.model")
+
+
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_symbols_of_a_long_transcript_are_learnt(tmp_path, kind):
     from espnet_speechllm_xl.bin import tokens

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -51,6 +52,7 @@ def main(argv=None):
             module.add_arguments(subparser)
     args = parser.parse_args(argv)
     args.argv = argv  # as typed, for reports
+    logging.basicConfig(format=f"speechllm-xl {name}: %(message)s")  # remarks look like what the commands say
     return _run(lambda: module.main(args))
 
 

@@ -46,11 +46,13 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
 def add_config_arguments(parser, cls):
     """An option for each field of a configuration dataclass whose fields say their help."""
     for field in dataclasses.fields(cls):
-        default = "" if field.default == "" else " (default %(default)s)"
+        kind = {"type": field.type, "default": field.default}
+        if field.type is tuple:  # given several times
+            kind = {"action": "append", "default": list(field.default)}
+        default = "" if field.default in (None, ()) else " (default %(default)s)"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=field.type,
-            default=field.default,
+            **kind,
             metavar="SECONDS" if field.type is float else field.name.split("_")[-1].upper(),
             help=field.metadata["help"] + default,
         )

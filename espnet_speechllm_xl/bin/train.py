@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 HELP = """\
 usage: speechllm-xl {name} --config FILE --output_dir DIR --train_data_path_and_name_and_type ... [options]
@@ -29,16 +28,11 @@ def main(name, argv):
         return 0 if argv else 2
     argv = ["--help" if argument == "--espnet-help" else argument for argument in argv]
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.io import read_yaml
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")
-    parser.add_argument("--config")
-    known = parser.parse_known_args(argv)[0]
-    task = known.task
+    task = parser.parse_known_args(argv)[0].task
     try:
-        if known.config and Path(known.config).is_file():
-            read_yaml(known.config)  # ESPnet's own reading of it would end with a traceback
         if task not in TASKS:
             raise UserError(f"--task {task}: there are {', '.join(TASKS)}")
         find_task(task).main(cmd=argv)

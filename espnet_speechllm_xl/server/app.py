@@ -9,11 +9,13 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, one_line
+from espnet_speechllm_xl.server.protocol import HttpProtocol, WebSocketProtocol
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.session import Session
 from espnet_speechllm_xl.server.transcription import transcribe
@@ -41,8 +43,15 @@ def make_app(service):
 
     async def models(request):
         service.authorise(request)
-        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "user"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [service.describe()]})
+
+    async def model(request):
+        service.authorise(request)
+        name = request.path_params["name"]
+        if name != service.name:
+            message = f"there is no model '{name}' here: it is called '{service.name}'"
+            return _error(404, message, "model_not_found")
+        return JSONResponse(service.describe())
 
     async def health(_request):
         alive = service.engine.alive
@@ -62,11 +71,12 @@ def make_app(service):
     async def index(_request):
         return FileResponse(PAGE / "index.html")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             WebSocketRoute("/v1/stream", stream),
             Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name}", model),
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/", index),
@@ -74,15 +84,32 @@ def make_app(service):
         ],
         exception_handlers={Refusal: _refuse, HTTPException: _http_error, Exception: _fail},
     )
+    origins = service.config.allow_origin
+    return _open_to(app, origins) if origins else app
+
+
+def _open_to(app: Starlette, origins: tuple) -> CORSMiddleware:
+    """The application for pages of other origins, too: browsers ask first, and show a page only what is meant for it.
+
+    It stands around all else, so that errors, too, can be read by those pages.
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),  # OpenAI's client sends some of its own
+        expose_headers=("retry-after", "x-ignored-fields"),
+        allow_private_network=True,
+    )
 
 
 HEADERS = {"full": {"retry-after": "1"}, "unauthorized": {"www-authenticate": "Bearer"}}
 
 
 def _error(status, message, code, headers=None):
-    """An error in OpenAI's form."""
+    """An error in OpenAI's form; the message is one line."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    error = {"message": one_line(message), "type": kind, "param": None, "code": code}
     return JSONResponse({"error": error}, status, headers)
 
 
@@ -111,13 +138,15 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                ws="websockets-sansio",
+                http=HttpProtocol,
+                ws=WebSocketProtocol,
                 ws_max_size=2 * service.config.max_message_bytes,  # up to it a client is told what was wrong
                 ws_per_message_deflate=False,  # PCM hardly shrinks
                 # A pong waits behind the audio of a client that is held back; dead ones end by the limits on silence.
                 ws_ping_timeout=None,
                 timeout_graceful_shutdown=FAREWELL_SECONDS,
                 lifespan="off",
+                log_config=None,  # remarks look like those of the commands
                 access_log=False,  # a line would hold the token of `?token=`
                 log_level="warning",
                 proxy_headers=False,
@@ -134,7 +163,7 @@ class Server(uvicorn.Server):
 
 
 def bind(config):
-    """The listening socket, taken before the model is loaded; raises UserError."""
+    """The listening socket, taken before the model is loaded; raises UserError, also for a name of no address."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,10 +175,10 @@ def bind(config):
     try:
         listener.bind((config.host, config.port))
         listener.listen()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for what cannot be a name
         listener.close()
         raise UserError(
-            f"cannot listen on {config.host} port {config.port} ({error.strerror or error}): "
+            f"cannot listen on {config.host} port {config.port} ({getattr(error, 'strerror', None) or error}): "
             "choose another --port, or an address of this machine as --host"
         ) from error
     return listener

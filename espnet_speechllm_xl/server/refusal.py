@@ -6,6 +6,7 @@ from espnet_speechllm_xl.errors import UserError
 CODES = {
     "unauthorized": (1008, 401),
     "foreign-origin": (1008, 403),
+    "unknown-host": (1008, 403),
     "bad-setting": (1008, 400),
     "bad-rate": (1003, 400),
     "bad-message": (1007, 400),

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
+import ipaddress
 import math
 import time
 from urllib.parse import urlsplit
@@ -14,6 +16,8 @@ from espnet_speechllm_xl.config import LOOPBACK, StreamConfig
 from espnet_speechllm_xl.engine import Engine
 from espnet_speechllm_xl.server.metrics import Metrics
 from espnet_speechllm_xl.server.refusal import Refusal
+
+LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
 
 
 class Service:
@@ -46,6 +50,23 @@ class Service:
     def served(self, kind):
         """How many streams ("stream") or files ("file") are being decoded."""
         return len(self._served[kind])
+
+    def describe(self) -> dict:
+        """The model in OpenAI's form; ``settings`` are those of a stream whose query says no others."""
+        settings = self.settings(self.open_stream())
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "user", "settings": settings}
+
+    @staticmethod
+    def settings(stream) -> dict:
+        """A stream's settings by their names in its query, and its beam; seconds, None for infinity."""
+        chunking, search = stream.chunking, stream.search.config
+        seconds = {
+            "chunk_size": timeline.chunk_seconds(chunking.chunk),
+            "context": math.inf if chunking.chunk is None else timeline.context_seconds(chunking),
+            **dataclasses.asdict(stream.config),
+        }
+        finite = {name: round(value, 3) if value < math.inf else None for name, value in seconds.items()}
+        return {"search": search.method, "beam_size": search.beam_size, **finite}
 
     def open_stream(self, search=None, chunk_size=None, context=None, **stream_conf):
         """A :class:`~espnet_speechllm_xl.streaming.Stream`; raises UserError for settings that do not fit.
@@ -88,23 +109,28 @@ class Service:
                 raise Refusal(
                     "unauthorized", "wrong or missing token: send 'Authorization: Bearer TOKEN' or '?token=TOKEN'"
                 )
-        elif "origin" in headers and not self._is_own(headers["origin"], headers.get("host")):
+            return
+        # Without a token, any page that a user of this machine visits could reach a server on its loopback.
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not self._is_called(host):
+            raise Refusal(
+                "unknown-host",
+                f"this server is not known as {host}: call it localhost, by its IP address or as --host "
+                "has it, or serve with --token",
+            )
+        if origin not in (None, f"http://{host}", f"https://{host}", *self.config.allow_origin):
             raise Refusal(
                 "foreign-origin",
-                f"pages of {headers['origin']} may not use this server: open its own page under the name localhost or "
-                "that of --host, or serve with --token",
+                f"pages of {origin} may not use this server: open its own page under the name localhost or "
+                "that of --host, or serve with --allow-origin or --token",
             )
 
-    def _is_own(self, origin, host):
-        """Whether a page is this server's own, by the headers of its request.
-
-        Without a token, any page that a user of this machine visits could reach a server on its loopback; the name of
-        the host must be known as well, because whoever owns a name can let it mean 127.0.0.1.
-        """
+    def _is_called(self, host):
+        """Whether ``Host`` names this server: whoever owns a name can let it mean 127.0.0.1, but not an address."""
         try:
-            origin = urlsplit(origin)
-            return origin.netloc == host and origin.hostname in (*LOOPBACK, self.config.host)
-        except ValueError:  # no address
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in (*LOOPBACK, self.config.host.lower()) or bool(ipaddress.ip_address(name))
+        except ValueError:
             return False
 
     @contextlib.contextmanager

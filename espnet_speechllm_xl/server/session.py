@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.formats import LiveResults
 from espnet_speechllm_xl.pcm import Pcm
 from espnet_speechllm_xl.server.refusal import Refusal
+from espnet_speechllm_xl.server.service import LAST_WORDS
 
-LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
 RATE_DIGITS = 6  # more are no sample rate
 
 
@@ -100,7 +101,7 @@ class Session:
         """Serve the stream to its end, whatever that is; counts it."""
         reason = "disconnected"
         try:
-            await self._socket.accept()
+            await self._tell(self._socket.accept())
             try:
                 self._service.authorise(self._socket)
                 with self._service.place("stream"):
@@ -115,7 +116,7 @@ class Session:
                 ending = _refused(Refusal("failed", message))
             if ending.refusal:
                 await self._send({"type": "error", "code": ending.reason, "message": str(ending.refusal)})
-            await self._socket.close(ending.close, ending.reason)
+            await self._tell(self._socket.close(ending.close, ending.reason))
             reason = ending.reason
         except SlowReader:
             reason = "slow-reader"
@@ -169,14 +170,29 @@ class Session:
                 "chunk_seconds": None if chunking.chunk is None else timeline.chunk_seconds(chunking.chunk),
                 "lookahead_seconds": timeline.frame_start_seconds(encoder.right_context),
                 "model": self._service.name,
+                "settings": self._service.settings(self._stream),
             }
         )
 
     async def _send(self, message):
         try:
-            await asyncio.wait_for(self._socket.send_json(message), self._config.send_seconds)
+            await asyncio.wait_for(self._tell(self._socket.send_json(message)), self._config.send_seconds)
         except asyncio.TimeoutError:
             raise SlowReader from None
+
+    @staticmethod
+    async def _tell(sending: Awaitable[None]) -> None:
+        """Await what goes to the client; a connection that the protocol has closed meanwhile is a client that is gone.
+
+        Raises WebSocketDisconnect.
+        """
+        try:
+            await sending
+        except (
+            RuntimeError,
+            OSError,
+        ) as error:  # uvicorn's names for "closed": after a frame that broke the rules, too
+            raise WebSocketDisconnect(1006) from error
 
     # Reading
 
@@ -273,12 +289,13 @@ class Session:
         results, final, seconds = LiveResults(), False, 0.0
         while not final:
             samples, arrival, final = await self._queue.take(self._stream.wanted)
+            taken = time.monotonic()
             update = await self._advance(samples, final)
             before, seconds = seconds, self._stream.seconds
             self._service.metrics.audio.labels("stream").inc(seconds - before)
             news = results.of(update, seconds)
             for result in news:
-                await self._send_result(result, arrival)
+                await self._send_result(result, arrival, taken)
             if seconds > before and not news:
                 await self._send({"type": "progress", "time": seconds})
         if self._queue.ending.refusal is None:
@@ -291,10 +308,12 @@ class Session:
             self._service.engine.submit(self._stream, self._stream.consume(samples, final))
         )
 
-    async def _send_result(self, result, arrival):
+    async def _send_result(self, result, arrival, taken):
+        """``arrival`` of the audio that completed the chunk, and when it was ``taken`` from the queue (monotonic)."""
         latency = time.monotonic() - arrival
         self._service.metrics.latency.observe(latency)
-        await self._send({"type": "result", **result, "latency": round(latency, 4)})
+        times = {"latency": round(latency, 4), "queued": round(taken - arrival, 4)}
+        await self._send({"type": "result", **result, **times})
 
 
 def _refused(refusal):

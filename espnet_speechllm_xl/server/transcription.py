@@ -6,8 +6,10 @@ The file stays in memory.  It is decoded by the engine beside the live streams, 
 import asyncio
 import logging
 import math
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -16,8 +18,10 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, read_bytes
 from espnet_speechllm_xl.config import MIX, parse_channel
 from espnet_speechllm_xl.ctm import joined_text
+from espnet_speechllm_xl.errors import one_line
 from espnet_speechllm_xl.formats import FORMATS, captions
 from espnet_speechllm_xl.server.refusal import Refusal
+from espnet_speechllm_xl.server.service import LAST_WORDS, Service
 from espnet_speechllm_xl.streaming import decode
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
@@ -50,7 +54,7 @@ async def transcribe(service, request):
     try:
         service.authorise(request)
         with service.place("file"):
-            form = await _read_form(request, service.config)
+            form = await _read_form(request, service)
             notes = {}
             samples = await asyncio.to_thread(_read_audio, form, service, notes)
             nbest = await _decode(service, request, samples)
@@ -66,19 +70,17 @@ async def transcribe(service, request):
     return response
 
 
-async def _read_form(request, config):
+async def _read_form(request, service):
+    config = service.config
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refusal("bad-message", "the request is no multipart/form-data: send the audio as its field 'file'")
     stream = _bounded(request, config.max_file_bytes)
     parser = _MemoryParser(request.headers, stream, max_files=1, max_fields=FIELDS, max_part_size=FIELD_BYTES)
     try:
-        fields = await asyncio.wait_for(parser.parse(), config.upload_seconds)
-    except asyncio.TimeoutError:
-        raise Refusal("idle", f"the upload took longer than {config.upload_seconds} s: send a smaller file") from None
-    except MultiPartException as error:
-        raise Refusal(
-            "bad-message", f"the form cannot be read ({error.message}): send one file and its settings"
-        ) from error
+        fields = await _uploaded(parser.parse(), service)
+    except (MultiPartException, UnicodeError) as error:  # the latter by the character set that the client names
+        reason = getattr(error, "message", "it is not in the character set that it names")
+        raise Refusal("bad-message", f"the form cannot be read ({reason}): send one file and its settings") from error
     file = fields.get("file")
     if file is None or isinstance(file, str):
         raise Refusal("bad-message", "the form has no file: send the audio as its field 'file'")
@@ -86,6 +88,26 @@ async def _read_form(request, config):
     if len(content) > config.max_file_bytes:
         raise _too_big(config.max_file_bytes)
     return _form(fields, file.filename or "file", content)
+
+
+async def _uploaded(parsing: Coroutine, service: Service) -> FormData:
+    """The result of ``parsing`` a body; raises Refusal when it takes too long, or misses a part at the stop."""
+    upload, stop = asyncio.ensure_future(parsing), asyncio.ensure_future(service.stopping.wait())
+    seconds = service.config.upload_seconds
+    try:
+        await asyncio.wait({upload, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            await asyncio.wait({upload}, timeout=LAST_WORDS)
+        if upload.done():
+            return upload.result()
+        if stop.done():
+            raise Refusal(
+                "stopping", "the server is stopping and will not wait for the rest of the file: send it again later"
+            )
+        raise Refusal("idle", f"the upload took longer than {seconds} s: send a smaller file")
+    finally:
+        upload.cancel()
+        stop.cancel()
 
 
 async def _bounded(request, most):
@@ -125,7 +147,8 @@ def _form(fields, name, content):
         raise Refusal("bad-setting", f"channel {error}; for each of them send a request of its own") from None
     used = {"file", "model", "response_format", "stream", "channel", *names}
     ignored = tuple(sorted({key for key in fields if key not in used and key.isascii() and key.isprintable()}))
-    return Form(name, content, form, granularities or ("segment",), fields.get("language") or "", channel, ignored)
+    language = one_line(fields.get("language") or "")
+    return Form(name, content, form, granularities or ("segment",), language, channel, ignored)
 
 
 def _read_audio(form, service, notes):

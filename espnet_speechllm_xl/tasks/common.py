@@ -1,11 +1,14 @@
 """What the tasks share: options, data, batches, the acoustic front of the model."""
 
 import abc
+import argparse
 import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from espnet_speechllm_xl import compat
 
@@ -13,7 +16,9 @@ with compat.without_notice():
     from espnet2.tasks import abs_task
 
 import soundfile
+import torch
 from espnet2.train.class_choices import ClassChoices
+from espnet2.utils import types
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from torch import distributed
@@ -26,11 +31,15 @@ from espnet_speechllm_xl.config import (
     FeatureConfig,
     SearchConfig,
     SpecAugmentConfig,
+    check_mapping,
     from_dict,
+    read_yaml,
+    shown,
 )
 from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
-from espnet_speechllm_xl.io import NOT_UTF8, atomic_write, read_yaml, text_lines
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.io import NOT_UTF8, atomic_write, text_lines
 from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.schedule import SCHEDULERS
 from espnet_speechllm_xl.text import load_tokenizer
@@ -128,9 +137,7 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def main_worker(cls, args):
         """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
-        for name, value in vars(args).items():
-            if value is None and name.endswith("_conf"):  # a section without entries
-                setattr(args, name, {})
+        cls.check_sections(args)
         cls.check_options(args)
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
@@ -145,6 +152,51 @@ class SpeechTask(abs_task.AbsTask):
             distributed.destroy_process_group()
 
     @classmethod
+    def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
+        """ESPnet's; what is wrong with the command line or ``--config`` raises ConfigError."""
+        super().main(args=cls.parse(cmd) if args is None else args)
+
+    @classmethod
+    def parse(cls, cmd: Sequence[str] | None) -> argparse.Namespace:
+        """The options of a command line and the file of its ``--config``, whose values ESPnet takes as they are."""
+        config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        config.add_argument("--config")
+        file = config.parse_known_args(cmd)[0].config
+        if file is not None and Path(file).exists():
+            read_yaml(file)
+        parser = cls.get_parser()
+        parser.error = _refuse  # in place of the usage, which is hundreds of lines
+        try:
+            args = parser.parse_args(cmd)
+        except UserError:
+            raise
+        except Exception as error:  # of YAML, of sizes such as 10MB: any kind
+            raise ConfigError(f"an option or a value of --config cannot be read ({error}): mend it") from error
+        check_values(args, cls.get_parser())
+        return args
+
+    @classmethod
+    def check_required_command_args(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError where an option lacks; ESPnet would print all its help."""
+        lacking = [f"--{name}" for name in args.required if getattr(args, name) is None]
+        if lacking:
+            raise ConfigError(f"{', '.join(lacking)} must be given: a recipe's run.sh does so")
+
+    @classmethod
+    def check_sections(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError for a section that is no mapping, or a part of the model that there is not.
+
+        Sections without entries become empty ones.
+        """
+        for name, value in vars(args).items():
+            if name.endswith("_conf"):
+                setattr(args, name, check_mapping({} if value is None else value, name))
+        for choices in (*cls.class_choices_list, cls.search_choices):
+            name = getattr(args, choices.name, choices.default)  # an old aligner has no search
+            if name not in list(choices.classes):
+                raise ConfigError(f"{choices.name} {shown(name)}: use one of {', '.join(choices.classes)}")
+
+    @classmethod
     def check_options(cls, args):
         """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
         check_rate(args, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
@@ -157,6 +209,7 @@ class SpeechTask(abs_task.AbsTask):
         if "method" in args.search_conf:
             raise ConfigError("search_conf method: give --search instead")
         from_dict(SearchConfig, args.search_conf, "search_conf")
+        check_optimiser(args)
         kept = args.keep_nbest_models
         if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
             raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
@@ -279,6 +332,76 @@ class SpeechTask(abs_task.AbsTask):
         return acoustic
 
 
+def _refuse(message: str) -> NoReturn:
+    message = message.split("\n")[0]  # behind it are ESPnet's examples
+    raise ConfigError(f"{message}: speechllm-xl train --espnet-help lists the options")
+
+
+def check_values(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raise ConfigError for a value in ``args`` that the parser would not have made of a command line."""
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        # The task has a message of its own (check_options).
+        if value != action.default and action.dest != "task" and not _fits(action, value):
+            raise ConfigError(f"{action.dest}: {shown(value)} is not {_wanted(action)}")
+
+
+# what ESPnet makes of an option's text: in words
+KIND_WORDS = {
+    None: "text", str: "text", int: "a whole number", float: "a number", types.str2bool: "true or false",
+    types.int_or_none: "a whole number or null", types.float_or_none: "a number or null",
+    types.str_or_none: "text or null", types.str2triple_str: "a list of three texts",
+}  # fmt: skip
+
+
+def _wanted(action: argparse.Action) -> str:
+    if isinstance(action, NestedDictAction):
+        return "a mapping of settings to values"
+    if action.choices:
+        return f"one of {', '.join(map(str, action.choices))}"
+    return KIND_WORDS.get(action.type, "a value of this option")
+
+
+def _fits(action: argparse.Action, value: object) -> bool:
+    if isinstance(action, NestedDictAction):
+        return value is None or isinstance(value, dict)
+    if action.nargs == 0:  # a switch
+        return isinstance(value, bool)
+    several = action.nargs is not None or isinstance(action, argparse._AppendAction)
+    if several and isinstance(value, (list, tuple)):
+        return all(_is_one(action, item) for item in value)
+    return _is_one(action, value)
+
+
+def _is_one(action: argparse.Action, value: object) -> bool:
+    """Whether the option makes this value of the text that stands for it."""
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        text, value = ",".join(value), tuple(value)
+    else:
+        text = str(value)
+    if action.type not in KIND_WORDS:
+        return isinstance(value, (str, int, float)) and (action.choices is None or value in action.choices)
+    try:
+        made = (action.type or str)(text)
+    except (TypeError, ValueError, argparse.ArgumentTypeError):
+        return False
+    return made == value and (action.choices is None or value in action.choices)
+
+
+def check_optimiser(args: argparse.Namespace) -> None:
+    """Raise ConfigError for settings that optimiser or schedule do not take: both are made once, for a weight."""
+    made = [torch.nn.Parameter(torch.zeros(1))]
+    for name, classes in (("optim", abs_task.optim_classes), ("scheduler", abs_task.scheduler_classes)):
+        if getattr(args, name) in classes:
+            chosen, conf = getattr(args, name), getattr(args, f"{name}_conf")
+            try:
+                made = classes[chosen](made, **conf)
+            except UserError:
+                raise
+            except Exception as error:  # torch's and ESPnet's raise any kind
+                raise ConfigError(f"{name}_conf {shown(conf)}: {name} {chosen} does not take it ({error})") from error
+
+
 def _check_statistics(file, features):
     """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
     made = file.resolve().parents[1] / FEATURES
@@ -296,8 +419,9 @@ def _check_init_features(init_param, features):
     """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
     path = init_param.split(":")[0]
     config = Path(path).parent / "config.yaml"
-    before = read_yaml(config) if config.is_file() else None
-    _check_features(path, (before or {}).get("features_conf") or {}, features, "begin with a model of the same")
+    before = (read_yaml(config) if config.is_file() else {}).get("features_conf") or {}
+    check_mapping(before, f"{config} features_conf")
+    _check_features(path, before, features, "begin with a model of the same")
 
 
 def _check_features(file, before, features, advice):

@@ -9,7 +9,8 @@ import { Waveform } from "./waveform.js";
 const $ = (id) => document.getElementById(id);
 const captions = new Captions($("captions"), $("tip"));
 const waveform = new Waveform($("waveform"));
-const latency = new Latency({ last: $("last"), p50: $("p50"), p90: $("p90"), algorithmic: $("algorithmic") });
+const latency = new Latency(Object.fromEntries(["last", "p50", "p90", "algorithmic", "what"].map((id) => [id, $(id)])));
+const PHONE = matchMedia("(max-width: 30rem)"); // as in style.css
 let current = null; // the Recording under way
 
 /** One stream from its first to its last word. */
@@ -28,7 +29,7 @@ class Recording {
     if (this.stopped) this.source.stop();
     captions.begin(this.source.title);
     waveform.begin(this.source.rate);
-    latency.begin();
+    latency.begin(Boolean(this.source.fast));
     this.connection = await connect(parameters(this.source.rate), (message) => {
       this.heard ||= message.type === "result";
       receive(message);
@@ -66,6 +67,7 @@ async function record(open) {
   current = new Recording();
   showError("");
   showRunning(true);
+  if (PHONE.matches) $("folded").open = false; // the captions need the room
   const awake = await navigator.wakeLock?.request("screen").catch(() => null); // a phone that sleeps stops listening
   try {
     say(await current.run(open));
@@ -83,15 +85,35 @@ async function record(open) {
 
 function receive(message) {
   if (message.type === "ready") {
-    $("model").textContent = message.model;
+    showModel(message.model, message.settings);
     waveform.chunk = message.chunk_seconds;
     latency.algorithmic(message.chunk_seconds, message.lookahead_seconds);
   } else if (message.type === "result") {
     captions.show(message);
     waveform.decodedUpTo(message.time);
-    latency.add(message.latency);
+    latency.add(message);
   } else if (message.type === "progress" || message.type === "end") {
     waveform.decodedUpTo(message.time);
+  }
+}
+
+/** Which model listens, and by which search. */
+function showModel(name, { search, beam_size: beam }) {
+  $("model").textContent = name;
+  $("search").textContent = `· ${search}${beam > 1 ? `, beam ${beam}` : ""}`;
+}
+
+/** Shows what a stream gets where a setting is left empty; a server that wants a token tells it with the token only. */
+async function showDefaults() {
+  const token = $("settings").elements.token.value;
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const answer = await fetch("v1/models", { headers }).catch(() => null);
+  if (!answer?.ok) return;
+  const [{ id, settings }] = (await answer.json()).data;
+  if (!current) showModel(id, settings);
+  $("default-search").textContent = `the server's: ${settings.search}`;
+  for (const input of $("settings").querySelectorAll("input[type=number]")) {
+    input.placeholder = `the server's: ${settings[input.name] ?? "no limit"}`;
   }
 }
 
@@ -136,6 +158,8 @@ $("file").onchange = () => {
 };
 $("settings").onsubmit = (event) => event.preventDefault();
 $("settings").elements.token.value = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
+$("settings").elements.token.onchange = showDefaults;
+showDefaults();
 
 document.ondragover = (event) => {
   event.preventDefault();

@@ -1,16 +1,21 @@
-// How long the server took, last and over the last results.
+// How long the server took, last and over the last results.  Sound sent as fast as possible waits for what was sent
+// before it: that queue is of the sender's making and does not count.
 
 const KEPT = 500;
 
 export class Latency {
   constructor(elements) {
-    this.elements = elements; // last, p50, p90, algorithmic
-    this.begin();
+    this.elements = elements; // last, p50, p90, algorithmic, what
+    this.begin(false);
   }
 
-  begin() {
+  /** A recording begins, `fast` or as it is heard. */
+  begin(fast) {
+    this.fast = fast;
     this.values = []; // seconds, oldest first
-    for (const element of Object.values(this.elements)) element.textContent = "–";
+    const { what, ...values } = this.elements;
+    for (const element of Object.values(values)) element.textContent = "–";
+    what.textContent = fast ? "Without queue, last" : "Latency, last";
   }
 
   /** What the chunks alone cost, in the worst case: a word that begins one waits for its end and the look-ahead. */
@@ -19,7 +24,9 @@ export class Latency {
       chunk === null ? "all of the sound" : `${chunk.toFixed(2)} + ${lookahead.toFixed(2)} s`;
   }
 
-  add(seconds) {
+  /** Of a result. */
+  add({ latency, queued }) {
+    const seconds = this.fast ? latency - queued : latency;
     this.values.push(seconds);
     if (this.values.length > KEPT) this.values.shift();
     const sorted = [...this.values].sort((a, b) => a - b);
