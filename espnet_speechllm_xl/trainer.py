@@ -23,8 +23,8 @@ from espnet2.train.reporter import aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_speechllm_xl import compat
-from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import DamagedWeights, atomic_path, atomic_write, read_weights
+from espnet_speechllm_xl.errors import UserError, of_machine
+from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
 
@@ -74,6 +74,8 @@ class Trainer(espnet_trainer.Trainer):
             with replaced(torch, "load", load):
                 espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
         except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            if of_machine(error):
+                raise
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
                 "remove it to start again, or remove the whole directory"
@@ -302,7 +304,7 @@ def _atomic_save(value, target, *args, **kwargs):
     if not isinstance(target, (str, os.PathLike)):
         return _torch_save(value, target, *args, **kwargs)
     # Into a stream: given a path, torch writes its name into the file, and equal weights would make unequal files.
-    with atomic_path(target) as temporary, open(temporary, "wb") as stream:
+    with atomic_write(target, "wb") as stream:
         _torch_save(value, stream, *args, **kwargs)
 
 

@@ -58,7 +58,7 @@ def main(args):
 
         title = f"align {dump.name}"
         results = jobs.run_batches(
-            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, _is_unusable
+            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, _is_unusable, _crashed
         )
         if args.shard:
             return 0
@@ -89,6 +89,11 @@ def main(args):
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
     print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
     return 1 if reasons[UNUSABLE] else 0
+
+
+def _crashed(utterance: str, reason: str) -> list:
+    """What a worker would give for an utterance that a process died of."""
+    return [utterance, f"{UNUSABLE}: {reason}"]
 
 
 def _is_unusable(item):

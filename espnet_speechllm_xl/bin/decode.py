@@ -45,8 +45,9 @@ def main(args):
             (out / name).unlink(missing_ok=True)
 
     results = jobs.run_batches(
-        batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, _has_failed
-    )
+        batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, _has_failed,
+        crashed,
+    )  # fmt: skip
     if args.shard:
         return 0
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
@@ -70,6 +71,11 @@ def main(args):
         jobs.finish(out / ".parts")
     _print_summary(out, summary, failed)
     return 1 if failed else 0
+
+
+def crashed(utterance: str, reason: str) -> dict:
+    """The result of an utterance that a process died of."""
+    return {"utterance": utterance, "failed": reason}
 
 
 def _has_failed(item):

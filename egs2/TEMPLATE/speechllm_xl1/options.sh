@@ -123,12 +123,12 @@ conf() {
   die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}${3:+: $3}"
 }
 
-# lock DIR: one process works there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).
+# lock DIR: one process works there, as long as it or the shell lives; others wait.
 lock() {
-  command -v flock >/dev/null || return 0
-  mkdir -p "$1"
-  exec 9>"$1/.lock"
-  flock -n 9 || { log "another process works on $1: waiting for its end"; flock 9; }
+  local why
+  why=$( { mkdir -p "$1" && : >>"$1/.lock"; } 2>&1) || die "$1 cannot be written: ${why##*: }: free or name another place"
+  exec 9>>"$1/.lock"
+  hold_lock 9 "$1" log
 }
 unlock() { exec 9>&-; }
 
