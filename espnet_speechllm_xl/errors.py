@@ -31,7 +31,7 @@ ACTIONS = {
     errno.EIO: _BROKEN,
     errno.ESTALE: _BROKEN,
 }
-_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY)
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY)
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch, which has no class for it
 
 
@@ -44,7 +44,7 @@ def of_machine(error: Exception) -> str | None:
         return None
     name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
     what = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "a file"
-    verb = "written" if error.errno in _WRITING else "written or read"
+    verb = "written" if error.errno in WRITING else "written or read"
     return f"{what} cannot be {verb}: {error.strerror}: {action(error)}"
 
 

@@ -73,7 +73,8 @@ is_complete() {
 
 # take_lock: one installation at a time in an environment; $mark stands there while one is under way or was killed.
 take_lock() {
-  mkdir -p "$prefix"
+  local why
+  why=$(can_write "$mark") || die "$why"
   while :; do
     exec 9>>"$mark"
     hold_lock 9 "$prefix" say

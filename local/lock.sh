@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# One process at a time where several would work on the same files. Source it; it only defines a function.
+# One process at a time where several would work on the same files. Source it; it only defines functions.
 
 # hold_lock FD WHAT SAY...: waits for the lock of the file that is open as FD, and holds it until FD is closed; SAY says
 # a line, that it waits, or that there is no lock. There is none without flock (macOS), and where the file system
@@ -16,4 +16,12 @@ hold_lock() {
   fi
   [ "$status" = 0 ] || "$@" "no lock can be had on $what (${said:-flock ended with status $status}): going on without;" \
     "start nothing else that works there"
+}
+
+# can_write FILE: makes it and its folder where they are not; prints a line that says why that cannot be.
+can_write() {
+  local why
+  why=$({ mkdir -p "$(dirname "$1")" && : >>"$1"; } 2>&1) && return
+  echo "$1 cannot be written: ${why##*: }: mend that, or name another place; then run the same command again"
+  return 1
 }

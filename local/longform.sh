@@ -37,6 +37,7 @@ done
 . "$SPEECHLLM_XL_ROOT/local/lock.sh"
 # One at a time: systems that are decoded side by side want the same sets.
 say() { echo "longform.sh: $*" >&2; }
+why=$(can_write "$(dirname "$dump")/.longform.lock") || { say "$why"; exit 2; }
 exec 9>>"$(dirname "$dump")/.longform.lock"
 hold_lock 9 "$(dirname "$dump")" say
 for way in $ways; do

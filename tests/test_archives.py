@@ -5,9 +5,10 @@ import tarfile
 import threading
 
 import pytest
+from limits import longest_file
 
 from espnet_speechllm_xl.archives import extract, fetch
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, of_machine
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -53,6 +54,12 @@ def test_a_broken_download_is_continued(server, tmp_path):
     assert (tmp_path / "corpus.tar").read_bytes() == CONTENT
     assert Breaking.asked == [None, "bytes=500000-", "bytes=1000000-"]
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.tar"]
+
+
+def test_a_full_disk_is_no_fault_of_the_server(server, tmp_path):
+    with longest_file(200_000), pytest.raises(OSError) as caught:
+        fetch(server, tmp_path / "corpus.tar")
+    assert of_machine(caught.value).startswith(f"{tmp_path / '.corpus.tar.part'} cannot be written: File too large")
 
 
 def test_a_server_without_ranges_begins_again(server, tmp_path, monkeypatch):

@@ -4,6 +4,9 @@
 # file; then call read_options "$@".
 # shellcheck disable=SC2034,SC2154  # set or used by the driver
 
+# shellcheck source=local/lock.sh
+. "${root:-$(dirname "${BASH_SOURCE[0]}")/../../..}/local/lock.sh"
+
 # options begin
 nj=2                  # processes for formatting, aligning and decoding
 ngpu=0                # GPUs for training on one machine; more than one: DDP
@@ -126,7 +129,7 @@ conf() {
 # lock DIR: one process works there, as long as it or the shell lives; others wait.
 lock() {
   local why
-  why=$( { mkdir -p "$1" && : >>"$1/.lock"; } 2>&1) || die "$1 cannot be written: ${why##*: }: free or name another place"
+  why=$(can_write "$1/.lock") || die "$why"
   exec 9>>"$1/.lock"
   hold_lock 9 "$1" log
 }
