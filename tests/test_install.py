@@ -62,8 +62,8 @@ class Sandbox:
         (self.repo / "local").mkdir(parents=True)
         self.bin.mkdir()
         self.calls.touch()
-        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/espnet202511.sh", "local/lock.sh", "local/env.sh",
-                     "local/path.sh"]:  # fmt: skip
+        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/espnet202511.sh", "local/lock.sh",
+                     "local/env.sh", "local/path.sh"]:  # fmt: skip
             shutil.copy(ROOT / name, self.repo / name)
         self.env = {"PATH": f"{self.bin}:{tools}", "CALLS": str(self.calls), "HOME": str(folder)}
         self.venv = self.repo / ".venv"
