@@ -584,7 +584,6 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(capsys, dump, tiny_mod
     score = ("--ref", text, "--hyp", text, "--utt2spk", dump / "utt2spk", "--out")
     commands = {
         "decode": lambda capsys: decode_set(capsys, dump, tiny_model_dir, out / "decode"),
-        "decode nj": lambda capsys: decode_set(capsys, dump, tiny_model_dir, out / "decode nj", "--nj", "2"),
         "align": lambda capsys: run(
             capsys, "align", "--dump", dump, "--model", tiny_aligner_dir, "--out", out / "align"
         ),
