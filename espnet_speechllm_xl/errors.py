@@ -40,7 +40,8 @@ def of_machine(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         said = " ".join(str(error).split())[:200]
         return f"memory is used up{f' ({said})' if said else ''}: give a smaller batch or --nj, or a larger machine"
-    if not isinstance(error, OSError) or error.errno is None:
+    # EINVAL: of a file cut short, in which a reader goes to a place before its beginning.
+    if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
         return None
     name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
     what = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "a file"

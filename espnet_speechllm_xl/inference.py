@@ -18,7 +18,7 @@ import yaml
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict
-from espnet_speechllm_xl.errors import ACTIONS, UserError, action, of_machine
+from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.joint import JointModel
 from espnet_speechllm_xl.streaming import Stream
@@ -304,7 +304,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
                 for member in _wanted(archive, path):
                     _unpack(archive, member, folder, path)
         except _DAMAGED as error:
-            if isinstance(error, UserError) or getattr(error, "errno", None) in ACTIONS:
+            if isinstance(error, UserError) or of_machine(error):
                 raise
             raise ModelError(f"{path} is not a packed model, or is truncated: pack or copy it again") from error
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -442,6 +443,25 @@ def test_only_what_failed_is_decoded_again(capsys, monkeypatch, broken_dump, dec
 def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir, tmp_path):
     assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "out", "--nj", "2")[0] == 0
     assert read_all(tmp_path / "out") == read_all(decoded)
+
+
+def test_an_utterance_that_a_process_crashes_on_is_named_and_left_out(
+    capsys, dump, decoded, tiny_model_dir, tiny_aligner_dir, tmp_path
+):
+    copy, reason = shutil.copytree(dump, tmp_path / "dump"), "the process that worked on it crashed (SIGSEGV): look at"
+    write_table(copy / "wav.scp", {**read_table(copy / "wav.scp"), "a-3": "kill -SEGV $PPID |"})
+    code, _, error = decode_set(capsys, copy, tiny_model_dir, tmp_path / "out", "--nj", "2")
+    assert code == 1 and "a worker process crashed (SIGSEGV); it had: a-3\n" in error
+    failed, whole = read_table(tmp_path / "out" / "failed"), read_table(decoded / "text")
+    assert list(failed) == ["a-3"] and failed["a-3"].startswith(reason)
+    assert read_table(tmp_path / "out" / "text") == {name: text for name, text in whole.items() if name != "a-3"}
+    # One process alone dies itself; the next run knows what it had.
+    out = tmp_path / "aligned"
+    command = ["align", "--dump", str(copy), "--model", str(tiny_aligner_dir), "--batch-size", "2", "--out", str(out)]
+    assert subprocess.run([sys.executable, "-m", "espnet_speechllm_xl", *command]).returncode == -signal.SIGSEGV
+    code, _, error = run(capsys, *command)
+    assert code == 1 and "it had: a-3\n" in error
+    assert read_table(out / "failed")["a-3"].startswith(f"unusable audio: {reason}")
 
 
 def test_shards_give_what_one_run_gives(capsys, monkeypatch, dump, decoded, tiny_model_dir, tiny_aligner_dir, tmp_path):

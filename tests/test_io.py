@@ -134,6 +134,7 @@ def test_errors_of_the_reader_of_a_block_stay_what_they_are(tmp_path):
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), "memory is used up (CUDA out of memory. Tried to all"),
         (RuntimeError("shapes differ"), None),
         (OSError("no number"), None),
+        (OSError(errno.EINVAL, "Invalid argument"), None),
         (ValueError("a bug"), None),
     ],
 )
