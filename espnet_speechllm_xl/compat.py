@@ -50,7 +50,7 @@ def load_checkpoint(load, path, **kwargs):
         with safe_globals(allowed):
             return load(path, **kwargs)
     except Exception as error:  # torch raises many kinds, none of its own
-        if of_machine(error):
+        if isinstance(error, OSError) and of_machine(error):
             raise
         raise OSError(loading_error(error)) from error
 
