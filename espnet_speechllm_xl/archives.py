@@ -2,16 +2,15 @@
 
 import http.client
 import os
-import shutil
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import ACTIONS, UserError, action, of_machine
+from espnet_speechllm_xl.io import temporary_folder
 
 PIECE = 1 << 20  # bytes
 
@@ -39,6 +38,9 @@ def fetch(url, target):
             fetch(url, target)
             return
     except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in ACTIONS:  # of the disk, not of the web
+            error.filename = error.filename or str(partial)
+            raise
         raise _failure(url, target, partial, error) from None
     os.replace(partial, target)
 
@@ -76,18 +78,18 @@ def extract(archive, name, out, source):
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        with tarfile.open(archive) as tar:
-            # Older Pythons lack the filter that keeps members inside of the directory.
-            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            tar.extractall(temporary, **safe)
-        if not (temporary / name).is_dir():
-            raise UserError(f"{archive} holds no {name}: it is another archive; get it from {source}")
-        os.replace(temporary / name, out)
+        with temporary_folder(f".{out.name}.", out.parent) as temporary:
+            with tarfile.open(archive) as tar:
+                # Older Pythons lack the filter that keeps members inside of the directory.
+                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                tar.extractall(temporary, **safe)
+            if not (temporary / name).is_dir():
+                raise UserError(f"{archive} holds no {name}: it is another archive; get it from {source}")
+            os.replace(temporary / name, out)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno:  # of this machine, not of the archive
-            raise UserError(f"{archive} cannot be extracted into {out.parent}: {error.strerror}") from None
+        if of_machine(error):
+            raise UserError(
+                f"{archive} cannot be extracted into {out.parent}: {error.strerror}: {action(error)}"
+            ) from None
         raise UserError(f"{archive} cannot be extracted ({error}): delete it and get it again from {source}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

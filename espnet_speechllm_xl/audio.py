@@ -25,7 +25,7 @@ import soxr
 
 from espnet_speechllm_xl import ark, containers, timeline
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path
+from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.remarks import Meter
 
 LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
@@ -197,8 +197,11 @@ def to_int16(samples):
 
 def write_flac(path, samples, sample_rate):
     """Write int16 (samples,) as 16-bit FLAC, whole or not at all."""
-    with atomic_path(path) as temporary:
-        soundfile.write(temporary, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    # In memory first: of a full disk soundfile says nothing but "System error".
+    content = io.BytesIO()
+    soundfile.write(content, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    with atomic_write(path, "wb") as stream:
+        stream.write(content.getbuffer())
 
 
 def backing_files(entry):

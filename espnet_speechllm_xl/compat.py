@@ -12,7 +12,7 @@ import types
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, of_machine
 from espnet_speechllm_xl.io import loading_error
 
 OLDEST, NEXT = 202511, 202612
@@ -50,6 +50,8 @@ def load_checkpoint(load, path, **kwargs):
         with safe_globals(allowed):
             return load(path, **kwargs)
     except Exception as error:  # torch raises many kinds, none of its own
+        if isinstance(error, OSError) and of_machine(error):
+            raise
         raise OSError(loading_error(error)) from error
 
 

@@ -250,9 +250,13 @@ def _keep(path, names):
     backups = (path / f".backup{suffix}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
     backup = next(folder for folder in backups if not folder.exists())
     backup.mkdir()
-    for name in names:
-        if (path / name).exists():
-            shutil.copy2(path / name, backup / name)
+    try:
+        for name in names:
+            if (path / name).exists():
+                shutil.copy2(path / name, backup / name)
+    except OSError:
+        shutil.rmtree(backup, ignore_errors=True)  # half a copy would be taken for the old files
+        raise
     return backup
 
 

@@ -28,7 +28,6 @@ from espnet_speechllm_xl.audio import AudioError, backing_files, read_audio, to_
 from espnet_speechllm_xl.ctm import write_ctm
 from espnet_speechllm_xl.errors import beside
 from espnet_speechllm_xl.io import atomic_write
-from espnet_speechllm_xl.jobs import over_processes
 from espnet_speechllm_xl.kaldi import (
     WRITE_TEXT,
     DataDir,
@@ -39,6 +38,7 @@ from espnet_speechllm_xl.kaldi import (
     spk2utt,
     write_table,
 )
+from espnet_speechllm_xl.workers import over_processes
 
 BATCH = 8  # jobs handed to a process at once
 
@@ -143,12 +143,21 @@ def _make(job, settings, out, cache):
     }  # fmt: skip
 
 
-def _work(batch, settings, out):
-    cache, lines = {}, []
-    for job in batch:
-        key = _fingerprint(job, settings)
-        lines.append({**_make(job, settings, out, cache), "key": key})
-    return lines
+def _make_worker(shared):
+    """Worker of :func:`~espnet_speechllm_xl.workers.over_processes`: jobs -> their lines of the journal.
+
+    ``shared``: :class:`Settings` and the directory of the dump.
+    """
+    settings, out = shared
+
+    def work(batch):
+        cache, lines = {}, []
+        for job in batch:
+            key = _fingerprint(job, settings)
+            lines.append({**_make(job, settings, out, cache), "key": key})
+        return lines
+
+    return work
 
 
 def _read_journal(path):
@@ -188,13 +197,17 @@ def _note_changes(out, journal, items):
 
 
 def _results(jobs, settings, out, nj):
-    """Yield lists of journal lines, in any order.  Raises UserError when a process dies."""
+    """Yield lists of journal lines, in any order; see :func:`~espnet_speechllm_xl.workers.over_processes`."""
     jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
-    if nj <= 1 or len(batches) <= 1:
-        yield from (_work(batch, settings, out) for batch in batches)
+    if nj <= 1:
+        yield from map(_make_worker((settings, out)), batches)
         return
-    yield from over_processes(_work, [(batch, settings, out) for batch in batches], nj)
+
+    def crashed(job, reason):
+        return {"utt": job.utterance, "reason": "crashed", "message": reason, "key": _fingerprint(job, settings)}
+
+    yield from (lines for _, lines in over_processes(batches, _make_worker, (settings, out), nj, crashed))
 
 
 def _clean(out, wanted):
@@ -226,7 +239,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     Returns:
         :class:`Report`.
     Raises:
-        UserError: nothing could be written, or a worker process died.
+        UserError: nothing could be written, or worker processes die whatever they work on.
     """
     out = Path(out)
     if (out / "wav.scp").exists() and not (out / "progress.jsonl").exists():

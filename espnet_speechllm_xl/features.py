@@ -15,7 +15,7 @@ from torch import nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, of_machine
 from espnet_speechllm_xl.state import Streams
 
 # Frames computed at once (5 minutes): the spectra of an hour would take gigabytes.
@@ -124,6 +124,8 @@ class GlobalNormalizer(nn.Module):
             with np.load(path) as stats:
                 count, total, squares = (np.asarray(stats[k], np.float64) for k in ("count", "sum", "sum_square"))
         except (OSError, KeyError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if of_machine(error) and not isinstance(error, FileNotFoundError):
+                raise
             raise UserError(f"{path}: no feature statistics ({' '.join(str(error).split())}); {redo}") from None
         bands = len(self.mean)
         if total.shape != (bands,) or squares.shape != (bands,) or count.size != 1:

@@ -1,12 +1,15 @@
 """Load a trained model and transcribe: ``Speech2Text``."""
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import lzma
+import re
 import shutil
-import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +17,8 @@ import torch
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict, read_yaml, shown
-from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import DamagedWeights, atomic_path, read_weights
+from espnet_speechllm_xl.errors import UserError, action, of_machine
+from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.joint import JointModel
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
@@ -23,6 +26,9 @@ from espnet_speechllm_xl.text import load_tokenizer
 
 CONFIG, TOKENIZER, WEIGHTS = "config.yaml", "tokenizer", "model.pth"
 LATER_SECTIONS = ("augment_conf",)  # of config.yaml, that models of before do not have: their defaults
+# A packed file may unpack to so many bytes, and so many times its size besides: whoever packs with compression makes
+# weights 1.1 times smaller, YAML about 10 times.
+LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
 
 
 class ModelError(UserError):
@@ -64,6 +70,8 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
     except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
+        if of_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200].strip()
         raise ModelError(
             f"{path} does not load ({reason}): it is truncated or of another configuration; "
@@ -298,7 +306,7 @@ def pack(directory, target, weights=None):
     directory = Path(directory)
     args, task = _read_config(directory)
     load_model(directory, None, weights)  # what does not load is not packed
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         archive.write(directory / CONFIG, CONFIG)
         archive.write(directory / (weights or _default_weights(directory, task)), WEIGHTS)
         tokenizer = Path(_find_tokenizer(directory, args))
@@ -307,31 +315,57 @@ def pack(directory, target, weights=None):
             archive.write(file, f"{TOKENIZER}.model" if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
 
 
-class _unpacked:
-    """A model directory as it is; a packed file unpacked for the duration of the block."""
-
-    def __init__(self, path):
-        self.path = path
-        self.temporary = None
-
-    def __enter__(self):
-        if not self.path.exists():
-            raise ModelError(f"{self.path} does not exist: give a model directory or a packed file")
-        if self.path.is_dir():
-            return self.path
-        self.temporary = tempfile.mkdtemp()
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """Yield a model directory as it is; of a packed file a folder with its content, removed when the block ends."""
+    if not path.exists():
+        raise ModelError(f"{path} does not exist: give a model directory or a packed file")
+    if path.is_dir():
+        yield path
+        return
+    with temporary_folder("speechllm_xl.") as folder:
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                archive.extractall(self.temporary)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            self.__exit__()
-            raise ModelError(f"{self.path} is not a packed model, or is truncated: pack or copy it again") from error
-        return Path(self.temporary)
-
-    def __exit__(self, _kind=None, error=None, _traceback=None):
-        if self.temporary is None:
-            return
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        if isinstance(error, UserError):
+            with zipfile.ZipFile(path) as archive:
+                for member in _wanted(archive, path):
+                    _unpack(archive, member, folder, path)
+        except _DAMAGED as error:
+            if isinstance(error, UserError) or of_machine(error):
+                raise
+            raise ModelError(f"{path} is not a packed model, or is truncated: pack or copy it again") from error
+        try:
+            yield folder
+        except UserError as error:
             # The user knows the packed file, not where it was unpacked.
-            raise type(error)(str(error).replace(self.temporary, str(self.path))) from error
+            raise type(error)(str(error).replace(str(folder), str(path))) from error
+
+
+# What zipfile raises for a file that is none, is truncated, has a password, or is compressed in ways it does not know.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+
+
+def _wanted(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    """The members of a packed model; raises ModelError where they would be far larger than a model is."""
+    names = re.compile(rf"{re.escape(CONFIG)}|{re.escape(WEIGHTS)}|{TOKENIZER}\.model|{TOKENIZER}/[^/\\]+")
+    members = [member for member in archive.infolist() if names.fullmatch(member.filename)]
+    size, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
+    if size > LARGEST_FREE + LARGEST_RATIO * packed:
+        raise ModelError(
+            f"{path} would be {size / 1e6:.0f} MB when unpacked, over {LARGEST_RATIO} times its size: "
+            "that is no model; pack or copy it again"
+        )
+    return members
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, path: Path) -> None:
+    target = folder / member.filename
+    try:
+        target.parent.mkdir(exist_ok=True)
+        with archive.open(member) as source, open(target, "wb") as stream:
+            shutil.copyfileobj(source, stream)
+    except OSError as error:
+        if error.errno is None:  # of the archive
+            raise
+        raise ModelError(
+            f"{path} cannot be unpacked into {folder.parent} (TMPDIR), where {member.filename} takes "
+            f"{member.file_size / 1e6:.1f} MB: {error.strerror}: {action(error)}"
+        ) from error

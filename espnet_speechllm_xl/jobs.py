@@ -2,31 +2,31 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 import sys
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.workers import over_processes
 
 MOST_SAMPLES = 2**25  # of a batch: 35 minutes at 16 kHz, so that long recordings are not computed 16 at once
 
-_work = None  # the function of this worker process
+
+def not_done(item: Any, reason: str) -> None:
+    """Raise UserError: a process died of ``item``, without which the whole is of no use."""
+    raise UserError(f"{getattr(item, 'utterance', item)}: {reason}")
 
 
-def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, begun=None, again=None):
+def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, begun=None, again=None, crashed=not_done):
     """Results of ``worker(batch)`` for every batch, in order; of a shard None.
 
     Args:
         batches: list of JSON values.
-        make_worker: ``settings -> (batch -> list of JSON values)``; called once in each process.
+        make_worker: ``settings -> (batch -> list of JSON values, one for each item)``; called once in each process.
         settings: JSON value; results of other settings or batches are not taken over.
         parts: directory for the results of finished batches; remove it (:func:`finish`) when all is written.  Machines
             that share it may work on shards at the same time.
@@ -35,6 +35,7 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
         shard: (i, n): do the i-th (from 1) of n parts of the batches only.
         begun: called when the first batch is done: by then settings and model are known to be good.
         again: predicate of an item; a batch with one that it is true of is not kept, but done again by the next run.
+        crashed: (item, reason) -> the result of an item that a process died of.
     """
     own = digest({"settings": settings, "batches": batches})[:16]
     if shard is None:
@@ -52,7 +53,8 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
         delay=0 if sys.stdout.isatty() else 30,
     )
     with bar:
-        for index, result in _results([(index, batches[index]) for index in todo], make_worker, settings, nj):
+        tasks = [(index, batches[index]) for index in todo]
+        for index, result in _results(tasks, make_worker, settings, parts, nj, crashed):
             if begun is not None:
                 begun()
                 begun = None
@@ -125,51 +127,25 @@ def _remove_others(parts, own):
             finish(path)
 
 
-def _results(tasks, make_worker, settings, nj):
-    """Yield (index, result), in any order.  Raises UserError when a process dies, and what a worker raises."""
-    if nj <= 1 or len(tasks) <= 1:
-        worker = make_worker(settings) if tasks else None
-        for index, batch in tasks:
-            yield index, worker(batch)
-        return
-    yield from over_processes(_run, [(*task, make_worker, settings) for task in tasks], nj)
+def _results(tasks, make_worker, settings, parts, nj, crashed):
+    """Yield (index, result) of ``tasks``, pairs (index, batch), in any order; see :func:`workers.over_processes`."""
+    # What this process had in hand when it died is done by another, whose death it survives.
+    apart = [nj > 1 or _mark(parts, index).exists() for index, _ in tasks]
+    here = [task for task, isolated in zip(tasks, apart, strict=True) if not isolated]
+    worker = make_worker(settings) if here else None
+    for index, batch in here:
+        parts.mkdir(parents=True, exist_ok=True)
+        _mark(parts, index).touch()
+        try:
+            result = worker(batch)
+        finally:
+            _mark(parts, index).unlink(missing_ok=True)
+        yield index, result
+    others = [task for task, isolated in zip(tasks, apart, strict=True) if isolated]
+    for place, result in over_processes([batch for _, batch in others], make_worker, settings, nj, crashed):
+        yield others[place][0], result
 
 
-def over_processes(function, calls, nj):
-    """Yield ``function(*call)`` for every one of ``calls`` (a list), in any order, from up to ``nj`` processes.
-
-    They end when this process does, even if it is killed.  Raises UserError when one of them dies, and what
-    ``function`` raises.
-    """
-    # spawn: no thread or lock of the parent is inherited in a bad state; a fork after torch's threads can hang
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(nj, len(calls)), spawn, initializer=_end_with_parent)
-    try:
-        for future in as_completed([pool.submit(function, *call) for call in calls]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died (memory?): run the same command again, with a smaller --nj; it goes on from there"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent():
-    """Without this, the processes of a pool whose parent was killed go on, and then wait for ever."""
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _run(index, batch, make_worker, settings):
-    global _work
-    if _work is None:
-        # Not in the pool's initializer: what that raises never reaches the user.
-        _work = make_worker(settings)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-    return index, _work(batch)
+def _mark(parts, index):
+    """The file that stands while this process works on a batch."""
+    return parts / f"{index}.begun"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .io import atomic_path
+from .io import atomic_write
 from .timeline import chunk_seconds
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def _figure(width, height, rows=1, **kwargs):
 
 
 def _save(figure, path):
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with atomic_write(path, "wb") as stream, warnings.catch_warnings():
         # A script that the font lacks shows as boxes; one warning per letter would flood the log.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(stream, dpi=110, format="png")
     return Path(path)
 
 

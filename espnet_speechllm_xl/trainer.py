@@ -22,8 +22,8 @@ from espnet2.train.reporter import aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_speechllm_xl import compat
-from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import DamagedWeights, atomic_path, atomic_write, read_weights
+from espnet_speechllm_xl.errors import UserError, of_machine
+from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.schedule import LinearShares
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
@@ -81,6 +81,8 @@ class Trainer(espnet_trainer.Trainer):
         except UserError:
             raise
         except Exception as error:  # what torch and ESPnet raise for a file that holds something else: any kind
+            if of_machine(error):
+                raise
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed ({_first_line(error)}): it is truncated or of another model; "
                 "remove it to start again, or remove the whole directory"
@@ -316,7 +318,7 @@ def _atomic_save(value, target, *args, **kwargs):
     if not isinstance(target, (str, os.PathLike)):
         return _torch_save(value, target, *args, **kwargs)
     # Into a stream: given a path, torch writes its name into the file, and equal weights would make unequal files.
-    with atomic_path(target) as temporary, open(temporary, "wb") as stream:
+    with atomic_write(target, "wb") as stream:
         _torch_save(value, stream, *args, **kwargs)
 
 

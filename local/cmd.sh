@@ -127,7 +127,7 @@ _logged() {
 
 # _report_jobs (nj and log of the caller): judged by the logs' last lines, so that a killed job counts as failed.
 _report_jobs() {
-  local j name failed=() last
+  local j name failed=() last why
   for ((j = 1; j <= nj; j++)); do
     [[ $(tail -n 1 "${log//@JOB@/$j}") == "# ended with status 0 "* ]] || failed+=("$j")
   done
@@ -136,10 +136,24 @@ _report_jobs() {
   last=$(tail -n 10 "$name" | cut -c 1-1000)
   echo "run_jobs: ${#failed[@]} of $nj jobs failed (${failed[*]}); the end of $name:" >&2
   printf '%s\n' "$last" | sed 's/^/  | /' >&2
-  if [[ $last != *"# ended with status "* ]]; then
+  if [[ $last =~ "# ended with status "([0-9]+) ]]; then
+    _report_signal $((BASH_REMATCH[1] - 128)) >&2
+  elif ! why=$(echo 2>&1 >>"$name"); then
+    echo "run_jobs: $name cannot be written: ${why##*: }: free some space there, then run the stage again" >&2
+  else
     echo "run_jobs: it was stopped from outside (memory or time limit, kill, Ctrl-C): run the stage again" >&2
   fi
   return 1
+}
+
+# _report_signal NUMBER: what a job died of, and what to do; nothing of a number that is no signal.
+_report_signal() {
+  case $1 in
+    9) echo "run_jobs: it was killed, most often because memory ran out: give it more, or smaller batches" ;;
+    15 | 2 | 1) echo "run_jobs: it was stopped from outside: run the stage again" ;;
+    7) echo "run_jobs: it crashed (SIGBUS): the disk or /dev/shm is full, or a file was cut while it was read" ;;
+    4 | 6 | 8 | 11) echo "run_jobs: it crashed in native code (SIG$(kill -l "$1")): the log says where, if anything does" ;;
+  esac
 }
 
 # _follow PID: shows matching lines of the first job's log as long as PID lives.

@@ -14,6 +14,8 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 . "$repo/local/env.sh"
 # shellcheck source=local/espnet202511.sh
 . "$repo/local/espnet202511.sh"
+# shellcheck source=local/lock.sh
+. "$repo/local/lock.sh"
 
 say() { echo "install.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -71,11 +73,11 @@ is_complete() {
 
 # take_lock: one installation at a time in an environment; $mark stands there while one is under way or was killed.
 take_lock() {
-  mkdir -p "$prefix"
+  local why
+  why=$(can_write "$mark") || die "$why"
   while :; do
     exec 9>>"$mark"
-    command -v flock >/dev/null || break
-    flock -n 9 || { say "another installation into $prefix is under way: waiting for it"; flock 9; }
+    hold_lock 9 "$prefix" say
     [ "$mark" -ef /dev/fd/9 ] && break
   done
 }

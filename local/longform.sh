@@ -33,9 +33,13 @@ done
 . "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/path.sh"
 # shellcheck source=local/cmd.sh
 . "$SPEECHLLM_XL_ROOT/local/cmd.sh"
+# shellcheck source=local/lock.sh
+. "$SPEECHLLM_XL_ROOT/local/lock.sh"
 # One at a time: systems that are decoded side by side want the same sets.
+say() { echo "longform.sh: $*" >&2; }
+why=$(can_write "$(dirname "$dump")/.longform.lock") || { say "$why"; exit 2; }
 exec 9>>"$(dirname "$dump")/.longform.lock"
-if command -v flock >/dev/null; then flock 9; fi
+hold_lock 9 "$(dirname "$dump")" say
 for way in $ways; do
   case $way in
     across) suffix='' options=(--across-speakers) ;;

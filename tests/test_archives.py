@@ -5,9 +5,10 @@ import tarfile
 import threading
 
 import pytest
+from limits import longest_file
 
 from espnet_speechllm_xl.archives import extract, fetch
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, of_machine
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -55,6 +56,12 @@ def test_a_broken_download_is_continued(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.tar"]
 
 
+def test_a_full_disk_is_no_fault_of_the_server(server, tmp_path):
+    with longest_file(200_000), pytest.raises(OSError) as caught:
+        fetch(server, tmp_path / "corpus.tar")
+    assert of_machine(caught.value).startswith(f"{tmp_path / '.corpus.tar.part'} cannot be written: File too large")
+
+
 def test_a_server_without_ranges_begins_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Breaking, "ranges", False)
     with pytest.raises(UserError, match="500000 of 1280000 bytes came|IncompleteRead"):
@@ -86,7 +93,9 @@ def test_an_archive_is_extracted_whole_or_not_at_all(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:-20])
     with tarfile.open(tmp_path / "long.tar", "w") as tar:
         tar.add(tmp_path / "corpus/part/file", "corpus/" + "x" * 300)
-    with pytest.raises(UserError, match="long.tar cannot be extracted into .*out: File name too long$"):
+    with pytest.raises(
+        UserError, match="long.tar cannot be extracted into .*out: File name too long: give shorter names$"
+    ):
         extract(tmp_path / "long.tar", "corpus", tmp_path / "out/other", "its publisher")
     with pytest.raises(UserError, match="cannot be extracted"):
         extract(tmp_path / "cut.tar.gz", "corpus/part", tmp_path / "out/again", "its publisher")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import tiny
 import yaml
+from limits import longest_file
 
 from espnet_speechllm_xl.bin import align, cli, decode
 from espnet_speechllm_xl.ctm import Word, read_ctm
@@ -591,6 +593,25 @@ def test_two_processes_give_what_one_gives(capsys, dump, decoded, tiny_model_dir
     assert read_all(tmp_path / "out") == read_all(decoded)
 
 
+def test_an_utterance_that_a_process_crashes_on_is_named_and_left_out(
+    capsys, dump, decoded, tiny_model_dir, tiny_aligner_dir, tmp_path
+):
+    copy, reason = shutil.copytree(dump, tmp_path / "dump"), "the process that worked on it crashed (SIGSEGV): look at"
+    write_table(copy / "wav.scp", {**read_table(copy / "wav.scp"), "a-3": "kill -SEGV $PPID |"})
+    code, _, error = decode_set(capsys, copy, tiny_model_dir, tmp_path / "out", "--nj", "2")
+    assert code == 1 and "a worker process crashed (SIGSEGV); it had: a-3\n" in error
+    failed, whole = read_table(tmp_path / "out" / "failed"), read_table(decoded / "text")
+    assert list(failed) == ["a-3"] and failed["a-3"].startswith(reason)
+    assert read_table(tmp_path / "out" / "text") == {name: text for name, text in whole.items() if name != "a-3"}
+    # One process alone dies itself; the next run knows what it had.
+    out = tmp_path / "aligned"
+    command = ["align", "--dump", str(copy), "--model", str(tiny_aligner_dir), "--batch-size", "2", "--out", str(out)]
+    assert subprocess.run([sys.executable, "-m", "espnet_speechllm_xl", *command]).returncode == -signal.SIGSEGV
+    code, _, error = run(capsys, *command)
+    assert code == 1 and "it had: a-3\n" in error
+    assert read_table(out / "failed")["a-3"].startswith(f"unusable audio: {reason}")
+
+
 def test_shards_give_what_one_run_gives(capsys, monkeypatch, dump, decoded, tiny_model_dir, tiny_aligner_dir, tmp_path):
     out, batches = tmp_path / "out", []
     for shard in ("2/2", "1/2"):
@@ -713,6 +734,83 @@ def test_places_that_cannot_be_written_are_one_line(capsys, dump, tiny_model_dir
     assert code == 2 and "file" in one_line(error)
     code, _, error = run(capsys, "pack", "--model", tiny_model_dir, "--out", tmp_path)
     assert code == 2 and f"{tmp_path}" in one_line(error)
+
+
+def leftovers(folder):
+    """Names of half-written files."""
+    return [path.name for path in folder.rglob(".*") if path.is_file()]
+
+
+def tool(module, *argv):
+    """A function of ``(capsys)`` as :func:`run` is, of a recipe tool."""
+    return lambda capsys: (module.main([str(word) for word in argv]), *capsys.readouterr())
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(capsys, dump, tiny_model_dir, tiny_aligner_dir, tmp_path):
+    from espnet_speechllm_xl.bin import data, tokens
+
+    text, out = dump / "text", tmp_path / "out"
+    (tmp_path / "many").write_text("".join(f"u{i:02d} {line}\n" for i, line in enumerate(tiny.SENTENCES)), "utf-8")
+    model = ("--model", tiny_model_dir, "--out")
+    score = ("--ref", text, "--hyp", text, "--utt2spk", dump / "utt2spk", "--out")
+    commands = {
+        "decode": lambda capsys: decode_set(capsys, dump, tiny_model_dir, out / "decode"),
+        "align": lambda capsys: run(
+            capsys, "align", "--dump", dump, "--model", tiny_aligner_dir, "--out", out / "align"
+        ),
+        "pack": lambda capsys: run(capsys, "pack", *model, out / "pack" / "model.zip"),
+        "score": lambda capsys: run(capsys, "score", *score, out / "score"),
+        "latency": lambda capsys: run(capsys, "latency", "--dump", dump, *model, out / "latency"),
+        "format": tool(data, "format", "--data", dump, "--dump", out / "format", "--nj", "1"),
+        "format nj": tool(data, "format", "--data", dump, "--dump", out / "format nj", "--nj", "2"),
+        "subset": tool(data, "subset", "--data", dump, "--out", out / "subset", "--first", "2"),
+        "longform": tool(data, "longform", "--dump", dump, "--out", out / "longform", "--factor", "2"),
+        "tokens": tool(tokens, "--text", tmp_path / "many", "--out", out / "tokens", "--vocab-size", "40"),
+    }
+    for name, command in commands.items():
+        with longest_file(0):
+            code, _, error = command(capsys)
+        assert code == 2 and f"{out / name}/" in one_line(error) and "File too large: raise the limit" in error, name
+        assert leftovers(out) == []
+        code, _, error = command(capsys)
+        assert code == 0, (name, error)
+        assert leftovers(out) == [], name
+
+
+def on_small_disk(folder, size, script):
+    """Run a shell script where ``folder`` is a disk of ``size`` bytes, in a mount namespace of its own."""
+    script = f'mount -t tmpfs -o size={size} none "$0" && cd "$0" && {script}'
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script, folder], capture_output=True, text=True, timeout=240)
+    if "unshare: " in done.stderr or "mount: " in done.stderr:
+        pytest.skip(f"only root makes small disks: {done.stderr.splitlines()[0]}")
+    return done
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no mount namespaces here")
+def test_a_model_larger_than_the_disk_it_is_unpacked_on(tiny_model_dir, files, tmp_path):
+    from espnet_speechllm_xl.inference import pack
+
+    packed, folder = tmp_path / "model.zip", tmp_path / "disk"
+    folder.mkdir()
+    pack(tiny_model_dir, packed)
+    command = f"{sys.executable} -m espnet_speechllm_xl transcribe {files / 'good.wav'} --model {packed}"
+    script = f'TMPDIR=$PWD {command}; echo "exit $?; left behind: $(ls -A)"'
+    done = on_small_disk(folder, packed.stat().st_size // 2, script)
+    assert done.stdout == "exit 2; left behind: \n"
+    assert one_line(done.stderr).startswith(f"speechllm-xl: error: {packed} cannot be unpacked into {folder} (TMPDIR)")
+    assert "No space left on device: free some there, or name another place" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no mount namespaces here")
+def test_a_read_only_place_is_one_line(dump, tmp_path):
+    (tmp_path / "disk").mkdir()
+    command = f"{sys.executable} -m espnet_speechllm_xl.bin.data"
+    script = f"mount -o remount,ro . && {command} subset --first 1 --data {dump} --out $PWD/out; echo exit $?"
+    done = on_small_disk(tmp_path / "disk", 100000, script)
+    assert done.stdout == "exit 2\n"
+    assert one_line(done.stderr).startswith(
+        f"subset: {tmp_path}/disk/out cannot be written: Read-only file system: name"
+    )
 
 
 def test_an_interrupted_alignment_goes_on(capsys, monkeypatch, dump, tiny_aligner_dir, tmp_path):

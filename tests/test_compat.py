@@ -12,7 +12,7 @@ import torch
 
 import espnet_speechllm_xl
 from espnet_speechllm_xl import compat
-from espnet_speechllm_xl.bin import cli
+from espnet_speechllm_xl.bin import cli, guard
 from espnet_speechllm_xl.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_other_releases_are_refused_in_one_line(plant, release, capsys):
         compat.check_stack()
     with pytest.raises(UserError, match="is not supported"):
         assert espnet_speechllm_xl.Speech2Text
-    assert cli.main(["transcribe", "none.wav", "--model", "none"]) == cli.WRONG_USE
+    assert cli.main(["transcribe", "none.wav", "--model", "none"]) == guard.WRONG_USE
     assert capsys.readouterr().err.startswith(f"speechllm-xl: error: ESPnet {release} is not supported")
 
 

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 import tiny
 import yaml
+from limits import longest_file
 
-from espnet_speechllm_xl import Speech2Text
+from espnet_speechllm_xl import Speech2Text, inference
 from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.errors import UserError
@@ -437,3 +438,54 @@ def test_weights_with_odd_names(model_copy, key):
 def test_a_device_that_computes_nothing(tiny_model_dir):
     message = refused(ConfigError, tiny_model_dir, device="meta")
     assert message.startswith("device 'meta' cannot be used (") and message.endswith("where there is a GPU")
+
+
+def test_a_disk_that_is_full_while_a_model_is_unpacked_or_packed(tiny_model_dir, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with longest_file(10000):
+        message = refused(ModelError, packed)
+    assert message.startswith(f"{packed} cannot be unpacked into {tmp_path} (TMPDIR), where ")
+    assert "MB: File too large: raise the limit" in message and not any(tmp_path.iterdir())
+    with longest_file(10000), pytest.raises(OSError) as caught:
+        pack(tiny_model_dir, tmp_path / "model.zip")
+    assert caught.value.filename == str(tmp_path / "model.zip") and not any(tmp_path.iterdir())
+
+
+def test_only_what_a_model_is_made_of_is_unpacked(packed, tmp_path, monkeypatch):
+    more = tmp_path / "more.zip"
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(more, "w", zipfile.ZIP_DEFLATED) as packed_again:
+        for name in archive.namelist():
+            packed_again.writestr(name, archive.read(name))
+        for name in ("../outside", "/outside", "tokenizer/../../outside", "notes.txt", "tokenizer/below/deep"):
+            packed_again.writestr(name, bytes(1 << 26))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with inference._unpacked(more) as folder:
+        there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        assert there == ["config.yaml", "model.pth", "tokenizer.model"] and len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["more.zip"]
+    assert load(more, search="greedy")(tiny.speech(4, 40000)) == load(packed, search="greedy")(tiny.speech(4, 40000))
+
+
+@pytest.mark.parametrize("member", ["model.pth", "tokenizer/a"])
+def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch, member):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.yaml", "task: speechllm_xl")
+        archive.writestr(member, bytes(1 << 25))
+    message = refused(ModelError, tmp_path / "bomb.zip")
+    assert message.startswith(
+        f"{tmp_path / 'bomb.zip'} would be 34 MB when unpacked, over 20 times its size: that is no"
+    )
+    assert not any((tmp_path / "temporary").iterdir())
+
+
+def test_what_zipfile_cannot_read_is_no_packed_model(packed, tmp_path):
+    content = packed.read_bytes()
+    cut = content.index(b"PK\x01\x02")  # of the directory: flags in bytes 8, 9; compression in 10, 11
+    for name, place, value in (("locked", 8, 1), ("coded", 10, 99), ("crc", 16, 7)):
+        changed = bytearray(content)
+        changed[cut + place] = value
+        (tmp_path / name).write_bytes(changed)
+        message = refused(ModelError, tmp_path / name)
+        assert message.startswith(f"{tmp_path / name} is not a packed model, or is truncated")

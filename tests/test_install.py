@@ -62,8 +62,8 @@ class Sandbox:
         (self.repo / "local").mkdir(parents=True)
         self.bin.mkdir()
         self.calls.touch()
-        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/espnet202511.sh", "local/env.sh",
-                     "local/path.sh"]:  # fmt: skip
+        for name in ["setup.py", "pyproject.toml", "local/install.sh", "local/espnet202511.sh", "local/lock.sh",
+                     "local/env.sh", "local/path.sh"]:  # fmt: skip
             shutil.copy(ROOT / name, self.repo / name)
         self.env = {"PATH": f"{self.bin}:{tools}", "CALLS": str(self.calls), "HOME": str(folder)}
         self.venv = self.repo / ".venv"
@@ -199,6 +199,24 @@ def test_second_run_returns_at_once_until_something_changes(sandbox):
     done = sandbox.install()
     assert sandbox.pip_installs()[0].endswith("[test]"), "what was installed before must stay"
     assert "making" not in done.stderr
+
+
+def test_where_no_lock_can_be_had_it_installs_and_says_so(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11")
+    flock = sandbox.bin / "flock"
+    flock.write_text("#!/bin/sh\necho 'flock: 9: No locks available' >&2\nexit 71\n")
+    flock.chmod(0o755)
+    done = sandbox.install()
+    assert done.returncode == 0, done.stderr
+    assert f"install.sh: no lock can be had on {sandbox.venv} (flock: 9: No locks available): going on" in done.stderr
+
+
+def test_an_environment_that_cannot_be_made_is_one_line(sandbox):
+    sandbox.python(sandbox.bin, python3="3.11")
+    sandbox.venv.touch()
+    done = sandbox.install()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"{sandbox.venv}/.speechllm_xl.incomplete cannot be written: " in done.stderr and "mend that" in done.stderr
 
 
 def test_a_killed_installation_starts_again(sandbox):
@@ -482,6 +500,35 @@ def test_failures_are_named_with_log_and_tail(tmp_path):
     assert "  | bad news 2\n" in done.stderr and "with status 1" in done.stderr
     done = run_shell("train_cmd 1 x.log bash -c 'kill -9 $PPID'", tmp_path)
     assert done.returncode == 1 and "stopped from outside" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "job, says",
+    [
+        ("kill -9 $$", "it was killed, most often because memory ran out"),
+        ("kill -SEGV $$", "it crashed in native code (SIGSEGV)"),
+        ("kill -BUS $$", "it crashed (SIGBUS): the disk or /dev/shm is full"),
+        ("kill -TERM $$", "it was stopped from outside: run the stage again"),
+        ("exit 3", "# ended with status 3"),
+    ],
+)
+def test_the_cause_of_a_jobs_death_is_told(tmp_path, job, says):
+    done = run_shell(f"train_cmd 1 x.log bash -c '{job}'", tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and says in last and last.startswith("run_jobs: " if "ended" not in says else "  | ")
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no mount namespaces here")
+def test_a_log_on_a_full_disk_is_told(tmp_path):
+    script = (
+        f'mount -t tmpfs -o size=20k none "$0" && cd "$0" && . {ROOT}/local/cmd.sh && cmd_backend=local && '
+        "! train_cmd 1 x.log bash -c 'yes'"
+    )
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    if "unshare: " in done.stderr or "mount: " in done.stderr:
+        pytest.skip(f"only root makes small disks: {done.stderr.splitlines()[0]}")
+    said = "run_jobs: x.log cannot be written: No space left on device: free some space there, then run the stage again"
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def dying(settings):
     os._exit(9)
 
 
-def run(tmp_path, *, batches=BATCHES, worker=squares, nj=1, shard=None, **settings):
+def run(tmp_path, *, batches=BATCHES, worker=squares, nj=1, shard=None, crashed=jobs.not_done, **settings):
     settings = {"log": str(tmp_path / "log"), **settings}
-    return jobs.run_batches(batches, worker, settings, tmp_path / "parts", nj, "test", shard)
+    return jobs.run_batches(batches, worker, settings, tmp_path / "parts", nj, "test", shard, crashed=crashed)
 
 
 def log(tmp_path):
@@ -110,17 +110,50 @@ def test_a_process_killed_outright_is_resumed(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)])
     assert done.returncode == -9 and log(tmp_path) == [1, 3, 4]
-    assert run(tmp_path) == EXPECTED and log(tmp_path) == [7, 8]
+    assert run(tmp_path) == EXPECTED and log(tmp_path) == [8, 7]  # what it was killed of comes last, apart
 
 
 def test_several_processes(tmp_path):
     with pytest.raises(UserError, match="the model is truncated: copy it again"):
         run(tmp_path, worker=broken, nj=2)
-    with pytest.raises(UserError, match="a worker process died .* run the same command again, with a smaller --nj"):
+    with pytest.raises(UserError, match=r"a worker process crashed \(status 9\) before it began: "):
         run(tmp_path, worker=dying, nj=2)
     assert run(tmp_path, nj=2) == EXPECTED
     assert sorted(log(tmp_path)) == [1, 3, 4, 7, 8]
     assert run(tmp_path) == EXPECTED and log(tmp_path) == []  # the number of processes is no setting
+
+
+def dying_of_5(settings):
+    def work(batch):
+        if 5 in batch:
+            os.kill(os.getpid(), 11)
+        return squares(settings)(batch)
+
+    return work
+
+
+def left_out(item, reason):
+    return [item, reason]
+
+
+def test_a_crash_is_one_item_s(tmp_path, capfd):
+    """Also where this process itself died of it: the next run does what it had in hand in another."""
+    found = run(tmp_path, worker=dying_of_5, nj=2, crashed=left_out)
+    assert found.pop(4) == [5, "the process that worked on it crashed (SIGSEGV): look at this input, or leave it out"]
+    assert found == [pair for pair in EXPECTED if pair[0] != 5]
+    jobs.finish(tmp_path / "parts")
+    with pytest.raises(UserError, match=r"^5: the process that worked on it crashed \(SIGSEGV\)"):
+        run(tmp_path, worker=dying_of_5, nj=2)
+    jobs.finish(tmp_path / "parts")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_jobs as t; from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    t.run(Path(sys.argv[2]), worker=t.dying_of_5)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]).returncode == -11
+    log(tmp_path)
+    assert "crashed (SIGSEGV)" in run(tmp_path, worker=dying_of_5, crashed=left_out)[4][1]
+    assert sorted(log(tmp_path)) == [4, 6, 7, 8]
 
 
 def test_the_processes_end_with_a_parent_that_is_killed(tmp_path):

@@ -45,6 +45,7 @@ def corpus(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_corpus, "SIZES", sizes)
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.syspath_prepend(LOCAL)  # where the processes find the script's module
         assert make_corpus.main(["--out", str(out), "--nj", str(request.param)]) == 0
     return out
 
@@ -261,4 +262,5 @@ def test_wrong_options_and_data_script(tmp_path):
     assert run.returncode == 1 and run.stderr.decode().count("\n") == 1 and b"has no module numpy" in run.stderr
     (tmp_path / "data").write_text("in the way")
     run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=environment, capture_output=True)
-    assert run.returncode == 1 and run.stderr.decode().splitlines()[-1].startswith("make_corpus.py: ")
+    said = run.stderr.decode().splitlines()[-1]
+    assert run.returncode == 2 and said.startswith("make_corpus.py: data/local") and "what is in the way" in said

@@ -408,6 +408,26 @@ def test_of_two_drivers_one_waits_for_the_training_of_the_other(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "folder, answer, status, says",
+    [
+        ("exp", "echo 'flock: 9: No locks available' >&2; exit 71", 0, "no lock can be had on exp (flock: 9: No locks"),
+        ("file/exp", "exit 0", 2, "driver.sh: error: file/exp/.lock cannot be written: Not a directory: mend that"),
+        ("/proc/exp", "exit 0", 2, "driver.sh: error: /proc/exp/.lock cannot be written: No such file or directory"),
+    ],
+)
+def test_a_lock_that_cannot_be_had(tmp_path, folder, answer, status, says):
+    (tmp_path / "file").touch()
+    (tmp_path / "flock").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "flock").chmod(0o755)
+    script = f'set -euo pipefail\n. "{ROOT}/egs2/TEMPLATE/speechllm_xl1/options.sh"\nlock {folder}\necho on\nunlock\n'
+    (tmp_path / "driver.sh").write_text(script)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "driver.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == status and says in done.stdout + done.stderr
+    assert done.stdout.endswith("on\n") is (status == 0)
+
+
 @pytest.fixture(scope="module")
 def whole(run_driver, toy_data, tmp_path_factory):
     """All stages with a micro model and a test set ``heard`` without text: the directory, standard output, errors."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import training
+from limits import longest_file
 from terminal import run_at_terminal
 
 from espnet_speechllm_xl import trainer
@@ -162,6 +163,21 @@ def test_a_damaged_checkpoint_asks_no_question_at_a_terminal(toy_data, toy_stats
     assert done.returncode == 2
     assert f"\nspeechllm-xl train-aligner: error: {out}/checkpoint.pth cannot be resumed (" in done.stdout
     assert "Traceback" not in done.stdout and "WARNING" not in done.stdout
+
+
+@pytest.mark.parametrize("size, name", [(100, "config.yaml"), (12000, "pth")])
+def test_a_full_disk_is_one_line(toy_data, toy_stats, tmp_path, capsys, size, name):
+    from espnet_speechllm_xl.bin import cli
+
+    command = ["train-aligner", *training.command("ctc", toy_data, tmp_path / "exp", toy_stats, max_epoch=1)]
+    with longest_file(size):
+        assert cli.main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        said.startswith("speechllm-xl: error: ") and f"{tmp_path / 'exp'}" in said and "File too large: raise" in said
+    )
+    assert not list((tmp_path / "exp").glob(".*")) and (name == "config.yaml" or ".pth cannot be written" in said)
+    assert cli.main(command) == 0 and (tmp_path / "exp" / "valid.ter.ave.pth").exists()
 
 
 def test_a_kill_inside_save_leaves_the_old_file(tmp_path, monkeypatch):

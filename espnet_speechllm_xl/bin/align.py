@@ -72,7 +72,7 @@ def main(args):
 
         title = f"align {dump.name}"
         results = jobs.run_batches(
-            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, _is_unusable
+            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, _is_unusable, _crashed
         )
         if args.shard:
             return 0
@@ -108,6 +108,11 @@ def main(args):
 def _listed(text: str) -> list[str]:
     """The entries of a list, parted by commas or blanks."""
     return text.replace(",", " ").split()
+
+
+def _crashed(utterance: str, reason: str) -> list:
+    """What a worker would give for an utterance that a process died of."""
+    return [utterance, f"{UNUSABLE}: {reason}"]
 
 
 def _is_unusable(item):

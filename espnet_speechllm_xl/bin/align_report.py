@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.align import kind_of_reason
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
@@ -32,11 +33,11 @@ def get_parser():
 def main(argv=None):
     """Write the report; returns 0, 1 when a file is missing, damaged or cannot be drawn (one line on stderr)."""
     args = get_parser().parse_args(argv)
-    try:
-        summary, failures = write_report(Path(args.aligned), Path(args.dump), args.chunk, args.plots)
-    except (UserError, OSError) as error:
-        print(f"align_report: {error}", file=sys.stderr)
-        return 1
+    return guard.run(lambda: _main(args), "align_report", bad_input=1)
+
+
+def _main(args):
+    summary, failures = write_report(Path(args.aligned), Path(args.dump), args.chunk, args.plots)
     print(summary)
     for failure in failures:
         print(f"align_report: not drawn: {failure}", file=sys.stderr)

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
@@ -41,9 +42,13 @@ def get_parser():
 
 def main(argv=None):
     """Print the report; returns 0, 1 when a file is missing or damaged or nothing could be counted."""
+    args = get_parser().parse_args(argv)
+    return guard.run(lambda: _main(args), PROGRAM, bad_input=1)
+
+
+def _main(args):
     from espnet_speechllm_xl.ctm import read_ctm
 
-    args = get_parser().parse_args(argv)
     try:
         dump = Path(args.dump)
         settings = dump, read_ctm(args.reference or dump / "ref.ctm"), args.chunk, args.near
@@ -52,15 +57,10 @@ def main(argv=None):
         else:
             lines, counted = report(Path(args.decoded), *settings)
     except FileNotFoundError as error:
-        print(
-            f"{PROGRAM}: {error.filename} is not there: give --dump a formatted set (word times: its ref.ctm, or "
-            "--reference), --decoded a set of a decode_* directory",
-            file=sys.stderr,
-        )
-        return 1
-    except (UserError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        raise UserError(
+            f"{error.filename} is not there: give --dump a formatted set (word times: its ref.ctm, or --reference), "
+            "--decoded a set of a decode_* directory"
+        ) from error
     print("\n".join(lines))
     return 0 if counted else 1
 

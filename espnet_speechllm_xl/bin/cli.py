@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 
 from espnet_speechllm_xl import __version__
 
@@ -23,11 +22,10 @@ COMMANDS = {
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",
 }
-OK, SOME_FAILED, WRONG_USE, BROKEN = 0, 1, 2, 3
 
 
 def main(argv=None):
-    """Run a command; returns its exit code: 0 done, 1 some inputs failed, 2 wrong use, 3 a bug or a broken machine."""
+    """Run a command; returns its exit code: 0 done, 1 some inputs failed, 2 wrong use or a full disk, 3 a bug."""
     argv = sys.argv[1:] if argv is None else argv
     # Before torch loads.  Threads wait for one another by spinning: for ever, two jobs on the same cores run ten times
     # slower; not at all, two threads train no faster than one.  About 0.1 ms keeps nearly all of the speed.
@@ -38,7 +36,7 @@ def main(argv=None):
     if name in ("train", "train-aligner"):
         from espnet_speechllm_xl.bin import train
 
-        return _run(lambda: train.main(name, argv[1:]))
+        return _run(lambda: train.main(name, argv[1:]), tidy=False)
     parser = argparse.ArgumentParser(
         prog="speechllm-xl", description="Streaming decoder-only speech recognition (SpeechLLM-XL)."
     )
@@ -56,30 +54,16 @@ def main(argv=None):
     return _run(lambda: module.main(args))
 
 
-def _run(command):
-    """Errors that name the input and the next action are one line; anything else keeps its traceback."""
-    from espnet_speechllm_xl.compat import check_stack
-    from espnet_speechllm_xl.errors import UserError
+def _run(command, tidy=True):
+    from espnet_speechllm_xl.bin import guard
 
-    try:
+    def checked():
+        from espnet_speechllm_xl.compat import check_stack
+
         check_stack()
         return command()
-    except UserError as error:
-        print(f"speechllm-xl: error: {error}", file=sys.stderr)
-        return WRONG_USE
-    except (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
-        print(f"speechllm-xl: error: {name} cannot be written or read: {error.strerror}", file=sys.stderr)
-        return WRONG_USE
-    except BrokenPipeError:  # whoever read the output is gone; Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SOME_FAILED
-    except KeyboardInterrupt:
-        print("speechllm-xl: interrupted", file=sys.stderr)
-        return 130
-    except Exception:  # Python itself would end with 1, after which recipes go on
-        traceback.print_exc()
-        return BROKEN
+
+    return guard.run(checked, "speechllm-xl: error", tidy=tidy)
 
 
 if __name__ == "__main__":

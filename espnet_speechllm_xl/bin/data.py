@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argument, at_least, pause
 
 
@@ -222,15 +223,9 @@ def get_parser():
 
 
 def main(argv=None):
-    """Run a command.  Returns 0, or 1 with one line on stderr when the data is unusable (2: wrong use)."""
+    """Run a command.  Returns 0, or 1 with one line on stderr when the data is unusable (2: wrong use, a full disk)."""
     args = get_parser().parse_args(argv)
-    from espnet_speechllm_xl.errors import UserError
-
-    try:
-        return args.run(args)
-    except (UserError, OSError) as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
-        return 1
+    return guard.run(lambda: args.run(args), args.command, bad_input=1)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def main(args):
             (out / name).unlink(missing_ok=True)
 
     results = jobs.run_batches(
-        batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, _has_failed
-    )
+        batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, _has_failed,
+        crashed,
+    )  # fmt: skip
     if args.shard:
         return 0
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
@@ -83,6 +84,11 @@ def main(args):
     texts = {utterance: item["nbest"][0]["text"] for utterance, item in good.items()}
     doubts.say(doubts.of_hypotheses(texts, str(out)))
     return 1 if failed else 0
+
+
+def crashed(utterance: str, reason: str) -> dict:
+    """The result of an utterance that a process died of."""
+    return {"utterance": utterance, "failed": reason}
 
 
 def _has_failed(item):

@@ -163,6 +163,7 @@ def _chunkings(args):
 def _streamed(settings, batches, out):
     """``{utterance: Run}`` and ``{utterance: why its audio was not read}``, from an earlier run where there is one."""
     from espnet_speechllm_xl import jobs
+    from espnet_speechllm_xl.bin.decode import crashed
     from espnet_speechllm_xl.io import atomic_write
     from espnet_speechllm_xl.latency import Run
 
@@ -172,7 +173,7 @@ def _streamed(settings, batches, out):
     content = jobs.summary_of(path, task)
     if content is None or content["failed"]:
         title = f"stream {name}, chunks of {size} s"
-        items = jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title)
+        items = jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title, crashed=crashed)
         items = sorted(items, key=lambda item: item["utterance"])
         content = {
             "task": jobs.digest(task),

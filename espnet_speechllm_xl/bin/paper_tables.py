@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 
@@ -58,17 +59,19 @@ def main(argv=None):
     """Returns 0, 1 when a row failed or could not be read (named on stderr), 2 for wrong use, 130 stopped by Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     args = get_parser().parse_args(argv)
+    command = shlex.join([f"local/{PROGRAM}", *argv])
+    return guard.run(lambda: _main(args, command), PROGRAM, tidy=False)  # the recipes that it runs end by themselves
+
+
+def _main(args, command):
     try:
-        return _main(args, shlex.join([f"local/{PROGRAM}", *argv]))
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+        return _make(args, command)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
-def _main(args, command):
+def _make(args, command):
     from espnet_speechllm_xl import paper
     from espnet_speechllm_xl.records import Records
 

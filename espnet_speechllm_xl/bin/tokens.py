@@ -1,13 +1,15 @@
 """``python -m espnet_speechllm_xl.bin.tokens``: train a sentencepiece tokenizer, or take a Hugging Face one."""
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import add_rare_argument, at_least
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path, atomic_write
+from espnet_speechllm_xl.io import atomic_path, atomic_write, naming, temporary_folder
 from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.text import Tokenizer, load_tokenizer, normalise
 from espnet_speechllm_xl.transcripts import case_differences, losses, read_symbols, remarks
@@ -30,18 +32,17 @@ def main(argv=None):
     )  # fmt: skip
     add_rare_argument(parser)
     args = parser.parse_args(argv)
-    try:
-        tokenizer = _make(args)
-        said = _remarks(args, tokenizer)
-    except UserError as error:
-        print(f"tokens: error: {error}", file=sys.stderr)
-        return 2
+    return guard.run(lambda: _write(args), "tokens: error")
+
+
+def _write(args):
+    tokenizer = _make(args)
+    said = _remarks(args, tokenizer)
     with atomic_write(Path(args.out) / "tokens.txt") as stream:
         # One a line, also the pieces of some LLMs that are or hold an end of line.
         stream.writelines(piece.replace("\n", "\\n").replace("\r", "\\r") + "\n" for piece in tokenizer.pieces)
     print(f"{args.out}: {len(tokenizer.pieces)} tokens ({args.type})")
     print("".join(f"{line}\n" for line in said), end="")
-    return 0
 
 
 def _remarks(args: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
@@ -69,8 +70,7 @@ def _make(args):
             raise UserError(f"--hf {args.hf} has no token '{lacking[0]}' of --nlsyms: add it there (add_tokens)")
         if (out / "tokenizer").resolve() == Path(args.hf).resolve():
             return tokenizer
-        shutil.rmtree(out / "tokenizer", ignore_errors=True)  # files of another one would be taken for its own
-        shutil.copytree(args.hf, out / "tokenizer", ignore=_not_of_the_tokenizer)
+        _copy_tokenizer(Path(args.hf), out / "tokenizer")
         return tokenizer
     sentences = list(filter(None, map(normalise, read_table(args.text, empty_values=True).values())))
     if not sentences:
@@ -80,9 +80,17 @@ def _make(args):
     return load_tokenizer(out / "tokenizer.model")
 
 
-def _not_of_the_tokenizer(folder, names):
-    """Of a checkpoint: weights, and folders, where other forms of them lie."""
-    return [name for name in names if name.endswith(WEIGHTS) or (Path(folder) / name).is_dir()]
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a checkpoint without its weights and folders, where other forms of them lie; the copy appears whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with naming(target), temporary_folder(f".{target.name}.", target.parent) as folder:
+        for file in source.iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHTS):
+                with open(file, "rb") as original, open(folder / file.name, "wb") as copy:
+                    shutil.copyfileobj(original, copy)
+        folder.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)  # files of another one would be taken for its own
+        os.replace(folder, target)
 
 
 def _train(sentences, path, args):

@@ -28,14 +28,18 @@ def main(name, argv):
         return 0 if argv else 2
     argv = ["--help" if argument == "--espnet-help" else argument for argument in argv]
     from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.io import naming
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")
-    task = parser.parse_known_args(argv)[0].task
+    parser.add_argument("--output_dir", default="--output_dir")
+    known = parser.parse_known_args(argv)[0]
+    task = known.task
     try:
         if task not in TASKS:
             raise UserError(f"--task {task}: there are {', '.join(TASKS)}")
-        find_task(task).main(cmd=argv)
+        with naming(known.output_dir):  # ESPnet's own files there
+            find_task(task).main(cmd=argv)
     except UserError as error:
         print(f"speechllm-xl {name}: error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.bin import doubts
+from espnet_speechllm_xl.bin import doubts, guard
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.kaldi import read_table, write_table
@@ -64,16 +64,15 @@ def main(argv=None):
     parser.add_argument("--config", required=True, help="decoding options, for decode.json")
     parser.add_argument("--sample-rate", type=int, required=True, help="Hz, of the dump")
     args = parser.parse_args(argv)
-    try:
-        settings = {"device": args.device, "config": Path(args.config).name}
-        summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
-    except (UserError, OSError) as error:
-        print(f"asr_collect: error: {error}", file=sys.stderr)
-        return 1
+    return guard.run(lambda: _collect(args), "asr_collect: error", bad_input=1)
+
+
+def _collect(args):
+    settings = {"device": args.device, "config": Path(args.config).name}
+    summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
     rtf = real_time_factor(summary["seconds"], summary["audio_seconds"])
     print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf:.3f}")
     doubts.say(doubts.of_hypotheses(read_table(Path(args.out) / "text", empty_values=True), args.out))
-    return 0
 
 
 if __name__ == "__main__":

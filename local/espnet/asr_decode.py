@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from espnet_speechllm_xl import compat
-from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights
+from espnet_speechllm_xl.bin import guard
+from espnet_speechllm_xl.io import DamagedWeights, atomic_write, naming, read_weights
 
 CLASSES = {"asr_inference": "Speech2Text", "asr_inference_streaming": "Speech2TextStreaming"}
 
@@ -54,10 +55,11 @@ def main(argv):
     out = Path(args.output_dir)
     watch, decoder = Stopwatch(), getattr(command, CLASSES[argv[0]])
     decoder.__call__ = watch.wrap(decoder.__call__)
-    command.main(argv[1:])
+    with naming(out):  # ESPnet's own files there
+        command.main(argv[1:])
     with atomic_write(out / "speed.json") as stream:
         json.dump({"seconds": watch.seconds, "samples": watch.samples}, stream)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guard.run(lambda: main(sys.argv[1:]), "asr_decode: error", bad_input=1))

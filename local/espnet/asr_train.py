@@ -14,7 +14,7 @@ with compat.without_g2p():
 
 from espnet2.utils.types import humanfriendly_parse_size_or_none
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, check_rate, read_token_list
 from espnet_speechllm_xl.trainer import Trainer, keep_settings
 
@@ -47,7 +47,4 @@ def training_settings(args):
 
 
 if __name__ == "__main__":
-    try:
-        MendedASRTask.main()
-    except UserError as error:
-        sys.exit(f"asr_train: error: {error}")
+    sys.exit(guard.run(MendedASRTask.main, "asr_train: error", bad_input=1, tidy=False))

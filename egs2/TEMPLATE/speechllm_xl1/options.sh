@@ -4,6 +4,9 @@
 # file; then call read_options "$@".
 # shellcheck disable=SC2034,SC2154  # set or used by the driver
 
+# shellcheck source=local/lock.sh
+. "${root:-$(dirname "${BASH_SOURCE[0]}")/../../..}/local/lock.sh"
+
 # options begin
 nj=2                  # processes for formatting, aligning and decoding
 ngpu=0                # GPUs for training on one machine; more than one: DDP
@@ -177,12 +180,12 @@ conf() {
   die "no configuration $1 here, in conf/ or in $root/conf${2:+ ($2/ of each)}${3:+: $3}"
 }
 
-# lock DIR: one process works there, as long as it or the shell lives; others wait.  Not where there is no flock (macOS).
+# lock DIR: one process works there, as long as it or the shell lives; others wait.
 lock() {
-  command -v flock >/dev/null || return 0
-  mkdir -p "$1"
-  exec 9>"$1/.lock"
-  flock -n 9 || { log "another process works on $1: waiting for its end"; flock 9; }
+  local why
+  why=$(can_write "$1/.lock") || die "$why"
+  exec 9>>"$1/.lock"
+  hold_lock 9 "$1" log
 }
 unlock() { exec 9>&-; }
 

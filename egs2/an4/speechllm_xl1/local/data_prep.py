@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.archives import extract, fetch
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.data_dirs import subset_dir
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import KaldiError, spk2utt, write_table
 
 URL = "http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"
@@ -112,7 +112,7 @@ def build(corpus, out, dev=DEV_UTTERANCES, any_size=False):
 
 
 def main(argv=None):
-    """Command line.  Returns 0, or 1 with one line on stderr."""
+    """Command line.  Returns 0, or 1 (2: a full disk, no permission) with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--downloads", help=f"directory that holds {ARCHIVE} or an extracted an4/")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
@@ -120,12 +120,9 @@ def main(argv=None):
     parser.add_argument("--dev", type=int, default=DEV_UTTERANCES, help="utterances of train_dev")
     parser.add_argument("--any-size", action="store_true", help="accept an archive of another size")
     args = parser.parse_args(argv)
-    try:
-        build(locate(args.downloads, args.work), args.out, args.dev, args.any_size)
-    except (UserError, OSError) as error:
-        print(f"data_prep: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guard.run(
+        lambda: build(locate(args.downloads, args.work), args.out, args.dev, args.any_size), "data_prep", bad_input=1
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.archives import extract, fetch
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.kaldi import spk2utt, write_table
 
@@ -91,19 +92,14 @@ def build(downloads, work, out, train):
 
 
 def main(argv=None):
-    """Command line.  Returns 0, or 1 with one line on stderr."""
+    """Command line.  Returns 0, or 1 (2: a full disk, no permission) with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--downloads", type=Path, help="holds LibriSpeech/<part> or <part>.tar.gz; default: fetched")
     parser.add_argument("--train", choices=sorted(TRAIN), default="960", help="hours (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
     parser.add_argument("--work", type=Path, default=Path("downloads"), help="where archives are kept and extracted")
     args = parser.parse_args(argv)
-    try:
-        build(args.downloads, args.work, args.out, args.train)
-    except (UserError, OSError) as error:
-        print(f"librispeech data: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guard.run(lambda: build(args.downloads, args.work, args.out, args.train), "librispeech data", bad_input=1)
 
 
 if __name__ == "__main__":

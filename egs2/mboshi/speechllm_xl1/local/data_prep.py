@@ -20,6 +20,7 @@ import zlib
 from pathlib import Path
 
 from espnet_speechllm_xl.archives import extract
+from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.ctm import Word, write_ctm
 from espnet_speechllm_xl.data_dirs import subset_dir
 from espnet_speechllm_xl.errors import UserError
@@ -94,18 +95,14 @@ def build(pack, out):
 
 
 def main(argv=None):
-    """Command line.  Returns 0, or 1 with one line on stderr."""
+    """Command line.  Returns 0, or 1 (2: a full disk, no permission) with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--downloads", type=Path, required=True, help="holds mboshi.tar, data/ and ref_alignments/")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
     args = parser.parse_args(argv)
-    try:
-        inner = args.downloads / "mboshi"
-        build(inner if inner.is_dir() else args.downloads, args.out)
-    except (UserError, OSError) as error:
-        print(f"mboshi data: {error}", file=sys.stderr)
-        return 1
-    return 0
+    inner = args.downloads / "mboshi"
+    downloads = inner if inner.is_dir() else args.downloads
+    return guard.run(lambda: build(downloads, args.out), "mboshi data", bad_input=1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ seconds); the audio lies in ``OUT/local/audio``.  The result depends on ``--size
 import argparse
 import collections
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -22,7 +21,12 @@ from pathlib import Path
 import sentences
 import synthesise
 
-from espnet_speechllm_xl.io import atomic_path, atomic_write
+from espnet_speechllm_xl.audio import write_flac
+from espnet_speechllm_xl.bin import guard
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.jobs import not_done
+from espnet_speechllm_xl.workers import over_processes
 
 # Per set: fewest seconds (as estimated from the text) and fewest words.  "repeats" has the test set's voices and
 # sentences that say words several times on end.
@@ -102,21 +106,23 @@ def _texts(generator, target, rate):
 
 def make_utterance(plan):
     """Write the audio of one utterance; returns its id, number of samples and words with times in seconds."""
-    import soundfile
-
     seed = synthesise.seed_of(plan.seed, plan.name, plan.index)
     audio, words = synthesise.utterance(plan.sentences, plan.voice, plan.words_per_minute, plan.pitch, seed)
-    with atomic_path(plan.path) as temporary:
-        soundfile.write(temporary, audio, synthesise.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    write_flac(plan.path, audio, synthesise.SAMPLE_RATE)
     return plan.utterance, len(audio), words
+
+
+def _make_worker(_settings):
+    return lambda batch: [make_utterance(plan) for plan in batch]
 
 
 def _results(plans, jobs):
     if jobs == 1:
         yield from map(make_utterance, plans)
         return
-    with multiprocessing.Pool(jobs) as pool:
-        yield from pool.imap(make_utterance, plans, chunksize=4)
+    batches = [plans[start : start + 4] for start in range(0, len(plans), 4)]
+    for _, made in over_processes(batches, _make_worker, None, jobs, not_done):
+        yield from made
 
 
 class Progress:
@@ -233,20 +239,22 @@ def _natural(text):
 
 
 def main(arguments=None):
-    """Make all sets; exit status 0, or 1 with one line on stderr."""
+    """Make all sets; exit status 0, or 1 (2: a full disk, no permission) with one line on stderr."""
     parser = argparse.ArgumentParser(description="make the mini_espeak corpus")
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
     parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
     parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
+    return guard.run(lambda: _make(options), "make_corpus.py", bad_input=1)
+
+
+def _make(options):
     try:
         for name in SPLITS:
             print(describe(options.out / name, make_set(options.out, name, options.size, options.seed, options.nj)))
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"make_corpus.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except (ImportError, RuntimeError) as error:  # no espeak-ng
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":
