@@ -145,7 +145,7 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (FeatureConfig, {"floor": 0.0}, "floor 0.0 must be positive"),
         (SpecAugmentConfig, {"time_width": -1}, "specaug_conf: give numbers >= 0"),
         (SpecAugmentConfig, {"time_masks_per_second": math.nan}, "per_second: nan is no number within"),
-        (SpecAugmentConfig, {"time_width": 10**30}, "time_width: 10+ is no number within"),
+        (SpecAugmentConfig, {"time_width": 10**12}, "time_width: 10+ is no number within"),
         (ConcatConfig, {"max_gap_seconds": 1e300}, "max_gap_seconds: 1e[+]300 is no number within"),
         (ChunkingConfig, {"train_chunks": [32, 2**31]}, "train_chunks: .* is no number within"),
         (StreamConfig, {"settle_seconds": -math.inf}, "settle_seconds: -inf is no number within"),

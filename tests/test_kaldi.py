@@ -188,7 +188,7 @@ def test_a_fix_that_would_not_help_is_not_named(tmp_path, capsys):
         ("utt2spk", None, "this mends them: "),
         ("wav.scp", None, "--fix cannot mend them: {}/wav.scp does not exist"),
     ):
-        data = shutil.copytree(good, tmp_path / f"{name}-{text}")
+        data = shutil.copytree(good, tmp_path / f"{name} {(text or 'none').strip()}")
         (data / name).unlink()
         if text:
             (data / name).write_text(text)

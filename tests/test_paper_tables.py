@@ -857,7 +857,7 @@ def test_what_cannot_be_read_is_named(recipe, capsys):
     errors = capsys.readouterr().err.splitlines()
     for part in (
         "u99 not in the references",
-        "ctc_tiny/config.yaml is not readable YAML",
+        "ctc_tiny/config.yaml, line 1 is not readable YAML",
         "delay.json is not readable",
     ):
         assert sum(part in line for line in errors) == 1 and part in text.split("## Not read")[1]

@@ -186,7 +186,7 @@ def unspaced_tokenizers(tmp_path_factory):
     out, made = tmp_path_factory.mktemp("unspaced"), {}
     lines = [f"{index} {text}\n" for index, text in enumerate(UNSPACED)]
     (out / "text").write_text("".join(lines), encoding="utf-8")
-    for kind, size in (("char", 0), ("bpe", 200)):
+    for kind, size in (("char", 1), ("bpe", 200)):
         options = ["--text", str(out / "text"), "--out", str(out / kind), "--type", kind, "--vocab-size", str(size)]
         assert tokens.main(options) == 0
         made[kind] = load_tokenizer(out / kind / "tokenizer.model")

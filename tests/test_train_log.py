@@ -132,7 +132,7 @@ def test_doubts_are_a_line_each(tmp_path, capsys):
     assert second.startswith(f"warning: {bad}: the training ended in its warm-up, after 2 epochs, ")
     (bad / "config.yaml").write_text("a: [")
     assert doubts.main([str(bad)]) == 2 and capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(UserError, match="bad/config.yaml is not readable YAML"):
+    with pytest.raises(UserError, match="bad/config.yaml, line 1 is not readable YAML"):
         doubts.of_training(bad)
 
 
