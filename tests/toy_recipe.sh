@@ -116,7 +116,7 @@ check "stages 7 to 11, by name" run second --stage train --stop-stage pack
 [ "$failed" = 0 ] || { summary; exit 1; }
 check "data and dump" filled data/{train,dev,test}/{wav.scp,text,utt2spk,spk2utt,ref.ctm} \
   dump/raw/{train,dev,test,test_2x}/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type,ref.ctm}
-check "22 training utterances" same utterances 22 "$(lines dump/raw/train/text)"
+check "24 training utterances" same utterances 24 "$(lines dump/raw/train/text)"
 check "long form joins" same utterances $((($(lines dump/raw/test/text) + 1) / 2)) "$(lines dump/raw/test_2x/text)"
 check "tokens" filled data/tokens_train_bpe60/{tokenizer.model,tokens.txt}
 check "aligner" filled exp/aligner/{config.yaml,tokenizer.model,checkpoint.pth,valid.ter.ave.pth,valid.ter.best.pth,train.log} \
@@ -151,7 +151,7 @@ check "it has a row for both" same rows 2 "$(grep -c -E '^\|0\.(32|64)\|1\.28\|'
 check "reference alignments" run fourth --alignment ctm:ref --stage aligner --stop-stage train --tag reference \
   --train-args "--max_epoch 1" --align-args "--silences <eps>,SIL"
 check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing to do"
-check "all utterances have them" same utterances 22 "$(lines exp/reference/aligned/train/char_ends)"
+check "all utterances have them" same utterances 24 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}
 
 # baseline SCRIPT TAG "SEARCHES" OPTION...: trained for an epoch on what is there, decoded with every search

@@ -3,7 +3,7 @@
 #
 #   local/data.sh [--size tiny|small|large] [--seed N] [--nj N]
 #
-# tiny: 22 utterances, to try the recipe out; small: about 1 h of training speech and a test set of 1100 words; large: 5 h and more than 10,000 words.
+# tiny: 24 utterances, to try the recipe out; small: about 1 h of training speech and a test set of 1100 words; large: 5 h and more than 10,000 words.
 set -euo pipefail
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
