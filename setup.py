@@ -29,8 +29,8 @@ setup(
         *for_python("< '3.12'", "torchaudio==2.11.0"),
         # A new environment gets 202611; one that has an earlier release keeps it (202511 runs on 3.12, too).
         *for_python(">= '3.12'", "espnet>=202511,<202612"),
-        # What ESPnet 202611 takes.  Tested: 2.11.0, 2.13.0, 2.14.0 and 2.14.1 with torchaudio 2.11.0, all but the first
-        # with 2.11.1, too.  A requirement cannot say that: local/install.sh and `compat.check_stack` do.
+        # What ESPnet 202611 takes.  Seen to load: 2.11.0, 2.13.0, 2.14.0 and 2.14.1 with torchaudio 2.11.0, all but the
+        # first with 2.11.1, too.  A requirement cannot say that: local/install.sh and `compat.check_stack` do.
         *for_python(">= '3.12'", "torch>=2.11,<2.15,!=2.12.*", "torchaudio>=2.11.0,<2.11.2"),
         *for_python(">= '3.12'", "editdistance>=0.8,<1"),  # ESPnet's transducer wants it, its core no longer brings it
         "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested

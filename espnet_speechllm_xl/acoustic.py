@@ -88,7 +88,7 @@ class Acoustic(nn.Module):
         """The frames (B, t, D) that ``samples`` (B, n) complete, and the next state.
 
         Args:
-            final: no audio follows; the look-ahead that is missing is zeros, as in :meth:`forward`.
+            final: no audio follows; the look-ahead that is missing is silence, as in :meth:`forward`.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
         features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
