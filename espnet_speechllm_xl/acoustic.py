@@ -37,6 +37,7 @@ class EncodeRequest:
     samples: torch.Tensor  # (n,), n >= 0
     final: bool  # no audio follows
     state: AcousticState  # of this one stream
+    tail: int = 0  # when final, frames of silence behind the audio
 
     kind = "encode"
 
@@ -45,7 +46,7 @@ class EncodeRequest:
         """Requests of equal signature are encoded as one batch."""
         encoder = self.state.encoder
         buffered = [self.state.features.samples, encoder.features, encoder.frames]
-        return (len(self.samples), self.final, *(tensor.shape[1] for tensor in buffered))
+        return (len(self.samples), self.final, self.tail, *(tensor.shape[1] for tensor in buffered))
 
 
 class Acoustic(nn.Module):
@@ -73,26 +74,27 @@ class Acoustic(nn.Module):
         """Log-mel (B, F, mels) before normalisation, and feature frames (B,), of audio (B, N), (B,)."""
         return self.log_mel(speech, lengths)
 
-    def forward(self, speech, lengths):
-        """Frames (B, T, D) and their counts (B,) of audio (B, N) with sample counts (B,)."""
+    def forward(self, speech, lengths, tail=0):
+        """Frames (B, T, D) and counts (B,) of audio (B, N) with sample counts (B,); ``tail`` frames more of each."""
         features, counts = self.features(speech, lengths)
         features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
-        frames, counts, _ = self.encoder(features, counts)
+        frames, counts, _ = self.encoder(features, counts, tail=tail) if tail else self.encoder(features, counts)
         return frames, counts
 
     def initial_state(self, batch=1):
         """State of ``batch`` streams before their first sample."""
         return AcousticState(self.log_mel.initial_state(batch), self.encoder.initial_state(batch))
 
-    def push(self, samples, state, final=False):
+    def push(self, samples, state, final=False, tail=0):
         """The frames (B, t, D) that ``samples`` (B, n) complete, and the next state.
 
         Args:
             final: no audio follows; the look-ahead that is missing is silence, as in :meth:`forward`.
+            tail: frames of silence behind the audio.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
         features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
-        frames, encoder_state = self.encoder.push(features, state.encoder, final=final)
+        frames, encoder_state = self.encoder.push(features, state.encoder, final=final, tail=tail)
         return frames, AcousticState(feature_state, encoder_state)
 
     @torch.no_grad()
@@ -104,7 +106,8 @@ class Acoustic(nn.Module):
         for indices in groups.values():
             samples = torch.stack([requests[index].samples for index in indices])
             state = AcousticState.stack(requests[index].state for index in indices)
-            frames, state = self.push(samples, state, final=requests[indices[0]].final)
+            first = requests[indices[0]]
+            frames, state = self.push(samples, state, final=first.final, tail=first.tail)
             for index, answer in zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True):
                 answers[index] = answer
         return answers

@@ -153,6 +153,7 @@ class FeatureConfig:
     f_min: float = 20.0  # Hz, lower edge of the first band
     f_max: float = 7600.0  # Hz, upper edge of the last band
     floor: float = 1e-8  # mel energies below it are raised to it before the log
+    level_seconds: float | None = None  # energies relative to the level of so many seconds before; null: as recorded
 
     def __post_init__(self):
         _require(self.sample_rate % 1000 == 0, f"sample_rate {self.sample_rate} is not a multiple of 1000 Hz")
@@ -165,6 +166,10 @@ class FeatureConfig:
         _require(
             0 < self.floor < math.inf,
             f"floor {self.floor} must be positive and finite: it keeps digital silence finite",
+        )
+        _require(
+            self.level_seconds is None or 0 < self.level_seconds < math.inf,
+            f"level_seconds {self.level_seconds} must be positive and finite, or null",
         )
 
 

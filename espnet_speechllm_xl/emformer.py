@@ -343,32 +343,36 @@ class EmformerEncoder(AbsEncoder):
         """D."""
         return self.config.dim
 
-    def forward(self, xs_pad, ilens, prev_states=None):
+    def forward(self, xs_pad, ilens, prev_states=None, tail=0):
         """Whole utterances, in blocks of ``block_segments`` segments.
 
         Args:
             xs_pad: (B, F, M) normalised features; what lies beyond an item's length has no influence.
             ilens: (B,) feature frames.
             prev_states: None; a stream uses :meth:`push`.
+            tail: frames more of each item that has one at all, as :meth:`push` gives them.
 
         Returns:
             ys: (B, T, D), T the frames of the longest item.  Frames beyond an item's own length are finite,
                 without meaning.
-            olens: (B,) frames, ``ilens // 4``.
+            olens: (B,) frames, ``ilens // 4`` and the tail.
             None
         """
         if prev_states is not None:
             raise ValueError("EmformerEncoder.forward takes whole utterances: continue a stream with push()")
         olens = torch.div(ilens, timeline.STACK, rounding_mode="floor")
+        heard = torch.where(olens > 0, ilens, 0) if tail else olens * timeline.STACK
+        olens = torch.where(olens > 0, olens + tail, 0)
         longest = int(olens.max()) * timeline.STACK
         places = torch.arange(longest, device=xs_pad.device)
-        ended = places >= (olens * timeline.STACK).to(xs_pad.device)[:, None]
-        features = xs_pad[:, :longest].masked_fill(ended[:, :, None], 0.0)
-        if self.config.segment is None:
-            return self._whole(features, olens.to(xs_pad.device)), olens, None
+        ended = places >= heard.to(xs_pad.device)[:, None]
+        features = nn.functional.pad(xs_pad, (0, 0, 0, max(0, longest - xs_pad.shape[1])))[:, :longest]
+        features = features.masked_fill(ended[:, :, None], 0.0)
         state = self.initial_state(len(features))
         quietest = state.quietest.after(features, features.mean(2).masked_fill(ended, math.inf))
         features = torch.where(ended[:, :, None], quietest.frame[:, None], features)
+        if self.config.segment is None:
+            return self._whole(features, olens.to(xs_pad.device)), olens, None
         ys, _ = self.push(features, state, final=True)
         return ys, olens, None
 
@@ -392,44 +396,45 @@ class EmformerEncoder(AbsEncoder):
             emformer=emformer,
         )
 
-    def push(self, features, state, final=False):
+    def push(self, features, state, final=False, tail=0):
         """Continue B streams.
 
         Args:
             features: (B, f, M) normalised features, any f >= 0.
             state: of the B streams.
             final: the streams end here: give all remaining complete frames (an incomplete stack of 4 is dropped).
+            tail: when final, frames more, of the quietest feature frame; the first of them begins with the incomplete
+                stack.
 
         Returns:
             (B, t, D) the frames that became complete (t >= 0), next state (after ``final``, one that has not begun).
         """
-        if self.config.segment is None:
-            if not final:
-                raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
-            return self._whole(features), self.initial_state(state.batch)
+        if self.config.segment is None and not final:
+            raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
         count = None  # frames that come out: all that are ready
         if final:
-            features, state, count = self._ended(features, state)
+            features, silence = self._ended(features, state, tail)
+            if self.config.segment is None:
+                return self._whole(features), self.initial_state(state.batch)
+            state = dataclasses.replace(state, features=features[:, :0])
+            count = state.frames.shape[1] + features.shape[1] // timeline.STACK
+            wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
+            features = torch.cat([features, silence.expand(-1, timeline.STACK * (wanted - count), -1)], dim=1)
         outputs = []
         for part in features.split(self.config.block_segments * self.config.segment * timeline.STACK, dim=1):
             ys, state = self._push_block(part, state)
             outputs.append(ys)
         return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
 
-    def _ended(self, features, state):
-        """What :meth:`push` makes of the last ``features`` (B, f, M).
-
-        Returns the features padded to whole segments plus right context, the state that they continue, and the
-        number of frames that are still to come out, those of the padding left out.
-        """
+    @staticmethod
+    def _ended(features, state, tail):
+        """What is left of streams, (B, 4 t, M), ``tail`` frames of silence behind it, and their silence (B, 1, M)."""
         features = torch.cat([state.features.to(features), features], dim=1)
-        stacks = features.shape[1] // timeline.STACK
-        count = state.frames.shape[1] + stacks
-        wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
-        features = features[:, : timeline.STACK * stacks]
-        silence = state.quietest.after(features).frame[:, None].expand(-1, timeline.STACK * (wanted - count), -1)
-        features = torch.cat([features, silence.to(features)], dim=1)
-        return features, dataclasses.replace(state, features=features[:, :0]), count
+        whole = features.shape[1] // timeline.STACK * timeline.STACK
+        features = features[:, : None if tail else whole]
+        silence = state.quietest.after(features).frame[:, None].to(features)
+        missing = whole + timeline.STACK * tail - features.shape[1]
+        return torch.cat([features, silence.expand(-1, missing, -1)], dim=1), silence
 
     def _push_block(self, features, state):
         features = torch.cat([state.features.to(features), features], dim=1)

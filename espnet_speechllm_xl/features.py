@@ -5,6 +5,7 @@ Feature frame ``i`` covers the 25 ms that start at ``10 i`` ms: no padding at th
 the log.
 """
 
+import math
 import zipfile
 from dataclasses import dataclass
 
@@ -29,10 +30,23 @@ def stack_frames(features):
 
 
 @dataclass(frozen=True)
+class LevelState(Streams):
+    """What the level of streams is made of; natural logarithms in double precision."""
+
+    power: torch.Tensor  # (B,) weighted sum of the mean mel energies of the frames so far
+    weight: torch.Tensor  # (B,) sum of the weights
+
+    @property
+    def batch(self) -> int:
+        return self.power.shape[0]
+
+
+@dataclass(frozen=True)
 class LogMelState(Streams):
     """Feature streams between two pushes."""
 
     samples: torch.Tensor  # (B, n) from the start of the next frame on
+    level: "LevelState"
 
     @property
     def batch(self):
@@ -40,7 +54,15 @@ class LogMelState(Streams):
 
 
 class LogMel(nn.Module):
-    """Natural logarithm of mel energies (HTK mel scale, Hann window, power spectrum; no parameters)."""
+    """Natural logarithm of mel energies (HTK mel scale, Hann window, power spectrum; no parameters).
+
+    With ``level_seconds`` they are relative to the level of the audio so far, see :meth:`_relative`.
+    """
+
+    # Energies so far below the level are as good as silence: where they come from 16 bits, rounding has drowned them.
+    below_level = 1e-5
+    # Quieter audio than this many times the floor has no level of its own: what there is, is rounding.
+    least_level = 100
 
     def __init__(self, config: FeatureConfig):
         super().__init__()
@@ -65,18 +87,40 @@ class LogMel(nn.Module):
                 computed from whatever the padding holds (the log of the floor where it is zeros): mask them.
             feature_lengths: (B,) complete frames of each item; 0 for less than 25 ms.
         """
-        return self._log_mel(speech), timeline.feature_frames(lengths, self.config.sample_rate)
+        features, _ = self._relative(self._log_mel(speech), self.initial_state(len(speech)).level)
+        return features, timeline.feature_frames(lengths, self.config.sample_rate)
 
     def initial_state(self, batch=1):
         """State of ``batch`` streams that have not begun."""
-        return LogMelState(self.window.new_zeros(batch, 0))
+        nothing = self.window.new_full((batch,), -math.inf, dtype=torch.float64)
+        return LogMelState(self.window.new_zeros(batch, 0), LevelState(nothing, nothing))
 
     def push(self, samples, state):
         """Take samples (B, n), n >= 0, give the frames they complete: ((B, f, M), next state)."""
         samples = torch.cat([state.samples, samples.to(state.samples)], dim=1)
         features = self._log_mel(samples)
         used = features.shape[1] * timeline.hop_samples(self.config.sample_rate)
-        return features, LogMelState(samples[:, used:].clone())
+        features, level = self._relative(features, state.level)
+        return features, LogMelState(samples[:, used:].clone(), level)
+
+    def _relative(self, features: torch.Tensor, state: LevelState) -> tuple[torch.Tensor, LevelState]:
+        """Features (B, F, M) relative to the level, so that the gain of a recording makes no difference.
+
+        The level of a frame is the mean energy of all frames up to it, weighted by an exponential with the time
+        constant ``level_seconds``.  It needs no look-ahead: a stream has it as a file has.
+        """
+        if self.config.level_seconds is None or features.shape[1] == 0:
+            return features, state
+        decay = -timeline.HOP_MS / 1000 / self.config.level_seconds
+        energies = features.double().logsumexp(2) - math.log(features.shape[2])
+        power, weight = (
+            _decaying_sums(values, before, decay)
+            for values, before in ((energies, state.power), (torch.zeros_like(energies), state.weight))
+        )
+        level = (power - weight).clamp(min=math.log(self.least_level * self.config.floor))
+        relative = features - level[:, :, None].to(features)
+        silence = torch.full_like(relative[:1, :1, :1], math.log(self.below_level))
+        return torch.logaddexp(relative, silence), LevelState(power[:, -1], weight[:, -1])
 
     def _log_mel(self, samples):
         """(B, N) -> (B, F, M)"""
@@ -95,6 +139,13 @@ class LogMel(nn.Module):
         # In double precision: in single, training's matmul_precision may round both factors to bfloat16 or TF32.
         bands = (power.double() @ self.filters.double()).to(power)
         return bands.clamp(min=self.config.floor).log()
+
+
+def _decaying_sums(values: torch.Tensor, before: torch.Tensor, decay: float) -> torch.Tensor:
+    """Sums s[i] = exp(decay) s[i - 1] + v[i] of ``values`` v (B, F) that follow the sums ``before`` (B,); all logs."""
+    steps = decay * torch.arange(1, values.shape[1] + 1, dtype=values.dtype, device=values.device)
+    series = torch.cat([before[:, None], values - steps], dim=1)
+    return torch.logcumsumexp(series, dim=1)[:, 1:] + steps
 
 
 class GlobalNormalizer(nn.Module):

@@ -94,10 +94,8 @@ class AudioChunks:
     def __init__(self, acoustic, chunking, most_segments=None):
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
-        rate = acoustic.config.sample_rate
+        self._rate = rate = acoustic.config.sample_rate
         self._size = chunking.chunk or math.inf
-        # With look-ahead the last frames come when the recording ends, and only then.
-        self._ends_known = encoder.segment is None or encoder.right_context > 0
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
         self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
         if encoder.segment is not None:
@@ -107,6 +105,7 @@ class AudioChunks:
         self._state = acoustic.initial_state()
         self._samples = []  # not encoded yet
         self._count = 0  # of those
+        self._total = 0  # of all
         self._needed = self._first  # to encode the next segment
         self._frames = []  # (t, D) that complete no chunk yet
 
@@ -115,18 +114,26 @@ class AudioChunks:
         """Samples that complete the next encoder segment."""
         return self._needed - self._count
 
+    @property
+    def frames(self) -> int:
+        """Complete frames of the audio so far, without the tail of silence that decoding hears behind it."""
+        return timeline.frames(self._total, self._rate)
+
     def take(self, samples, final):
         """Generator of encoder requests; returns the chunks completed, when final also the last, short one.
 
-        A chunk is ``(frames (c, D), last)``; ``last``: it is known to be the last, however the samples were pushed.
+        A chunk is ``(frames (c, D), last)``.  The last one comes when final, and only then, however the samples were
+        pushed, as it ends with a tail of silence.
         """
         self._samples.append(samples)
         self._count += len(samples)
+        self._total += len(samples)
         if final or self._count >= self._needed:
             # A whole recording is not copied once more.
             samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
-            for request in self._requests(samples, final):
-                ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
+            tail = timeline.tail_frames(self._total, self._rate)
+            for part, last in self._requests(samples, final):
+                ((frames, self._state),) = yield [EncodeRequest(part, last, self._state, tail if last else 0)]
                 self._frames.append(frames)
         return self._cut(final)
 
@@ -149,7 +156,7 @@ class AudioChunks:
         chunks = list(waiting.split(min(self._size, count)))
         # A short one waits for more; cloned, as it would keep the others alive.
         self._frames = [] if final or len(chunks[-1]) == self._size else [chunks.pop().clone()]
-        return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
+        return [(chunk, final and chunk is chunks[-1]) for chunk in chunks]
 
 
 def _search(model, tokenizer, chunking, config):
@@ -230,7 +237,10 @@ class Stream:
         if self.closed:
             raise ValueError("the stream is closed: open another one")
         self.closed = True  # for good if what follows fails
-        for frames, last in (yield from self._audio.take(samples, final)):
+        chunks = yield from self._audio.take(samples, final)
+        if final:
+            self._times.end = self._audio.frames
+        for frames, last in chunks:
             self._times.add(frames)
             yield from self.search.advance(_inputs(self.model, frames), last)
             self._settle_shared()
@@ -425,6 +435,7 @@ def decode(model, tokenizer, chunking, search, samples, most_segments=None):
     searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
     audio = AudioChunks(model.acoustic, chunking, most_segments)
     chunks = yield from audio.take(checked_samples(samples, model), final=True)
+    times.end = audio.frames
     for frames, last in chunks:
         times.add(frames)
         yield from searching.advance(_inputs(model, frames), last)

@@ -36,9 +36,12 @@ class TokenTimes:
         self._chunks = []  # encoder frames (c, D) of the chunks from self._first on
         self._first = 0  # frame at which self._chunks begins
         self.frames = 0  # frames of all chunks so far
+        self.end = None  # frames of the audio, once it has ended: what chunks hold behind it is silence
 
     def add(self, frames):
         """The encoder frames (c, D) of the next chunk."""
+        if self.end is not None:
+            frames = frames[: max(0, self.end - self.frames)]  # no word is said behind the audio
         self.frames += len(frames)
         if self._ctc is not None:
             self._chunks.append(frames)

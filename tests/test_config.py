@@ -151,6 +151,7 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (StreamConfig, {"settle_seconds": -math.inf}, "settle_seconds: -inf is no number within"),
         (LossConfig, {"ctc_weight": math.inf}, "ctc_weight inf must not be negative, nor infinite"),
         (FeatureConfig, {"floor": math.inf}, "floor inf must be positive and finite"),
+        (FeatureConfig, {"level_seconds": 0.0}, "level_seconds 0.0 must be positive and finite, or null"),
         (FeatureConfig, {"n_mels": 0}, "n_mels 0 must be at least 1"),
         (EncoderConfig, {"dim": 0}, "encoder dim must be at least 1"),
         (EncoderConfig, {"ffn_dim": -4}, "encoder ffn_dim must be at least 1"),

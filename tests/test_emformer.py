@@ -232,6 +232,29 @@ def test_the_missing_look_ahead_is_the_quietest_frame(frontend, conv_kernel, pla
 
 
 @pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
+def test_a_tail_is_silence_behind_the_audio_in_batch_and_stream(frontend, conv_kernel):
+    """Three frames of the quietest feature frame, which the incomplete stack begins; none behind less than a frame."""
+    lengths, generator = torch.tensor([150, 3, 97, 33]), np.random.default_rng(1)
+    for shape in SHAPES:
+        module = encoder(frontend, conv_kernel, shape, block_segments=2)
+        features = torch.randn(4, 153, MELS, dtype=torch.float64)
+        ys, olens, _ = module(features, lengths, tail=3)
+        assert olens.tolist() == [40, 0, 27, 11]
+        for i, (n, t) in enumerate(zip(lengths.tolist(), olens.tolist(), strict=True)):
+            if not t:
+                continue
+            heard = features[i : i + 1, :n]
+            quietest = heard[:, heard.mean(2).argmin()][:, None]
+            padded = torch.cat([heard, quietest.expand(-1, 4 * t - n, -1)], dim=1)
+            expected, _, _ = module(padded, torch.tensor([4 * t]))
+            torch.testing.assert_close(ys[i, :t], expected[0], atol=1e-12, rtol=0)
+            cut = int(generator.integers(0, n + 1))
+            first, state = module.push(heard[:, :cut], module.initial_state())
+            rest, _ = module.push(heard[:, cut:], state, final=True, tail=3)
+            torch.testing.assert_close(torch.cat([first, rest], dim=1)[0], expected[0], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
 def test_block_size_changes_no_result_in_training_mode(frontend, conv_kernel):
     features, results = torch.randn(2, 200, MELS, dtype=torch.float64), []
     for block in (1, 2, 64):

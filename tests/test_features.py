@@ -47,6 +47,52 @@ def test_equals_slow_reference():
     assert torch.allclose(features[0, 3], torch.tensor(math.log(1e-8), dtype=torch.float64))  # samples 480 .. 879
 
 
+def slow_levels(log_mel, seconds):
+    """Level of each frame: the weighted mean energy of the frames up to it, summed anew each time."""
+    energies, levels = np.exp(log_mel).mean(1), []
+    for last in range(len(energies)):
+        weights = np.exp(-0.01 / seconds * np.arange(last, -1, -1))
+        levels.append(max((weights * energies[: last + 1]).sum() / weights.sum(), 1e-6))
+    return np.log(levels)
+
+
+LEVELLED = FeatureConfig(level_seconds=0.05)
+
+
+def test_relative_features_equal_a_slow_reference():
+    samples = np.random.default_rng(1).normal(0, 0.1, 7777)
+    samples[3000:6000] *= 1e-4  # below what has a level: the level falls to its least
+    config = FeatureConfig(level_seconds=0.01)
+    features, _ = LogMel(config).double()(torch.from_numpy(samples)[None], torch.tensor([7777]))
+    log_mel = slow_log_mel(samples, config)
+    levels = slow_levels(log_mel, config.level_seconds)
+    assert levels.min() == pytest.approx(math.log(1e-6)) and levels.max() > 0
+    expected = np.log(np.exp(log_mel - levels[:, None]) + 1e-5)
+    np.testing.assert_allclose(features[0].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("decibels, tolerance", [(10, 1e-5), (-20, 1e-3), (-40, 0.05)])
+def test_relative_features_are_those_of_any_level(decibels, tolerance):
+    """But for the floor, from which quiet bands come closer."""
+    speech = torch.randn(1, 32000, generator=torch.Generator().manual_seed(1)) * 0.03
+    speech *= torch.linspace(1, 0.1, 32000)
+    log_mel, count = LogMel(FeatureConfig(level_seconds=10.0)), torch.tensor([32000])
+    as_it_is, other = (log_mel(speech * gain, count)[0] for gain in (1, 10 ** (decibels / 20)))
+    assert (as_it_is - other).abs().mean() < tolerance
+    plain = LogMel(FeatureConfig())
+    assert (plain(speech, count)[0] - plain(speech * 10 ** (decibels / 20), count)[0]).abs().median() > 2
+
+
+def test_the_level_of_hours_is_that_of_their_last_minutes():
+    """Its sums neither overflow nor lose their digits."""
+    log_mel = LogMel(FeatureConfig(level_seconds=2.0))
+    features = torch.randn(1, 500_000, 2)
+    relative, state = log_mel._relative(features, log_mel.initial_state().level)
+    late, _ = log_mel._relative(features[:, -10_000:], log_mel.initial_state().level)
+    torch.testing.assert_close(relative[:, -2000:], late[:, -2000:], atol=1e-5, rtol=0)
+    assert torch.isfinite(relative).all() and state.weight.item() == pytest.approx(math.log(200.5), abs=1e-3)
+
+
 def test_the_precision_of_products_in_training_changes_no_feature():
     log_mel = LogMel(FeatureConfig())
     audio = torch.rand(2, 32000, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -69,12 +115,13 @@ def test_frame_counts_offline_and_stream(count, frames):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-12)])
-def test_stream_equals_offline_for_random_cuts(seed, dtype, tolerance):
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 4e-6), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("config", [FeatureConfig(), LEVELLED])
+def test_stream_equals_offline_for_random_cuts(seed, dtype, tolerance, config):
     generator = np.random.default_rng(seed)
     total = int(generator.integers(300, 9000))
     samples = torch.from_numpy(generator.normal(0, 0.1, total)).to(dtype)
-    logmel = LogMel(FeatureConfig()).to(dtype)
+    logmel = LogMel(config).to(dtype)
     offline = logmel(samples[None], torch.tensor([total]))[0][0]
     state, parts = logmel.initial_state(), []
     for begin, end in cut(total, generator, int(generator.integers(1, 60))):
@@ -89,15 +136,16 @@ def test_stream_equals_offline_for_random_cuts(seed, dtype, tolerance):
 
 def test_state_can_be_forked():
     samples = torch.randn(1, 3000) * 0.1
-    logmel = LogMel(FeatureConfig())
+    logmel = LogMel(LEVELLED)
     _, state = logmel.push(samples[:, :1000], logmel.initial_state())
     first = logmel.push(samples[:, 1000:], state)[0]
     logmel.push(torch.randn(1, 500), state)
     assert torch.equal(first, logmel.push(samples[:, 1000:], state)[0])
 
 
-def test_batch_equals_alone_and_long_audio_equals_its_blocks(monkeypatch):
-    logmel = LogMel(FeatureConfig())
+@pytest.mark.parametrize("config", [FeatureConfig(), LEVELLED])
+def test_batch_equals_alone_and_long_audio_equals_its_blocks(monkeypatch, config):
+    logmel = LogMel(config)
     speech = torch.randn(3, 6000) * 0.1
     lengths = torch.tensor([6000, 3333, 401])
     for i, n in enumerate(lengths.tolist()):

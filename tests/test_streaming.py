@@ -126,7 +126,8 @@ def test_text_without_spaces_is_settled_as_it_comes(unspaced_model, method, chun
 
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("chunk", [4, 16])
-def test_the_last_chunk_is_known_with_look_ahead_only_and_however_the_audio_comes(ahead, chunk):
+def test_the_last_chunk_is_known_however_the_audio_comes(ahead, chunk):
+    """And the frames are those of the audio and three of silence behind it."""
     shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "segment": 8, "left_context": 8, "right_context": ahead}
     acoustic = Acoustic(FeatureConfig(), SpecAugmentConfig(), encoder_conf=shape).double().eval()
     rng = random.Random(ahead)
@@ -140,9 +141,11 @@ def test_the_last_chunk_is_known_with_look_ahead_only_and_however_the_audio_come
                 takes.append(chunks.take(audio[:0], final=True))
                 taken = [each for take in takes for each in run([take], acoustic.encode)[0]]
                 found.append([last for _, last in taken])
-                assert sum(len(frames) for frames, _ in taken) == timeline.frames(len(audio), RATE)
+                heard = timeline.frames(len(audio), RATE)
+                assert sum(len(frames) for frames, _ in taken) == (heard + 3 if heard else 0)
+                assert chunks.frames == heard
             assert found[0] == found[1] == found[2]
-            assert found[0] == [False] * (len(found[0]) - 1) + [ahead > 0] * bool(found[0])
+            assert found[0] == [False] * (len(found[0]) - 1) + [True] * bool(found[0])
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
@@ -266,7 +269,9 @@ def test_word_times_increase_and_lie_inside_the_audio(tiny_model, method, chunk)
         (transcript,) = offline(tiny_model, (chunk, 2), search(method), tiny.speech(seed, length))[0]
         last = 0.0
         for word in transcript.words:
-            assert last - 1e-9 <= word.start < word.end <= length / RATE
+            assert last - 1e-9 <= word.start <= word.end <= length / RATE
+            # Behind the last frame of the audio no word has room.
+            assert word.start < word.end or word.end == timeline.frames(length, RATE) * timeline.FRAME_SECONDS
             assert 0 < word.confidence <= 1
             last = word.end
         assert " ".join(word.text for word in transcript.words) == transcript.text
@@ -341,7 +346,7 @@ def test_a_stream_with_one_endless_chunk_copies_its_frames_once(tiny_model, monk
     waiting = len(chunks._frames)
     assert waiting >= segments - 2 and max(joined) < waiting
     ((frames, last),) = run([chunks.take(torch.zeros(0, dtype=torch.float64), final=True)], answer_of(tiny_model))[0]
-    assert last and len(frames) == timeline.frames(segments * 8 * 640, RATE)
+    assert last and len(frames) == timeline.frames(segments * 8 * 640, RATE) + timeline.TAIL_FRAMES
 
 
 def answer_of(tiny_model):

@@ -7,7 +7,8 @@ from collections import defaultdict
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_speechllm_xl.alignment import viterbi
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.ctc import collapse
 from espnet_speechllm_xl.search import log_add
 from espnet_speechllm_xl.streaming import Transcript, checked_samples, distinct_texts, timed_words
@@ -113,20 +114,21 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
     """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list."""
     speech = [checked_samples(samples, model) for samples in recordings]
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
-    log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
+    log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths, tail=timeline.TAIL_FRAMES)
     find = SEARCHES[search.method](search, model.ctc.blank)
     found = []
     for frames, count in zip(log_probs.cpu(), counts.tolist(), strict=True):
         texts = distinct_texts(tokenizer, find(frames[:count]))
         nbest = list(texts.items())[: search.nbest]
-        found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, *item) for item in nbest])
+        end = max(0, count - timeline.TAIL_FRAMES)
+        found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, end, *item) for item in nbest])
     return found
 
 
-def _transcript(tokenizer, log_probs, blank, text, labelling):
-    """The times of its words are those of the best path of its tokens."""
+def _transcript(tokenizer, log_probs, blank, end, text, labelling):
+    """The times of its words are those of the best path of its tokens within the audio, the first ``end`` frames."""
     tokens = labelling.tokens
-    spans = viterbi(log_probs, list(tokens), blank) if tokens else []
+    spans = _spans(log_probs, list(tokens), blank, end) if tokens else []
     scores = [
         float(log_probs[span.start : span.end + 1, token].mean()) for span, token in zip(spans, tokens, strict=True)
     ]
@@ -139,3 +141,11 @@ def _transcript(tokenizer, log_probs, blank, text, labelling):
         words=tuple(timed_words(tokenizer, tokens, scores, times)),
         capped=None,
     )
+
+
+def _spans(log_probs: torch.Tensor, tokens: list, blank: int, end: int) -> list:
+    try:
+        return viterbi(log_probs[:end], tokens, blank)
+    except AlignmentError:  # there are so many that the last were found behind the audio: they end with it
+        spans = viterbi(log_probs, tokens, blank)
+        return [TokenSpan(min(span.start, end - 1), min(span.end, end - 1)) for span in spans]

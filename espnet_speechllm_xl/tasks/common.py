@@ -425,7 +425,8 @@ def _check_init_features(init_param, features):
 
 
 def _check_features(file, before, features, advice):
-    changed = [name for name, value in features.items() if before.get(name, value) != value]
+    before = {**dataclasses.asdict(FeatureConfig()), **before}  # what was made before an option was added lacks it
+    changed = [name for name, value in features.items() if before[name] != value]
     if changed:
         name = changed[0]
         raise ConfigError(
