@@ -200,7 +200,7 @@ def _results(jobs, settings, out, nj):
     """Yield lists of journal lines, in any order; see :func:`~espnet_speechllm_xl.workers.over_processes`."""
     jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
-    if nj <= 1:
+    if nj == 0:
         yield from map(_make_worker((settings, out)), batches)
         return
 
@@ -224,7 +224,7 @@ def _unfinish(out):
     (out / "wav.scp").unlink(missing_ok=True)
 
 
-def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None, nj=1, progress=None, extra=None):
+def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None, nj=0, progress=None, extra=None):
     """Write a dump; run again after a kill it goes on, and the result is the same.
 
     Args:
@@ -233,7 +233,7 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
         utt2spk, text: tables by utterance; ``text`` None writes no ``text``.
         ctm: None, or function (utterance, part lengths in samples) -> [ctm.Word] or None for none.
         skipped: ``{utterance: (reason, message)}`` of what was left out before.
-        nj: processes.
+        nj: processes; 0 works in this one, which dies with an input of which a library crashes.
         progress: function (done, total), called now and then.
         extra: ``{file name: table}`` written along, restricted to the utterances written.
     Returns:
@@ -303,7 +303,7 @@ def _finish(out, tables, lengths, done, ctm):
     write_table(out / "wav.scp", paths)
 
 
-def format_dir(data, out, settings=None, *, text_optional=False, nj=1, progress=None, clean=None):
+def format_dir(data, out, settings=None, *, text_optional=False, nj=0, progress=None, clean=None):
     """Make a dump from a Kaldi directory or an ESPnet dump.
 
     Utterances are left out, listed in ``skipped`` and counted when they have no audio entry, no speaker,
@@ -400,7 +400,7 @@ def join_ctm(words, utterances, lengths, gap, sample_rate):
 
 
 def longform_dir(
-    source, out, factor, *, order="consecutive", across_speakers=False, seed=0, settings=None, nj=1, progress=None
+    source, out, factor, *, order="consecutive", across_speakers=False, seed=0, settings=None, nj=0, progress=None
 ):
     """Join ``factor`` utterances at a time (paper, table IV) into a new dump.
 

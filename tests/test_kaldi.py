@@ -454,11 +454,12 @@ def test_what_others_made_is_not_written_over(tmp_path):
         assert format_dir(data, tmp_path / "o").written == 5
 
 
-def test_what_a_process_is_killed_of_is_left_out(tmp_path, capsys):
+@pytest.mark.parametrize("nj", ["1", "2"])
+def test_what_a_process_is_killed_of_is_left_out(tmp_path, capsys, nj):
     data = make(tmp_path / "d", {f"s-{index:02d}": 0.2 for index in range(20)})
     scp = kaldi.read_table(data / "wav.scp")
     kaldi.write_table(data / "wav.scp", {**scp, "s-03": "kill -9 $PPID |"})
-    assert main(["format", "--data", str(data), "--dump", str(tmp_path / "o"), "--nj", "2"]) == 0
+    assert main(["format", "--data", str(data), "--dump", str(tmp_path / "o"), "--nj", nj]) == 0
     said = capsys.readouterr()
     assert "20 in = 19 written + 1 skipped (1 crashed)" in said.out and "it had: s-03\n" in said.err
     reason = kaldi.read_table(tmp_path / "o" / "failed")["s-03"]

@@ -249,6 +249,16 @@ def test_a_file_may_be_sent_as_it_is_heard(page, wav):
     assert 0 < len(text_of(page).split()) < len(LETTERS)
 
 
+def test_what_is_wrong_with_the_sound_is_said_at_its_end(page, wav, tmp_path):
+    samples, rate = soundfile.read(wav)
+    soundfile.write(tmp_path / "quiet.wav", samples / 1000, rate)
+    page.check("#fast")
+    page.set_input_files("#file", tmp_path / "quiet.wav")
+    finished(page)
+    said = page.inner_text("#status")
+    assert re.search(r"The sound: nearly silent, .* of full scale: words may be missing; .*, or amplify it\.$", said)
+
+
 class Script:
     """Stands for the server: says ``ready``, then what the test says."""
 

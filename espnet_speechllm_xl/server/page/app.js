@@ -21,6 +21,7 @@ class Recording {
   aborted = false; // and did not wait for the last words
   sent = false; // all sound; what comes now are the last results
   heard = false; // any word
+  remarks = []; // on the sound, of the server
 
   /** `open` gives the source; returns what to tell the user, or throws an Error fit to be shown. */
   async run(open) {
@@ -32,6 +33,7 @@ class Recording {
     latency.begin(Boolean(this.source.fast));
     this.connection = await connect(parameters(this.source.rate), (message) => {
       this.heard ||= message.type === "result";
+      if (message.type === "end") this.remarks = message.remarks ?? [];
       receive(message);
     });
     this.connection.closed.catch(() => {}).finally(() => this.source.stop());
@@ -43,7 +45,8 @@ class Recording {
     this.sent = true;
     say("Waiting for the last words …");
     await this.connection.finish();
-    return this.heard ? "Done." : "Done: no words were recognised.";
+    const done = this.heard ? "Done." : "Done: no words were recognised.";
+    return [done, ...this.remarks.map((remark) => `The sound: ${remark}.`)].join(" ");
   }
 
   /** Ends the sound; the second time it does not wait for the last words either. */
