@@ -37,7 +37,6 @@ class EncodeRequest:
     samples: torch.Tensor  # (n,), n >= 0
     final: bool  # no audio follows
     state: AcousticState  # of this one stream
-    tail: int = 0  # when final, frames of silence behind the audio
 
     kind = "encode"
 
@@ -46,7 +45,7 @@ class EncodeRequest:
         """Requests of equal signature are encoded as one batch."""
         encoder = self.state.encoder
         buffered = [self.state.features.samples, encoder.features, encoder.frames]
-        return (len(self.samples), self.final, self.tail, *(tensor.shape[1] for tensor in buffered))
+        return (len(self.samples), self.final, *(tensor.shape[1] for tensor in buffered))
 
 
 class Acoustic(nn.Module):
@@ -74,27 +73,37 @@ class Acoustic(nn.Module):
         """Log-mel (B, F, mels) before normalisation, and feature frames (B,), of audio (B, N), (B,)."""
         return self.log_mel(speech, lengths)
 
-    def forward(self, speech, lengths, tail=0):
-        """Frames (B, T, D) and counts (B,) of audio (B, N) with sample counts (B,); ``tail`` frames more of each."""
+    def forward(self, speech, lengths):
+        """Frames (B, T, D) and their counts (B,) of audio (B, N) with sample counts (B,).
+
+        Behind each that has a frame there are ``tail_frames`` of silence: a word that ends with its recording sounds
+        as one within it does.
+        """
         features, counts = self.features(speech, lengths)
         features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
-        frames, counts, _ = self.encoder(features, counts, tail=tail) if tail else self.encoder(features, counts)
+        frames, counts, _ = self.encoder(features, counts, tail=self.config.tail_frames)
         return frames, counts
+
+    def heard(self, counts: torch.Tensor) -> torch.Tensor:
+        """How many of the frames (B,) that :meth:`forward` gave are of the audio, not of the silence behind it."""
+        return (counts - self.config.tail_frames).clamp(min=0)
 
     def initial_state(self, batch=1):
         """State of ``batch`` streams before their first sample."""
         return AcousticState(self.log_mel.initial_state(batch), self.encoder.initial_state(batch))
 
-    def push(self, samples, state, final=False, tail=0):
+    def push(self, samples, state, final=False):
         """The frames (B, t, D) that ``samples`` (B, n) complete, and the next state.
 
         Args:
-            final: no audio follows; the look-ahead that is missing is silence, as in :meth:`forward`.
-            tail: frames of silence behind the audio.
+            final: no audio follows, and there was a frame at all; silence stands for what is missing, as in
+                :meth:`forward`.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
         features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
-        frames, encoder_state = self.encoder.push(features, state.encoder, final=final, tail=tail)
+        frames, encoder_state = self.encoder.push(
+            features, state.encoder, final=final, tail=self.config.tail_frames if final else 0
+        )
         return frames, AcousticState(feature_state, encoder_state)
 
     @torch.no_grad()
@@ -106,8 +115,7 @@ class Acoustic(nn.Module):
         for indices in groups.values():
             samples = torch.stack([requests[index].samples for index in indices])
             state = AcousticState.stack(requests[index].state for index in indices)
-            first = requests[indices[0]]
-            frames, state = self.push(samples, state, final=first.final, tail=first.tail)
+            frames, state = self.push(samples, state, final=requests[indices[0]].final)
             for index, answer in zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True):
                 answers[index] = answer
         return answers

@@ -154,6 +154,7 @@ class FeatureConfig:
     f_max: float = 7600.0  # Hz, upper edge of the last band
     floor: float = 1e-8  # mel energies below it are raised to it before the log
     level_seconds: float | None = None  # energies relative to the level of so many seconds before; null: as recorded
+    tail_frames: int = 0  # frames of silence that every recording ends with, in training and decoding
 
     def __post_init__(self):
         _require(self.sample_rate % 1000 == 0, f"sample_rate {self.sample_rate} is not a multiple of 1000 Hz")
@@ -171,6 +172,7 @@ class FeatureConfig:
             self.level_seconds is None or 0 < self.level_seconds < math.inf,
             f"level_seconds {self.level_seconds} must be positive and finite, or null",
         )
+        _require(0 <= self.tail_frames <= 25, f"tail_frames {self.tail_frames} is not in 0 .. 25, which is 1 s")
 
 
 @dataclass(frozen=True)

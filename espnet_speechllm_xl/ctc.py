@@ -60,9 +60,9 @@ class CTCModel(AcousticModel):
         self.acoustic = acoustic
         self.ctc = CTCHead(acoustic.encoder.output_size(), vocab_size, dropout)
 
-    def log_probs(self, speech, speech_lengths, tail=0):
-        """Log-probabilities (B, T, V + 1) and counts (B,) of audio (B, N), (B,); ``tail`` frames of silence more."""
-        frames, counts = self.acoustic(speech, speech_lengths, tail=tail)
+    def log_probs(self, speech, speech_lengths):
+        """Log-probabilities (B, T, V + 1) and frame counts (B,) of audio (B, N), (B,)."""
+        frames, counts = self.acoustic(speech, speech_lengths)
         return self.ctc(frames), counts
 
     def forward(self, speech, speech_lengths, text, text_lengths, **_):

@@ -158,6 +158,7 @@ class BatchFactory(AbsIterFactory):
         concat: :class:`~espnet_speechllm_xl.config.ConcatConfig`, or None for no concatenation.
         augment: :class:`~espnet_speechllm_xl.config.AugmentConfig`.
         batch_bins: most decoder inputs in a batch, padding included.
+        tail: frames of silence that the model hears behind each example.
         rank, world_size: this process and the number of processes (DDP); each takes its share of every batch.
     """
 
@@ -176,6 +177,7 @@ class BatchFactory(AbsIterFactory):
         rank=0,
         world_size=1,
         augment=None,
+        tail=0,
     ):
         self.dataset = JoinedDataset(dataset, sample_rate)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
@@ -186,6 +188,7 @@ class BatchFactory(AbsIterFactory):
         self.speakers = speakers
         self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
         self.augment = augment or AugmentConfig()
+        self.tail = tail
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -203,7 +206,11 @@ class BatchFactory(AbsIterFactory):
             )
 
     def _length(self, utterance):
-        return sequence_length(self.frames[utterance], self.tokens[utterance])
+        return self._inputs(self.frames[utterance], self.tokens[utterance])
+
+    def _inputs(self, frames: int, tokens: int) -> int:
+        """Decoder inputs of an example of so many frames of audio and tokens."""
+        return sequence_length(frames + self.tail, tokens)
 
     def build_iter(self, epoch, shuffle=None):
         """The loader of one epoch: yields ``(utterance ids, batch)``."""
@@ -248,7 +255,7 @@ class BatchFactory(AbsIterFactory):
     def _total(self, example):
         last = example.utterances[-1]
         frames = example.offsets[-1] + self.frames[last]
-        return sequence_length(frames, sum(self.tokens[utterance] for utterance in example.utterances))
+        return self._inputs(frames, sum(self.tokens[utterance] for utterance in example.utterances))
 
     def _examples(self, rng):
         utterances = sorted(self.frames)
@@ -272,7 +279,7 @@ class BatchFactory(AbsIterFactory):
             gap = timeline.gap_frames(rng.uniform(0, self.concat.max_gap_seconds))
             offset = offsets[-1] + self.span[taken[-1]] + gap
             end = offset + self.frames[queue[-1]]
-            if end > limit or sequence_length(end, tokens + self.tokens[queue[-1]]) > self.batch_bins:
+            if end > limit or self._inputs(end, tokens + self.tokens[queue[-1]]) > self.batch_bins:
                 break
             taken.append(queue.pop())
             offsets.append(offset)

@@ -95,6 +95,8 @@ class AudioChunks:
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
         self._rate = rate = acoustic.config.sample_rate
+        # With look-ahead or a tail the last frames come when the recording ends, and only then.
+        self._ends_known = encoder.segment is None or encoder.right_context > 0 or acoustic.config.tail_frames > 0
         self._size = chunking.chunk or math.inf
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
         self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
@@ -116,14 +118,13 @@ class AudioChunks:
 
     @property
     def frames(self) -> int:
-        """Complete frames of the audio so far, without the tail of silence that decoding hears behind it."""
+        """Complete frames of the audio so far, without the silence behind its end."""
         return timeline.frames(self._total, self._rate)
 
     def take(self, samples, final):
         """Generator of encoder requests; returns the chunks completed, when final also the last, short one.
 
-        A chunk is ``(frames (c, D), last)``.  The last one comes when final, and only then, however the samples were
-        pushed, as it ends with a tail of silence.
+        A chunk is ``(frames (c, D), last)``; ``last``: it is known to be the last, however the samples were pushed.
         """
         self._samples.append(samples)
         self._count += len(samples)
@@ -131,9 +132,8 @@ class AudioChunks:
         if final or self._count >= self._needed:
             # A whole recording is not copied once more.
             samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
-            tail = timeline.tail_frames(self._total, self._rate)
-            for part, last in self._requests(samples, final):
-                ((frames, self._state),) = yield [EncodeRequest(part, last, self._state, tail if last else 0)]
+            for request in self._requests(samples, final):
+                ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
                 self._frames.append(frames)
         return self._cut(final)
 
@@ -145,7 +145,7 @@ class AudioChunks:
             yield samples[:count], False
             samples, self._needed = samples[count:], self._hop
         self._samples, self._count = [samples.clone()], len(samples)
-        if final:
+        if final and self.frames:  # of less than a frame nothing is written, not of silence behind it either
             yield samples, True
 
     def _cut(self, final):
@@ -156,7 +156,7 @@ class AudioChunks:
         chunks = list(waiting.split(min(self._size, count)))
         # A short one waits for more; cloned, as it would keep the others alive.
         self._frames = [] if final or len(chunks[-1]) == self._size else [chunks.pop().clone()]
-        return [(chunk, final and chunk is chunks[-1]) for chunk in chunks]
+        return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
 
 
 def _search(model, tokenizer, chunking, config):

@@ -14,7 +14,6 @@ HOP_MS = 10
 WINDOW_MS = 25
 STACK = 4
 FRAME_SECONDS = HOP_MS * STACK / 1000
-TAIL_FRAMES = 3  # of silence that decoding hears behind a recording: what ends with its last word is written, too
 LONGEST_SECONDS = 1e8  # three years: no time in a table or an option is beyond
 OVERSHOOT_SECONDS = 0.5  # what ends by so much after its recording ends with it (Kaldi's extract-segments)
 
@@ -46,11 +45,6 @@ def feature_frames(samples, sample_rate):
 def frames(samples, sample_rate):
     """Complete encoder frames in ``samples`` (int or integer tensor); 0 for audio without one."""
     return feature_frames(samples, sample_rate) // STACK
-
-
-def tail_frames(samples: int, sample_rate: int) -> int:
-    """Frames of silence that decoding hears behind ``samples``; none behind what has no complete frame."""
-    return TAIL_FRAMES if frames(samples, sample_rate) else 0
 
 
 def samples_for_frames(count, sample_rate):

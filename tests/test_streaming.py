@@ -124,12 +124,12 @@ def test_text_without_spaces_is_settled_as_it_comes(unspaced_model, method, chun
             assert expected.text.startswith(settled + tail)
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("ahead, tail", [(0, 0), (2, 0), (0, 3), (2, 3)])
 @pytest.mark.parametrize("chunk", [4, 16])
-def test_the_last_chunk_is_known_however_the_audio_comes(ahead, chunk):
-    """And the frames are those of the audio and three of silence behind it."""
+def test_the_last_chunk_is_known_with_look_ahead_or_a_tail_and_however_the_audio_comes(ahead, tail, chunk):
     shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "segment": 8, "left_context": 8, "right_context": ahead}
-    acoustic = Acoustic(FeatureConfig(), SpecAugmentConfig(), encoder_conf=shape).double().eval()
+    features = FeatureConfig(tail_frames=tail)
+    acoustic = Acoustic(features, SpecAugmentConfig(), encoder_conf=shape).double().eval()
     rng = random.Random(ahead)
     for frames in (1, 7, 8, 9, 10, 11, 16, 18, 32, 33, 34):
         for more in (-1, 0, 1):
@@ -142,10 +142,10 @@ def test_the_last_chunk_is_known_however_the_audio_comes(ahead, chunk):
                 taken = [each for take in takes for each in run([take], acoustic.encode)[0]]
                 found.append([last for _, last in taken])
                 heard = timeline.frames(len(audio), RATE)
-                assert sum(len(frames) for frames, _ in taken) == (heard + 3 if heard else 0)
+                assert sum(len(frames) for frames, _ in taken) == (heard + tail if heard else 0)
                 assert chunks.frames == heard
             assert found[0] == found[1] == found[2]
-            assert found[0] == [False] * (len(found[0]) - 1) + [True] * bool(found[0])
+            assert found[0] == [False] * (len(found[0]) - 1) + [ahead + tail > 0] * bool(found[0])
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
@@ -346,7 +346,7 @@ def test_a_stream_with_one_endless_chunk_copies_its_frames_once(tiny_model, monk
     waiting = len(chunks._frames)
     assert waiting >= segments - 2 and max(joined) < waiting
     ((frames, last),) = run([chunks.take(torch.zeros(0, dtype=torch.float64), final=True)], answer_of(tiny_model))[0]
-    assert last and len(frames) == timeline.frames(segments * 8 * 640, RATE) + timeline.TAIL_FRAMES
+    assert last and len(frames) == timeline.frames(segments * 8 * 640, RATE) + 3
 
 
 def answer_of(tiny_model):

@@ -29,6 +29,7 @@ def write_model(directory, task, tokens, weights, extra=(), seed=1, change=None)
         [
             *("--output_dir", str(directory), "--token_list", str(tokens / "tokens.txt")),
             *("--tokenizer", str(tokens / "tokenizer.model"), "--specaug_conf", "freq_width=4"),
+            *conf("features_conf", ["tail_frames=3"]),
             *conf("encoder_conf", ENCODER),
             *extra,
         ]

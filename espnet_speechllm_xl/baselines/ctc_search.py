@@ -7,7 +7,6 @@ from collections import defaultdict
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.ctc import collapse
 from espnet_speechllm_xl.search import log_add
@@ -114,13 +113,13 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
     """The n-best :class:`~espnet_speechllm_xl.streaming.Transcript` list of each recording (n,) in a list."""
     speech = [checked_samples(samples, model) for samples in recordings]
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
-    log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths, tail=timeline.TAIL_FRAMES)
+    log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
     find = SEARCHES[search.method](search, model.ctc.blank)
     found = []
-    for frames, count in zip(log_probs.cpu(), counts.tolist(), strict=True):
+    heard = model.acoustic.heard(counts)
+    for frames, count, end in zip(log_probs.cpu(), counts.tolist(), heard.tolist(), strict=True):
         texts = distinct_texts(tokenizer, find(frames[:count]))
         nbest = list(texts.items())[: search.nbest]
-        end = max(0, count - timeline.TAIL_FRAMES)
         found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, end, *item) for item in nbest])
     return found
 

@@ -8,7 +8,6 @@ from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import rnnt_loss
 
-from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.acoustic import AcousticModel
 from espnet_speechllm_xl.config import ConfigError
 from espnet_speechllm_xl.ctc import CTCHead
@@ -81,7 +80,7 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
     if speech[0].dtype != torch.float32 or next(model.parameters()).dtype != torch.float32:
         raise ConfigError("ESPnet's transducer searches run in float32 only: leave out the dtype")
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
-    frames, counts = model.acoustic(pad_sequence(speech, batch_first=True), lengths, tail=timeline.TAIL_FRAMES)
+    frames, counts = model.acoustic(pad_sequence(speech, batch_first=True), lengths)
     return [_decode(model, tokenizer, search, one[:count]) for one, count in zip(frames, counts.tolist(), strict=True)]
 
 

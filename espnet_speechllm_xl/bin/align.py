@@ -160,7 +160,7 @@ def make_worker(settings):
         padded = torch.nn.utils.rnn.pad_sequence(list(speech.values()), batch_first=True)
         with torch.no_grad():
             log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
-        rows = zip(speech, log_probs.cpu(), counts.tolist(), strict=True)
+        rows = zip(speech, log_probs.cpu(), model.acoustic.heard(counts).tolist(), strict=True)
         return {utterance: _align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows}
 
     return work

@@ -287,6 +287,7 @@ class SpeechTask(abs_task.AbsTask):
         if args.num_iters_per_epoch is not None:
             raise ConfigError("num_iters_per_epoch is not supported: an epoch is every utterance once")
         world = distributed.get_world_size() if iter_options.distributed else 1
+        features = cls.section(args, "features_conf")
         return BatchFactory(
             dataset=cls.build_dataset(args, iter_options),
             samples=samples,
@@ -295,7 +296,8 @@ class SpeechTask(abs_task.AbsTask):
             concat=cls.section(args, "concat_conf"),
             augment=cls.section(args, "augment_conf"),
             batch_bins=iter_options.batch_bins,
-            sample_rate=cls.section(args, "features_conf").sample_rate,
+            sample_rate=features.sample_rate,
+            tail=features.tail_frames,
             seed=args.seed,
             train=iter_options.train,
             workers=args.num_workers,
