@@ -99,6 +99,14 @@ def tiny_aligner_dir(tmp_path_factory, tiny_tokens):
 
 
 @pytest.fixture(scope="session")
+def melody_model(tmp_path_factory):
+    """The directory of a SpeechLLM-XL that understands the melodies of melodies.py."""
+    import melodies
+
+    return melodies.train(tmp_path_factory.mktemp("melodies"))
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory):
     """A few seconds of tones with their alignment (training.py)."""
     import training

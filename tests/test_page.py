@@ -11,6 +11,7 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 import jiwer
+import melodies
 import numpy as np
 import pytest
 import soundfile
@@ -24,67 +25,29 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium (Debian's package is chromium): the page is not tested"
 )
-LETTERS = "b d a c b a d c".split()
-BANDS = {"a": (150, 600), "b": (600, 1300), "c": (1300, 2800), "d": (2800, 6000)}  # Hz
-
-
-def melody(rng, letters=None, tail=None):
-    """As training.utterance(), but easier: every letter is a word, wide in frequency, and pauses surround it."""
-    letters = letters or (2 * rng.sample("abcd", k=4))[: rng.randint(1, 5)]
-    pieces, ends = [np.zeros(rng.randint(5, 25) * training.FRAME + rng.randrange(training.FRAME))], []
-    for letter in letters:
-        seconds = np.arange(rng.randint(6, 8) * training.FRAME) / training.RATE
-        tones = np.arange(*BANDS[letter], 50)
-        phases = np.pi * np.arange(len(tones)) ** 2 / len(tones)  # spread: no click
-        pieces.append(np.cos(2 * np.pi * np.outer(seconds, tones) + phases).sum(axis=1) / (7 * len(tones) ** 0.5))
-        end = round(sum(map(len, pieces)) / training.FRAME)
-        ends += [end - 1, end]  # of the letter, and of the space after it
-        pieces.append(np.zeros(rng.randint(5, 9) * training.FRAME))
-    samples = np.concatenate([*pieces, np.zeros(tail or rng.randint(1, 15) * training.FRAME)])
-    noise = np.random.default_rng(rng.randrange(1000)).normal(0, 0.003, len(samples))
-    return " ".join(letters), np.round((samples + noise) * 32767).astype(np.int16), ends[:-1]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A recogniser of melodies, which survive a resampler and another start of the chunks."""
-    from espnet_speechllm_xl.bin.tokens import main
-
-    folder = tmp_path_factory.mktemp("melodies")
-    for part, count in (("train", 250), ("valid", 8)):
-        training.write_set(folder / part, count, seed=len(part), make=melody)
-    tokens = folder / "tokens"
-    assert main(["--text", str(folder / "train/text"), "--out", str(tokens), "--type", "char"]) == 0
-    data = training.ToyData(folder / "train", folder / "valid", tokens / "tokenizer.model", tokens / "tokens.txt")
-    stats = training.train("ctc", data, folder / "stats")
-    plain = {"specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0}, "concat_conf": {"max_seconds": 0.0}}
-    plain |= {"encoder_conf": {"dropout": 0.0, "conv_kernel": 5}, "decoder_conf": {"dropout": 0.0}}
-    learn = {"chunking_conf": {"unit": "word"}, "loss_conf": {"ctc_weight": 1.0}, "batch_bins": 320, "max_epoch": 4}
-    fall = {"scheduler": "exponentiallr", "scheduler_conf": {"gamma": 0.8}}
-    return training.train("speechllm_xl", data, folder / "exp", stats, **plain, **learn, **fall)
-
-
-@pytest.fixture(scope="module")
-def recogniser(model):
+def recogniser(melody_model):
     from espnet_speechllm_xl import Speech2Text
 
-    return Speech2Text.from_pretrained(model, search="greedy")
+    return Speech2Text.from_pretrained(melody_model, search="greedy")
 
 
 @pytest.fixture(scope="module")
 def wav(tmp_path_factory):
-    """LETTERS, and silence after them."""
+    """The letters of melodies.py, and silence after them."""
     path = tmp_path_factory.mktemp("wav") / "melody.wav"
-    _, samples, _ = melody(random.Random(5), LETTERS, tail=2 * training.RATE)
+    _, samples, _ = melodies.melody(random.Random(5), melodies.LETTERS, tail=2 * training.RATE)
     soundfile.write(path, samples, training.RATE, subtype="PCM_16")
     return path
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def server(melody_model, tmp_path_factory):
     """Its address."""
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "espnet_speechllm_xl", "serve", "--model", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "espnet_speechllm_xl", "serve", "--model", str(melody_model), "--port", "0"]
     with open(log, "w") as stderr:
         process = subprocess.Popen(command, stderr=stderr)
     try:
@@ -177,10 +140,10 @@ def use_greedy(page):
 
 def assert_near_letters(text, most=2):
     """A model trained for seconds may miss a letter; that the page shows *its* text is tested exactly."""
-    assert jiwer.wer(" ".join(LETTERS), text) <= most / 8, text
+    assert jiwer.wer(" ".join(melodies.LETTERS), text) <= most / 8, text
 
 
-def test_a_dropped_file_reads_as_the_recogniser_has_it(page, recogniser, model, wav):
+def test_a_dropped_file_reads_as_the_recogniser_has_it(page, recogniser, melody_model, wav):
     expected = recogniser(wav)[0]
     assert_near_letters(expected.text)
     messages = sent(page)
@@ -198,7 +161,7 @@ def test_a_dropped_file_reads_as_the_recogniser_has_it(page, recogniser, model, 
     assert messages[-1] == '{"type":"end"}'
     samples, _ = soundfile.read(wav, dtype="int16")
     assert b"".join(messages[1:-1]) == samples.tobytes(), "the file's own samples"
-    assert page.inner_text("header p") == f"{model.name} · greedy"
+    assert page.inner_text("header p") == f"{melody_model.name} · greedy"
     for value in ("last", "p50", "p90"):
         assert re.fullmatch(r"\d+ ms|\d+\.\d\d s", page.inner_text(f"#{value}"))
     assert page.inner_text("#algorithmic") == "0.32 + 0.08 s"
@@ -246,7 +209,7 @@ def test_a_file_may_be_sent_as_it_is_heard(page, wav):
     assert page.inner_text("#status") == "Reading melody.wav …"
     page.click("text=Stop")
     finished(page)
-    assert 0 < len(text_of(page).split()) < len(LETTERS)
+    assert 0 < len(text_of(page).split()) < len(melodies.LETTERS)
 
 
 def test_what_is_wrong_with_the_sound_is_said_at_its_end(page, wav, tmp_path):
