@@ -27,7 +27,7 @@ a set has at least {speakers}, else of utterances, and of utterances in joined r
 speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
 the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
 differences are findings: the interval excludes 0, both systems were trained with at least {seeds} seeds, and no
-seed of one is within the range of the other's. All others show no order; two systems are level where the interval
+seed of one is within the range of the other's. All others show no order; two systems are tied where the interval
 holds 0. Each term has one meaning: docs/glossary.md.
 
 parameters: those of the whole model. segment, look-ahead: of the encoder. algorithmic latency:
