@@ -169,6 +169,12 @@ def conform(
     return samples if samples.strides == (samples.itemsize,) else samples.copy()
 
 
+def with_gain(samples: np.ndarray, gain_db: float) -> np.ndarray:
+    """Return samples (n,) at another level, rounded and clipped as in a file of 16 bits."""
+    louder = np.round(samples * np.float32(10 ** (gain_db / 20) * 32768))
+    return (np.clip(louder, -32768, 32767) / 32768).astype(np.float32)
+
+
 def remark(samples: np.ndarray, rate: int, name: str, notes: dict | None) -> None:
     """Note what remarks.py finds in float samples (n, channels)."""
     meter = Meter(rate, samples.shape[1])

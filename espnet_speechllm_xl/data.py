@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
+from espnet_speechllm_xl.audio import with_gain
 from espnet_speechllm_xl.config import AugmentConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.sequence import sequence_length
@@ -112,7 +113,7 @@ class JoinedDataset(torch.utils.data.Dataset):
             frames = int(arrays["ends"][-1]) + 1 + example.kept
             speech = speech[: timeline.samples_for_frames(frames, self.sample_rate)]
         if example.gain_db:
-            speech = _with_gain(speech, example.gain_db)
+            speech = with_gain(speech, example.gain_db)
         return name, {**arrays, "speech": speech}
 
     def _joined(self, example):
@@ -132,12 +133,6 @@ class JoinedDataset(torch.utils.data.Dataset):
             shifted = [arrays["ends"] + offset for (_, arrays), offset in zip(parts, example.offsets, strict=True)]
             joined["ends"] = np.concatenate(shifted)
         return "+".join(example.utterances), joined
-
-
-def _with_gain(speech: np.ndarray, gain_db: float) -> np.ndarray:
-    """Samples (n,) at another level, rounded and clipped as in a file of 16 bits."""
-    louder = np.round(speech * np.float32(10 ** (gain_db / 20) * 32768))
-    return (np.clip(louder, -32768, 32767) / 32768).astype(np.float32)
 
 
 def _quiet_level(speech, piece=400):

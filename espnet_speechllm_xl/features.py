@@ -56,13 +56,13 @@ class LogMelState(Streams):
 class LogMel(nn.Module):
     """Natural logarithm of mel energies (HTK mel scale, Hann window, power spectrum; no parameters).
 
-    With ``level_seconds`` they are relative to the level of the audio so far, see :meth:`_relative`.
+    With ``level_seconds`` they are relative to the level of the audio so far, see :meth:`_log`.
     """
 
     # Energies so far below the level are as good as silence: where they come from 16 bits, rounding has drowned them.
     below_level = 1e-5
-    # Quieter audio than this many times the floor has no level of its own: what there is, is rounding.
-    least_level = 100
+    # Audio below so many times the floor, some -67 dB of full scale, is not made louder: it is the noise of a recorder.
+    least_level = 1e4
 
     def __init__(self, config: FeatureConfig):
         super().__init__()
@@ -87,7 +87,7 @@ class LogMel(nn.Module):
                 computed from whatever the padding holds (the log of the floor where it is zeros): mask them.
             feature_lengths: (B,) complete frames of each item; 0 for less than 25 ms.
         """
-        features, _ = self._relative(self._log_mel(speech), self.initial_state(len(speech)).level)
+        features, _ = self._log(self._energies(speech), self.initial_state(len(speech)).level)
         return features, timeline.feature_frames(lengths, self.config.sample_rate)
 
     def initial_state(self, batch=1):
@@ -98,32 +98,29 @@ class LogMel(nn.Module):
     def push(self, samples, state):
         """Take samples (B, n), n >= 0, give the frames they complete: ((B, f, M), next state)."""
         samples = torch.cat([state.samples, samples.to(state.samples)], dim=1)
-        features = self._log_mel(samples)
+        features, level = self._log(self._energies(samples), state.level)
         used = features.shape[1] * timeline.hop_samples(self.config.sample_rate)
-        features, level = self._relative(features, state.level)
         return features, LogMelState(samples[:, used:].clone(), level)
 
-    def _relative(self, features: torch.Tensor, state: LevelState) -> tuple[torch.Tensor, LevelState]:
-        """Features (B, F, M) relative to the level, so that the gain of a recording makes no difference.
+    def _log(self, energies: torch.Tensor, state: LevelState) -> tuple[torch.Tensor, LevelState]:
+        """Take the log of energies (B, F, M), relative to the level if there is one: the gain makes no difference then.
 
         The level of a frame is the mean energy of all frames up to it, weighted by an exponential with the time
         constant ``level_seconds``.  It needs no look-ahead: a stream has it as a file has.
         """
-        if self.config.level_seconds is None or features.shape[1] == 0:
-            return features, state
+        if self.config.level_seconds is None or energies.shape[1] == 0:
+            return energies.log(), state
+        energies = energies - self.config.floor  # of digital silence nothing is left, whatever the level
+        means = energies.double().mean(2).log()
         decay = -timeline.HOP_MS / 1000 / self.config.level_seconds
-        energies = features.double().logsumexp(2) - math.log(features.shape[2])
-        power, weight = (
-            _decaying_sums(values, before, decay)
-            for values, before in ((energies, state.power), (torch.zeros_like(energies), state.weight))
-        )
-        level = (power - weight).clamp(min=math.log(self.least_level * self.config.floor))
-        relative = features - level[:, :, None].to(features)
-        silence = torch.full_like(relative[:1, :1, :1], math.log(self.below_level))
-        return torch.logaddexp(relative, silence), LevelState(power[:, -1], weight[:, -1])
+        power = _decaying_sums(means, state.power, decay)
+        weight = _decaying_sums(torch.zeros_like(means), state.weight, decay)
+        level = (power - weight).exp().clamp(min=self.least_level * self.config.floor)
+        relative = energies / level[:, :, None].to(energies)
+        return (relative + self.below_level).log(), LevelState(power[:, -1], weight[:, -1])
 
-    def _log_mel(self, samples):
-        """(B, N) -> (B, F, M)"""
+    def _energies(self, samples):
+        """(B, N) -> (B, F, M), none below the floor"""
         samples = samples.to(self.window)
         rate = self.config.sample_rate
         if timeline.feature_frames(samples.shape[1], rate) == 0:
@@ -131,14 +128,14 @@ class LogMel(nn.Module):
         frames = samples.unfold(1, timeline.window_samples(rate), timeline.hop_samples(rate))
         # Half precision has too small a range for power spectra.
         with torch.autocast(samples.device.type, enabled=False):
-            return torch.cat([self._log_mel_of_frames(part) for part in frames.split(BLOCK_FRAMES, dim=1)], dim=1)
+            return torch.cat([self._energies_of_frames(part) for part in frames.split(BLOCK_FRAMES, dim=1)], dim=1)
 
-    def _log_mel_of_frames(self, frames):
+    def _energies_of_frames(self, frames):
         spectrum = torch.fft.rfft(frames * self.window, n=self.n_fft)
         power = spectrum.real.square() + spectrum.imag.square()
         # In double precision: in single, training's matmul_precision may round both factors to bfloat16 or TF32.
         bands = (power.double() @ self.filters.double()).to(power)
-        return bands.clamp(min=self.config.floor).log()
+        return bands.clamp(min=self.config.floor)
 
 
 def _decaying_sums(values: torch.Tensor, before: torch.Tensor, decay: float) -> torch.Tensor:

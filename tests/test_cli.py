@@ -23,7 +23,19 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.formats import Captions
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
-COMMANDS = ["train", "train-aligner", "align", "decode", "transcribe", "latency", "serve", "score", "compare", "pack"]
+COMMANDS = [
+    "train",
+    "train-aligner",
+    "align",
+    "decode",
+    "transcribe",
+    "latency",
+    "serve",
+    "score",
+    "compare",
+    "robustness",
+    "pack",
+]
 TEXTS = {
     "a-1": "turn the light on",
     "a-2": "no rain today",

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "live streams over WebSocket, whole files over HTTP",
     "score": "WER, CER, TER and RESULTS.md",
     "compare": "error rates of decoded sets with confidence intervals, and their differences",
+    "robustness": "WER at other levels, and of audio that is cut where its last word ends",
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "pack": "make one file of a trained model",
 }
