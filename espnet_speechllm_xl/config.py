@@ -396,7 +396,7 @@ class AugmentConfig:
     min_gain_db: float = 0.0  # the level of an example is changed by a random gain between these two, in dB, and the
     max_gain_db: float = 0.0  # samples are rounded and clipped as 16 bits would; 0 and 0: off
     cut_probability: float = 0.0  # share of the aligned examples that end where their last word does
-    cut_frames: int = 3  # such an example keeps up to so many frames more, at random
+    cut_frames: int = 3  # such an example keeps up to so many frames more, or loses one, at random
 
     def __post_init__(self):
         gains = self.min_gain_db, self.max_gain_db

@@ -92,7 +92,7 @@ class Example:
     utterances: tuple  # of utterance ids
     offsets: tuple  # start of each in encoder frames, from the start of the example
     gain_db: float = 0.0  # by which its level is changed
-    kept: int | None = None  # frames that are kept after the last token's; None: all
+    kept: int | None = None  # frames that are kept after the last token's, -1: not all of its own; None: all
 
 
 class JoinedDataset(torch.utils.data.Dataset):
@@ -110,8 +110,9 @@ class JoinedDataset(torch.utils.data.Dataset):
         name, arrays = self._joined(example)
         speech = arrays["speech"]
         if example.kept is not None and len(arrays.get("ends", ())):
-            frames = int(arrays["ends"][-1]) + 1 + example.kept
+            frames = max(1, int(arrays["ends"][-1]) + 1 + example.kept)
             speech = speech[: timeline.samples_for_frames(frames, self.sample_rate)]
+            arrays = {**arrays, "ends": np.minimum(arrays["ends"], frames - 1)}
         if example.gain_db:
             speech = with_gain(speech, example.gain_db)
         return name, {**arrays, "speech": speech}
@@ -241,7 +242,7 @@ class BatchFactory(AbsIterFactory):
         """The examples with a gain and an end of their own."""
         gains = rng.uniform(self.augment.min_gain_db, self.augment.max_gain_db, len(examples))
         cuts = rng.random(len(examples)) < self.augment.cut_probability
-        kept = rng.integers(0, self.augment.cut_frames + 1, len(examples))
+        kept = rng.integers(-1, self.augment.cut_frames + 1, len(examples))
         return [
             replace(example, gain_db=float(gain), kept=int(frames) if cut else None)
             for example, gain, cut, frames in zip(examples, gains, cuts, kept, strict=True)

@@ -27,8 +27,8 @@ def melody(rng, letters=None, tail=None):
 def train(folder):
     """The directory of a model of melodies, which survive a resampler and another start of the chunks.
 
-    As in the recipes' configurations, its features are relative to the level, silence follows every recording, and
-    some training examples end with their last letter.
+    As in the recipes' configurations, its features are relative to the level, silence follows every recording,
+    training examples have any level, and some end with their last letter.
     """
     from espnet_speechllm_xl.bin.tokens import main
 
@@ -37,11 +37,11 @@ def train(folder):
     tokens = folder / "tokens"
     assert main(["--text", str(folder / "train/text"), "--out", str(tokens), "--type", "char"]) == 0
     data = training.ToyData(folder / "train", folder / "valid", tokens / "tokenizer.model", tokens / "tokens.txt")
-    features = {"features_conf": {"level_seconds": 2.0, "tail_frames": 3}}
+    features = {"features_conf": {"level_seconds": 2.0, "tail_frames": 6}}
     stats = training.train("ctc", data, folder / "stats", **features)
     plain = {"specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0}, "concat_conf": {"max_seconds": 0.0}}
     plain |= {"encoder_conf": {"dropout": 0.0, "conv_kernel": 5}, "decoder_conf": {"dropout": 0.0}}
     learn = {"chunking_conf": {"unit": "word"}, "loss_conf": {"ctc_weight": 1.0}, "batch_bins": 320, "max_epoch": 8}
-    learn |= {"augment_conf": {"cut_probability": 0.3}}
+    learn |= {"augment_conf": {"cut_probability": 0.3, "min_gain_db": -40.0, "max_gain_db": 10.0}}
     fall = {"scheduler": "exponentiallr", "scheduler_conf": {"gamma": 0.8}}
     return training.train("speechllm_xl", data, folder / "exp", stats, **features, **plain, **learn, **fall)

@@ -305,7 +305,7 @@ def test_gains_and_cuts_are_drawn_for_training_only_and_repeat_themselves():
     gains = [example.gain_db for example in examples]
     assert -40 <= min(gains) < -38 and 8 < max(gains) <= 10 and len(set(gains)) == len(gains)
     kept = [example.kept for example in examples]
-    assert set(kept) == {None, 0, 1, 2, 3} and 0.4 < kept.count(None) / len(kept) < 0.6
+    assert set(kept) == {None, -1, 0, 1, 2, 3} and 0.4 < kept.count(None) / len(kept) < 0.6
     untouched = [*factory(*arguments, augment=AUGMENT, train=False).batches(1), *factory(*arguments).batches(1)]
     assert {(example.gain_db, example.kept) for batch in untouched for example in batch} == {(0.0, None)}
 
@@ -332,14 +332,15 @@ def test_an_example_at_another_level_is_what_a_file_of_16_bits_would_hold(gain):
     assert np.array_equal(arrays["ends"], planted.items["u1"]["ends"])
 
 
-@pytest.mark.parametrize("kept", [0, 2, 10000])
+@pytest.mark.parametrize("kept", [-1, 0, 2, 10000])
 def test_a_cut_example_ends_after_its_last_token(kept):
     planted = Planted(2)
     whole = planted.items["u1"]["speech"]
     _, arrays = JoinedDataset(planted, RATE)[Example(("u1",), (0,), kept=kept)]
-    last = int(arrays["ends"][-1])
     assert np.array_equal(arrays["speech"], whole[: len(arrays["speech"])])
-    assert timeline.frames(len(arrays["speech"]), RATE) == min(last + 1 + kept, timeline.frames(len(whole), RATE))
+    frames = min(planted.items["u1"]["ends"][-1] + 1 + kept, timeline.frames(len(whole), RATE))
+    assert timeline.frames(len(arrays["speech"]), RATE) == frames
+    assert arrays["ends"].tolist() == np.minimum(planted.items["u1"]["ends"], frames - 1).tolist()
 
 
 def test_an_example_without_alignment_or_text_is_not_cut():

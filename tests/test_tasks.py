@@ -244,6 +244,7 @@ def test_statistics_of_other_features_are_refused(toy_data, tmp_path):
     (tmp_path / "stats/features.json").write_text('{"sample_rate": 16000, "n_mels": 80, "f_max": 7600.0}')
     with pytest.raises(ConfigError, match=r"another features_conf level_seconds \(was None, is 10\): remove"):
         training.train("ctc", toy_data, tmp_path / "exp", stats, max_epoch=1, features_conf={"level_seconds": 10})
+    training.train("ctc", toy_data, tmp_path / "exp", stats, max_epoch=1, features_conf={"tail_frames": 2})
 
 
 def test_a_dump_at_another_rate_is_refused(toy_data, toy_stats, tmp_path):

@@ -427,6 +427,7 @@ def _check_init_features(init_param, features):
 
 
 def _check_features(file, before, features, advice):
+    features = {name: value for name, value in features.items() if name != "tail_frames"}  # the features have none
     before = {**dataclasses.asdict(FeatureConfig()), **before}  # what was made before an option was added lacks it
     changed = [name for name, value in features.items() if before[name] != value]
     if changed:
