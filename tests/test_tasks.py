@@ -227,8 +227,9 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
     for name, value in {"seed": -1, "accum_grad": 0, "max_epoch": 0, "ngpu": -1, "num_workers": -2}.items():
         with pytest.raises(ConfigError, match=f"{name} {value}: give a whole number from [01] to 4294967295"):
             start(**{name: value})
-    with pytest.raises(ConfigError, match="criterion 'ter': 'up' is neither min nor max"):
-        start(best_model_criterion=[["valid", "ter", "up"]])
+    for criterion in (["valid", "ter", "up"], ["ter"]):
+        with pytest.raises(ConfigError, match="criterion .*'ter'.*: give three texts, the last of them min or max"):
+            start(early_stopping_criterion=criterion)
     with pytest.raises(ConfigError, match="task: chunked_aed: this trains ctc: give --task chunked_aed"):
         start(task="chunked_aed")
     with pytest.raises(

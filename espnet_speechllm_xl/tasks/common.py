@@ -415,9 +415,9 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value < 2**32:  # the end is that of seeds
             raise ConfigError(f"{name} {shown(value)}: give a whole number from {least} to {2**32 - 1}")
-    for _, key, mode in (*args.best_model_criterion, args.early_stopping_criterion):
-        if mode not in ("min", "max"):
-            raise ConfigError(f"criterion {shown(key)}: {shown(mode)} is neither min nor max")
+    for criterion in (*args.best_model_criterion, args.early_stopping_criterion):
+        if len(criterion) != 3 or criterion[2] not in ("min", "max"):
+            raise ConfigError(f"criterion {shown(criterion)}: give three texts, the last of them min or max")
 
 
 def check_optimiser(args: argparse.Namespace) -> None:
