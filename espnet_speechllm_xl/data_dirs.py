@@ -203,6 +203,8 @@ def fix_dir(path, need_text=True):
     if need_text and not (path / "text").exists():
         raise KaldiError(f"{path / 'text'} does not exist: {WRITE_TEXT}")
     tables, remarks = _mended_tables(path)
+    if need_text and not any(tables["text"].values()):
+        raise KaldiError(f"{path / 'text'} holds no words: remove it, or {WRITE_TEXT}")
     ctm, of_times = _mended_times(path)
     good = _good_sources(tables)
     speakers, remark = _speakers(tables, good)

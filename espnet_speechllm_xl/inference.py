@@ -123,8 +123,7 @@ def _read_config(directory, wanted_task=None):
     found = values.get("task")
     if found not in list(TASKS) or found != (wanted_task or found):
         known = wanted_task or f"one of {', '.join(TASKS)}"
-        task = found if isinstance(found, str) else shown(found)
-        raise ModelError(f"{path} is of task '{task}', not {known}: give the directory of such a model")
+        raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
     values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
     task, args = find_task(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.

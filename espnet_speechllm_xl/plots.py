@@ -1,8 +1,8 @@
 """Figures: learning curve, delay histogram, one utterance with tokens and chunks, error rates.
 
-Each function ``plot_...`` writes one PNG, whole or not at all, and returns its path.  matplotlib is loaded when a
-figure is drawn.  All axes are linear; a value that would squeeze the others stands beyond the axis, as a triangle and
-a number.
+Each function ``plot_...`` writes one PNG and returns its path; others return a figure for :func:`save`.  matplotlib is
+loaded when a figure is drawn.  All axes are linear; a value that would squeeze the others stands beyond the axis, as a
+triangle and a number.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def _figure(width, height, rows=1, **kwargs):
     return figure, figure.subplots(rows, 1, squeeze=False, **kwargs)[:, 0]
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Write a figure as PNG, whole or not at all; returns its path."""
     with atomic_write(path, "wb") as stream, warnings.catch_warnings():
         # A script that the font lacks shows as boxes; one warning per letter would flood the log.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -66,7 +67,7 @@ def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
         panel.legend()
     panels[-1].set_xlabel("epoch")
     panels[0].set_title(title, parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Curves:
 
 def plot_learning_curves(systems: Sequence[Curves], path: str | Path) -> Path:
     """Draw the losses of at most ``PANELS`` systems over their epochs, a panel each, a line for each seed."""
-    return _save(learning_curves(systems), path)
+    return save(learning_curves(systems), path)
 
 
 def learning_curves(systems: Sequence[Curves]) -> Figure:
@@ -170,7 +171,7 @@ def plot_delay_histogram(non_final, final, path, title="", limit=0.4):
     panel.set_xlabel(f"word end minus reference, ms (outermost bars: and beyond {1000 * limit:.0f} ms)")
     panel.set_ylabel("words")
     panel.set_title(title, parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_tokens(figure_panel, tokens, shown):
@@ -224,7 +225,7 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
     panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk boundaries, {step:g} s)")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_words(panel, words, shown):
@@ -261,7 +262,7 @@ def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
     if series:
         _without_math(figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=8))
     panel.set_title(title, parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, float]], title: str = "") -> Path:
@@ -272,7 +273,7 @@ def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, flo
     """
     if not points:
         raise UserError(f"{title or path}: no word to measure the emission delay of: nothing to plot")
-    return _save(latency_curve(points, title), path)
+    return save(latency_curve(points, title), path)
 
 
 def latency_curve(points: Sequence[tuple[str, float, float, float]], title: str = "") -> Figure:
@@ -309,39 +310,12 @@ def axis_end(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class DotRow:
-    """A row of :func:`plot_dots`: a system with its error rates in percent, one for each set."""
+    """A row of :func:`dots`: a system with its error rates in percent, one for each set."""
 
     name: str
     rates: Sequence[Interval | None]
     ours: bool = False  # is SpeechLLM-XL
     note: str = ""  # stands in a column of its own
-
-
-def plot_dots(
-    path: str | Path,
-    rows: Sequence[DotRow],
-    sets: Sequence[str],
-    title: str = "",
-    rate: str = "WER",
-    reference: str | None = None,
-    notes: str = "",
-    names: str = "system",
-) -> Path:
-    """Draw error rates with their intervals, a line for each system, the best one at the top.
-
-    Args:
-        path: of the PNG.
-        rows: of the picture, at least one of them with a rate.
-        sets: names of the sets; the last is what the rows are sorted by.
-        title: of the picture.
-        rate: what the rates are, WER or CER.
-        reference: name of the row that the others are compared with: a dotted line at its last rate.
-        notes: head of the column of the rows' notes, "" for none.
-        names: head of the column of the rows' names.
-
-    Returns the path.
-    """
-    return _save(dots(rows, sets, title, rate, reference, notes, names), path)
 
 
 def dots(
@@ -353,7 +327,17 @@ def dots(
     notes: str = "",
     names: str = "system",
 ) -> Figure:
-    """Return the figure of :func:`plot_dots`."""
+    """Return a figure of error rates with their intervals, a line for each system, the best one at the top.
+
+    Args:
+        rows: of the picture, at least one of them with a rate.
+        sets: names of the sets; the last is what the rows are sorted by.
+        title: of the picture.
+        rate: what the rates are, WER or CER.
+        reference: name of the row that the others are compared with: a dotted line at its last rate.
+        notes: head of the column of the rows' notes, "" for none.
+        names: head of the column of the rows' names.
+    """
 
     def by_rate(row: DotRow) -> tuple[bool, float]:
         last = row.rates[-1]

@@ -7,6 +7,7 @@ What a file holds is told by its name, ``ref.trn`` or ``test.ctm.filt``; of any 
     stm     recording channel speaker start end [<label>] words ...   times in seconds
     ctm     recording channel start duration word [confidence]        of recordings, or of utterances
 
+In trn and STM references ``{ a / b }`` is a choice, as sclite has it: what is nearest to the hypothesis counts.
 Utterances of an STM and words in a recording of a CTM have places in time, no names: ``segments`` has both.
 """
 
@@ -18,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +32,8 @@ NIST = ("trn", "stm", "ctm")
 NOT_SCORED = "ignore_time_segment_in_scoring"  # an STM's mark, in any case
 SAME_TIME = 0.02  # seconds by which a place may differ in two files that round it
 # Words in brackets: <noise>, [laughter], (speaker coughs), {breath}; sclite's { a / b } are alternatives.
-TAG = re.compile(r"(?<!\S)(?:<[^<>\s](?:[^<>]*[^<>\s])?>|\[[^][]+\]|\([^()]+\)|\{(?![^{}]* / )[^{}]+\})(?!\S)")
-ALTERNATIVES = re.compile(r"\{[^{}]* / [^{}]*\}")
+TAG = re.compile(r"(?<!\S)(?:<[^<>\s](?:[^<>]*[^<>\s])?>|\[[^][]+\]|\([^()]+\)|\{[^{}/]+\})(?!\S)")
+ALTERNATIVES = re.compile(r"\{.*/.*\}", re.S)
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +95,89 @@ class Reference:
     aliases: dict[str, str] = field(default_factory=dict)
     not_scored: frozenset[str] = frozenset()
 
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether ``{ a / b }`` in the texts is a choice, as sclite reads it in trn and STM files."""
+        marked = kind_of(self.path) in ("trn", "stm")
+        return marked and any(ALTERNATIVES.search(text) for text in self.texts.values())
+
+    def against(self, hypotheses: dict[str, str], ignored: Ignored = NOTHING_IGNORED) -> dict[str, str]:
+        """Return the texts to score ``hypotheses`` with: of alternatives those that cost the fewest word errors."""
+        texts = ignored.left_of_all(self.texts)
+        if not self.has_alternatives:
+            return texts
+        return {name: nearest(text, ignored.left_of(hypotheses.get(name, ""))) for name, text in texts.items()}
+
 
 def kind_of(path: str | Path) -> str:
     """``trn``, ``stm`` or ``ctm``, or ``kaldi`` for a file of another name and a directory."""
     if Path(path).is_dir():
         return "kaldi"
     return next((part for part in reversed(Path(path).name.lower().split(".")) if part in NIST), "kaldi")
+
+
+# Alternatives: { a / b c / @ }, of which @ is no word; they may hold others.
+
+
+def nearest(text: str, hypothesis: str) -> str:
+    """Return ``text`` with those of its alternatives that are the fewest word errors from ``hypothesis``."""
+    items, heard = _parts(text), hypothesis.split()
+    if all(isinstance(item, str) for item in items):
+        return text
+    cells = [(cost, None) for cost in range(len(heard) + 1)]  # errors up to each heard word; the words read so far
+    _, words = _read_on(cells, items, heard)[-1]
+    chosen = []
+    while words:
+        words, word = words
+        chosen.append(word)
+    return " ".join(reversed(chosen))
+
+
+def _parts(text: str) -> list:
+    """Parse a text to words and groups of alternatives, which are lists of such lists.
+
+    Braces that hold no choice are those of a word (``{laughs}``), and so are all where they do not match.
+    """
+    groups = [[[]]]
+    for symbol in re.findall(r"[{}]|[^\s{}]+", text):
+        if symbol == "{":
+            groups.append([[]])
+        elif symbol == "}" and len(groups) > 1:
+            group = groups.pop()
+            groups[-1][-1] += [group] if len(group) > 1 else _in_braces(group[0])
+        elif len(groups) == 1:
+            groups[0][0].append(symbol)
+        else:
+            first, *others = [[word] if word not in ("", "@") else [] for word in symbol.split("/")]
+            groups[-1][-1] += first
+            groups[-1] += others
+    return groups[0][0] if len(groups) == 1 else text.split()
+
+
+def _in_braces(items: list) -> list:
+    words = " ".join(items) if all(isinstance(item, str) for item in items) else ""
+    return f"{{{words}}}".split() if words else items
+
+
+def _read_on(cells: list[tuple], items: list, heard: list[str]) -> list[tuple]:
+    """Continue the edit distance ``cells`` by ``items``; each cell keeps the words that it came by."""
+    for item in items:
+        if isinstance(item, str):
+            cells = _next_row(cells, item, heard)
+        else:
+            ends = [_read_on(cells, choice, heard) for choice in item]
+            cells = [min(each, key=itemgetter(0)) for each in zip(*ends, strict=True)]
+    return cells
+
+
+def _next_row(cells: list[tuple], word: str, heard: list[str]) -> list[tuple]:
+    row = [(cells[0][0] + 1, (cells[0][1], word))]
+    for place, one in enumerate(heard):
+        (diagonal, before), (above, read) = cells[place : place + 2]
+        left, words = row[-1]
+        ways = (diagonal + (one != word), (before, word)), (above + 1, (read, word)), (left + 1, words)
+        row.append(min(ways, key=itemgetter(0)))
+    return row
 
 
 # trn
@@ -346,7 +425,6 @@ def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str])
     names = {name: _name_in_table(name, speakers) for name in found}
     _refuse_twice(names, path)
     texts = {names[name]: text for name, text in found.items()}
-    _say_alternatives(path, texts)
     short = _unique({names[name]: _without_speaker(name) for name in found})
     said = {names[name]: speaker_of(name) for name in found}
     return Reference(str(path), texts, speakers or said, spans, {**short, **names})
@@ -355,7 +433,6 @@ def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str])
 def _stm_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
     turns = _named_turns(read_stm(path), spans, path)
     texts = {name: turn.text for name, turn in turns.items() if turn.text is not None}
-    _say_alternatives(path, texts)
     said = {name: turn.speaker for name, turn in turns.items()}
     places = {name: turn.span for name, turn in turns.items()}
     return Reference(str(path), texts, speakers or said, places, not_scored=frozenset(turns.keys() - texts.keys()))
@@ -368,15 +445,6 @@ def _ctm_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str])
 
 
 _REFERENCES = {"kaldi": _kaldi_reference, "trn": _trn_reference, "stm": _stm_reference, "ctm": _ctm_reference}
-
-
-def _say_alternatives(path: Path, texts: dict[str, str]) -> None:
-    found = sorted(name for name, text in texts.items() if ALTERNATIVES.search(text))
-    if found:
-        log.warning(
-            f"{path}: alternatives {{ a / b }} are taken as they stand, braces and all, in {some_names(found)} "
-            f"({len(found)} in all): choose one, or score with sclite"
-        )
 
 
 def _name_in_table(name: str, speakers: dict[str, str]) -> str:

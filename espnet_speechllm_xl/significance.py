@@ -153,14 +153,15 @@ def error_rate(item):
     return _bootstrap(item.rate, (item.errors, item.words), _rates)
 
 
-def difference(item, reference):
+def difference(item, reference, same_words=True):
     """:class:`Interval` of ``item``'s error rate minus ``reference``'s, both :class:`Blocks` of the same set.
 
-    Raises UserError when they are not of the same set.
+    ``same_words``: whether both have the same reference words; not where these are chosen among alternatives.  Raises
+    UserError when they are not of the same set.
     """
-    if item.names != reference.names or not np.array_equal(item.words, reference.words):
+    if item.names != reference.names or same_words and not np.array_equal(item.words, reference.words):
         raise UserError("the two were not scored on the same references and speakers: score both on the same data")
-    samples = (item.errors, reference.errors, item.words)
+    samples = (item.errors, item.words, reference.errors, reference.words)
     return _bootstrap(item.rate - reference.rate, samples, _rate_differences)
 
 
@@ -169,8 +170,8 @@ def _rates(errors, words, axis=-1):
     return 100 * errors.sum(axis) / np.maximum(words.sum(axis), 1)
 
 
-def _rate_differences(errors, reference, words, axis=-1):
-    return _rates(errors - reference, words, axis)
+def _rate_differences(errors, words, reference_errors, reference_words, axis=-1):
+    return _rates(errors, words, axis) - _rates(reference_errors, reference_words, axis)
 
 
 def _bootstrap(value, samples, statistic):

@@ -209,7 +209,7 @@ def _plot(results, table, path, title):
         return None
     rate, sets = RATES[results.plan.corpus.units[0]], [results.plan.corpus.set_name(column) for column in columns]
     notes = "algorithmic latency" if table.plot == "latency" else ""
-    return plots.plot_dots(path, rows, sets, title, rate, table.reference, notes, table.axis or "system")
+    return plots.save(plots.dots(rows, sets, title, rate, table.reference, notes, table.axis or "system"), path)
 
 
 def _dot_row(results: Results, row: Row, columns: list[str]) -> plots.DotRow:

@@ -42,9 +42,9 @@ def by_copy(path):
 
 
 def by_plot(path):
-    from espnet_speechllm_xl.plots import _figure, _save
+    from espnet_speechllm_xl.plots import _figure, save
 
-    _save(_figure(4, 4)[0], path)
+    save(_figure(4, 4)[0], path)
 
 
 def by_hiding(path):

@@ -185,6 +185,7 @@ def test_a_fix_that_would_not_help_is_not_named(tmp_path, capsys):
     for name, text, reason in (
         ("text", None, "--fix cannot mend them: {}/text does not exist: write it; a set that is only to be decoded"),
         ("text", "other A\n", "--fix cannot mend them: {}: no utterance is in all files"),
+        ("text", "ann-1\n", "--fix cannot mend them: {}/text holds no words: remove it, or write it; a set"),
         ("utt2spk", None, "this mends them: "),
         ("wav.scp", None, "--fix cannot mend them: {}/wav.scp does not exist"),
     ):

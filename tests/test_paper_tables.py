@@ -1003,7 +1003,9 @@ def test_a_plot_of_several_sets_and_awkward_names(tmp_path):
     assert written(panel)[2:5] == ["5.0 [4.0, 7.0]", "missing", "5.0 [4.0, 7.0]"] and written(panel)[-3:] == [
         *("3.0", "5.0 [4.0, 7.0]", "missing"),
     ]
-    path = plots.plot_dots(tmp_path / "a.png", rows, ["dev", "$t_est$"], "title $x", "CER", "0.32 s", "n", "size")
+    path = plots.save(
+        plots.dots(rows, ["dev", "$t_est$"], "title $x", "CER", "0.32 s", "n", "size"), tmp_path / "a.png"
+    )
     assert path.read_bytes().startswith(PNG)
 
 

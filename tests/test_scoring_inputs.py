@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet_speechllm_xl import scoring_inputs
+from espnet_speechllm_xl import metrics, scoring_inputs
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses, read_reference, read_trn, speaker_of, trn_line
@@ -177,11 +177,50 @@ def test_speaker_of_a_trn_line(name, speaker):
     assert speaker_of(name) == speaker
 
 
-def test_alternatives_are_said(tmp_path, caplog):
-    (tmp_path / "ref.trn").write_text("i { um / uh } see (s-u)\n{ laughs } (s-v)\n")
-    reference = read_reference(tmp_path / "ref.trn")
-    assert reference.texts == {"s-u": "i { um / uh } see", "s-v": "{ laughs }"}
-    assert "alternatives { a / b } are taken as they stand, braces and all, in s-u (1 in all)" in caplog.text
+@pytest.mark.parametrize(
+    "text, heard, chosen",
+    [
+        ("i { um / uh } see", "i uh see", "i uh see"),
+        ("i { um / @ } see", "i see", "i see"),
+        ("i { um / @ } see", "i um see", "i um see"),
+        ("{ going to / gonna } go", "gonna go", "gonna go"),
+        ("{ a / b { c / d } }", "b d", "b d"),
+        ("{ a / b } { a / b } x", "b x", "b b x"),  # a substitution's word is either: b is heard
+        ("a { b / c d e }", "", "a b"),
+        ("a {b/c d} {e / @}and/or", "a c d e and/or", "a c d e and/or"),  # without blanks
+        ("{laughs} { breath } {speaker coughs} { a / b }", "b", "{laughs} {breath} {speaker coughs} b"),  # no choice
+        ("{ { a / b } }", "b", "b"),
+        ("f{x}", "f{x}", "f{x}"),
+        ("{ a / b", "b", "{ a / b"),  # never closed
+        ("1 / 2 @ } c", "1", "1 / 2 @ } c"),
+    ],
+)
+def test_nearest_alternative(text, heard, chosen):
+    found = scoring_inputs.nearest(text, heard)
+    assert len(found.split()) == len(chosen.split())
+    errors = [metrics.score({"u": one.split()}, {"u": heard.split()}).total.errors for one in (found, chosen)]
+    assert errors[0] == errors[1] and (errors[0] or found == chosen)
+
+
+def test_alternatives_of_a_reference_are_scored_for_each_hypothesis(tmp_path, capsys):
+    (tmp_path / "ref.trn").write_text("I { um / @ } see { the <noise> / a } dog (s-u)\nyes (s-v)\n")
+    for name, text in {"one": "i see a dog", "two": "i um see the cat"}.items():
+        (tmp_path / f"{name}.trn").write_text(f"{text} (s-u)\nyes (s-v)\n")
+    options = ["--ref", f"{tmp_path / 'ref.trn'}", "--ignore-case", "--ignore-tags"]
+    wanted = {"one": ["2", "5", "0.0"], "two": ["2", "6", "16.7"]}
+    for name, numbers in wanted.items():
+        assert cli.main(["score", *options, "--hyp", f"{tmp_path / name}.trn", "--out", f"{tmp_path / name}"]) == 0
+        printed = capsys.readouterr().out
+        assert [*row(printed)[:2], row(printed)[6]] == numbers
+    assert (tmp_path / "one/score_wer/ref.trn").read_text().startswith("i see a dog\t(")
+    assert cli.main(["compare", *options, *(f"{tmp_path / name}.trn" for name in wanted)]) == 0
+    table = capsys.readouterr().out
+    second = row(table, tmp_path / "two.trn")
+    assert second[0].split()[0] == "16.7" and second[-1].startswith("+16.7")
+    # In a Kaldi text braces are words.
+    (tmp_path / "text").write_text("u { a / b }\n")
+    (tmp_path / "utt2spk").write_text("u u\n")
+    assert read_reference(tmp_path).against({"u": "b"}) == {"u": "{ a / b }"}
 
 
 # Tags and case

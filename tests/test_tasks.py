@@ -1,5 +1,6 @@
 """The ESPnet tasks, by real trainings of a micro model."""
 
+import argparse
 import os
 import re
 import shlex
@@ -223,6 +224,12 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(drop_last_iter=True)
     with pytest.raises(ConfigError, match="keep_nbest_models 0: .* give 1 or more"):
         start(keep_nbest_models=0)
+    for name, value in {"seed": -1, "accum_grad": 0, "max_epoch": 0, "ngpu": -1, "num_workers": -2}.items():
+        with pytest.raises(ConfigError, match=f"{name} {value}: give a whole number from [01] to 4294967295"):
+            start(**{name: value})
+    for criterion in (["valid", "ter", "up"], ["ter"]):
+        with pytest.raises(ConfigError, match="criterion .*'ter'.*: give three texts, the last of them min or max"):
+            start(early_stopping_criterion=criterion)
     with pytest.raises(ConfigError, match="task: chunked_aed: this trains ctc: give --task chunked_aed"):
         start(task="chunked_aed")
     with pytest.raises(
@@ -233,6 +240,24 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(specaug_conf={"freq_widht": 3}, features_conf=None, search_conf=None)  # sections without entries
     with pytest.raises(ConfigError, match=r"token_list .*nowhere\.txt does not exist: run the tokens stage"):
         start(options=["--token_list", str(tmp_path / "nowhere.txt")])
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["speech"], "--train_data_path_and_name_and_type FILE,NAME,TYPE lacks text, alignment: a recipe's run.sh"),
+        ([], "--train_data_path_and_name_and_type FILE,NAME,TYPE lacks speech, text, alignment: "),
+        (["speech", "text", "alignment", "speach"], "'speach' is none of speech, text, alignment, spk"),
+        (["speech", "text", "alignment", "spk"], "--valid_data_path_and_name_and_type FILE,NAME,TYPE lacks speech"),
+    ],
+)
+def test_data_of_a_training(names, message):
+    data = [("file", name, "text") for name in names]
+    args = argparse.Namespace(
+        train_data_path_and_name_and_type=data, valid_data_path_and_name_and_type=[], allow_variable_data_keys=False
+    )
+    with pytest.raises(ConfigError, match=message):
+        training.task_of("speechllm_xl").check_data(args)
 
 
 def test_statistics_of_other_features_are_refused(toy_data, tmp_path):

@@ -1,5 +1,6 @@
 """``speechllm-xl compare``: error rates of decoded sets with intervals, and the others' differences to the first."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def _counted(name, reference, args):
     from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses
 
     ignored = Ignored(args.ignore_tags, args.ignore_case)
-    texts = map(ignored.left_of_all, (reference.texts, read_hypotheses(name, reference)))
-    rows, scored = significance.counted(*texts, reference.speakers, args.unit, f"{name}: hypotheses")
+    heard = ignored.left_of_all(read_hypotheses(name, reference))
+    texts = reference.against(heard, ignored)
+    rows, scored = significance.counted(texts, heard, reference.speakers, args.unit, f"{name}: hypotheses")
     if scored.missing:
         few = metrics.some_names(scored.missing)
         print(f"{name}: {len(scored.missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
@@ -47,7 +49,8 @@ def main(args):
         raise UserError("compare: no hypotheses: give directories or files of them")
     reference = read_reference(args.ref, args.utt2spk, args.segments)
     found, counts = zip(*(_counted(name, reference, args) for name in names), strict=True)
-    differences = ["-", *(significance.difference(other, found[0]).text("{:+.1f}") for other in found[1:])]
+    minus = functools.partial(significance.difference, same_words=not reference.has_alternatives)
+    differences = ["-", *(minus(other, found[0]).text("{:+.1f}") for other in found[1:])]
     head = ["decoded", f"{RATES[args.unit]} (%)", "Sub", "Del", "Ins", "minus the first"]
     rates = [significance.error_rate(blocks).text("{:.1f}") for blocks in found]
     kinds = [[f"{rate:.1f}" for rate in total.rates()[1:4]] for total in counts]

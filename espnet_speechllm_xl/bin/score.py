@@ -61,10 +61,11 @@ def _score_one(args):
     from espnet_speechllm_xl.score_dirs import score_set
     from espnet_speechllm_xl.scoring_inputs import read_hypotheses, read_reference
 
-    reference = read_reference(args.ref, args.utt2spk, args.segments)
-    tables = reference.texts, read_hypotheses(args.hyp, reference), reference.speakers
+    reference, ignored = read_reference(args.ref, args.utt2spk, args.segments), _ignored(args)
+    heard = read_hypotheses(args.hyp, reference)
+    tables = reference.against(heard, ignored), heard, reference.speakers
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
-    scores = score_set(*tables, args.out, *tokens, title=args.out, ignored=_ignored(args))
+    scores = score_set(*tables, args.out, *tokens, title=args.out, ignored=ignored)
     print("\n".join(score_table([(kind.upper(), scored.total) for kind, scored in scores.items()])))
     return 0
 

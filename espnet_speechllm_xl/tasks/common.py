@@ -58,6 +58,8 @@ BATCH_OPTIONS = (
     "iterator_type", "valid_iterator_type", "drop_last_iter", "sort_in_batch", "sort_batch", "fold_length",
 )  # fmt: skip
 
+LEAST = {"accum_grad": 1, "batch_bins": 1, "max_epoch": 1, "ngpu": 0, "num_workers": 0, "patience": 0, "seed": 0}
+
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
 abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
@@ -206,6 +208,9 @@ class SpeechTask(abs_task.AbsTask):
         ignored = [name for name in BATCH_OPTIONS if getattr(args, name) != parser.get_default(name)]
         if ignored:
             raise ConfigError(f"{ignored[0]} has no effect here: batches are made by batch_bins: leave it out")
+        check_numbers(args)
+        if not args.dry_run:
+            cls.check_data(args)
         if "method" in args.search_conf:
             raise ConfigError("search_conf method: give --search instead")
         from_dict(SearchConfig, args.search_conf, "search_conf")
@@ -220,6 +225,20 @@ class SpeechTask(abs_task.AbsTask):
             raise ConfigError(
                 "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
             )
+
+    @classmethod
+    def check_data(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError where a set lacks data that the task needs, or has data that it does not know."""
+        for part in ("train", "valid"):
+            option = f"{part}_data_path_and_name_and_type"
+            names, needed = [name for _, name, _ in getattr(args, option)], cls.required_data_names()
+            lacking = [name for name in needed if name not in names]
+            if lacking:
+                raise ConfigError(f"--{option} FILE,NAME,TYPE lacks {', '.join(lacking)}: a recipe's run.sh gives all")
+            known = (*needed, *cls.optional_data_names())
+            strange = [name for name in names if name not in known and not args.allow_variable_data_keys]
+            if strange:
+                raise ConfigError(f"--{option}: {shown(strange[0])} is none of {', '.join(known)}: leave it out")
 
     @classmethod
     def build_optimizers(cls, args, model):
@@ -388,6 +407,17 @@ def _is_one(action: argparse.Action, value: object) -> bool:
     except (TypeError, ValueError, argparse.ArgumentTypeError):
         return False
     return made == value and (action.choices is None or value in action.choices)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers of a kind that ESPnet takes, but that no training can be made with."""
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < 2**32:  # the end is that of seeds
+            raise ConfigError(f"{name} {shown(value)}: give a whole number from {least} to {2**32 - 1}")
+    for criterion in (*args.best_model_criterion, args.early_stopping_criterion):
+        if len(criterion) != 3 or criterion[2] not in ("min", "max"):
+            raise ConfigError(f"criterion {shown(criterion)}: give three texts, the last of them min or max")
 
 
 def check_optimiser(args: argparse.Namespace) -> None:
