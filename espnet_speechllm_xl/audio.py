@@ -286,6 +286,7 @@ def _run(entry):
 
 def _load_archive(entry, archive, offset, part, notes):
     """The bytes of a sound in an archive, or (rate, samples) of a part of it."""
+    offset = min(offset, os.path.getsize(archive))  # no file is opened at a number that none can have
     with open(archive, "rb") as stream:
         content, matrix = ark.sound_at(stream, offset), ark.is_matrix_at(stream, offset)
     if content is None and matrix:
@@ -303,6 +304,8 @@ def _load_archive(entry, archive, offset, part, notes):
     samples, rate = _decode(entry, content, 0.0, None, notes)
     first, count = _span(entry, first / rate, end and end / rate, rate, len(samples), notes)
     for begin, stop in columns:
+        if begin >= samples.shape[1]:
+            raise _no_channel(entry, begin, samples.shape[1])
         samples = samples[:, begin:stop]
     return rate, samples[first : first + count]
 
@@ -504,8 +507,12 @@ def _chosen(samples: np.ndarray, channel: int | None, name: str) -> np.ndarray:
     if channel is None:
         return samples
     if not 0 <= channel < channels:
-        raise AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
+        raise _no_channel(name, channel, channels)
     return samples[:, channel : channel + 1]
+
+
+def _no_channel(name: str, channel: int, channels: int) -> AudioError:
+    return AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
 
 
 def _to_mono(samples, name, notes):

@@ -348,11 +348,17 @@ def test_ranges_outside_of_the_recording(tmp_path):
         ("[0:50000]", "is outside of the recording"),
         ("[0:90:2]", r"give the range as \[FIRST:LAST\]"),
         ("[0:9,0:0,0:0]", r"give the range as \[FIRST:LAST\]"),
+        ("[9:5]", r"give the range as \[FIRST:LAST\]"),
     ):
         with pytest.raises(AudioError, match=says) as caught:
             read_audio(entry + part)
         assert caught.value.reason == "segment" and entry in str(caught.value)
     assert len(read_audio(entry + "[8000:]")) == 8000 and len(read_audio(entry + "[]")) == 16000
+    with pytest.raises(AudioError, match="has no channel 1: it has 1"):
+        read_audio(entry + "[0:9,1]")
+    for beyond in (10**9, 10**25):
+        with pytest.raises(AudioError, match="no sound .* begins there"):
+            read_audio(f"{tmp_path}/a.ark:{beyond}")
 
 
 def test_only_what_is_damaged_is_called_so(tmp_path):
