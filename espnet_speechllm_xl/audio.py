@@ -411,14 +411,14 @@ def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioErro
 
 
 def _kind(content: bytes | Path) -> containers.Kind | None:
-    """The kind of a path or of bytes, perhaps behind a tag."""
+    """Find the kind of a path or of bytes, perhaps behind a tag."""
     head = _head(content, HEAD)
     tag = containers.tag_bytes(head)
     return (tag and containers.kind_of(_head(content, HEAD, tag))) or containers.kind_of(head)
 
 
 def _head(content: bytes | Path, size: int, first: int = 0) -> bytes:
-    """Bytes of a path or of bytes, from the beginning or the ``first`` on."""
+    """Read bytes of a path or of bytes, from the beginning or the ``first`` on."""
     if isinstance(content, bytes):
         return content[first : first + size]
     with open(content, "rb") as stream:

@@ -73,14 +73,14 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def tag_bytes(head: bytes) -> int:
-    """The length of the ID3 tag that ``head`` begins with, behind which MP3 or AAC stands; 0: there is none."""
+    """Return the length of the ID3 tag that ``head`` begins with, behind which MP3 or AAC stands; 0: there is none."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
 
 
 def is_foreign(kind: Kind, head: bytes) -> bool:
-    """Whether the header names a coding that libsndfile does not read."""
+    """Tell whether the header names a coding that libsndfile does not read."""
     if kind is WAV and head[12:16] == b"fmt " and len(head) > 22:
         return int.from_bytes(head[20:22], "little") not in WAV_CODINGS
     if kind is W64 and head[40:44] == b"fmt " and len(head) > 66:
