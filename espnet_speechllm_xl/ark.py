@@ -15,14 +15,14 @@ def split(entry: str) -> tuple[str | None, int, str | None]:
 def ranges(text: str) -> list[tuple[int, int | None]]:
     """``[0:51,3]`` -> [(0, 52), (3, 4)]: rows and columns as Python counts them (Kaldi's last is inclusive); None: all.
 
-    Raises ValueError for more than rows and columns, or for steps.
+    Raises ValueError for more than rows and columns, for steps, and for a range that ends before it begins.
     """
     found = []
     for part in text.strip("[]").split(","):
         first, colon, last = part.strip().partition(":")
         last = last if colon else first
         found.append((int(first or 0), int(last) + 1 if last else None))
-    if len(found) > 2:
+    if len(found) > 2 or any(end is not None and end <= first for first, end in found):
         raise ValueError
     return found
 

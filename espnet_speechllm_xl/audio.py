@@ -34,13 +34,11 @@ BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
 BLOCK = 1 << 20
-MP3_LEAD = 10 * 1152  # samples: the frames in which those of a later one may stand
+MP3_FRAME = 1152  # samples
+MP3_LEAD = 10 * MP3_FRAME  # samples: the frames in which those of a later one may stand
 MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
 HEAD = 16 * 1024  # bytes that tell the kind of a file: two frames of AAC at the most
-# Codings of WAV that libsndfile reads (the tag of its header): PCM, ADPCM, float, A-law, mu-law, GSM, ..., extensible.
-# Of others it says that the header is malformed; of other formats, except FLAC, its code tells.
-WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x40, 0x45, 0x55, 0xFFFE)
-FOREIGN_CODING = (4, 18)
+FOREIGN_CODING = (4, 18)  # libsndfile's codes for a coding that it does not read; of FLAC, for anything else, too
 
 
 class AudioError(UserError):
@@ -294,6 +292,7 @@ def _run(entry):
 
 def _load_archive(entry, archive, offset, part, notes):
     """The bytes of a sound in an archive, or (rate, samples) of a part of it."""
+    offset = min(offset, os.path.getsize(archive))  # no file is opened at a number that none can have
     with open(archive, "rb") as stream:
         content, matrix = ark.sound_at(stream, offset), ark.is_matrix_at(stream, offset)
     if content is None and matrix:
@@ -311,6 +310,8 @@ def _load_archive(entry, archive, offset, part, notes):
     samples, rate = _decode(entry, content, 0.0, None, notes)
     first, count = _span(entry, first / rate, end and end / rate, rate, len(samples), notes)
     for begin, stop in columns:
+        if begin >= samples.shape[1]:
+            raise _no_channel(entry, begin, samples.shape[1])
         samples = samples[:, begin:stop]
     return rate, samples[first : first + count]
 
@@ -318,7 +319,7 @@ def _load_archive(entry, archive, offset, part, notes):
 def _decode(entry, content, start, end, notes, most_seconds=math.inf):
     """Samples (samples, channels) of float32 and their rate, from a path or from bytes."""
     try:
-        kind = containers.kind_of(_head(content, HEAD))
+        kind = _kind(content)
     except OSError as error:
         raise _closed(entry, error) from None
     if kind and kind.demuxer:
@@ -338,7 +339,8 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
             _check_length(entry, audio, content, notes)
             first, count = _span(entry, start, end, audio.samplerate, audio.frames, notes)
             # Where decoding begins in the middle of an MP3, its first frames lack bits that stand in those before.
-            lead = min(first, MP3_LEAD) if audio.format == "MP3" else 0
+            mp3 = audio.subtype.startswith("MPEG")  # also within WAV
+            lead = min(first, MP3_LEAD) if mp3 else 0
             if first:
                 audio.seek(first - lead)
             samples = audio.read(lead + count, dtype="float32", always_2d=True)[lead:]
@@ -346,8 +348,8 @@ def _decode(entry, content, start, end, notes, most_seconds=math.inf):
         raise unreadable(entry, content, error) from None
     except MemoryError:
         raise _too_long(entry, "the memory holds") from None
-    # MP3 headers may only estimate the length, hence 1 %.
-    if len(samples) < 0.99 * count:
+    # MP3 headers may only estimate the length, hence 1 %; in WAV they count what is not given back of both ends.
+    if len(samples) < 0.99 * count - (2 * MP3_FRAME if mp3 else 0):
         raise _cut_short(entry, count, len(samples))
     return samples, audio.samplerate
 
@@ -400,8 +402,6 @@ def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioErro
     kind = containers.kind_of(head)
     reason = re.sub(r"^Error opening <?.*?>?: ", "", " ".join(str(error).split())).rstrip(". :")
     foreign = getattr(error, "code", None) in FOREIGN_CODING and kind is not containers.FLAC
-    if kind is containers.WAV and len(head) > 22 and head[12:16] == b"fmt ":
-        foreign = foreign or int.from_bytes(head[20:22], "little") not in WAV_CODINGS
     if isinstance(error, TypeError):  # soundfile asks for the rate
         says = "is PCM without a header: `sox -t raw -r RATE -e signed -b 16 FILE OUT.wav` gives it one"
         says = f"is no PCM, as its name says, but {kind.name}: rename it" if kind else says
@@ -409,18 +409,26 @@ def unreadable(entry: str, content: bytes | Path, error: Exception) -> AudioErro
         says = f"is no sound file of a known format: {containers.READ} are read; `ffmpeg -i IN OUT.wav` converts others"
     elif kind.name == "SPHERE" and b"shorten" in head[:1024]:
         says = "is compressed SPHERE: convert it by `sph2pipe -f wav FILE`; wav.scp may hold that with ` |` behind it"
-    elif foreign:
+    elif foreign or containers.is_foreign(kind, head):
         says = f"is {kind.name} in a coding that is not read: convert it: `ffmpeg -i IN OUT.wav`"
     else:
         says = f"({kind.name}) is damaged ({reason}): copy it again"
     return AudioError("unreadable", f"{entry} {says}")
 
 
-def _head(content: bytes | Path, size: int) -> bytes:
-    """The first bytes of a path or of bytes."""
+def _kind(content: bytes | Path) -> containers.Kind | None:
+    """Find the kind of a path or of bytes, perhaps behind a tag."""
+    head = _head(content, HEAD)
+    tag = containers.tag_bytes(head)
+    return (tag and containers.kind_of(_head(content, HEAD, tag))) or containers.kind_of(head)
+
+
+def _head(content: bytes | Path, size: int, first: int = 0) -> bytes:
+    """Read bytes of a path or of bytes, from the beginning or the ``first`` on."""
     if isinstance(content, bytes):
-        return content[:size]
+        return content[first : first + size]
     with open(content, "rb") as stream:
+        stream.seek(first)
         return stream.read(size)
 
 
@@ -505,8 +513,12 @@ def _chosen(samples: np.ndarray, channel: int | None, name: str) -> np.ndarray:
     if channel is None:
         return samples
     if not 0 <= channel < channels:
-        raise AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
+        raise _no_channel(name, channel, channels)
     return samples[:, channel : channel + 1]
+
+
+def _no_channel(name: str, channel: int, channels: int) -> AudioError:
+    return AudioError("channel", f"{name} has no channel {channel}: it has {channels}, counted from 0")
 
 
 def _to_mono(samples, name, notes):

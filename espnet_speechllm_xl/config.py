@@ -63,8 +63,12 @@ def read_yaml(path: Path | str, advice: str = "mend it") -> dict:
         raise ConfigError(f"{path}, line {line}: bytes that are no UTF-8: {CONVERT}") from error
     except Exception as error:  # besides YAMLError whatever Python raises for a date, a number, too deep a nesting
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        line = mark.line + 1 if mark else None
         reason = getattr(error, "problem", None) or f"{type(error).__name__}: {error}"
+        if isinstance(error, yaml.reader.ReaderError):  # of control characters
+            line = content.decode("utf-8-sig").count("\n", 0, error.position) + 1
+            reason = f"character U+{error.character:04X}, which YAML does not allow"
+        where = f", line {line}" if line else ""
         raise ConfigError(f"{path}{where} is not readable YAML ({reason}): {advice}") from error
     try:
         return check_mapping(values, str(path))

@@ -4,6 +4,7 @@ PyAV (``pip install av``) is optional; its wheels hold FFmpeg's decoders.  It ge
 the first bytes call for: left to choose, FFmpeg also reads playlists, which may name any file or address.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+TRACK_SECONDS = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
 FRAME_HEADER = 7  # bytes; MPEG's has 4, ADTS's 7
 
 
@@ -23,19 +25,20 @@ class Kind(NamedTuple):
 
 
 WAV, FLAC, MP3, AVI, AAC = Kind("WAV"), Kind("FLAC"), Kind("MP3"), Kind("AVI", "avi"), Kind("AAC", "aac")
+OGG, AU, W64, MP4 = Kind("Ogg"), Kind("AU"), Kind("W64"), Kind("MP4 (m4a, mp4, mov, 3gp)", "mov")
 # (offset, bytes, kind): the first that fits
 MARKS = (
     (0, b"RIFF", WAV),
     (0, b"RF64", WAV),
     (0, b"fLaC", FLAC),
-    (0, b"OggS", Kind("Ogg")),
+    (0, b"OggS", OGG),
     (0, b"ID3", MP3),
     (0, b"FORM", Kind("AIFF")),
     (0, b"NIST_1A", Kind("SPHERE")),
-    (0, b".snd", Kind("AU")),
+    (0, b".snd", AU),
     (0, b"caff", Kind("CAF")),
-    (0, b"riff", Kind("W64")),
-    (4, b"ftyp", Kind("MP4 (m4a, mp4, mov, 3gp)", "mov")),
+    (0, b"riff", W64),
+    *((4, mark, MP4) for mark in (b"ftyp", b"moov", b"mdat", b"wide", b"free")),  # old QuickTime has no ftyp
     (0, b"\x1aE\xdf\xa3", Kind("WebM or Matroska", "matroska")),
     (0, b"#!AMR", Kind("AMR", "amr")),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind("WMA", "asf")),
@@ -48,6 +51,11 @@ BITRATES = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by the bits of the version
+# What libsndfile reads, by the number in the header: PCM, ADPCM, float, A-law, mu-law, GSM, MP3, extensible of WAV (of
+# G.726 only some); PCM, ADPCM, float, mu-law, A-law of AU.  Of others it says that the header is malformed.
+WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x55, 0xFFFE)
+AU_CODINGS = (1, 2, 3, 4, 5, 6, 7, 23, 25, 26, 27)
+OGG_CODINGS = re.compile(rb"\x7fFLAC|Speex   |\x80theora|fishead")  # those that it does not, or only some of
 READ = "WAV, FLAC, Ogg, MP3, AIFF, AU, CAF, SPHERE and, with PyAV (`pip install av`), m4a, mp4, webm, aac, amr"
 
 
@@ -62,6 +70,24 @@ def kind_of(head: bytes) -> Kind | None:
     first = _frame(head)
     second = _frame(head[first.length :]) if first else None
     return first.kind if second and second[1:] == first[1:] else None
+
+
+def tag_bytes(head: bytes) -> int:
+    """Return the length of the ID3 tag that ``head`` begins with, behind which MP3 or AAC stands; 0: there is none."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+
+
+def is_foreign(kind: Kind, head: bytes) -> bool:
+    """Tell whether the header names a coding that libsndfile does not read."""
+    if kind is WAV and head[12:16] == b"fmt " and len(head) > 22:
+        return int.from_bytes(head[20:22], "little") not in WAV_CODINGS
+    if kind is W64 and head[40:44] == b"fmt " and len(head) > 66:
+        return int.from_bytes(head[64:66], "little") not in WAV_CODINGS
+    if kind is AU and len(head) >= 16:
+        return int.from_bytes(head[12:16], "big") not in AU_CODINGS
+    return kind is OGG and bool(OGG_CODINGS.search(head[:512]))
 
 
 def is_decided(head: bytes) -> bool:
@@ -166,4 +192,6 @@ def _promised(container: "InputContainer", kind: Kind) -> float | None:
     track = container.streams.audio[0]
     if track.duration:
         return float(track.duration * track.time_base)
+    if tag := TRACK_SECONDS.fullmatch(track.metadata.get("DURATION", "")):  # of Matroska, whose films have no other
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None

@@ -18,7 +18,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from .errors import UserError
-from .io import CONVERT, NOT_UTF8, atomic_write, text_lines
+from .io import CONTROL_CHARACTER, CONVERT, NOT_UTF8, OF_ANOTHER_ENCODING, atomic_write, text_lines
 from .text import words_of
 from .timeline import LONGEST_SECONDS, parse_seconds
 
@@ -126,6 +126,8 @@ def _parse_line(line, where):
             f"{where}: {len(fields)} fields where a CTM line has 5 or 6 (utterance channel start duration word "
             "[confidence]): mend the line"
         )
+    if controls := OF_ANOTHER_ENCODING.sub("", "".join(CONTROL_CHARACTER.findall(line))):  # texts lose theirs
+        raise UserError(f"{where}: control character U+{ord(controls[0]):04X} within the line: mend the line")
     start = _number(fields[2], "start", where)
     duration = _number(fields[3], "duration", where)
     confidence = _number(fields[5], "confidence", where) if len(fields) == 6 else None
@@ -158,8 +160,8 @@ def read_ctm(path):
     """Read a CTM file: dictionary from utterance to its list of :class:`Word`, times in seconds.
 
     Blank lines and ``;;`` comments are passed over.  Raises UserError naming file and line when a line has
-    a wrong number of fields, an unusable number, or starts before the word above it in its utterance;
-    FileNotFoundError when there is no such file.
+    a wrong number of fields, an unusable number, a control character, or starts before the word above it in its
+    utterance; FileNotFoundError when there is no such file.
     """
     utterances, defects = scan_ctm(path)
     if defects:

@@ -161,7 +161,8 @@ def _mended_tables(path: Path) -> tuple[dict, list[str]]:
         if name in ("utt2dur", "utt2num_samples"):
             table = {key: value for key, value in table.items() if fits(FIELDS[name], value)}
         left = [CUT_ID, *([] if name == "text" else [CONTROL]), f"not {FIELDS['utt2speed'].what}"]
-        remarks += [f"{item} -> {'left' if item.what in left else 'mended'}" for item in found]
+        done = {**dict.fromkeys(left, "left"), f"not {FIELDS['segments'].what}": "utterance dropped"}
+        remarks += [f"{item} -> {done.get(item.what, 'mended')}" for item in found]
         tables[name] = table
     return tables, remarks
 

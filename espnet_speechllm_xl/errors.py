@@ -59,9 +59,14 @@ WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch, which has no class for it
 
 
+def is_of_memory(error: Exception) -> bool:
+    """Tell whether memory did not hold what was asked for."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
 def of_machine(error: Exception) -> str | None:
     """One line about a file system or a memory that refuses, with the next action; None for any other error."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+    if is_of_memory(error):
         said = " ".join(str(error).split())[:200]
         return f"memory is used up{f' ({said})' if said else ''}: give a smaller batch or --nj, or a larger machine"
     # EINVAL: of a file cut short, in which a reader goes to a place before its beginning.

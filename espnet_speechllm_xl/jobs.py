@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, is_of_memory
 from espnet_speechllm_xl.io import atomic_write
 from espnet_speechllm_xl.workers import over_processes
 
@@ -19,6 +20,21 @@ MOST_SAMPLES = 2**25  # of a batch: 35 minutes at 16 kHz, so that long recording
 def not_done(item: Any, reason: str) -> None:
     """Raise UserError: a process died of ``item``, without which the whole is of no use."""
     raise UserError(f"{getattr(item, 'utterance', item)}: {reason}")
+
+
+def as_memory_allows(function: Callable[[list], list], items: list) -> list[tuple[Any, str | None]]:
+    """Give pairs (result, None) of ``function(items)``, which has one result for each item.
+
+    Where memory does not hold them at once they are done one by one, and what it does not hold alone is (None, reason).
+    """
+    try:
+        return [(result, None) for result in function(items)]
+    except Exception as error:
+        if not is_of_memory(error):
+            raise
+    if len(items) == 1:
+        return [(None, "memory does not hold it: cut it into shorter ones, or give a smaller --nj or a larger machine")]
+    return [pair for item in items for pair in as_memory_allows(function, [item])]
 
 
 def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, begun=None, again=None, crashed=not_done):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from espnet_speechllm_xl.ctm import read_ctm
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import CONVERT, NOT_UTF8, atomic_write, text_lines
+from espnet_speechllm_xl.io import CONTROL_CHARACTER, CONVERT, NOT_UTF8, OF_ANOTHER_ENCODING, atomic_write, text_lines
 from espnet_speechllm_xl.timeline import parse_seconds
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
@@ -31,12 +31,6 @@ UNSORTED = "ids not sorted as LC_ALL=C sort does"
 CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
 CONTROL = "control character within the line, where some readers end it"
 BYTES = "bytes that are no UTF-8"
-
-# Control characters but the tab, the other ends of line of Unicode, and the mark at the begin of Windows' files, which
-# is elsewhere when files were joined.
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
-# Nobody knows what those stand for (of a Windows encoding, apostrophes and quotes).
-_OF_ANOTHER_ENCODING = re.compile("[\x80-\x84\x86-\x9f]")
 
 WRITE_TEXT = "write it; a set that is only to be decoded needs none (--no-text-ok; of run.sh: --test-sets)"
 
@@ -110,7 +104,7 @@ def scan_table(path, empty_values=False):
         if NOT_UTF8.search(key + value):
             note(BYTES, f"line {number}")
             key, value = NOT_UTF8.sub("\ufffd", key), NOT_UTF8.sub("\ufffd", value)
-        control = _CONTROL.search(key + value)
+        control = CONTROL_CHARACTER.search(key + value)
         if control:
             note(CONTROL, f"U+{ord(control[0]):04X} of {key!a}, line {number}")
         if len(key.split()) > 1:
@@ -172,9 +166,9 @@ def without_controls(text: str) -> str:
     """
 
     def other(found):
-        return found[0] if _OF_ANOTHER_ENCODING.match(found[0]) else " " if found[0].isspace() else ""
+        return found[0] if OF_ANOTHER_ENCODING.match(found[0]) else " " if found[0].isspace() else ""
 
-    return _CONTROL.sub(other, text).strip(BLANKS)
+    return CONTROL_CHARACTER.sub(other, text).strip(BLANKS)
 
 
 def normalise_text(text):

@@ -348,11 +348,17 @@ def test_ranges_outside_of_the_recording(tmp_path):
         ("[0:50000]", "is outside of the recording"),
         ("[0:90:2]", r"give the range as \[FIRST:LAST\]"),
         ("[0:9,0:0,0:0]", r"give the range as \[FIRST:LAST\]"),
+        ("[9:5]", r"give the range as \[FIRST:LAST\]"),
     ):
         with pytest.raises(AudioError, match=says) as caught:
             read_audio(entry + part)
         assert caught.value.reason == "segment" and entry in str(caught.value)
     assert len(read_audio(entry + "[8000:]")) == 8000 and len(read_audio(entry + "[]")) == 16000
+    with pytest.raises(AudioError, match="has no channel 1: it has 1"):
+        read_audio(entry + "[0:9,1]")
+    for beyond in (10**9, 10**25):
+        with pytest.raises(AudioError, match="no sound .* begins there"):
+            read_audio(f"{tmp_path}/a.ark:{beyond}")
 
 
 def test_only_what_is_damaged_is_called_so(tmp_path):
@@ -362,6 +368,13 @@ def test_only_what_is_damaged_is_called_so(tmp_path):
     aifc = io.BytesIO()
     soundfile.write(aifc, speech(), RATE, format="AIFF", subtype="ULAW")
     aifc = aifc.getvalue().replace(b"ulaw", b"QDM2")
+    au = io.BytesIO()
+    soundfile.write(au, speech(), RATE, format="AU", subtype="PCM_16", endian="BIG")
+    au = au.getvalue()[:12] + (24).to_bytes(4, "big") + au.getvalue()[16:]  # G.722
+    w64 = io.BytesIO()
+    soundfile.write(w64, speech(), RATE, format="W64", subtype="PCM_16")
+    w64 = w64.getvalue()[:64] + b"\xff\0" + w64.getvalue()[66:]  # AAC
+    ogg = b"OggS\0\2" + bytes(8) + bytes(8) + bytes(4) + b"\1\x33\x7fFLAC\1\0" + bytes(200)
     sphere = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n".ljust(1024) + bytes(500)
     for name, content, says in (
         (
@@ -372,6 +385,9 @@ def test_only_what_is_damaged_is_called_so(tmp_path):
         ("a.wav", wav[:20], "a.wav (WAV) is damaged (Error in WAV"),
         ("b.wav", wav[:6], "b.wav (WAV) is damaged (Format not recognised)"),
         ("b.aifc", aifc, "b.aifc is AIFF in a coding that is not read: convert it"),
+        ("b.au", au, "b.au is AU in a coding that is not read: convert it"),
+        ("b.w64", w64, "b.w64 is W64 in a coding that is not read: convert it"),
+        ("b.oga", ogg, "b.oga is Ogg in a coding that is not read: convert it"),
         ("b.flac", open(write(tmp_path / "whole.flac", speech()), "rb").read()[:30], "b.flac (FLAC) is damaged ("),
         ("c.sph", sphere, "c.sph is compressed SPHERE: convert it by `sph2pipe -f wav FILE`"),
         ("d.wav", b"no audio " * 99, "d.wav is no sound file of a known format: WAV, FLAC"),

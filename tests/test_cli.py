@@ -17,10 +17,12 @@ import yaml
 from limits import longest_file
 
 from espnet_speechllm_xl.bin import align, cli, decode
+from espnet_speechllm_xl.ctc import CTCModel
 from espnet_speechllm_xl.ctm import Word, read_ctm
 from espnet_speechllm_xl.dump import format_dir
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.formats import Captions
+from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.kaldi import read_table, write_table
 
 TEXTS = {
@@ -699,6 +701,32 @@ def test_align(capsys, dump, tiny_aligner_dir, tmp_path):
     assert re.fullmatch(r"too few frames \(12\) for \d+ tokens and \d+ repeats", failed["b-1"])
     check_aligned(tmp_path / "out", copy, failed)
     assert "4 of 7 utterances aligned, 1 left out: empty text, 1 left out: too few frames, 1 left out: unknown" in out
+
+
+def test_what_memory_does_not_hold_is_listed_while_the_others_go_on(
+    capsys, dump, tiny_aligner_dir, tiny_model_dir, tmp_path, monkeypatch
+):
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    log_probs, transcribe_batch = CTCModel.log_probs, Speech2Text.transcribe_batch
+
+    def small_log_probs(self, speech, lengths):
+        if int(lengths.max()) == SAMPLES["b-4"]:
+            raise full
+        return log_probs(self, speech, lengths)
+
+    def small_batch(self, recordings):
+        if max(map(len, recordings)) == SAMPLES["b-4"]:
+            raise full
+        return transcribe_batch(self, recordings)
+
+    monkeypatch.setattr(CTCModel, "log_probs", small_log_probs)
+    monkeypatch.setattr(Speech2Text, "transcribe_batch", small_batch)
+    for command, model in (("align", tiny_aligner_dir), ("decode", tiny_model_dir)):
+        out = tmp_path / command
+        code, _, _ = run(capsys, command, "--dump", dump, "--model", model, "--out", out)
+        assert code == 1 and "memory does not hold it: cut it" in read_table(out / "failed")["b-4"]
+        done = read_table(out / "text", empty_values=True)
+        assert "b-4" not in done and {"a-1", "b-3"} <= done.keys()
 
 
 def test_align_lists_unusable_audio(capsys, broken_dump, tiny_aligner_dir, tmp_path):

@@ -97,6 +97,7 @@ def test_values_in_messages_are_cut_to_a_line():
         (b"a: [1", "config.yaml, line 1 is not readable YAML ("),
         (b"a: 1\nb: :\n  - x", "config.yaml, line 2 is not readable"),
         (b"a: \xff", "config.yaml, line 1: bytes that are no UTF-8: convert the file (iconv"),
+        (b"a: 1\r\nb: x\x1by", "config.yaml, line 2 is not readable YAML (character U+001B, which"),
         (b"a: 2020-13-45", "config.yaml is not readable YAML (ValueError: "),
         (b"a: !!timestamp x", "config.yaml is not readable YAML ("),
         (b"a: !!python/name:os.system x", "config.yaml, line 1 is not readable YAML (could not determine"),

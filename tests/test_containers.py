@@ -74,11 +74,11 @@ def test_pcm_is_none_of_them():
 
 CODECS = {"m4a": ("ipod", "aac"), "mp4": ("mp4", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac"),
           "mkv": ("matroska", "aac"), "3gp": ("3gp", "aac"), "amr": ("amr", "libopencore_amrnb"),
-          "wma": ("asf", "wmav2")}  # fmt: skip
+          "wma": ("asf", "wmav2"), "wav": ("wav", "libmp3lame")}  # fmt: skip
 
 
-def encoded(kind, samples, rate=48000):
-    """The bytes of a container of float samples (n, channels); AMR is mono at 8 kHz."""
+def encoded(kind, samples, rate=48000, film=False):
+    """The bytes of a container of float samples (n, channels), perhaps with pictures; AMR is mono at 8 kHz."""
     av = pytest.importorskip("av")
     form, codec = CODECS[kind]
     rate = 8000 if kind == "amr" else rate
@@ -87,6 +87,11 @@ def encoded(kind, samples, rate=48000):
         stream = container.add_stream(codec, rate=rate, layout=layout)
         if kind == "wma":
             stream.bit_rate = 64000
+        if film:
+            pictures = container.add_stream("mpeg4", rate=10)
+            pictures.width = pictures.height = 64
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+            container.mux(pictures.encode(None))
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), format="fltp", layout=layout)
         frame.sample_rate = rate
         resampler = av.AudioResampler(
@@ -128,11 +133,32 @@ def test_containers_have_limits():
     assert caught.value.reason == "too-long"
 
 
+def test_aac_behind_a_tag(tmp_path):
+    """However long the tag is: players put pictures there."""
+    for size in (10, 90000):
+        tag = b"ID3\4\0\0" + bytes([0, size >> 14, size >> 7 & 127, size & 127]) + bytes(size)
+        (tmp_path / "a.aac").write_bytes(tag + encoded("aac", tones(48000)))
+        assert pitch(read_file(tmp_path / "a.aac", channel=0, notes={})) == pytest.approx(500, abs=2)
+
+
+def test_mp3_in_wav_is_not_cut_short():
+    """Its header counts the silence that the encoder added, too."""
+    samples = read_bytes(encoded("wav", tones(16000, seconds=1.0), 16000), channel=0, notes={})
+    assert len(samples) == pytest.approx(RATE, abs=0.1 * RATE) and pitch(samples) == pytest.approx(500, abs=2)
+
+
+def test_quicktime_of_old_has_no_type():
+    content = encoded("mp4", tones(48000))
+    assert content[4:8] == b"ftyp"
+    assert pitch(read_bytes(content[:4] + b"wide" + content[8:], channel=0, notes={})) == pytest.approx(500, abs=2)
+
+
+@pytest.mark.parametrize("film", [False, True])
 @pytest.mark.parametrize(
     "kind, share, says", [("m4a", 0.7, r"\(MP4 .*\) is damaged"), ("mkv", 0.5, "cut short: its header")]
 )
-def test_cut_containers(kind, share, says):
-    content = encoded(kind, tones(48000, seconds=10))
+def test_cut_containers(kind, share, says, film):
+    content = encoded(kind, tones(48000, seconds=10), film=film)
     with pytest.raises(AudioError, match=says):
         read_bytes(content[: int(share * len(content))], name="a")
 

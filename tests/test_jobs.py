@@ -205,3 +205,20 @@ def test_batches_by_length():
     assert jobs.batches_by_length(long, 3, most_samples=62) == [["a", "c"], ["b", "d"], ["e"]]
     with pytest.raises(UserError, match="batch size 0: give at least 1"):
         jobs.batches_by_length(lengths, 0)
+
+
+def test_what_memory_does_not_hold_at_once_is_done_one_by_one():
+    calls = []
+
+    def double(items):
+        calls.append(items)
+        if sum(items) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return [2 * item for item in items]
+
+    assert jobs.as_memory_allows(double, [1, 2]) == [(2, None), (4, None)]
+    pairs = jobs.as_memory_allows(double, [3, 9, 4])
+    assert [result for result, _ in pairs] == [6, None, 8] and pairs[1][1].startswith("memory does not hold it: cut it")
+    assert calls[1:] == [[3, 9, 4], [3], [9], [4]]
+    with pytest.raises(RuntimeError, match="something else"):
+        jobs.as_memory_allows(lambda items: (_ for _ in ()).throw(RuntimeError("something else")), [1])

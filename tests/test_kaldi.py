@@ -346,6 +346,7 @@ def test_numbers_that_are_no_times_are_named_and_dropped(tmp_path, bad):
     kept, dropped, remarks, _ = data_dirs.fix_dir(data)
     assert kept == ["rec-1"] and dropped == {"no-audio-entry": 2} and data_dirs.check_dir(data) == []
     assert any("'rec-2' has no reference times" in remark for remark in remarks)
+    assert any("segments: not `utterance" in remark and "-> utterance dropped" in remark for remark in remarks)
 
 
 def test_reference_times_are_put_in_order(tmp_path):
@@ -395,6 +396,17 @@ def test_control_characters_within_a_line_are_mended_in_text(tmp_path, control):
         # As ESPnet reads it, and as whoever cuts at every end of line.
         assert len(open(text, encoding="utf-8").readlines()) == len(text.read_text("utf-8").splitlines()) == 5
         assert kaldi.read_table(text)["ann-3"] == wanted
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_characters_within_reference_words_are_found(tmp_path, control):
+    """Texts lose them, so that the word would be no word of its text."""
+    data = make(tmp_path / "d", LENGTHS, ctm=True)
+    (data / "ref.ctm").write_bytes((data / "ref.ctm").read_text().replace("WORD1", f"WO{control}RD1").encode())
+    (problem,) = data_dirs.check_dir(data)
+    assert f"control character U+{ord(control):04X} within the line" in problem.first
+    data_dirs.fix_dir(data)
+    assert data_dirs.check_dir(data) == [] and len(read_ctm(data / "ref.ctm")) == len(LENGTHS) - 1
 
 
 def test_control_characters_elsewhere_are_left_and_named(tmp_path):

@@ -135,6 +135,7 @@ def make_worker(settings):
 
     from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import load_model
+    from espnet_speechllm_xl.jobs import as_memory_allows
     from espnet_speechllm_xl.kaldi import read_table
 
     model, tokenizer, _ = load_model(settings["model"], "ctc", settings["weights"], settings["device"])
@@ -152,16 +153,19 @@ def make_worker(settings):
             except AudioError as error:
                 results[utterance] = f"{UNUSABLE}: {error}"
         if speech:
-            results.update(align(speech))
+            pairs = as_memory_allows(align, list(speech.items()))
+            named = (result if reason is None else f"{UNUSABLE}: {reason}" for result, reason in pairs)
+            results.update(zip(speech, named, strict=True))
         return [[utterance, results[utterance]] for utterance in utterances]
 
     def align(speech):
-        lengths = torch.tensor([len(samples) for samples in speech.values()])
-        padded = torch.nn.utils.rnn.pad_sequence(list(speech.values()), batch_first=True)
+        utterances, recordings = zip(*speech, strict=True)
+        lengths = torch.tensor([len(samples) for samples in recordings])
+        padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
         with torch.no_grad():
             log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
-        rows = zip(speech, log_probs.cpu(), model.acoustic.heard(counts).tolist(), strict=True)
-        return {utterance: _align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows}
+        rows = zip(utterances, log_probs.cpu(), model.acoustic.heard(counts).tolist(), strict=True)
+        return [_align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows]
 
     return work
 

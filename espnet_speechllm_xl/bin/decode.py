@@ -153,6 +153,7 @@ def make_worker(settings):
     """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
     from espnet_speechllm_xl.audio import AudioError, read_audio
     from espnet_speechllm_xl.inference import Speech2Text
+    from espnet_speechllm_xl.jobs import as_memory_allows
     from espnet_speechllm_xl.kaldi import read_table
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
@@ -170,11 +171,14 @@ def make_worker(settings):
             except AudioError as error:
                 item["failed"] = str(error)
         start = time.perf_counter()
-        decoded = speech2text.transcribe_batch([samples for _, samples in recordings])
+        decoded = as_memory_allows(speech2text.transcribe_batch, [samples for _, samples in recordings])
         # Decoded together, so each gets its share of the time by its length.
         total = max(1, sum(len(samples) for _, samples in recordings))
         per_sample = (time.perf_counter() - start) / total
-        for (item, samples), nbest in zip(recordings, decoded, strict=True):
+        for (item, samples), (nbest, reason) in zip(recordings, decoded, strict=True):
+            if reason:
+                item["failed"] = reason
+                continue
             item["nbest"] = [
                 {
                     "text": transcript.text,
