@@ -132,7 +132,7 @@ def test_train_without_options_is_wrong_use(capsys):
         (b"max_epoch: 3\n# caf\xe9\n", "train.yaml, line 2: bytes that are no UTF-8: convert the file"),
         (b"max_epoch: [3\n", "train.yaml, line 2 is not readable YAML ("),
         (b"tag: 2024-13-45\n", "train.yaml is not readable YAML (ValueError: month must be in 1..12"),
-        (b"a: \x00\n", "train.yaml is not readable YAML ("),
+        (b"a: \x00\n", "train.yaml, line 1 is not readable YAML (character U+0000"),
     ],
 )
 def test_a_configuration_that_cannot_be_read_is_one_line(capsys, tmp_path, content, says):
