@@ -101,9 +101,7 @@ class Acoustic(nn.Module):
         """
         features, feature_state = self.log_mel.push(samples, state.features)
         features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
-        frames, encoder_state = self.encoder.push(
-            features, state.encoder, final=final, tail=self.config.tail_frames if final else 0
-        )
+        frames, encoder_state = self.encoder.push(features, state.encoder, final=final, tail=self.config.tail_frames)
         return frames, AcousticState(feature_state, encoder_state)
 
     @torch.no_grad()

@@ -366,7 +366,7 @@ class EmformerEncoder(AbsEncoder):
         longest = int(olens.max()) * timeline.STACK
         places = torch.arange(longest, device=xs_pad.device)
         ended = places >= heard.to(xs_pad.device)[:, None]
-        features = nn.functional.pad(xs_pad, (0, 0, 0, max(0, longest - xs_pad.shape[1])))[:, :longest]
+        features = F.pad(xs_pad, (0, 0, 0, max(0, longest - xs_pad.shape[1])))[:, :longest]
         features = features.masked_fill(ended[:, :, None], 0.0)
         state = self.initial_state(len(features))
         quietest = state.quietest.after(features, features.mean(2).masked_fill(ended, math.inf))

@@ -68,7 +68,7 @@ class Rounds:
             results = self._answer([request for _, _, request in places])
             if len(results) != len(places):
                 raise ValueError(f"the model gave {len(results)} results for {len(places)} requests")
-        except Exception as error:
+        except Exception as error:  # of the model, any kind: it is thrown into the generators whose requests failed
             keys = list(dict.fromkeys(key for key, _, _ in places))
             if len(keys) == 1:
                 failed[keys[0]] = error

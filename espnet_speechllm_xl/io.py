@@ -135,7 +135,7 @@ def atomic_write(path, mode="w"):
         try:
             with stream if "b" in mode else io.TextIOWrapper(stream, encoding="utf-8") as opened:
                 yield opened
-        except Exception as error:
+        except Exception as error:  # of the block, which is any code: it is raised again, or what it hides
             if raw.failure is None or error is raw.failure:
                 raise
             raise raw.failure from error

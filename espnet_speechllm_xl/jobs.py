@@ -29,7 +29,7 @@ def as_memory_allows(function: Callable[[list], list], items: list) -> list[tupl
     """
     try:
         return [(result, None) for result in function(items)]
-    except Exception as error:
+    except Exception as error:  # torch has no class for a lack of memory on the CPU; others are raised again
         if not is_of_memory(error):
             raise
     if len(items) == 1:

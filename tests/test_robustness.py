@@ -60,3 +60,7 @@ def test_a_set_that_is_none_is_refused(capsys, dump, melody_model, tmp_path):
     write_table(tmp_path / "utt2num_samples", {"s-1": "5"})
     assert main(["robustness", "--dump", str(tmp_path), "--model", str(melody_model)]) == 2
     assert "has no text: there is nothing to compare with" in capsys.readouterr().err
+    (tmp_path / "text").write_text("s-1 a b\ns-2 c\n")
+    (tmp_path / "wav.scp").write_text("s-2 none.flac\n")
+    assert main(["robustness", "--dump", str(tmp_path), "--model", str(melody_model)]) == 2
+    assert "wav.scp lacks s-1, which are in text: format the set again" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def run(command: Callable[[], int | None], program: str, bad_input: int = WRONG_
     except KeyboardInterrupt:
         print(f"{program.removesuffix(': error')}: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # the last place: whatever a command raises gets its exit code
         return _ended(error, program)
 
 

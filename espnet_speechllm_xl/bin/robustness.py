@@ -1,6 +1,7 @@
 """``robustness``: how a model stands quiet and loud recordings, and audio that is cut where its last word ends."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--dump", required=True, metavar="DIR", help="formatted set with text (dump/raw/SET)")
     parser.add_argument(
-        "--levels", type=float, nargs="*", default=[10, -10, -20, -30, -40], metavar="DB",
+        "--levels", type=_decibels, nargs="*", default=[10, -10, -20, -30, -40], metavar="DB",
         help="changes of the level, rounded and clipped as 16 bits do (default: 10 -10 -20 -30 -40)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=at_least(int, 1), default=8, help="utterances (default %(default)s)")
     add_model_arguments(parser)
+
+
+def _decibels(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no number of decibels")
+    return float(text)
 
 
 class Utterance(NamedTuple):
@@ -90,13 +97,16 @@ def _read(dump: Path, speech2text: "Speech2Text") -> tuple[dict[str, Utterance],
     """``{utterance: Utterance}`` of a set and ``{utterance: speaker}``."""
     from espnet_speechllm_xl.bin.options import sample_counts
     from espnet_speechllm_xl.kaldi import KaldiError, read_reference_times, read_table, read_text
+    from espnet_speechllm_xl.metrics import some_names
 
     sample_counts(dump)
     if not (dump / "text").exists():
         raise KaldiError(f"{dump} has no text: there is nothing to compare with; give a set that has one")
     audio, times = read_table(dump / "wav.scp"), read_reference_times(dump) or {}
-    utterances = {}
-    for name, text in read_text(dump / "text").items():
+    texts, utterances = read_text(dump / "text"), {}
+    if lacking := sorted(texts.keys() - audio.keys()):
+        raise KaldiError(f"{dump / 'wav.scp'} lacks {some_names(lacking)}, which are in text: format the set again")
+    for name, text in texts.items():
         words, end = times.get(name), None
         samples = speech2text.load(audio[name], notes={})
         if words and text.split():
@@ -107,9 +117,10 @@ def _read(dump: Path, speech2text: "Speech2Text") -> tuple[dict[str, Utterance],
 
 def _decode(speech2text: "Speech2Text", audio: dict[str, "np.ndarray"], batch_size: int) -> dict[str, str]:
     """``{utterance: text}`` of ``{utterance: samples}``; those of similar length together."""
-    names, texts = sorted(audio, key=lambda name: len(audio[name])), {}
-    for first in range(0, len(names), batch_size):
-        part = names[first : first + batch_size]
+    from espnet_speechllm_xl.jobs import batches_by_length
+
+    texts = {}
+    for part in batches_by_length({name: len(samples) for name, samples in audio.items()}, batch_size):
         nbest = speech2text.transcribe_batch([audio[name] for name in part])
         texts.update({name: best[0].text for name, best in zip(part, nbest, strict=True)})
     return texts

@@ -177,7 +177,7 @@ async def _decode(service, request, samples):
         return decoded.result()
     except (ClientDisconnect, asyncio.CancelledError):
         raise
-    except Exception as error:
+    except Exception as error:  # of the model: logged, and the client must not be left without an answer
         logging.exception("a file failed")
         raise Refusal("failed", "the model failed on this file: the server's log says more") from error
     finally:
