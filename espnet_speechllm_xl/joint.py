@@ -103,6 +103,14 @@ def chunk_size(request):
     return max(request.row.chunk, 0 if request.frames is None else len(request.frames))
 
 
+def check_joint(has_chunks: bool, has_ctc: bool) -> None:
+    """Raise ConfigError where a model cannot have joint CTC scoring."""
+    if not has_chunks:
+        raise ConfigError("search_conf ctc_weight: this model does not write chunk by chunk: leave it out")
+    if not has_ctc:
+        raise ConfigError("search_conf ctc_weight: this model has no CTC head (loss_conf ctc_weight is 0): set it to 0")
+
+
 class JointModel(nn.Module):
     """A model as streaming.py and engine.py want it, whose decoder is a :class:`JointDecoder`.
 
@@ -111,12 +119,7 @@ class JointModel(nn.Module):
 
     def __init__(self, model, weight):
         super().__init__()
-        if getattr(model, "chunking", None) is None:
-            raise ConfigError("search ctc_weight: this model does not write chunk by chunk: leave it out")
-        if model.ctc is None:
-            raise ConfigError(
-                "search ctc_weight: this model has no CTC head (loss_conf ctc_weight was 0 in training): leave it out"
-            )
+        check_joint(*(getattr(model, name, None) is not None for name in ("chunking", "ctc")))
         self.acoustic, self.ctc, self.chunking = model.acoustic, model.ctc, model.chunking
         self.projection = nn.Identity()
         self.decoder = JointDecoder(model, weight)

@@ -234,7 +234,7 @@ class Script:
 
     def _accept(self, socket):
         self.socket = socket
-        settings = {"search": "chunk_sync", "beam_size": 8, "chunk_size": 1.28, "context": None}
+        settings = {"search": "chunk_sync", "beam_size": 8, "ctc_weight": 0.3, "chunk_size": 1.28, "context": None}
         ready = {"sample_rate": 16000, "chunk_seconds": 1.28, "lookahead_seconds": 0.24, "settings": settings}
         self.say(type="ready", model="scripted", **ready)
 
@@ -277,6 +277,7 @@ def shown(page, settled, partial):
 
 
 def test_settled_and_partial_text_differ_in_more_than_colour(page, script):
+    expect(page.locator("#search")).to_have_text("· chunk_sync, beam 8, CTC 0.3")
     script.result(0, "the taxi", "two chic")
     shown(page, "the taxi", "two chic")
     style = "element => { const s = getComputedStyle(element); return [s.fontStyle, s.textDecorationLine, s.color]; }"

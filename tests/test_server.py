@@ -98,7 +98,7 @@ def test_the_greeting_says_what_to_expect(server):
     with server.stream("?chunk_size=0.32") as client:
         ready = json.loads(client.recv(serving.TIMEOUT))
     chunk, lookahead = pytest.approx(0.32), pytest.approx(0.08)
-    settings = {"search": "chunk_sync", "beam_size": 4, "chunk_size": 0.32, "context": 1.28}
+    settings = {"search": "chunk_sync", "beam_size": 4, "ctc_weight": 0.0, "chunk_size": 0.32, "context": 1.28}
     settings |= {"settle_seconds": 1.28, "endpoint_silence": 1.5, "endpoint_length": 20.0}
     assert ready == {
         **{"type": "ready", "sample_rate": 16000, "model": "tiny", "settings": settings},

@@ -217,6 +217,10 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start(search_conf={"beam_sise": 4})
     with pytest.raises(ConfigError, match="search_conf method: give --search"):
         start(search_conf={"method": "greedy"})
+    with pytest.raises(ConfigError, match="search_conf ctc_weight: this model does not write chunk by chunk"):
+        start(search_conf={"ctc_weight": 0.3})
+    with pytest.raises(ConfigError, match="search_conf ctc_weight: this model has no CTC head"):
+        start("speechllm_xl", search_conf={"ctc_weight": 0.3}, loss_conf={"ctc_weight": 0})
     for options in ([], ["--init_param", "model.pth:decoder:decoder"]):  # which brings no normaliser
         with pytest.raises(ConfigError, match="no --stats_file: give feats_stats.npz"):
             start(options=["--stats_file", "", *options])

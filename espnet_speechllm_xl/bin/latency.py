@@ -104,6 +104,7 @@ def main(args):
         **{name: str(value) for name, value in stream_settings(args).items()},
         "search": search.method,
         "beam_size": search.beam_size,
+        "ctc_weight": search.ctc_weight,
         "device": args.device,
         "block_seconds": args.block,
         "tail_seconds": args.tail,

@@ -58,7 +58,7 @@ class Service:
 
     @staticmethod
     def settings(stream) -> dict:
-        """A stream's settings by their names in its query, and its beam; seconds, None for infinity."""
+        """A stream's settings by their names in its query, its beam and CTC's weight; seconds, None for infinity."""
         chunking, search = stream.chunking, stream.search.config
         seconds = {
             "chunk_size": timeline.chunk_seconds(chunking.chunk),
@@ -66,7 +66,7 @@ class Service:
             **dataclasses.asdict(stream.config),
         }
         finite = {name: round(value, 3) if value < math.inf else None for name, value in seconds.items()}
-        return {"search": search.method, "beam_size": search.beam_size, **finite}
+        return {"search": search.method, "beam_size": search.beam_size, "ctc_weight": search.ctc_weight, **finite}
 
     def open_stream(self, search=None, chunk_size=None, context=None, **stream_conf):
         """A :class:`~espnet_speechllm_xl.streaming.Stream`; raises UserError for settings that do not fit.

@@ -29,6 +29,7 @@ from espnet_speechllm_xl.config import (
     ConcatConfig,
     ConfigError,
     FeatureConfig,
+    LossConfig,
     SearchConfig,
     SpecAugmentConfig,
     check_mapping,
@@ -40,6 +41,7 @@ from espnet_speechllm_xl.data import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.emformer import EmformerEncoder
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.io import NOT_UTF8, atomic_write, text_lines
+from espnet_speechllm_xl.joint import check_joint
 from espnet_speechllm_xl.kaldi import read_table
 from espnet_speechllm_xl.schedule import SCHEDULERS
 from espnet_speechllm_xl.text import load_tokenizer
@@ -213,7 +215,9 @@ class SpeechTask(abs_task.AbsTask):
             cls.check_data(args)
         if "method" in args.search_conf:
             raise ConfigError("search_conf method: give --search instead")
-        from_dict(SearchConfig, args.search_conf, "search_conf")
+        if from_dict(SearchConfig, args.search_conf, "search_conf").ctc_weight:
+            loss = args.loss_conf if "loss_conf" in cls.sections else {}
+            check_joint("chunking_conf" in cls.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
         check_optimiser(args)
         kept = args.keep_nbest_models
         if min([kept] if isinstance(kept, int) else kept, default=0) < 1:

@@ -311,7 +311,7 @@ decode() {
     segments=()
     [ ! -f "$data/$set/segments" ] || segments=(--segments "$data/$set/segments")
     for search in $searches; do
-      joint=()
+      joint=(--ctc-weight 0)
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
       out=$model/decode_$search$decode_tag/$set
       lock "$(dirname "$out")"

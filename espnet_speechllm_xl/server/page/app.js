@@ -101,9 +101,9 @@ function receive(message) {
 }
 
 /** Which model listens, and by which search. */
-function showModel(name, { search, beam_size: beam }) {
+function showModel(name, { search, beam_size: beam, ctc_weight: ctc }) {
   $("model").textContent = name;
-  $("search").textContent = `· ${search}${beam > 1 ? `, beam ${beam}` : ""}`;
+  $("search").textContent = `· ${search}${beam > 1 ? `, beam ${beam}` : ""}${ctc ? `, CTC ${ctc}` : ""}`;
 }
 
 /** Shows what a stream gets where a setting is left empty; a server that wants a token tells it with the token only. */
