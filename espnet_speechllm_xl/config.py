@@ -423,7 +423,7 @@ class StreamConfig:
 
     settle_seconds: float = _option(1.28, "age at which text that the beam still disputes is settled; inf: never")
     endpoint_silence: float = _option(1.5, "time without text after which a stream segment ends; inf: never")
-    endpoint_length: float = _option(20.0, "length at which a stream segment ends at its last whole word; inf: none")
+    endpoint_length: float = _option(20.0, "length at which a stream segment ends at its last settled word; inf: none")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -349,7 +349,8 @@ class Stream:
             self._settle_all()
             self._end_segment()
         elif self._lasts(self._segment_start(best), self.config.endpoint_length):
-            self._commit(self._whole_words(len(best.tokens), [best]))
+            if not self._segment.words:  # what is settled needs no decision about a word that was just heard
+                self._commit(self._whole_words(len(best.tokens), [best]))
             self._end_segment()
 
     def _lasts(self, start, limit):

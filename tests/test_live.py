@@ -304,6 +304,16 @@ def test_a_long_segment_ends_at_a_whole_word(model, piece):
     assert " ".join(u.text for u in updates if u.text).split() == ["the", "the", "theat"]
 
 
+def test_a_long_segment_ends_before_words_that_hypotheses_dispute(model, piece):
+    the, a, on = piece["▁the"], piece["▁a"], piece["▁on"]
+    right, wrong = [(the, 0), (a, 1), (on, 2)], [(the, 0), (on, 1)]
+    script = [[[(the, 0)]], [wrong, right[:2]], [right, wrong]]
+    config = StreamConfig(settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=1.28)
+    updates = scripted(model, script, config, "word")
+    found = [(index, segment.text) for index, u in enumerate(updates) for segment in u.segments]
+    assert found == [(1, "the"), (2, "a on")] and updates[1].partial == "on"
+
+
 def test_no_text_makes_no_segments(model):
     config = StreamConfig(endpoint_silence=0.5, endpoint_length=1.0)
     updates = scripted(model, [[[]]] * 6, config)
