@@ -703,6 +703,23 @@ def test_align(capsys, dump, tiny_aligner_dir, tmp_path):
     assert "4 of 7 utterances aligned, 1 left out: empty text, 1 left out: too few frames, 1 left out: unknown" in out
 
 
+def test_align_says_that_its_aligner_is_hopeless(capsys, dump, tiny_aligner_dir, tmp_path):
+    model = shutil.copytree(tiny_aligner_dir, tmp_path / "aligner")
+
+    def aligned(out, *options):
+        code, printed, error = run(capsys, "align", "--dump", dump, "--model", model, "--out", tmp_path / out, *options)
+        assert code == 0
+        return printed, error
+
+    assert aligned("first")[1] == ""  # nothing is known of it
+    (model / "train.log").write_text("1epoch results: [train] loss=1, [valid] ter=0.52, loss=1\n")
+    for out, says in (("first", "were aligned before"), ("second", "of 7 utterances aligned")):
+        printed, error = aligned(out)
+        assert says in printed
+        assert one_line(error).startswith(f"warning: {model}: its token error rate is 0.52 at best, over 0.3: ")
+    assert aligned("third", "--shard", "1/2")[1] == ""
+
+
 def test_what_memory_does_not_hold_is_listed_while_the_others_go_on(
     capsys, dump, tiny_aligner_dir, tiny_model_dir, tmp_path, monkeypatch
 ):
