@@ -495,6 +495,18 @@ def test_decoding_counts_remarks(capsys, dump, tiny_model_dir, tmp_path):
     assert [*summary["remarks"]] == ["nearly-silent"] and summary["remarks"]["nearly-silent"][:2] == [3, first]
 
 
+def test_decoding_a_long_recording_is_told_of_the_stream(capsys, monkeypatch, dump, tiny_model_dir, tmp_path):
+    from espnet_speechllm_xl.bin import transcribe as command
+
+    assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "short")[2] == ""
+    monkeypatch.setattr(command, "LONG_SECONDS", min(SAMPLES.values()) / 16000)  # all of them are as long
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, tmp_path / "long", "--search", "alsd")
+    first = min(SAMPLES, key=SAMPLES.get)
+    file = read_table(dump / "wav.scp")[first]
+    assert code == 0 and one_line(error).startswith(f"{first}: {file} lasts 0.0 h: it is held in memory whole")
+    assert f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes" in error
+
+
 def test_words_of_a_decoded_set_in_their_recordings(capsys, dump, decoded, tiny_model_dir, tmp_path):
     """Each utterance begins 10 s after the one before, in one recording for a speaker, the second's on channel 2."""
     out = shutil.copytree(decoded, tmp_path / "out")
