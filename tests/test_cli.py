@@ -795,8 +795,9 @@ def test_places_that_cannot_be_written_are_one_line(capsys, dump, tiny_model_dir
 
 
 def leftovers(folder):
-    """Names of half-written files."""
-    return [path.name for path in folder.rglob(".*") if path.is_file()]
+    """Names of half-written files, and of empty folders."""
+    files = [path.name for path in folder.rglob(".*") if path.is_file()]
+    return files + [str(path) for path in folder.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
 def tool(module, *argv):

@@ -686,7 +686,8 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "o" / "feats_type").exists()
     append(journal, '{"utt": "s0-0')
-    (tmp_path / "o" / "audio" / ".left.flac").touch()
+    (tmp_path / "o" / "audio" / "left").mkdir()
+    (tmp_path / "o" / "audio" / "left" / ".left.flac").touch()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "audio").rglob("s*.flac")}
     again = subprocess.run([*command, "o", "--nj", "2"], **run)
     assert again.returncode == 0 and "60 in = 60 written + 0 skipped" in again.stdout
@@ -694,6 +695,7 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
     assert 20 <= reused < 60
     assert sum(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()) >= reused
     assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+    assert not (tmp_path / "o" / "audio" / "left").exists()
 
 
 # ---- perturb, subset
