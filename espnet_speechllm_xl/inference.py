@@ -19,7 +19,7 @@ from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict, read_yaml, shown
 from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights, temporary_folder
-from espnet_speechllm_xl.joint import JointModel
+from espnet_speechllm_xl.joint import JointModel, check_model
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
@@ -211,13 +211,12 @@ class Speech2Text:
         """
         with _unpacked(Path(path)) as directory:
             model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+            own = _own_search(directory, args, model, given=search_conf)
         task = find_task(args.task)
         choices = task.search_choices
-        # An aligner of before it could be decoded has no settings for that.
         if "method" in search_conf:
             raise ConfigError(f"method '{search_conf['method']}': give search instead")
-        method = search or getattr(args, "search", choices.default)
-        settings = {**getattr(args, "search_conf", {}), **search_conf, "method": method}
+        settings = {**own, **search_conf, "method": search or own["method"]}
         config = from_dict(SearchConfig, settings, "search_conf")
         if config.method not in choices.classes:
             raise ConfigError(
@@ -287,6 +286,23 @@ class Speech2Text:
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search = search or ("chunk_sync" if self.search.method == "alsd" else self.search.method)
         return Stream(self.model, self.tokenizer, chunking, dataclasses.replace(self.search, method=search), config)
+
+
+def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:
+    """The model's own fields of :class:`SearchConfig`, without those that are ``given`` otherwise.
+
+    Raises ConfigError naming the model's file where they are bad.
+    """
+    # An aligner of before it could be decoded has no settings for that.
+    method = getattr(args, "search", find_task(args.task).search_choices.default)
+    settings = {**getattr(args, "search_conf", {}), "method": method}
+    settings = {name: value for name, value in settings.items() if name not in given}
+    try:
+        if from_dict(SearchConfig, settings, "search_conf").ctc_weight:
+            check_model(model)
+    except ConfigError as error:
+        raise ConfigError(f"{directory / CONFIG}: {error}: restore it or train again") from error
+    return settings
 
 
 def _rechunk(chunking, chunk_size, context):

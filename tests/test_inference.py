@@ -410,6 +410,8 @@ def test_no_broken_model_is_packed(model_copy, tmp_path):
     [
         ("encoder_conf", [1], "encoder_conf: [1] is not a mapping of settings to values"),
         ("search_conf", 3, "search_conf: 3 is not a mapping"),
+        ("search_conf", {"beam_size": 0}, "search beam_size must be at least 1: restore it or train again"),
+        ("search_conf", {"beam": 4}, "search_conf has no setting 'beam'; did you mean 'beam_size'?: restore"),
         ("decoder", "lstm", "decoder 'lstm': use one of llm"),
         ("encoder", {}, "encoder {}: use one of emformer"),
         ("search", None, "search None: use one of greedy, chunk_sync, alsd"),
@@ -425,6 +427,16 @@ def test_config_with_a_value_of_another_type(tiny_model_dir, section, value, say
     finally:
         shutil.rmtree(directory)
     assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+
+
+def test_a_bad_setting_of_the_search_that_another_is_given_for(tiny_model_dir):
+    directory = _with(tiny_model_dir, search_conf={"beam_size": 0, "nbest": 2})
+    try:
+        assert load(directory, beam_size=3).search.nbest == 2
+        message = refused(ConfigError, directory, beam_size=-1)
+    finally:
+        shutil.rmtree(directory)
+    assert message == "search beam_size must be at least 1"
 
 
 @pytest.mark.parametrize("key", [3, None, ("a", 1), 2.5])
