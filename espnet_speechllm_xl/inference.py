@@ -7,12 +7,14 @@ import dataclasses
 import lzma
 import re
 import shutil
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
@@ -57,16 +59,27 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
             f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
             "they are of different trainings; copy the tokenizer that the model was trained with"
         )
+    path = directory / (weights or _default_weights(directory, task))
+    with _naming_weights(path):
+        state = read_weights(path)
     try:
-        model = task.build_model(args)
+        with _no_larger_than(state):
+            model = task.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
     except Exception as error:  # sizes that memory cannot hold, settings of ESPnet's own parts: any kind
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
-    path = directory / (weights or _default_weights(directory, task))
+    with _naming_weights(path):
+        model.load_state_dict(state, strict=True)
+    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+@contextlib.contextmanager
+def _naming_weights(path: Path) -> Iterator[None]:
+    """What is wrong with the weights of a file, in the block, raises ModelError."""
     try:
-        model.load_state_dict(read_weights(path), strict=True)
+        yield
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
     except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
@@ -77,7 +90,34 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
             f"{path} does not load ({reason}): it is truncated or of another configuration; "
             f"copy it again, with its {CONFIG}, or train again"
         ) from error
-    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+@contextlib.contextmanager
+def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Raise ConfigError in the block as soon as it makes a model that is far larger than the weights ``state``.
+
+    Torch reserves memory for a weight, registers it and then fills it: what is refused in between has used none.
+    """
+
+    def size(weight: torch.Tensor) -> int:
+        return max(weight.numel(), 64)  # else millions of layers with hardly a weight would pass
+
+    left = 4 * sum(map(size, state.values()))  # one may be registered again: when it is shared, replaced, adapted
+    thread = threading.get_ident()
+
+    def count(_module: torch.nn.Module, _name: str, weight: torch.Tensor | None) -> None:
+        nonlocal left
+        if weight is None or threading.get_ident() != thread:  # others may make theirs
+            return
+        left -= size(weight)
+        if left < 0:
+            raise ConfigError("a model of its sizes is far larger than its weights: restore it")
+
+    registered = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        registered.remove()
 
 
 def _cast(model, dtype):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import shutil
 import zipfile
 
@@ -427,6 +428,30 @@ def test_config_with_a_value_of_another_type(tiny_model_dir, section, value, say
     finally:
         shutil.rmtree(directory)
     assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+
+
+@pytest.mark.parametrize(
+    "section, field, value",
+    [
+        ("encoder_conf", "ffn_dim", 2_000_000),
+        ("encoder_conf", "layers", 100_000),
+        ("encoder_conf", "conv_kernel", 10_000_000),
+        ("decoder_conf", "ffn_dim", 2_000_000),
+        ("features_conf", "n_mels", 2_000_000),
+        ("features_conf", "sample_rate", 100_000_000),
+    ],
+)
+def test_sizes_far_beyond_the_weights_are_refused_before_memory_is_used(tiny_model_dir, section, field, value):
+    values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())[section]
+    directory = _with(tiny_model_dir, **{section: {**values, field: value}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        message = refused(ConfigError, directory)
+    finally:
+        shutil.rmtree(directory)
+    says = f"{field} {value} is over " if section == "features_conf" else "a model of its sizes is far larger than its"
+    assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_a_bad_setting_of_the_search_that_another_is_given_for(tiny_model_dir):
