@@ -297,6 +297,13 @@ def _load_archive(entry, archive, offset, part, notes):
         content, matrix = ark.sound_at(stream, offset), ark.is_matrix_at(stream, offset)
     if content is None and matrix:
         raise AudioError("unreadable", f"{entry} is a matrix of features, not audio: give the wav.scp of the audio")
+    if content is None and (kind := containers.kind_of(_head(Path(archive), HEAD, offset))):
+        # Most kinds do not say where they end, and what follows in the archive would be read with them.
+        raise AudioError(
+            "unreadable",
+            f"{entry}: {kind.name} begins there, but of archives WAV and FLAC are read: convert it before it goes into "
+            "the archive, or give it as a file of its own in wav.scp",
+        )
     if content is None:
         raise AudioError(
             "unreadable", f"{entry}: no sound (RIFF, FLAC) begins there: make the archive again and its scp with it"

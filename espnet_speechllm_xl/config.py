@@ -162,12 +162,14 @@ class FeatureConfig:
 
     def __post_init__(self):
         _require(self.sample_rate % 1000 == 0, f"sample_rate {self.sample_rate} is not a multiple of 1000 Hz")
+        _require(self.sample_rate <= 1000000, f"sample_rate {self.sample_rate} is over 1000000 Hz")
         _require(
             0 <= self.f_min < self.f_max <= self.sample_rate / 2,
             f"f_min {self.f_min}, f_max {self.f_max} do not fit 0 .. {self.sample_rate // 2} Hz: "
             "set features_conf f_max to at most half of the sample rate",
         )
         _require(self.n_mels >= 1, f"n_mels {self.n_mels} must be at least 1")
+        _require(self.n_mels <= 1000, f"n_mels {self.n_mels} is over 1000")
         _require(
             0 < self.floor < math.inf,
             f"floor {self.floor} must be positive and finite: it keeps digital silence finite",

@@ -12,6 +12,7 @@ from pathlib import Path
 from espnet_speechllm_xl.ctm import NotText, Unordered, scan_ctm, write_ctm
 from espnet_speechllm_xl.io import CONVERT, atomic_write
 from espnet_speechllm_xl.kaldi import (
+    BAD_SPEED,
     BYTES,
     CONTROL,
     CUT_ID,
@@ -160,7 +161,7 @@ def _mended_tables(path: Path) -> tuple[dict, list[str]]:
             table = {key: without_controls(value) for key, value in table.items()}
         if name in ("utt2dur", "utt2num_samples"):
             table = {key: value for key, value in table.items() if fits(FIELDS[name], value)}
-        left = [CUT_ID, *([] if name == "text" else [CONTROL]), f"not {FIELDS['utt2speed'].what}"]
+        left = [CUT_ID, *([] if name == "text" else [CONTROL]), BAD_SPEED]
         done = {**dict.fromkeys(left, "left"), f"not {FIELDS['segments'].what}": "utterance dropped"}
         remarks += [f"{item} -> {done.get(item.what, 'mended')}" for item in found]
         tables[name] = table

@@ -10,6 +10,7 @@ A job is one utterance made of one part (``format``) or of several with pauses b
 ``feats_type`` is written last: where it exists, the dump is complete.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -190,6 +191,7 @@ def _note_changes(out, journal, items):
     """Add lines to the journal.  A dump whose failed utterances only failed again stays as it is, in use or not."""
     if not items:
         return
+    out.mkdir(parents=True, exist_ok=True)
     _unfinish(out)
     lines = [json.dumps(item, ensure_ascii=False) for item in items]
     with open(journal, "a", encoding="utf-8") as stream:
@@ -211,11 +213,13 @@ def _results(jobs, settings, out, nj):
 
 
 def _clean(out, wanted):
-    """Remove audio that the dump does not list, and leftovers of killed runs."""
-    for folder, _, names in os.walk(out / "audio"):
+    """Remove audio that the dump does not list, leftovers of killed runs, and the folders that are empty then."""
+    for folder, _, names in os.walk(out / "audio", topdown=False):
         for name in names:
             if os.path.join(folder, name) not in wanted:
                 os.unlink(os.path.join(folder, name))
+        with contextlib.suppress(OSError):  # not empty
+            os.rmdir(folder)
 
 
 def _unfinish(out):
@@ -244,7 +248,6 @@ def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None
     out = Path(out)
     if (out / "wav.scp").exists() and not (out / "progress.jsonl").exists():
         raise KaldiError(f"{out} was not made by formatting: rename it, or remove it, to have a dump written there")
-    out.mkdir(parents=True, exist_ok=True)
     journal, before = out / "progress.jsonl", _read_journal(out / "progress.jsonl")
     done = {
         one.utterance: before[one.utterance] for one in jobs if _usable(before.get(one.utterance), one, settings, out)

@@ -7,19 +7,21 @@ import dataclasses
 import lzma
 import re
 import shutil
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.config import ConfigError, SearchConfig, StreamConfig, from_dict, read_yaml, shown
 from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.io import DamagedWeights, atomic_write, read_weights, temporary_folder
-from espnet_speechllm_xl.joint import JointModel
+from espnet_speechllm_xl.joint import JointModel, check_model
 from espnet_speechllm_xl.streaming import Stream
 from espnet_speechllm_xl.tasks import TASKS, find_task
 from espnet_speechllm_xl.text import load_tokenizer
@@ -57,16 +59,27 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
             f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
             "they are of different trainings; copy the tokenizer that the model was trained with"
         )
+    path = directory / (weights or _default_weights(directory, task))
+    with _naming_weights(path):
+        state = read_weights(path)
     try:
-        model = task.build_model(args)
+        with _no_larger_than(state):
+            model = task.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
     except Exception as error:  # sizes that memory cannot hold, settings of ESPnet's own parts: any kind
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
-    path = directory / (weights or _default_weights(directory, task))
+    with _naming_weights(path):
+        model.load_state_dict(state, strict=True)
+    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+@contextlib.contextmanager
+def _naming_weights(path: Path) -> Iterator[None]:
+    """What is wrong with the weights of a file, in the block, raises ModelError."""
     try:
-        model.load_state_dict(read_weights(path), strict=True)
+        yield
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
     except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
@@ -77,7 +90,34 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
             f"{path} does not load ({reason}): it is truncated or of another configuration; "
             f"copy it again, with its {CONFIG}, or train again"
         ) from error
-    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+@contextlib.contextmanager
+def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Raise ConfigError in the block as soon as it makes a model that is far larger than the weights ``state``.
+
+    Torch reserves memory for a weight, registers it and then fills it: what is refused in between has used none.
+    """
+
+    def size(weight: torch.Tensor) -> int:
+        return max(weight.numel(), 64)  # else millions of layers with hardly a weight would pass
+
+    left = 4 * sum(map(size, state.values()))  # one may be registered again: when it is shared, replaced, adapted
+    thread = threading.get_ident()
+
+    def count(_module: torch.nn.Module, _name: str, weight: torch.Tensor | None) -> None:
+        nonlocal left
+        if weight is None or threading.get_ident() != thread:  # others may make theirs
+            return
+        left -= size(weight)
+        if left < 0:
+            raise ConfigError("a model of its sizes is far larger than its weights: restore it")
+
+    registered = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        registered.remove()
 
 
 def _cast(model, dtype):
@@ -211,13 +251,12 @@ class Speech2Text:
         """
         with _unpacked(Path(path)) as directory:
             model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+            own = _own_search(directory, args, model, given=search_conf)
         task = find_task(args.task)
         choices = task.search_choices
-        # An aligner of before it could be decoded has no settings for that.
         if "method" in search_conf:
             raise ConfigError(f"method '{search_conf['method']}': give search instead")
-        method = search or getattr(args, "search", choices.default)
-        settings = {**getattr(args, "search_conf", {}), **search_conf, "method": method}
+        settings = {**own, **search_conf, "method": search or own["method"]}
         config = from_dict(SearchConfig, settings, "search_conf")
         if config.method not in choices.classes:
             raise ConfigError(
@@ -287,6 +326,23 @@ class Speech2Text:
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search = search or ("chunk_sync" if self.search.method == "alsd" else self.search.method)
         return Stream(self.model, self.tokenizer, chunking, dataclasses.replace(self.search, method=search), config)
+
+
+def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:
+    """The model's own fields of :class:`SearchConfig`, without those that are ``given`` otherwise.
+
+    Raises ConfigError naming the model's file where they are bad.
+    """
+    # An aligner of before it could be decoded has no settings for that.
+    method = getattr(args, "search", find_task(args.task).search_choices.default)
+    settings = {**getattr(args, "search_conf", {}), "method": method}
+    settings = {name: value for name, value in settings.items() if name not in given}
+    try:
+        if from_dict(SearchConfig, settings, "search_conf").ctc_weight:
+            check_model(model)
+    except ConfigError as error:
+        raise ConfigError(f"{directory / CONFIG}: {error}: restore it or train again") from error
+    return settings
 
 
 def _rechunk(chunking, chunk_size, context):

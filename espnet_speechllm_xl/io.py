@@ -84,14 +84,28 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_empty_folders(path: str | os.PathLike) -> Iterator[None]:
+    """Remove what of ``path`` and the folders above it the block made, and left empty when it ended with an error."""
+    path = Path(path)
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in absent:
+            with contextlib.suppress(OSError):  # not made, or not empty
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path):
     """Yield a temporary path beside ``path`` that takes its name when the block ends without an error.
 
     A file that would not change keeps its time, so that stages after it need not run again.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
+    with without_empty_folders(path.parent), naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from espnet_speechllm_xl.errors import UserError, is_of_memory
-from espnet_speechllm_xl.io import atomic_write
+from espnet_speechllm_xl.io import atomic_write, without_empty_folders
 from espnet_speechllm_xl.workers import over_processes
 
 MOST_SAMPLES = 2**25  # of a batch: 35 minutes at 16 kHz, so that long recordings are not computed 16 at once
@@ -68,7 +68,7 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
         mininterval=0.5 if sys.stdout.isatty() else 30,
         delay=0 if sys.stdout.isatty() else 30,
     )
-    with bar:
+    with without_empty_folders(parts), bar:
         tasks = [(index, batches[index]) for index in todo]
         for index, result in _results(tasks, make_worker, settings, parts, nj, crashed):
             if begun is not None:

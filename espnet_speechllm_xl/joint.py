@@ -111,6 +111,11 @@ def check_joint(has_chunks: bool, has_ctc: bool) -> None:
         raise ConfigError("search_conf ctc_weight: this model has no CTC head (loss_conf ctc_weight is 0): set it to 0")
 
 
+def check_model(model: nn.Module) -> None:
+    """:func:`check_joint` of a model."""
+    check_joint(*(getattr(model, name, None) is not None for name in ("chunking", "ctc")))
+
+
 class JointModel(nn.Module):
     """A model as streaming.py and engine.py want it, whose decoder is a :class:`JointDecoder`.
 
@@ -119,7 +124,7 @@ class JointModel(nn.Module):
 
     def __init__(self, model, weight):
         super().__init__()
-        check_joint(*(getattr(model, name, None) is not None for name in ("chunking", "ctc")))
+        check_model(model)
         self.acoustic, self.ctc, self.chunking = model.acoustic, model.ctc, model.chunking
         self.projection = nn.Identity()
         self.decoder = JointDecoder(model, weight)

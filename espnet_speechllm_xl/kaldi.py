@@ -139,13 +139,16 @@ def read_table(path, empty_values=False):
         if problem.what == BYTES:
             raise KaldiError(f"{problem}: {CONVERT}")
         if problem.what not in (UNSORTED, CUT_ID, CONTROL):
+            if problem.what == BAD_SPEED:
+                raise KaldiError(f"{problem}: mend it: give the speed at which it is played, 1.0: as recorded")
             whole = Path(path).name in TABLES and (Path(path).parent / "wav.scp").is_file()
             raise KaldiError(f"{problem}: mend it" + (f", or run `{fix_command(Path(path).parent)}`" if whole else ""))
     return table
 
 
-def fix_command(directory: str | Path, *options: str) -> str:
-    """Return what can be typed, anywhere, to have the defects of a data directory mended."""
+def fix_command(directory: str | Path, need_text: bool = True) -> str:
+    """Return what can be typed, anywhere, to have the defects of a data directory mended; it may have no texts."""
+    options = [] if need_text and (Path(directory) / "text").is_file() else ["--no-text-ok"]
     script = Path(__file__).resolve().parents[1] / "local" / "run.sh"
     start = [str(script)] if script.is_file() else []  # not of an installed package
     command = [*start, "python3", "-m", "espnet_speechllm_xl.bin.data", "check"]
@@ -256,6 +259,7 @@ FIELDS = {
     "utt2num_samples": Field(_parse_samples, "a number of samples"),
     "utt2speed": Field(_parse_speed, "a speed in 0.1 .. 10"),
 }
+BAD_SPEED = f"not {FIELDS['utt2speed'].what}"  # only the user knows what it was
 
 
 def fits(field: Field, value: str) -> bool:

@@ -8,6 +8,7 @@ What a file holds is told by its name, ``ref.trn`` or ``test.ctm.filt``; of any 
     ctm     recording channel start duration word [confidence]        of recordings, or of utterances
 
 In trn and STM references ``{ a / b }`` is a choice, as sclite has it: what is nearest to the hypothesis counts.
+Braces without one are no words, as in sclite, but those of the words in them: ``{ laughs }`` is ``{laughs}``.
 Utterances of an STM and words in a recording of a CTM have places in time, no names: ``segments`` has both.
 """
 
@@ -34,6 +35,7 @@ SAME_TIME = 0.02  # seconds by which a place may differ in two files that round 
 # Words in brackets: <noise>, [laughter], (speaker coughs), {breath}; sclite's { a / b } are alternatives.
 TAG = re.compile(r"(?<!\S)(?:<[^<>\s](?:[^<>]*[^<>\s])?>|\[[^][]+\]|\([^()]+\)|\{[^{}/]+\})(?!\S)")
 ALTERNATIVES = re.compile(r"\{.*/.*\}", re.S)
+NO_CHOICE = re.compile(r"(?<!\S)\{[^{}/]*\}(?!\S)")
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +161,11 @@ def _in_braces(items: list) -> list:
     return f"{{{words}}}".split() if words else items
 
 
+def _with_braces_joined(text: str) -> str:
+    """``text`` of a trn or STM file, reference or hypothesis, with its braces at the words in them."""
+    return NO_CHOICE.sub(lambda match: " ".join(_parts(match[0])), text)
+
+
 def _read_on(cells: list[tuple], items: list, heard: list[str]) -> list[tuple]:
     """Continue the edit distance ``cells`` by ``items``; each cell keeps the words that it came by."""
     for item in items:
@@ -206,7 +213,8 @@ def read_trn(path: str | Path) -> dict[str, str]:
         match = re.fullmatch(r"(.*?)\s*\(([^()\s]+)\)\s*", line, re.S)
         if match is None:
             raise UserError(f"{where}: a line of a trn file ends with (speaker-utterance): mend it, or rename the file")
-        text, name = map(_unescaped, match.groups())
+        # What was escaped is no markup: a word `{` stays one.
+        text, name = map(_unescaped, (_with_braces_joined(match[1]), match[2]))
         if name in texts:
             raise UserError(f"{where}: '{name}' comes a second time: remove one of the two lines")
         texts[name] = normalise_text(text)
@@ -254,6 +262,7 @@ def read_stm(path: str | Path) -> list[Turn]:
                 "0 <= start < end: mend the line"
             ) from None
         text = re.sub(r"^<[^<>\s]*>(?=\s|$)", "", fields[5] if len(fields) > 5 else "").strip()
+        text = _with_braces_joined(text)
         turns.append(Turn(span, speaker, None if text.casefold() == NOT_SCORED else normalise_text(text)))
     return turns
 

@@ -9,7 +9,7 @@ python3.12, python3.11, python3.10, python3 and python that can make a virtual e
 or conda environment (conda's base does not count): installs into that, keeping every package that satisfies setup.py, and
 says which ones it had to replace. Afterwards, and when nothing has changed since the last time, it returns at once."
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")") # through links
 # shellcheck source=local/env.sh
 . "$repo/local/env.sh"
 # shellcheck source=local/espnet202511.sh

@@ -201,6 +201,19 @@ def test_bad_audio_has_its_reason_and_one_line(tmp_path):
         assert message in str(caught.value) and "\n" not in str(caught.value), entry
 
 
+@pytest.mark.parametrize("kind", ["AIFF", "Ogg", "MP3"])
+def test_what_else_an_archive_holds_is_named(tmp_path, kind):
+    soundfile.write(tmp_path / "a", speech(), RATE, format=kind.upper())
+    (tmp_path / "a.ark").write_bytes(b"utt " + (tmp_path / "a").read_bytes() + b"utt2 more")
+    with pytest.raises(AudioError) as caught:
+        read_audio(f"{tmp_path}/a.ark:4")
+    assert str(caught.value).startswith(f"{tmp_path}/a.ark:4: {kind} begins there, but of archives WAV and FLAC are")
+    # In kaldiio's wrapping, which says the length, it is read.
+    size = (tmp_path / "a").stat().st_size.to_bytes(4, "little")
+    (tmp_path / "b.ark").write_bytes(b"utt AUDIO\4" + size + (tmp_path / "a").read_bytes() + b"utt2 more")
+    np.testing.assert_array_equal(read_audio(f"{tmp_path}/b.ark:4"), read_audio(tmp_path / "a"))
+
+
 @pytest.mark.parametrize("kind", ["WAVEX", "RF64", "AIFF", "AU", "SVX"])
 def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
     path = tmp_path / "t"

@@ -495,6 +495,18 @@ def test_decoding_counts_remarks(capsys, dump, tiny_model_dir, tmp_path):
     assert [*summary["remarks"]] == ["nearly-silent"] and summary["remarks"]["nearly-silent"][:2] == [3, first]
 
 
+def test_decoding_a_long_recording_is_told_of_the_stream(capsys, monkeypatch, dump, tiny_model_dir, tmp_path):
+    from espnet_speechllm_xl.bin import transcribe as command
+
+    assert decode_set(capsys, dump, tiny_model_dir, tmp_path / "short")[2] == ""
+    monkeypatch.setattr(command, "LONG_SECONDS", min(SAMPLES.values()) / 16000)  # all of them are as long
+    code, _, error = decode_set(capsys, dump, tiny_model_dir, tmp_path / "long", "--search", "alsd")
+    first = min(SAMPLES, key=SAMPLES.get)
+    file = read_table(dump / "wav.scp")[first]
+    assert code == 0 and one_line(error).startswith(f"{first}: {file} lasts 0.0 h: it is held in memory whole")
+    assert f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes" in error
+
+
 def test_words_of_a_decoded_set_in_their_recordings(capsys, dump, decoded, tiny_model_dir, tmp_path):
     """Each utterance begins 10 s after the one before, in one recording for a speaker, the second's on channel 2."""
     out = shutil.copytree(decoded, tmp_path / "out")
@@ -703,6 +715,23 @@ def test_align(capsys, dump, tiny_aligner_dir, tmp_path):
     assert "4 of 7 utterances aligned, 1 left out: empty text, 1 left out: too few frames, 1 left out: unknown" in out
 
 
+def test_align_says_that_its_aligner_is_hopeless(capsys, dump, tiny_aligner_dir, tmp_path):
+    model = shutil.copytree(tiny_aligner_dir, tmp_path / "aligner")
+
+    def aligned(out, *options):
+        code, printed, error = run(capsys, "align", "--dump", dump, "--model", model, "--out", tmp_path / out, *options)
+        assert code == 0
+        return printed, error
+
+    assert aligned("first")[1] == ""  # nothing is known of it
+    (model / "train.log").write_text("1epoch results: [train] loss=1, [valid] ter=0.52, loss=1\n")
+    for out, says in (("first", "were aligned before"), ("second", "of 7 utterances aligned")):
+        printed, error = aligned(out)
+        assert says in printed
+        assert one_line(error).startswith(f"warning: {model}: its token error rate is 0.52 at best, over 0.3: ")
+    assert aligned("third", "--shard", "1/2")[1] == ""
+
+
 def test_what_memory_does_not_hold_is_listed_while_the_others_go_on(
     capsys, dump, tiny_aligner_dir, tiny_model_dir, tmp_path, monkeypatch
 ):
@@ -766,8 +795,9 @@ def test_places_that_cannot_be_written_are_one_line(capsys, dump, tiny_model_dir
 
 
 def leftovers(folder):
-    """Names of half-written files."""
-    return [path.name for path in folder.rglob(".*") if path.is_file()]
+    """Names of half-written files, and of empty folders."""
+    files = [path.name for path in folder.rglob(".*") if path.is_file()]
+    return files + [str(path) for path in folder.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
 def tool(module, *argv):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import shutil
 import zipfile
 
@@ -410,6 +411,8 @@ def test_no_broken_model_is_packed(model_copy, tmp_path):
     [
         ("encoder_conf", [1], "encoder_conf: [1] is not a mapping of settings to values"),
         ("search_conf", 3, "search_conf: 3 is not a mapping"),
+        ("search_conf", {"beam_size": 0}, "search beam_size must be at least 1: restore it or train again"),
+        ("search_conf", {"beam": 4}, "search_conf has no setting 'beam'; did you mean 'beam_size'?: restore"),
         ("decoder", "lstm", "decoder 'lstm': use one of llm"),
         ("encoder", {}, "encoder {}: use one of emformer"),
         ("search", None, "search None: use one of greedy, chunk_sync, alsd"),
@@ -425,6 +428,40 @@ def test_config_with_a_value_of_another_type(tiny_model_dir, section, value, say
     finally:
         shutil.rmtree(directory)
     assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+
+
+@pytest.mark.parametrize(
+    "section, field, value",
+    [
+        ("encoder_conf", "ffn_dim", 2_000_000),
+        ("encoder_conf", "layers", 100_000),
+        ("encoder_conf", "conv_kernel", 10_000_000),
+        ("decoder_conf", "ffn_dim", 2_000_000),
+        ("features_conf", "n_mels", 2_000_000),
+        ("features_conf", "sample_rate", 100_000_000),
+    ],
+)
+def test_sizes_far_beyond_the_weights_are_refused_before_memory_is_used(tiny_model_dir, section, field, value):
+    values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())[section]
+    directory = _with(tiny_model_dir, **{section: {**values, field: value}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        message = refused(ConfigError, directory)
+    finally:
+        shutil.rmtree(directory)
+    says = f"{field} {value} is over " if section == "features_conf" else "a model of its sizes is far larger than its"
+    assert message.startswith(f"{directory / 'config.yaml'}: {says}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_bad_setting_of_the_search_that_another_is_given_for(tiny_model_dir):
+    directory = _with(tiny_model_dir, search_conf={"beam_size": 0, "nbest": 2})
+    try:
+        assert load(directory, beam_size=3).search.nbest == 2
+        message = refused(ConfigError, directory, beam_size=-1)
+    finally:
+        shutil.rmtree(directory)
+    assert message == "search beam_size must be at least 1"
 
 
 @pytest.mark.parametrize("key", [3, None, ("a", 1), 2.5])

@@ -124,6 +124,34 @@ def test_damaged_tables_are_named(tmp_path, name, lines, message):
     assert message in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "spoilt, mended",
+    [
+        ({"text": "ann-1 A\n\nbob-1 B\n"}, True),
+        ({"utt2spk": None}, True),
+        ({"text": None, "utt2spk": "ann-1 ann\n\nbob-1 bob\n"}, True),  # a set that is only decoded
+        ({"utt2speed": "ann-1 fast\nbob-1 1\n"}, False),
+    ],
+)
+def test_what_format_and_perturb_advise_helps(tmp_path, capsys, spoilt, mended):
+    data = make(tmp_path / "d", {"ann-1": 0.2, "bob-1": 0.2})
+    for name, content in spoilt.items():
+        (data / name).write_text(content) if content else (data / name).unlink()
+    command = ["format", "--data", str(data), "--dump", str(tmp_path / "o"), "--nj", "1", "--no-text-ok"]
+    if None in spoilt.values() and "text" not in spoilt:
+        command = ["perturb", "--data", str(data), "--out", str(tmp_path / "o")]
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("check" in line) == mended
+    if mended:
+        words = shlex.split(line.rpartition("run ")[2].strip("`"))
+        assert main(words[words.index("check") :]) == 0
+    else:
+        assert line.endswith("mend it: give the speed at which it is played, 1.0: as recorded")
+        (data / "utt2speed").write_text("ann-1 1.0\nbob-1 1\n")
+    assert main(command) == 0
+
+
 def test_check_accepts_a_good_directory(tmp_path, capsys):
     data = make(tmp_path / "d", LENGTHS, ctm=True)
     assert data_dirs.check_dir(data) == []
@@ -686,7 +714,8 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "o" / "feats_type").exists()
     append(journal, '{"utt": "s0-0')
-    (tmp_path / "o" / "audio" / ".left.flac").touch()
+    (tmp_path / "o" / "audio" / "left").mkdir()
+    (tmp_path / "o" / "audio" / "left" / ".left.flac").touch()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "audio").rglob("s*.flac")}
     again = subprocess.run([*command, "o", "--nj", "2"], **run)
     assert again.returncode == 0 and "60 in = 60 written + 0 skipped" in again.stdout
@@ -694,6 +723,7 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
     assert 20 <= reused < 60
     assert sum(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()) >= reused
     assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+    assert not (tmp_path / "o" / "audio" / "left").exists()
 
 
 # ---- perturb, subset

@@ -257,6 +257,10 @@ def test_links_to_the_scripts_work(tmp_path):
     sourced = run("bash", "-ec", f'. {mine}/path.sh; . {mine}/cmd.sh; realpath "$SPEECHLLM_XL_ROOT" "$slurm_conf"')
     assert sourced.split() == [str(ROOT), str(ROOT / "conf/slurm.conf")]
     assert f"usage: {mine}/speechllm_xl.sh [" in run(f"{mine}/speechllm_xl.sh", "--help")  # what can be typed
+    for script in sorted(ROOT.glob("egs2/*/speechllm_xl1/run*.sh")):
+        (tmp_path / script.parts[-3]).mkdir(exist_ok=True)
+        (tmp_path / script.parts[-3] / script.name).symlink_to(script)
+        assert "--train-set" in run(f"{script.parts[-3]}/{script.name}", "--help")
 
 
 @pytest.mark.parametrize(

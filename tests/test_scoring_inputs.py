@@ -223,6 +223,25 @@ def test_alternatives_of_a_reference_are_scored_for_each_hypothesis(tmp_path, ca
     assert read_reference(tmp_path).against({"u": "b"}) == {"u": "{ a / b }"}
 
 
+@pytest.mark.parametrize(
+    "written, text",
+    [
+        ("he { laughs } so", "he {laughs} so"),
+        ("{ speaker coughs } {laughs } {laughs} a", "{speaker coughs} {laughs} {laughs} a"),
+        ("a { @ } { } b", "a   b"),
+        ("{ a / b } f{ x } { { c } / d }", "{ a / b } f{ x } { {c} / d }"),
+        ("{ a", "{ a"),
+        ("%7B a %7D", "{ a }"),  # words, of a file that was written here
+    ],
+)
+def test_braces_without_a_choice_are_no_words(tmp_path, written, text):
+    (tmp_path / "a.trn").write_text(f"{written} (s-u)\n")
+    assert read_trn(tmp_path / "a.trn") == {"s-u": text}
+    (tmp_path / "a.stm").write_text(f"tape 1 s 0.0 1.0 <o> {written}\n")
+    (turn,) = scoring_inputs.read_stm(tmp_path / "a.stm")
+    assert turn.text == (text if "%" not in written else written)
+
+
 # Tags and case
 
 CASE = {

@@ -387,6 +387,7 @@ def test_throughput_of_a_training(name):
             {"best_model_criterion": [["valid", "loss"]]},
             "best_model_criterion: [['valid', 'loss']] is not a list of three",
         ),
+        ({"train_shape_file": 3}, "train_shape_file: 3 is not text"),  # which the command line gives, too
         ({"batch_bin": 3}, "unrecognized arguments: batch_bin (from "),
     ],
 )

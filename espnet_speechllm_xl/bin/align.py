@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from espnet_speechllm_xl.bin import doubts
 from espnet_speechllm_xl.bin.options import add_jobs_arguments, at_least
 from espnet_speechllm_xl.ctm import SILENCES, UNKNOWN_WORDS
 
@@ -61,6 +62,8 @@ def main(args):
             "stamp": jobs.stamp(args.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp"),
         }
         task = {"settings": settings, "batches": batches, "text": args.text and read_table(args.text)}
+        if not args.shard:  # else each of many would say it, and then the run that puts them together
+            doubts.say(doubts.of_training(Path(args.model)))
         before = jobs.summary_of(out / "report.json", task)
         if before and not before.get("unusable", before["failed"]):
             print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")

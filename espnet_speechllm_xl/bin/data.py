@@ -85,7 +85,7 @@ def _advice(args: argparse.Namespace) -> str:
         left = left_by_fix(args.directory, need_text)
     except KaldiError as error:
         return f"--fix cannot mend them: {error}"
-    mends = fix_command(args.directory, *([] if need_text else ["--no-text-ok"]))
+    mends = fix_command(args.directory, need_text)
     return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {mends}"
 
 

@@ -1,6 +1,7 @@
 """``decode``: transcribe a dump set into ESPnet's layout."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -152,12 +153,14 @@ def _write_recordings(out: Path, spans: dict | None) -> None:
 def make_worker(settings):
     """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
     from espnet_speechllm_xl.audio import AudioError, read_audio
+    from espnet_speechllm_xl.bin.transcribe import of_length
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.jobs import as_memory_allows
     from espnet_speechllm_xl.kaldi import read_table
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
     audio = read_table(Path(settings["dump"]) / "wav.scp")
+    long = []  # what was said of long recordings: of one by each process, as a set may be full of them
 
     def work(utterances):
         items, recordings = [{"utterance": utterance} for utterance in utterances], []
@@ -168,6 +171,9 @@ def make_worker(settings):
                 item["remarks"] = {}
                 samples = read_audio(audio[item["utterance"]], speech2text.sample_rate, notes=item["remarks"])
                 recordings.append((item, samples))
+                if not long and (remark := of_length(speech2text, audio[item["utterance"]], samples)):
+                    long.append(remark)
+                    print(f"{item['utterance']}: {remark}", file=sys.stderr, flush=True)
             except AudioError as error:
                 item["failed"] = str(error)
         start = time.perf_counter()

@@ -85,15 +85,22 @@ def _recordings(
         yield index, samples
 
 
+def of_length(speech2text: "Speech2Text", file: str, samples: "np.ndarray") -> str | None:
+    """Say what a long recording costs, and what is there for it; None of others, and where there is nothing else."""
+    seconds = len(samples) / speech2text.sample_rate
+    if seconds < LONG_SECONDS or speech2text.chunking is None:
+        return None
+    return (
+        f"{file} lasts {seconds / 3600:.1f} h: it is held in memory whole, and its text comes at the end; "
+        f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes, in bounded memory"
+    )
+
+
 def _transcribe(
     speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
 ) -> None:
-    seconds = len(samples) / speech2text.sample_rate
-    if seconds >= LONG_SECONDS and speech2text.chunking is not None:
-        _say(
-            f"{file} lasts {seconds / 3600:.1f} h: it is held in memory whole, and its text comes at the end; "
-            f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes, in bounded memory"
-        )
+    if remark := of_length(speech2text, file, samples):
+        _say(remark)
     (nbest,) = speech2text.transcribe_batch([samples])
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")

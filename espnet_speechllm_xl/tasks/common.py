@@ -166,9 +166,11 @@ class SpeechTask(abs_task.AbsTask):
         config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         config.add_argument("--config")
         file = config.parse_known_args(cmd)[0].config
-        if file is not None and Path(file).exists():
-            read_yaml(file)
         parser = cls.get_parser()
+        if file is not None and Path(file).exists():
+            # The command line appends to what these have in the file, whatever that is.
+            several = [action for action in parser._actions if isinstance(action, argparse._AppendAction)]
+            check_values(argparse.Namespace(**read_yaml(file)), several)
         parser.error = _refuse  # in place of the usage, which is hundreds of lines
         try:
             args = parser.parse_args(cmd)
@@ -176,7 +178,7 @@ class SpeechTask(abs_task.AbsTask):
             raise
         except Exception as error:  # of YAML, of sizes such as 10MB: any kind
             raise ConfigError(f"an option or a value of --config cannot be read ({error}): mend it") from error
-        check_values(args, cls.get_parser())
+        check_values(args, cls.get_parser()._actions)
         return args
 
     @classmethod
@@ -362,9 +364,9 @@ def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"{message}: speechllm-xl train --espnet-help lists the options")
 
 
-def check_values(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Raise ConfigError for a value in ``args`` that the parser would not have made of a command line."""
-    for action in parser._actions:
+def check_values(args: argparse.Namespace, actions: list[argparse.Action]) -> None:
+    """Raise ConfigError for a value in ``args`` that these of a parser would not have made of a command line."""
+    for action in actions:
         value = getattr(args, action.dest, action.default)
         # The task has a message of its own (check_options).
         if value != action.default and action.dest != "task" and not _fits(action, value):

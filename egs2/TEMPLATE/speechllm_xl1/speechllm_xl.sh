@@ -251,7 +251,9 @@ if runs 5 "$no_aligner"; then
   train_model train-aligner "$aligner_config" "$aligner_tokens" "$aligner" "$dump/$train_data" "$dump/$valid_set" "" \
     $corpus_aligner_args $aligner_args
 fi
-if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 5 ] && [ -z "$no_aligner" ]; then doubts "$aligner"; fi
+if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ] && [ -z "$no_aligner" ]; then
+  if [ "$stop_stage" = 5 ] || [ -n "$no_align" ]; then doubts "$aligner"; fi # stage 6 says it itself
+fi
 
 if runs 6 "$no_align"; then
   [ "$alignment" != ctc ] || aligned=$aligner/aligned

@@ -2,7 +2,7 @@
 # AN4 (CMU Census database): real speech, ESPnet's splits.
 #   ./run.sh --downloads DIR      DIR holds an4_sphere.tar.gz; without it the archive is fetched
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 # shellcheck source=egs2/an4/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 

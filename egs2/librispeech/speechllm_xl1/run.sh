@@ -6,7 +6,7 @@
 #     --train-args "--batch_bins 20000 --accum_grad 8" --aligner-args "--batch_bins 30000 --accum_grad 8"
 #                                                        the 100 hours of train-clean-100; the batches of eight GPUs on one
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 # shellcheck source=egs2/librispeech/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 

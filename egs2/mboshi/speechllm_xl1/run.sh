@@ -3,7 +3,7 @@
 #   ./run.sh --downloads DIR      DIR holds mboshi.tar, data/ and ref_alignments/
 # Validation sentences are held out of train; dev, the corpus's own, is only reported.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 # shellcheck source=egs2/mboshi/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 

@@ -4,7 +4,7 @@
 #   ./run.sh --data-opts "--size large" --expdir exp/large
 #                                         a test set of at least 10,000 words
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 # shellcheck source=egs2/mini_espeak/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 

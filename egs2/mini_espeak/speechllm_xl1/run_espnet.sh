@@ -3,7 +3,7 @@
 # SYSTEM: ctc, transducer, las, contextual_block_conformer (streaming). Tokens are characters: from random weights, CTC,
 # alone or as an auxiliary loss, learns these much sooner than subword pieces.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 # shellcheck source=egs2/mini_espeak/speechllm_xl1/local/corpus.sh
 . local/corpus.sh
 
