@@ -1,6 +1,7 @@
 """Words with their times, and the CTM files that hold them.
 
-A line is ``utterance channel start duration word [confidence]`` in seconds (NIST's sclite manual).
+A line is ``utterance channel start duration word [confidence [type [speaker]]]`` in seconds (NIST's sclite manual; type
+and speaker as in its evaluations of rich transcription, read past).
 A CTM file cannot say that an utterance has no words: such utterances are not in the dictionary.
 
 Aligners write entries that are no words of the transcript: silences, and signs for words that they do not know.
@@ -57,6 +58,7 @@ SILENCES = tuple(
     "<eps> <epsilon> SIL <SIL> [SIL] !SIL <silence> SP <SP> NSN <s> </s> !ENTER !EXIT <p:> <noise> [noise] [laughter] "
     "<breath> [breath]".split()
 )
+NO_CONFIDENCE = ("NA", "N/A", "-", "<NA>")  # in place of a number
 UNKNOWN_WORDS = tuple("<UNK> [UNK] <OOV> [OOV] SPN <SPN> <SPOKEN_NOISE> [VOCALIZED-NOISE] <garbage>".split())
 
 
@@ -121,16 +123,19 @@ def _fields(line):
 def _parse_line(line, where):
     fields = _fields(line)
     _refuse_bytes(line, where)
-    if len(fields) not in (5, 6):
+    if not 5 <= len(fields) <= 8:
         raise UserError(
             f"{where}: {len(fields)} fields where a CTM line has 5 or 6 (utterance channel start duration word "
-            "[confidence]): mend the line"
+            "[confidence], of some toolkits [type] and [speaker] behind it): mend the line"
         )
+    if fields[2:4] == ["*", "*"]:
+        raise UserError(f"{where}: alternatives ({fields[4]}) are not read: keep those of one")
     if controls := OF_ANOTHER_ENCODING.sub("", "".join(CONTROL_CHARACTER.findall(line))):  # texts lose theirs
         raise UserError(f"{where}: control character U+{ord(controls[0]):04X} within the line: mend the line")
     start = _number(fields[2], "start", where)
     duration = _number(fields[3], "duration", where)
-    confidence = _number(fields[5], "confidence", where) if len(fields) == 6 else None
+    known = len(fields) > 5 and fields[5].upper() not in NO_CONFIDENCE
+    confidence = _number(fields[5], "confidence", where) if known else None
     # Whole microseconds: 0.1 + 0.2 shall end at 0.3.
     return fields[0], fields[1], Word(fields[4], start, round(start + duration, 6), confidence)
 

@@ -17,6 +17,7 @@ from espnet_speechllm_xl.kaldi import (
     CONTROL,
     CUT_ID,
     FIELDS,
+    LENGTHS,
     TABLES,
     WRITE_TEXT,
     KaldiError,
@@ -26,6 +27,7 @@ from espnet_speechllm_xl.kaldi import (
     parse_segment,
     read_reference_times,
     read_table,
+    refuse_hidden_lines,
     scan_table,
     spk2utt,
     without_controls,
@@ -158,8 +160,9 @@ def _mended_tables(path: Path) -> tuple[dict, list[str]]:
             if problem.what == BYTES:
                 raise KaldiError(f"{problem}: {CONVERT}; the directory was left as it is")
         if name == "text":
+            refuse_hidden_lines(path / name, table, tables.get("segments", tables["wav.scp"]))
             table = {key: without_controls(value) for key, value in table.items()}
-        if name in ("utt2dur", "utt2num_samples"):
+        if name in LENGTHS:
             table = {key: value for key, value in table.items() if fits(FIELDS[name], value)}
         left = [CUT_ID, *([] if name == "text" else [CONTROL]), BAD_SPEED]
         done = {**dict.fromkeys(left, "left"), f"not {FIELDS['segments'].what}": "utterance dropped"}
@@ -282,7 +285,11 @@ def _write_selected(out, tables, utterances, ctm):
         keys = chosen
         if name == "wav.scp" and "segments" in tables:
             keys = {tables["segments"][utterance].split()[0] for utterance in chosen}
-        write_table(out / name, {key: value for key, value in tables[name].items() if key in keys})
+        rows = {key: value for key, value in tables[name].items() if key in keys}
+        if rows or name not in LENGTHS:
+            write_table(out / name, rows)
+        else:  # all were no numbers
+            (out / name).unlink(missing_ok=True)
     write_table(out / "spk2utt", spk2utt({key: tables["utt2spk"][key] for key in chosen}))
     if ctm is not None:
         write_ctm(out / "ref.ctm", {key: value for key, value in ctm.items() if key in chosen})

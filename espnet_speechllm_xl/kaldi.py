@@ -24,7 +24,9 @@ from espnet_speechllm_xl.io import CONTROL_CHARACTER, CONVERT, NOT_UTF8, OF_ANOT
 from espnet_speechllm_xl.timeline import parse_seconds
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
+LENGTHS = ("utt2dur", "utt2num_samples")
 BLANKS = " \t"
+OTHER_END = re.compile(r"([\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]*(\S+)")  # of a line, and the word behind it
 
 # Defects that our own reader can do with.
 UNSORTED = "ids not sorted as LC_ALL=C sort does"
@@ -174,6 +176,21 @@ def without_controls(text: str) -> str:
     return CONTROL_CHARACTER.sub(other, text).strip(BLANKS)
 
 
+def refuse_hidden_lines(path: Path, texts: dict, heard: dict) -> None:
+    """Raise KaldiError where another end of line has the line of one more utterance behind it.
+
+    Mended as a blank, it would give the words of one utterance to another.
+    """
+    for utterance, value in texts.items():
+        for found in OTHER_END.finditer(value):
+            if found[2] in heard and found[2] not in texts:
+                how = "tr '\\r' '\\n'" if found[1] == "\r" else "to line feeds"
+                raise KaldiError(
+                    f"{path}: U+{ord(found[1]):04X} ends the line of '{utterance}', and that of '{found[2]}' follows: "
+                    f"convert the ends of its lines ({how})"
+                )
+
+
 def normalise_text(text):
     """Text exactly as given but for control characters, in Unicode NFC, so that equal words are equal strings."""
     return unicodedata.normalize("NFC", without_controls(text))
@@ -295,12 +312,14 @@ def read_data_dir(path):
     """Read a Kaldi directory or an ESPnet dump; files need not be sorted nor agree with each other.
 
     Raises:
-        KaldiError: no ``wav.scp``, or a damaged table (see :func:`read_table`).
+        KaldiError: no ``wav.scp``, or a damaged table (see :func:`read_table`, :func:`refuse_hidden_lines`).
     """
     path = Path(path)
     recordings, segments = read_table(path / "wav.scp"), _optional(path / "segments")
     text, utt2spk = _optional(path / "text"), _optional(path / "utt2spk")
-    named = set(recordings if segments is None else segments) | set(text or ()) | set(utt2spk or ())
+    heard = recordings if segments is None else segments
+    refuse_hidden_lines(path / "text", text or {}, heard)
+    named = set(heard) | set(text or ()) | set(utt2spk or ())
     return DataDir(
         path=path,
         sources=_sources(recordings, segments),

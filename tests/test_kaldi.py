@@ -426,6 +426,32 @@ def test_control_characters_within_a_line_are_mended_in_text(tmp_path, control):
         assert kaldi.read_table(text)["ann-3"] == wanted
 
 
+@pytest.mark.parametrize("control", [control for control in CONTROLS if control.isspace()])
+def test_lines_with_other_ends_do_not_give_words_to_another_utterance(tmp_path, capsys, control):
+    """As old Macs wrote them: mended as blanks, all texts would be those of the first utterance."""
+    data = make(tmp_path / "d", LENGTHS)
+    first, *others = (data / "text").read_text().splitlines()
+    (data / "text").write_bytes(control.join([first, *others]).encode())
+    before, name, following = contents(data), first.split()[0], others[0].split()[0]
+    why = f"U+{ord(control):04X} ends the line of '{name}', and that of '{following}' follows: convert the ends of its"
+    for command in (["check", str(data)], ["check", str(data), "--fix"]):
+        assert main(command) == 1
+        assert why in capsys.readouterr().err
+    assert contents(data) == before
+    with pytest.raises(kaldi.KaldiError, match="convert the ends"):
+        format_dir(data, tmp_path / "o")
+
+
+@pytest.mark.parametrize("name", ["utt2dur", "utt2num_samples"])
+def test_lengths_of_which_none_is_a_number_are_removed(tmp_path, name):
+    """An empty file would be the next defect."""
+    data = make(tmp_path / "d", LENGTHS)
+    (data / name).write_text("".join(f"{key} nan\n" for key in kaldi.read_table(data / "utt2spk")))
+    assert data_dirs.left_by_fix(data) == []
+    *_, backup = data_dirs.fix_dir(data)
+    assert data_dirs.check_dir(data) == [] and not (data / name).exists() and (backup / name).exists()
+
+
 @pytest.mark.parametrize("control", CONTROLS)
 def test_control_characters_within_reference_words_are_found(tmp_path, control):
     """Texts lose them, so that the word would be no word of its text."""

@@ -8,6 +8,7 @@ import pytest
 
 from espnet_speechllm_xl import metrics, scoring_inputs
 from espnet_speechllm_xl.bin import cli
+from espnet_speechllm_xl.ctm import read_ctm
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses, read_reference, read_trn, speaker_of, trn_line
 
@@ -103,11 +104,13 @@ def test_what_files_say_themselves_need_not_be_given(place, capsys, ref, hyp):
         ("set", "both.trn", "both.trn: several texts for s1-u1: give one for each utterance"),
         ("both.trn", "hyp", None),
         ("bad", "hyp", "bad/segments.*mend"),
+        ("set", "choice.ctm", r"choice.ctm:1: alternatives \(<ALT_BEGIN>\) are not read: keep those of one"),
     ],
 )
 def test_what_does_not_fit_is_one_line(place, capsys, ref, hyp, message):
     (place / "other.ctm").write_text("tape 1 0 1 a\n")
     (place / "two.ctm").write_text("rec A 0 1 a\nrec B 0 1 a\n")
+    (place / "choice.ctm").write_text("rec A * * <ALT_BEGIN>\nrec A 0 1 a\nrec A * * <ALT>\nrec A * * <ALT_END>\n")
     (place / "no.trn").write_text("a (s1-u1)\nb\n")
     (place / "words").write_text("rec A 0 1 a\nrec A 1 1.5 b 0.99\n")
     (place / "lines.txt").write_text("a (s1-u1)\n(s1-u2)\n")
@@ -157,6 +160,15 @@ def test_channels_of_a_recording(tmp_path):
     (tmp_path / "hyp.ctm").write_text("r A 0.5 0.5 hello\nr B 0.1 0.5 bye\n")
     reference = read_reference(tmp_path / "set")
     assert read_hypotheses(tmp_path / "hyp.ctm", reference) == {"a": "hello", "b": "bye"}
+
+
+@pytest.mark.parametrize("behind", ["NA", "-", "0.9 lex", "NA lex unknown"])
+def test_a_ctm_with_the_columns_of_other_toolkits(tmp_path, behind):
+    (tmp_path / "hyp.ctm").write_text(f"u 1 0 1 one {behind}\nu 1 1 1 two {behind}\n")
+    reference = scoring_inputs.Reference("ref", {"u": "one two"}, {"u": "s"})
+    word, _ = read_ctm(tmp_path / "hyp.ctm")["u"]
+    assert (word.text, word.confidence) == ("one", 0.9 if behind[0] == "0" else None)
+    assert read_hypotheses(tmp_path / "hyp.ctm", reference) == {"u": "one two"}
 
 
 def test_silences_of_a_ctm_are_no_words(tmp_path, caplog):
