@@ -185,7 +185,7 @@ def test_ctm_reads_comments_tabs_and_interleaved_utterances(tmp_path):
     "line, message",
     [
         ("u 1 0.5 0.1", "4 fields"),
-        ("u 1 0.5 0.1 a 0.9 more", "7 fields"),
+        ("u 1 0.5 0.1 a 0.9 lex ann more", "9 fields"),
         ("u 1 x 0.1 a", "start 'x'"),
         ("u 1 0.5 -0.1 a", "duration '-0.1'"),
         ("u 1 nan 0.1 a", "start 'nan'"),
