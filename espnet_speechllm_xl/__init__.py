@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name):
     # Importing the package stays instant; torch comes with the first use.
     if name == "Speech2Text":
-        from espnet_speechllm_xl.compat import check_stack
+        from espnet_speechllm_xl.training.compat import check_stack
 
         check_stack()
         from espnet_speechllm_xl.inference import Speech2Text

@@ -216,7 +216,7 @@ import logging
 import platform
 from importlib.metadata import version
 
-from espnet_speechllm_xl.compat import check_stack
+from espnet_speechllm_xl.training.compat import check_stack
 
 check_stack()
 logging.disable()

@@ -30,9 +30,9 @@ import numpy as np
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from espnet_speechllm_xl.audio import read_audio, to_int16
+from espnet_speechllm_xl.corpus.audio import read_audio, to_int16
+from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.kaldi import read_table
 
 RATE = 16000  # Hz, of the audio that is sent
 HEADER = "| streams | refused | failed | response latency P50 | P99 | client delay P50 | P99 | behind | RTF | batch |"

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.sequence import sequence_length
-from espnet_speechllm_xl.tasks import TASKS, find_task
-from espnet_speechllm_xl.trainer import keep_freed_memory, matmul_precision
+from espnet_speechllm_xl.model.sequence import sequence_length
+from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.training.trainer import keep_freed_memory, matmul_precision
 
 RATE = 16000  # Hz
 TOKENS_PER_SECOND = 3.5

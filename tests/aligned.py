@@ -5,9 +5,9 @@ import random
 import torch
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.acoustic import Acoustic
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
-from espnet_speechllm_xl.data import collate
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.training.batches import collate
 
 VOCABULARY = 9
 ENCODERS = {

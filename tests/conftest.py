@@ -70,7 +70,7 @@ def tiny_tokens(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory, tiny_tokens):
     """A SpeechLLM-XL directory: chunks of 16 frames, context 2, segment 8, look-ahead 2; random weights."""
-    from espnet_speechllm_xl.tasks.speechllm_xl import SpeechLLMXLTask
+    from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
 
     return tiny.write_model(
         tmp_path_factory.mktemp("exp") / "speechllm_xl_tiny",
@@ -91,7 +91,7 @@ def tiny_model_dir(tmp_path_factory, tiny_tokens):
 @pytest.fixture(scope="session")
 def tiny_aligner_dir(tmp_path_factory, tiny_tokens):
     """A CTC aligner directory on the same kind of encoder; random weights."""
-    from espnet_speechllm_xl.tasks.ctc import CTCTask
+    from espnet_speechllm_xl.systems.ctc import CTCTask
 
     return tiny.write_model(
         tmp_path_factory.mktemp("exp") / "aligner_tiny", CTCTask, tiny_tokens, "valid.ter.ave.pth", seed=2

@@ -9,8 +9,8 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from espnet_speechllm_xl.config import ServerConfig
 from espnet_speechllm_xl.server.app import Server, bind
+from espnet_speechllm_xl.server.limits import ServerConfig
 from espnet_speechllm_xl.server.service import Service
 
 TIMEOUT = 60  # seconds, for what should take a moment

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 import yaml
 
-from espnet_speechllm_xl import config
+from espnet_speechllm_xl import config, settings
 from espnet_speechllm_xl.config import (
     AugmentConfig,
     ChunkingConfig,
     ConcatConfig,
-    ConfigError,
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
-    LabelDecoderConfig,
     LossConfig,
     SearchConfig,
     SpecAugmentConfig,
     StreamConfig,
-    from_dict,
 )
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.settings import ConfigError, from_dict
+from espnet_speechllm_xl.systems.chunked_aed import LabelDecoderConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted([*ROOT.glob("conf/train_*.yaml"), *ROOT.glob("egs2/*/*/conf/train_*.yaml")])
@@ -110,7 +109,7 @@ def test_values_in_messages_are_cut_to_a_line():
 def test_a_file_that_is_no_settings_is_one_line(tmp_path, content, says):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        config.read_yaml(tmp_path / "config.yaml")
+        settings.read_yaml(tmp_path / "config.yaml")
     assert says in str(caught.value) and str(caught.value).isprintable()
 
 
@@ -228,7 +227,7 @@ def test_every_field_is_frozen_and_explained(cls):
 
 @pytest.fixture(scope="module")
 def tasks():
-    from espnet_speechllm_xl.tasks import TASKS, find_task
+    from espnet_speechllm_xl.systems import TASKS, find_task
 
     return {name: find_task(name) for name in TASKS}
 
@@ -236,8 +235,8 @@ def tasks():
 def test_signatures_hold_every_field_with_its_default():
     from espnet2.utils.get_default_kwargs import get_default_kwargs
 
-    from espnet_speechllm_xl.emformer import EmformerEncoder
-    from espnet_speechllm_xl.llm import Decoder
+    from espnet_speechllm_xl.model.emformer import EmformerEncoder
+    from espnet_speechllm_xl.model.llm import Decoder
 
     assert get_default_kwargs(EmformerEncoder) == dataclasses.asdict(EncoderConfig())
     assert get_default_kwargs(Decoder) == dataclasses.asdict(DecoderConfig())

@@ -13,12 +13,12 @@ import tiny
 import yaml
 from limits import longest_file
 
-from espnet_speechllm_xl import Speech2Text, inference
-from espnet_speechllm_xl.audio import AudioError
-from espnet_speechllm_xl.config import ConfigError
+from espnet_speechllm_xl import Speech2Text, experiment, trained_model
+from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.inference import ModelError, load_model, pack
-from espnet_speechllm_xl.text import TokenizerError
+from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.tokenization import TokenizerError
+from espnet_speechllm_xl.trained_model import ModelError, load_model, pack
 
 WEIGHTS = "valid.acc_text.ave.pth"
 
@@ -62,7 +62,7 @@ def test_packed_file_alone_is_enough(tiny_model_dir, packed, tmp_path, monkeypat
     moved = shutil.copy(packed, tmp_path / "elsewhere.zip")
     monkeypatch.chdir(tmp_path)
     values = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())
-    monkeypatch.setattr("espnet_speechllm_xl.inference._find_tokenizer", _no_fallback(values["tokenizer"]))
+    monkeypatch.setattr("espnet_speechllm_xl.experiment.find_tokenizer", _no_fallback(values["tokenizer"]))
     assert load(moved, search="greedy")(tiny.speech(4, 40000)) == expected
     unpacked = tmp_path / "unpacked"
     zipfile.ZipFile(moved).extractall(unpacked)
@@ -70,9 +70,8 @@ def test_packed_file_alone_is_enough(tiny_model_dir, packed, tmp_path, monkeypat
 
 
 def _no_fallback(training_file):
-    from espnet_speechllm_xl import inference
 
-    find = inference._find_tokenizer
+    find = experiment.find_tokenizer
 
     def checked(directory, args):
         found = find(directory, args)
@@ -184,8 +183,8 @@ def test_nbest_texts_are_distinct_and_ordered(tiny_model_dir):
 
 def test_two_spellings_of_one_text_are_one(tiny_model_dir):
     """The same text by other pieces is no further entry of the n-best list."""
-    from espnet_speechllm_xl.search import Hypothesis
-    from espnet_speechllm_xl.streaming import distinct_texts
+    from espnet_speechllm_xl.decoding.results import distinct_texts
+    from espnet_speechllm_xl.decoding.searches import Hypothesis
 
     tokenizer = load(tiny_model_dir).tokenizer
     hypotheses = []
@@ -233,7 +232,7 @@ def test_other_sample_rates_are_converted(tiny_model_dir, tmp_path):
 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.array([0, np.nan]), np.zeros((2, 2, 2)), np.array(["a"])])
 def test_arrays_that_are_no_audio(tiny_model_dir, bad):
-    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.corpus.audio import AudioError
 
     with pytest.raises(AudioError) as caught:
         load(tiny_model_dir)(bad)
@@ -496,7 +495,7 @@ def test_only_what_a_model_is_made_of_is_unpacked(packed, tmp_path, monkeypatch)
         for name in ("../outside", "/outside", "tokenizer/../../outside", "notes.txt", "tokenizer/below/deep"):
             packed_again.writestr(name, bytes(1 << 26))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with inference._unpacked(more) as folder:
+    with trained_model.unpacked(more) as folder:
         there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
         assert there == ["config.yaml", "model.pth", "tokenizer.model"] and len(list(tmp_path.iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["more.zip"]

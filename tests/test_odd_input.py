@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from espnet_speechllm_xl.bin import cli
-from espnet_speechllm_xl.inference import pack
+from espnet_speechllm_xl.trained_model import pack
 
 QUICK = settings(
     max_examples=25,

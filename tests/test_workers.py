@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_speechllm_xl import jobs
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.sets import batch_jobs
 from espnet_speechllm_xl.workers import over_processes
 
 BATCHES = [["a", "b"], ["c", "d", "e"], ["f"], ["g", "h"]]
@@ -97,7 +97,7 @@ def test_processes_that_always_die_are_an_error(capfd):
     with pytest.raises(
         UserError, match=r"was killed, .*memory ran out \(SIGKILL\) before it began: give a smaller --nj"
     ):
-        list(over_processes(BATCHES, dying, {"signal": signal.SIGKILL}, 2, jobs.not_done))
+        list(over_processes(BATCHES, dying, {"signal": signal.SIGKILL}, 2, batch_jobs.not_done))
 
 
 def test_one_that_is_stopped_from_outside_leaves_nothing_out():

@@ -32,7 +32,7 @@ def run(python, *arguments):
 
 
 def test_they_have_different_releases():
-    script = "from espnet_speechllm_xl.compat import espnet_release; print(espnet_release())"
+    script = "from espnet_speechllm_xl.training.compat import espnet_release; print(espnet_release())"
     command = [[python, "-c", script] for python in (sys.executable, OTHER)]
     assert len({subprocess.check_output(each, cwd=ROOT, text=True) for each in command}) == 2
 

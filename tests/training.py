@@ -76,7 +76,7 @@ def make_data(folder):
 
 def task_of(name):
     """The task of a name: "ctc", "speechllm_xl", ..."""
-    from espnet_speechllm_xl.tasks import find_task
+    from espnet_speechllm_xl.systems import find_task
 
     return find_task(name)
 

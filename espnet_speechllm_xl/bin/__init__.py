@@ -1,1 +1,1 @@
-"""Commands; cli.py finds them."""
+"""Commands: each parses its options, calls another room and prints.  cli.py finds them; nothing imports them."""

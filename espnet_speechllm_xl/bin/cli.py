@@ -59,7 +59,7 @@ def _run(command, tidy=True):
     from espnet_speechllm_xl.bin import guard
 
     def checked():
-        from espnet_speechllm_xl.compat import check_stack
+        from espnet_speechllm_xl.training.compat import check_stack
 
         check_stack()
         return command()

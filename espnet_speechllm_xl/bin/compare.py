@@ -21,9 +21,9 @@ def add_arguments(parser):
 
 def _counted(name, reference, args):
     """The ``significance.Blocks`` and the ``metrics.Counts`` of a decoded set."""
-    from espnet_speechllm_xl import metrics, significance
-    from espnet_speechllm_xl.kaldi import joined
-    from espnet_speechllm_xl.scoring_inputs import Ignored, read_hypotheses
+    from espnet_speechllm_xl.corpus.kaldi import joined
+    from espnet_speechllm_xl.evaluation import metrics, significance
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_hypotheses
 
     ignored = Ignored(args.ignore_tags, args.ignore_case)
     heard = ignored.left_of_all(read_hypotheses(name, reference))
@@ -39,10 +39,11 @@ def _counted(name, reference, args):
 
 def main(args):
     """Print a table; returns 0.  Raises UserError for files that are missing, or not of the set."""
-    from espnet_speechllm_xl import significance
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.scoring_inputs import Ignored, read_reference
-    from espnet_speechllm_xl.tables import RATES, markdown
+    from espnet_speechllm_xl.evaluation import significance
+    from espnet_speechllm_xl.evaluation.markdown import markdown_table
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_reference
+    from espnet_speechllm_xl.paper_tables.tables import RATES
 
     names = [*args.hypotheses, *args.hyp]
     if not names:
@@ -55,7 +56,7 @@ def main(args):
     rates = [significance.error_rate(blocks).text("{:.1f}") for blocks in found]
     kinds = [[f"{rate:.1f}" for rate in total.rates()[1:4]] for total in counts]
     rows = zip(names, rates, *zip(*kinds, strict=True), differences, strict=True)
-    print("\n".join(markdown(head, rows)))
+    print("\n".join(markdown_table(head, rows)))
     ignored = Ignored(args.ignore_tags, args.ignore_case)
     print(f"95 % intervals; blocks: {found[0].described(args.unit)}{ignored}")
     return 0

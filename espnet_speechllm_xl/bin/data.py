@@ -29,8 +29,8 @@ class Progress:
 
 def _check(args):
     """Check the directories, one after the other, and say what stands out in their texts."""
-    from espnet_speechllm_xl.kaldi import scan_table
-    from espnet_speechllm_xl.transcripts import case_differences, remarks
+    from espnet_speechllm_xl.corpus.kaldi import scan_table
+    from espnet_speechllm_xl.corpus.transcripts import case_differences, remarks
 
     worst, texts = 0, {}
     for directory in args.directories:
@@ -44,8 +44,8 @@ def _check(args):
 
 
 def _check_one(args):
-    from espnet_speechllm_xl.data_dirs import check_dir, fix_dir
-    from espnet_speechllm_xl.dump import foreign_audio
+    from espnet_speechllm_xl.corpus.directories import check_dir, fix_dir
+    from espnet_speechllm_xl.corpus.dump import foreign_audio
 
     need_text = not args.no_text_ok
     if args.fix and check_dir(args.directory, need_text):
@@ -72,8 +72,8 @@ def _check_one(args):
 
 def _advice(args: argparse.Namespace) -> str:
     """Return what helps with the problems of ``args.directory``: a command, if one does."""
-    from espnet_speechllm_xl.data_dirs import check_dir, left_by_fix
-    from espnet_speechllm_xl.kaldi import KaldiError, fix_command
+    from espnet_speechllm_xl.corpus.directories import check_dir, left_by_fix
+    from espnet_speechllm_xl.corpus.kaldi import KaldiError, fix_command
 
     need_text = not args.no_text_ok
     if args.dump and not check_dir(args.directory, need_text):
@@ -90,7 +90,7 @@ def _advice(args: argparse.Namespace) -> str:
 
 
 def _perturb(args):
-    from espnet_speechllm_xl.data_dirs import perturb_dir
+    from espnet_speechllm_xl.corpus.directories import perturb_dir
 
     read, written = perturb_dir(args.data, args.out, args.factors)
     print(f"{args.out}: {read} utterances of {args.data} -> {written} at speeds {args.factors}")
@@ -98,8 +98,8 @@ def _perturb(args):
 
 
 def _subset(args):
-    from espnet_speechllm_xl.data_dirs import subset_dir
-    from espnet_speechllm_xl.kaldi import read_list
+    from espnet_speechllm_xl.corpus.directories import subset_dir
+    from espnet_speechllm_xl.corpus.kaldi import read_list
 
     listed = None if args.utt_list is None else read_list(args.utt_list)
     chosen, absent = subset_dir(args.data, args.out, args.first, args.last, listed)
@@ -112,14 +112,14 @@ def _subset(args):
 
 
 def _settings(args, **more):
-    from espnet_speechllm_xl.dump import Settings
+    from espnet_speechllm_xl.corpus.dump import Settings
 
     return Settings(sample_rate=args.sample_rate, **more)
 
 
 def _format(args):
-    from espnet_speechllm_xl.dump import format_dir
-    from espnet_speechllm_xl.transcripts import cleaner, read_symbols
+    from espnet_speechllm_xl.corpus.dump import format_dir
+    from espnet_speechllm_xl.corpus.transcripts import cleaner, read_symbols
 
     settings = _settings(
         args, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
@@ -138,7 +138,7 @@ def _format(args):
 
 
 def _longform(args):
-    from espnet_speechllm_xl.dump import longform_dir
+    from espnet_speechllm_xl.corpus.dump import longform_dir
 
     report = longform_dir(
         args.dump, args.out, args.factor, order=args.order, across_speakers=args.across_speakers, seed=args.seed,

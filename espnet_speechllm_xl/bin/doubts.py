@@ -17,8 +17,8 @@ def of_training(directory: Path) -> list[str]:
         UserError: ``config.yaml`` cannot be read.
     """
     from espnet_speechllm_xl.errors import beside
-    from espnet_speechllm_xl.paper import read_config
-    from espnet_speechllm_xl.train_log import ended_in_warmup, read_train_log
+    from espnet_speechllm_xl.evaluation.train_log import ended_in_warmup, read_train_log
+    from espnet_speechllm_xl.experiment import read_config
 
     epochs, config, found = read_train_log(directory), read_config(directory) or {}, []
     rates = [parts["valid"]["ter"] for parts in epochs.values() if "ter" in parts.get("valid", {})]

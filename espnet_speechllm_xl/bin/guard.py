@@ -22,7 +22,7 @@ def run(command: Callable[[], int | None], program: str, bad_input: int = WRONG_
         any more; 3, with the traceback, of a bug.
     """
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.io import orderly_end
+    from espnet_speechllm_xl.files import orderly_end
 
     try:
         with orderly_end() if tidy else contextlib.nullcontext():
@@ -45,7 +45,7 @@ def run(command: Callable[[], int | None], program: str, bad_input: int = WRONG_
 def _ended(error: Exception, program: str) -> int:
     from espnet_speechllm_xl.errors import WRITING, of_machine
 
-    # Files are named by io.py, so what has no name was printed.
+    # Files are named by files.py, so what has no name was printed.
     if isinstance(error, OSError) and error.filename is None and error.errno in WRITING:
         error.filename = "the standard output"
         _drop_output()

@@ -5,7 +5,6 @@ a chunk size that was streamed before by the same weights and settings is only c
 """
 
 import dataclasses
-import json
 import math
 import shlex
 import sys
@@ -21,8 +20,7 @@ from espnet_speechllm_xl.bin.options import (
     stream_settings,
 )
 from espnet_speechllm_xl.config import StreamConfig
-
-BATCH = 8  # utterances after which a killed run goes on
+from espnet_speechllm_xl.sets.stream import BATCH, stream_set
 
 
 def add_arguments(parser):
@@ -68,10 +66,12 @@ _chunk_sizes.__name__ = "list of seconds"  # for argparse's message
 
 def main(args):
     """Measure and report; returns the exit code, 1 when some audio could not be read."""
-    from espnet_speechllm_xl import delay_reports, jobs, latency
-    from espnet_speechllm_xl.bin.options import sample_counts
+    from espnet_speechllm_xl import experiment
+    from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.kaldi import read_table, read_text, write_table
+    from espnet_speechllm_xl.evaluation import latency_report, stream_latency
+    from espnet_speechllm_xl.sets import batch_jobs
+    from espnet_speechllm_xl.sets.audio import sample_counts
 
     dump, out = Path(args.dump), Path(args.out)
     texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
@@ -81,21 +81,21 @@ def main(args):
         raise UserError(f"{dump}: the texts hold no words: there is nothing to compare")
     reference, times = _reference(args.reference, dump)
     chunkings, rate, search = _chunkings(args)
-    batches = jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
+    batches = batch_jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": _load(args),
         "search": dataclasses.asdict(search),
         "dump": str(dump),
-        "stamp": jobs.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp"),
+        "stamp": experiment.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp"),
         "block": max(1, round(args.block * rate)),
         "tail": round(args.tail * rate),
         "nj": args.nj,
     }
     sizes, failed = [], {}
     for chunking in chunkings:
-        runs, failures = _streamed({**shared, "stream": chunking["stream"]}, batches, out)
+        runs, failures = stream_set({**shared, "stream": chunking["stream"]}, batches, out)
         failed.update(failures)
-        figures = latency.summary(runs, latency.compare(runs, texts, times))
+        figures = stream_latency.summary(runs, stream_latency.compare(runs, texts, times))
         sizes.append({**chunking["figures"], **figures})
     setup = {
         "model": args.model,
@@ -111,7 +111,7 @@ def main(args):
         "nj": args.nj,
         "failed": len(failed),
     }
-    print("\n".join(delay_reports.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
+    print("\n".join(latency_report.latency_report(out, setup, sizes, shlex.join(["speechllm-xl", *args.argv]))))
     write_table(out / "failed", failed)
     print(f"written: {out / 'LATENCY.md'}")
     for utterance, reason in failed.items():
@@ -121,7 +121,7 @@ def main(args):
 
 def _reference(path, dump):
     """The CTM file and its words by utterance; None and None where there is none and none was asked for."""
-    from espnet_speechllm_xl.ctm import read_ctm
+    from espnet_speechllm_xl.corpus.ctm import read_ctm
     from espnet_speechllm_xl.errors import UserError
 
     file = Path(path or dump / "ref.ctm")
@@ -159,67 +159,3 @@ def _chunkings(args):
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append({"stream": options, "figures": figures})
     return found, speech2text.sample_rate, search
-
-
-def _streamed(settings, batches, out):
-    """``{utterance: Run}`` and ``{utterance: why its audio was not read}``, from an earlier run where there is one."""
-    from espnet_speechllm_xl import jobs
-    from espnet_speechllm_xl.bin.decode import crashed
-    from espnet_speechllm_xl.io import atomic_write
-    from espnet_speechllm_xl.latency import Run
-
-    task = {"settings": settings, "batches": batches}
-    size = f"{settings['stream']['chunk_size']:g}"
-    path, parts, name = out / f"streamed_{size}.json", out / f".parts_{size}", Path(settings["dump"]).name
-    content = jobs.summary_of(path, task)
-    if content is None or content["failed"]:
-        title = f"stream {name}, chunks of {size} s"
-        items = jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title, crashed=crashed)
-        items = sorted(items, key=lambda item: item["utterance"])
-        content = {
-            "task": jobs.digest(task),
-            "runs": {item["utterance"]: item["run"] for item in items if "run" in item},
-            "failed": {item["utterance"]: item["failed"] for item in items if "failed" in item},
-        }
-        with atomic_write(path) as stream:
-            json.dump(content, stream, ensure_ascii=False)
-        jobs.finish(parts)
-        print(f"{path}: {len(content['runs'])} utterances streamed, {len(content['failed'])} failed", flush=True)
-    else:
-        print(f"{path}: {len(content['runs'])} utterances were streamed before by the same weights and settings")
-    return {utterance: Run.from_json(values) for utterance, values in content["runs"].items()}, content["failed"]
-
-
-def make_worker(settings):
-    """Worker of :func:`~espnet_speechllm_xl.jobs.run_batches`: utterance ids -> one JSON object each."""
-    from dataclasses import asdict
-
-    import numpy as np
-
-    from espnet_speechllm_xl.audio import AudioError, read_audio
-    from espnet_speechllm_xl.inference import Speech2Text
-    from espnet_speechllm_xl.kaldi import read_table
-    from espnet_speechllm_xl.latency import stream_through
-
-    speech2text = Speech2Text.from_pretrained(**settings["load"])
-    audio, rate = read_table(Path(settings["dump"]) / "wav.scp"), speech2text.sample_rate
-    tail = np.zeros(settings["tail"], np.float32)
-
-    def measured(samples):
-        samples = np.concatenate([samples, tail])
-        return stream_through(speech2text.stream(**settings["stream"]), samples, rate, settings["block"])
-
-    measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
-
-    def work(utterances):
-        items = [{"utterance": utterance} for utterance in utterances]
-        for item in items:
-            try:
-                if item["utterance"] not in audio:
-                    raise AudioError("missing", "not in wav.scp")
-                item["run"] = asdict(measured(read_audio(audio[item["utterance"]], rate, notes={})))
-            except AudioError as error:
-                item["failed"] = str(error)
-        return items
-
-    return work

@@ -3,7 +3,8 @@
 import argparse
 import dataclasses
 
-from espnet_speechllm_xl.config import MIX, MOST, SearchConfig, StreamConfig, parse_channel
+from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
+from espnet_speechllm_xl.settings import MOST
 from espnet_speechllm_xl.timeline import LONGEST_SECONDS
 
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
@@ -64,15 +65,6 @@ def stream_settings(args):
     return {"search": args.search, **{name: getattr(args, name) for name in names}}
 
 
-def sample_counts(dump):
-    """``utt2num_samples`` of a dump set: ``{utterance: samples}``; raises KaldiError."""
-    from espnet_speechllm_xl.kaldi import KaldiError, read_table
-
-    if not (dump / "utt2num_samples").exists():
-        raise KaldiError(f"{dump} is no formatted set, it has no utt2num_samples: give one (dump/raw/SET)")
-    return {utterance: int(value) for utterance, value in read_table(dump / "utt2num_samples").items()}
-
-
 def load_settings(args):
     """Keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what the user gave."""
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
@@ -97,7 +89,7 @@ def at_least(kind, low):
 
 def add_rare_argument(parser: argparse.ArgumentParser) -> None:
     """How much is said of what transcripts hold; the default is ``transcripts.RARE``."""
-    from espnet_speechllm_xl.transcripts import RARE
+    from espnet_speechllm_xl.corpus.transcripts import RARE
 
     parser.add_argument(
         "--rare", type=at_least(int, 0), default=RARE, metavar="N",
@@ -151,6 +143,8 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
 
 
 REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"
+
+
 HYPOTHESES_HELP = "hypotheses, of any toolkit: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text"
 
 

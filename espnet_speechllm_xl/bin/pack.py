@@ -12,7 +12,7 @@ def main(args):
     """Write the file; returns the exit code."""
     from pathlib import Path
 
-    from espnet_speechllm_xl.inference import pack
+    from espnet_speechllm_xl.trained_model import pack
 
     pack(args.model, args.out, args.weights)
     print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB; speechllm-xl transcribe FILE --model {args.out}")

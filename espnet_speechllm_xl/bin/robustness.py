@@ -12,8 +12,9 @@ from espnet_speechllm_xl.bin.options import add_model_arguments, at_least, load_
 if TYPE_CHECKING:
     import numpy as np
 
+    from espnet_speechllm_xl.evaluation.significance import Blocks
     from espnet_speechllm_xl.inference import Speech2Text
-    from espnet_speechllm_xl.significance import Blocks
+
 
 PADDING_SECONDS = 0.1  # of zeros, behind cut audio: what users did who missed the last word
 
@@ -48,9 +49,9 @@ def main(args: argparse.Namespace) -> int:
 
     Raises UserError for a set without text or audio, and for a model that is none.
     """
-    from espnet_speechllm_xl import significance
+    from espnet_speechllm_xl.evaluation import significance
+    from espnet_speechllm_xl.evaluation.markdown import markdown_table
     from espnet_speechllm_xl.inference import Speech2Text
-    from espnet_speechllm_xl.tables import markdown
 
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
     utterances, speakers = _read(Path(args.dump), speech2text)
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
         minus = "-" if found is first else significance.difference(found, first).text("{:+.1f}")
         rate = significance.error_rate(found).text("{:.1f}")
         rows.append([title, rate, minus, f"{_last_words(chosen, hypotheses)} of {len(chosen)}"])
-    print("\n".join(markdown(["audio", "WER (%)", "minus the first of its kind", "last word right"], rows)))
+    print("\n".join(markdown_table(["audio", "WER (%)", "minus the first of its kind", "last word right"], rows)))
     print(f"search {speech2text.search.method}; 95 % intervals; blocks: {base[False].described()}")
     if len(timed) < len(utterances):
         print(f"not cut: {len(utterances) - len(timed)} utterances whose words have no times (ref.ctm)")
@@ -78,7 +79,7 @@ def _changes(levels: list[float], rate: int) -> list[tuple[str, Callable[[Uttera
     """(what the table calls it, the samples (n,) that are decoded of an utterance, whether it is cut)."""
     import numpy as np
 
-    from espnet_speechllm_xl.audio import with_gain
+    from espnet_speechllm_xl.corpus.audio import with_gain
 
     padding = np.zeros(round(PADDING_SECONDS * rate), np.float32)
     return [
@@ -95,9 +96,9 @@ def _changes(levels: list[float], rate: int) -> list[tuple[str, Callable[[Uttera
 
 def _read(dump: Path, speech2text: "Speech2Text") -> tuple[dict[str, Utterance], dict[str, str]]:
     """``{utterance: Utterance}`` of a set and ``{utterance: speaker}``."""
-    from espnet_speechllm_xl.bin.options import sample_counts
-    from espnet_speechllm_xl.kaldi import KaldiError, read_reference_times, read_table, read_text
-    from espnet_speechllm_xl.metrics import some_names
+    from espnet_speechllm_xl.corpus.kaldi import KaldiError, read_reference_times, read_table, read_text
+    from espnet_speechllm_xl.evaluation.metrics import some_names
+    from espnet_speechllm_xl.sets.audio import sample_counts
 
     sample_counts(dump)
     if not (dump / "text").exists():
@@ -117,7 +118,7 @@ def _read(dump: Path, speech2text: "Speech2Text") -> tuple[dict[str, Utterance],
 
 def _decode(speech2text: "Speech2Text", audio: dict[str, "np.ndarray"], batch_size: int) -> dict[str, str]:
     """``{utterance: text}`` of ``{utterance: samples}``; those of similar length together."""
-    from espnet_speechllm_xl.jobs import batches_by_length
+    from espnet_speechllm_xl.sets.batch_jobs import batches_by_length
 
     texts = {}
     for part in batches_by_length({name: len(samples) for name, samples in audio.items()}, batch_size):
@@ -127,7 +128,7 @@ def _decode(speech2text: "Speech2Text", audio: dict[str, "np.ndarray"], batch_si
 
 
 def _counted(references: dict[str, str], hypotheses: dict[str, str], speakers: dict[str, str]) -> "Blocks":
-    from espnet_speechllm_xl import significance
+    from espnet_speechllm_xl.evaluation import significance
 
     of_these = {name: speakers[name] for name in references if name in speakers}
     rows, _ = significance.counted(references, hypotheses, of_these, "words", "hypotheses")

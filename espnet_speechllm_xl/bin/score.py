@@ -7,7 +7,11 @@ from pathlib import Path
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
 
 ONE = ("ref", "hyp", "out")
+
+
 FURTHER = ("utt2spk", "segments", "token_ref", "token_hyp")
+
+
 ALL = ("exp", "dump", "results")
 
 
@@ -50,16 +54,16 @@ def _wrong_use(args):
 
 
 def _ignored(args):
-    from espnet_speechllm_xl.scoring_inputs import Ignored
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
 
     return Ignored(args.ignore_tags, args.ignore_case)
 
 
 def _score_one(args):
-    from espnet_speechllm_xl.kaldi import read_table
-    from espnet_speechllm_xl.report import score_table
-    from espnet_speechllm_xl.score_dirs import score_set
-    from espnet_speechllm_xl.scoring_inputs import read_hypotheses, read_reference
+    from espnet_speechllm_xl.corpus.kaldi import read_table
+    from espnet_speechllm_xl.evaluation.results_report import score_table
+    from espnet_speechllm_xl.evaluation.score_directories import score_set
+    from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses, read_reference
 
     reference, ignored = read_reference(args.ref, args.utt2spk, args.segments), _ignored(args)
     heard = read_hypotheses(args.hyp, reference)
@@ -71,11 +75,15 @@ def _score_one(args):
 
 
 def _score_all(args):
-    from espnet_speechllm_xl import report
+    from espnet_speechllm_xl.evaluation import results_report
 
-    found = report.score_experiment(args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args))
+    found = results_report.score_experiment(args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args))
     decoded, unfinished, untranscribed, failed = found
-    print("\n".join(report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])))
+    print(
+        "\n".join(
+            results_report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])
+        )
+    )
     counts = {"scored": decoded, "unfinished": unfinished, "failed": failed, "without text": untranscribed}
     counts = {name: len(sets) for name, sets in counts.items()}
     print(f"sets found: {sum(counts.values())}, " + ", ".join(f"{name}: {count}" for name, count in counts.items()))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_config_arguments, add_model_arguments, load_config, load_settings
-from espnet_speechllm_xl.config import ServerConfig
+from espnet_speechllm_xl.server.limits import ServerConfig
 
 
 def add_arguments(parser):

@@ -36,7 +36,7 @@ def add_arguments(parser):
 
 def main(args):
     """Stream to the end of the audio or to Ctrl-C; returns 0, or 1 when it breaks: what came before is written."""
-    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.corpus.audio import AudioError
     from espnet_speechllm_xl.inference import Speech2Text
 
     settings = stream_settings(args)
@@ -117,7 +117,7 @@ def _blocks(args, sample_rate, remarks):
 
 
 def _file(args, sample_rate, remarks):
-    from espnet_speechllm_xl.audio import read_file
+    from espnet_speechllm_xl.corpus.audio import read_file
 
     samples = read_file(args.source, sample_rate, channel=args.channel, notes=remarks)
     begin = time.monotonic()
@@ -130,7 +130,7 @@ def _file(args, sample_rate, remarks):
 
 
 def _standard_input(encoding, rate, sample_rate, remarks):
-    from espnet_speechllm_xl.pcm import Pcm
+    from espnet_speechllm_xl.corpus.raw_pcm import Pcm
 
     pcm = Pcm(encoding, rate, sample_rate)
     size = round(BLOCK_SECONDS * pcm.bytes_per_second)
@@ -149,7 +149,7 @@ def _microphone(device, sample_rate, remarks):
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: no PortAudio
         raise UserError(f"no microphone ({error}): pip install sounddevice, and PortAudio (libportaudio2)") from error
-    from espnet_speechllm_xl.pcm import Pcm
+    from espnet_speechllm_xl.corpus.raw_pcm import Pcm
 
     blocks = queue.SimpleQueue()
     try:
@@ -196,7 +196,7 @@ class _Json(_Writer):
     """A JSON object a line, whenever something changed."""
 
     def __init__(self):
-        from espnet_speechllm_xl.formats import LiveResults
+        from espnet_speechllm_xl.decoding.output_formats import LiveResults
 
         self._results = LiveResults()
 
@@ -209,7 +209,7 @@ class _Captions(_Writer):
     """SRT or WebVTT, segment by segment."""
 
     def __init__(self, kind):
-        from espnet_speechllm_xl.formats import Captions
+        from espnet_speechllm_xl.decoding.output_formats import Captions
 
         self._captions = Captions(kind)
         self._print(self._captions.header)
@@ -240,7 +240,7 @@ class _Terminal(_Writer):
         self._live.stop()
 
     def write(self, update, seconds):
-        from espnet_speechllm_xl.formats import beside
+        from espnet_speechllm_xl.decoding.output_formats import beside
 
         super().write(update, seconds)
         shown = self._text(update.segment.text)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import add_rare_argument, at_least
+from espnet_speechllm_xl.corpus.kaldi import read_table
+from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, read_symbols, remarks
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_path, atomic_write, naming, temporary_folder
-from espnet_speechllm_xl.kaldi import read_table
-from espnet_speechllm_xl.text import Tokenizer, load_tokenizer, normalise
-from espnet_speechllm_xl.transcripts import case_differences, losses, read_symbols, remarks
+from espnet_speechllm_xl.files import atomic_path, atomic_write, naming, temporary_folder
+from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 

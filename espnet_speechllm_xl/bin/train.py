@@ -12,6 +12,8 @@ Options are ESPnet's and the sections of espnet_speechllm_xl/config.py:
   speechllm-xl {name} --espnet-help         every option with its description
 A recipe's run.sh calls this with the right files: ./run.sh --stage {stage} --stop-stage {stage}
 """
+
+
 ABOUT = {
     "train": ("Trains SpeechLLM-XL on aligned speech (the align stage makes it), or --task {tasks}.", "train"),
     "train-aligner": ("Trains the CTC model that aligns transcripts with speech.", "aligner"),
@@ -20,7 +22,7 @@ ABOUT = {
 
 def main(name, argv):
     """Train; returns the exit code."""
-    from espnet_speechllm_xl.tasks import TASKS, find_task
+    from espnet_speechllm_xl.systems import TASKS, find_task
 
     if not argv or argv[0] in ("-h", "--help"):
         what, stage = ABOUT[name]
@@ -28,7 +30,7 @@ def main(name, argv):
         return 0 if argv else 2
     argv = ["--help" if argument == "--espnet-help" else argument for argument in argv]
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.io import naming
+    from espnet_speechllm_xl.files import naming
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")

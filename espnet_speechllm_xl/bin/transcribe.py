@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_model_arguments, load_settings
 from espnet_speechllm_xl.config import EACH
-from espnet_speechllm_xl.formats import FORMATS, TIMED, recording_id
+from espnet_speechllm_xl.decoding.output_formats import FORMATS, TIMED, recording_id
+from espnet_speechllm_xl.sets.audio import of_length
 
 if TYPE_CHECKING:
     import numpy as np
 
     from espnet_speechllm_xl.inference import Speech2Text
-
-LONG_SECONDS = 3600  # of a recording, from which on a remark says what it costs
 
 
 def add_arguments(parser):
@@ -32,7 +31,7 @@ def add_arguments(parser):
 
 def main(args):
     """Transcribe every file; returns 0, or 1 when some failed (each named on standard error)."""
-    from espnet_speechllm_xl.audio import AudioError
+    from espnet_speechllm_xl.corpus.audio import AudioError
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.inference import Speech2Text
 
@@ -71,7 +70,7 @@ def _recordings(
 
     Remarks are printed.  Raises AudioError.
     """
-    from espnet_speechllm_xl.audio import read_channels
+    from espnet_speechllm_xl.corpus.audio import read_channels
 
     notes = {}
     if channel == EACH:
@@ -83,17 +82,6 @@ def _recordings(
             _say(f"{file}: {text}" if index is None else f"{file}: channel {index}: {text}")
         notes.clear()
         yield index, samples
-
-
-def of_length(speech2text: "Speech2Text", file: str, samples: "np.ndarray") -> str | None:
-    """Say what a long recording costs, and what is there for it; None of others, and where there is nothing else."""
-    seconds = len(samples) / speech2text.sample_rate
-    if seconds < LONG_SECONDS or speech2text.chunking is None:
-        return None
-    return (
-        f"{file} lasts {seconds / 3600:.1f} h: it is held in memory whole, and its text comes at the end; "
-        f"`speechllm-xl stream {file} --search chunk_sync` writes as it goes, in bounded memory"
-    )
 
 
 def _transcribe(

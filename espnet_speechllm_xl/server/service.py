@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import LOOPBACK, StreamConfig
-from espnet_speechllm_xl.engine import Engine
+from espnet_speechllm_xl.config import StreamConfig
+from espnet_speechllm_xl.decoding.engine import Engine
+from espnet_speechllm_xl.server.limits import LOOPBACK
 from espnet_speechllm_xl.server.metrics import Metrics
 from espnet_speechllm_xl.server.refusal import Refusal
 
@@ -26,7 +27,7 @@ class Service:
     Args:
         speech2text: :class:`~espnet_speechllm_xl.inference.Speech2Text`; its search is that of files, and of streams
             unless it needs all audio before the first word.
-        config: :class:`~espnet_speechllm_xl.config.ServerConfig`.
+        config: :class:`~espnet_speechllm_xl.server.limits.ServerConfig`.
         name: what clients are told the model is called.
 
     Attributes:
@@ -69,7 +70,7 @@ class Service:
         return {"search": search.method, "beam_size": search.beam_size, "ctc_weight": search.ctc_weight, **finite}
 
     def open_stream(self, search=None, chunk_size=None, context=None, **stream_conf):
-        """A :class:`~espnet_speechllm_xl.streaming.Stream`; raises UserError for settings that do not fit.
+        """A :class:`~espnet_speechllm_xl.decoding.streams.Stream`; raises UserError for settings that do not fit.
 
         A stream must be bounded to be served: its window, its segments and what the beam disputes may last
         ``max_span_seconds`` at most.

@@ -21,11 +21,11 @@ import numpy as np
 from starlette.websockets import WebSocketDisconnect
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.audio import AudioError
 from espnet_speechllm_xl.config import StreamConfig
+from espnet_speechllm_xl.corpus.audio import AudioError
+from espnet_speechllm_xl.corpus.raw_pcm import Pcm
+from espnet_speechllm_xl.decoding.output_formats import LiveResults
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.formats import LiveResults
-from espnet_speechllm_xl.pcm import Pcm
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import LAST_WORDS
 

@@ -15,20 +15,30 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.audio import AudioError, read_bytes
 from espnet_speechllm_xl.config import MIX, parse_channel
-from espnet_speechllm_xl.ctm import joined_text
+from espnet_speechllm_xl.corpus.audio import AudioError, read_bytes
+from espnet_speechllm_xl.corpus.ctm import joined_text
+from espnet_speechllm_xl.decoding.output_formats import FORMATS, captions
+from espnet_speechllm_xl.decoding.streams import decode
 from espnet_speechllm_xl.errors import one_line
-from espnet_speechllm_xl.formats import FORMATS, captions
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import LAST_WORDS, Service
-from espnet_speechllm_xl.streaming import decode
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+
+
 GRANULARITIES = ("segment", "word")
+
+
 FIELDS = 64  # most fields of a form beside the file
+
+
 FIELD_BYTES = 64 * 1024  # longest of them
+
+
 OVERHEAD = FIELDS * FIELD_BYTES  # bytes of a form beside the file
+
+
 BLOCK_SECONDS = 2.0  # of audio that one encoder call takes of a file: live streams wait for no longer one
 
 

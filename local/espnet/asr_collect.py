@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin import doubts, guard
+from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_write
-from espnet_speechllm_xl.kaldi import read_table, write_table
-from espnet_speechllm_xl.metrics import real_time_factor, some_names
+from espnet_speechllm_xl.evaluation.metrics import real_time_factor, some_names
+from espnet_speechllm_xl.files import atomic_write
 
 TABLES = ("text", "token", "token_int", "score")
 

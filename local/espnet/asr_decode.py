@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl import compat
 from espnet_speechllm_xl.bin import guard
-from espnet_speechllm_xl.io import DamagedWeights, atomic_write, naming, read_weights
+from espnet_speechllm_xl.files import DamagedWeights, atomic_write, naming, read_weights
+from espnet_speechllm_xl.training import compat
 
 CLASSES = {"asr_inference": "Speech2Text", "asr_inference_streaming": "Speech2TextStreaming"}
 

@@ -1,13 +1,13 @@
 """ESPnet's ``asr_train`` with the mended trainer: models, losses, data and options are ESPnet's own.
 
 Checkpoints appear whole, ``<criterion>.ave.pth`` is the mean of the n best epochs, a training is resumed only with the
-settings that it began with, and an epoch is one line of output (``espnet_speechllm_xl.trainer``).
+settings that it began with, and an epoch is one line of output (``espnet_speechllm_xl.training.trainer``).
 """
 
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl import compat
+from espnet_speechllm_xl.training import compat
 
 with compat.without_g2p():
     from espnet2.tasks.asr import ASRTask
@@ -15,8 +15,8 @@ with compat.without_g2p():
 from espnet2.utils.types import humanfriendly_parse_size_or_none
 
 from espnet_speechllm_xl.bin import guard
-from espnet_speechllm_xl.tasks.common import TRAINING_SETTINGS, check_rate, read_token_list
-from espnet_speechllm_xl.trainer import Trainer, keep_settings
+from espnet_speechllm_xl.training.checks import TRAINING_SETTINGS, check_rate, read_token_list
+from espnet_speechllm_xl.training.trainer import Trainer, keep_settings
 
 SECTIONS = ("model_conf", "ctc_conf", "joint_net_conf", "preprocessor_conf")
 

@@ -10,10 +10,10 @@ import re
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.archives import extract, fetch
 from espnet_speechllm_xl.bin import guard
-from espnet_speechllm_xl.data_dirs import subset_dir
-from espnet_speechllm_xl.kaldi import KaldiError, spk2utt, write_table
+from espnet_speechllm_xl.corpus.directories import subset_dir
+from espnet_speechllm_xl.corpus.downloads import extract, fetch
+from espnet_speechllm_xl.corpus.kaldi import KaldiError, spk2utt, write_table
 
 URL = "http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"
 ARCHIVE = "an4_sphere.tar.gz"

@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.archives import extract, fetch
 from espnet_speechllm_xl.bin import guard
+from espnet_speechllm_xl.corpus.downloads import extract, fetch
+from espnet_speechllm_xl.corpus.kaldi import spk2utt, write_table
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.kaldi import spk2utt, write_table
 
 URL = "https://www.openslr.org/resources/12"
 # Utterances of the official parts.

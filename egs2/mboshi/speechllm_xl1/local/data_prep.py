@@ -19,12 +19,12 @@ import sys
 import zlib
 from pathlib import Path
 
-from espnet_speechllm_xl.archives import extract
 from espnet_speechllm_xl.bin import guard
-from espnet_speechllm_xl.ctm import Word, write_ctm
-from espnet_speechllm_xl.data_dirs import subset_dir
+from espnet_speechllm_xl.corpus.ctm import Word, write_ctm
+from espnet_speechllm_xl.corpus.directories import subset_dir
+from espnet_speechllm_xl.corpus.downloads import extract
+from espnet_speechllm_xl.corpus.kaldi import read_table, spk2utt, write_table
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.kaldi import read_table, spk2utt, write_table
 
 LATE = 0.06  # seconds
 LONGEST = 1.5  # seconds

@@ -21,11 +21,11 @@ from pathlib import Path
 import sentences
 import synthesise
 
-from espnet_speechllm_xl.audio import write_flac
 from espnet_speechllm_xl.bin import guard
+from espnet_speechllm_xl.corpus.audio import write_flac
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.io import atomic_write
-from espnet_speechllm_xl.jobs import not_done
+from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.sets.batch_jobs import not_done
 from espnet_speechllm_xl.workers import over_processes
 
 # Per set: fewest seconds (as estimated from the text) and fewest words.  "repeats" has the test set's voices and

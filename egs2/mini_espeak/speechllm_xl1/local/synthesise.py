@@ -5,7 +5,7 @@ begins (pauses are phonemes whose mnemonic starts with ``_``), both with the exa
 where the next event begins, so *the end of a word is the sample of the first event of any kind after the
 word's last sounding phoneme*: the next word, or the pause that follows.  A silent closure before a plosive
 belongs to the plosive's word.  At the end of a sentence this agrees with the energy within a few
-milliseconds (tests/test_mini_espeak.py), save for voices with an echo, which are not used here.
+milliseconds (tests/recipes/test_mini_espeak.py), save for voices with an echo, which are not used here.
 
 espeak-ng joins "in the", "on the" and "of the" into one WORD event; "the" then begins at the phoneme ``D``.
 

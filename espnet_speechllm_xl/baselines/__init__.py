@@ -1,1 +1,0 @@
-"""Systems that SpeechLLM-XL is compared with, on the same encoder, data and scoring."""

@@ -1,0 +1,114 @@
+"""Audio as it arrives, cut into what the encoder and the decoder take at a time."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.corpus.audio import AudioError, check_scale
+from espnet_speechllm_xl.model.acoustic_encoder import EncodeRequest
+
+
+class AudioChunks:
+    """Samples of one recording in, encoder frames out, cut into chunks.
+
+    ``most_segments`` are encoded at once; None: what the encoder's configuration says.
+    """
+
+    def __init__(self, acoustic, chunking, most_segments=None):
+        encoder = acoustic.encoder.config
+        chunking.check_against(encoder)
+        self._rate = rate = acoustic.config.sample_rate
+        # With look-ahead or a tail the last frames come when the recording ends, and only then.
+        self._ends_known = encoder.segment is None or encoder.right_context > 0 or acoustic.config.tail_frames > 0
+        self._size = chunking.chunk or math.inf
+        # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
+        self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
+        if encoder.segment is not None:
+            self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
+            self._hop = timeline.samples_of_frames(encoder.segment, rate)
+        self._most = most_segments or encoder.block_segments
+        self._state = acoustic.initial_state()
+        self._samples = []  # not encoded yet
+        self._count = 0  # of those
+        self._total = 0  # of all
+        self._needed = self._first  # to encode the next segment
+        self._frames = []  # (t, D) that complete no chunk yet
+
+    @property
+    def wanted(self):
+        """Samples that complete the next encoder segment."""
+        return self._needed - self._count
+
+    @property
+    def frames(self) -> int:
+        """Complete frames of the audio so far, without the silence behind its end."""
+        return timeline.frames(self._total, self._rate)
+
+    def take(self, samples, final):
+        """Generator of encoder requests; returns the chunks completed, when final also the last, short one.
+
+        A chunk is ``(frames (c, D), last)``; ``last``: it is known to be the last, however the samples were pushed.
+        """
+        self._samples.append(samples)
+        self._count += len(samples)
+        self._total += len(samples)
+        if final or self._count >= self._needed:
+            # A whole recording is not copied once more.
+            samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
+            for request in self._requests(samples, final):
+                ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
+                self._frames.append(frames)
+        return self._cut(final)
+
+    def _requests(self, samples, final):
+        """``(samples, final)`` of each encoder call; the rest of ``samples`` is kept."""
+        while len(samples) >= self._needed:
+            segments = min(self._most, 1 + (len(samples) - self._needed) // self._hop)
+            count = self._needed + (segments - 1) * self._hop
+            yield samples[:count], False
+            samples, self._needed = samples[count:], self._hop
+        self._samples, self._count = [samples.clone()], len(samples)
+        if final and self.frames:  # of less than a frame nothing is written, not of silence behind it either
+            yield samples, True
+
+    def _cut(self, final):
+        count = sum(map(len, self._frames))
+        if not count or not (final or count >= self._size):
+            return []
+        waiting = torch.cat(self._frames)
+        chunks = list(waiting.split(min(self._size, count)))
+        # A short one waits for more; cloned, as it would keep the others alive.
+        self._frames = [] if final or len(chunks[-1]) == self._size else [chunks.pop().clone()]
+        return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
+
+
+def checked_samples(samples, model):
+    """A copy of ``samples``, a tensor (n,) where the model is.
+
+    Raises AudioError for what is no audio of that form: not (n,) floats, NaN or infinite, or far beyond [-1, 1].
+    """
+    like = next(model.parameters())
+    try:
+        # Copied because they are kept, and the caller may fill the same buffer again.
+        tensor = samples.clone() if isinstance(samples, torch.Tensor) else torch.from_numpy(_native(samples))
+    except (TypeError, ValueError) as error:  # not numbers
+        raise AudioError("unreadable", f"stream: {error}: push (n,) floats in [-1, 1]") from None
+    if tensor.dim() != 1 or not (tensor.is_floating_point() or len(tensor) == 0):
+        raise AudioError(
+            "unreadable",
+            f"stream: samples of shape {tuple(tensor.shape)} and type {tensor.dtype}: push (n,) floats in [-1, 1]",
+        )
+    if not torch.isfinite(tensor).all():
+        raise AudioError("not-finite", "stream: NaN or infinite samples: mend the source of the audio")
+    if len(tensor):
+        check_scale(float(tensor.abs().max()), "stream")
+    return tensor.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+def _native(samples: npt.ArrayLike) -> np.ndarray:
+    """A copy as torch wants it: in this machine's byte order, with positive strides, also those of one sample."""
+    array = np.asarray(samples)
+    return np.array(array, array.dtype.newbyteorder("="), order="C", copy=True)

@@ -1,0 +1,118 @@
+"""Delays written down: of an alignment's word ends (paper Table III), of the words that streams emit."""
+
+import json
+from pathlib import Path
+
+from espnet_speechllm_xl.evaluation import metrics, plots
+from espnet_speechllm_xl.evaluation.alignment_report import delay_row
+from espnet_speechllm_xl.evaluation.markdown import made_lines, shown
+from espnet_speechllm_xl.files import atomic_write
+
+# Latency report
+
+_GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
+
+
+_NOTES = """
+A word is emitted when it is settled: never taken back from then on. emission delay: emission minus the word's end in
+the reference, of correct words. Audio clock: the audio pushed by then. Wall clock: compute time added, as if the audio
+arrived in real time; it holds for this machine and what else ran on it. algorithmic latency: the longest wait for
+chunk, segment and look-ahead. The end of a recording settles all that is open then: on the audio clock the last
+words are delayed by no more than the silence after them, tail_seconds included.
+"""
+
+
+def latency_report(out_dir, setup, sizes, command=None, date=None):
+    """Write ``LATENCY.md``, ``latency.json`` and the accuracy-latency curve ``latency.png`` into ``out_dir``.
+
+    Args:
+        out_dir: directory.
+        setup: dict of what was measured, for JSON: ``model`` and ``set`` (the title), ``reference`` (CTM or None), ...
+        sizes: one dict for each chunk size: that of ``latency.summary`` with ``chunk_seconds``, ``context_seconds``
+            and ``algorithmic_seconds`` (None: infinite).
+        command: how it was made.
+
+    Returns the table of the chunk sizes, as lines.
+    """
+    out_dir = Path(out_dir)
+    with atomic_write(out_dir / "latency.json") as stream:
+        json.dump({**setup, "chunk_sizes": sizes}, stream, ensure_ascii=False, indent=1, allow_nan=False)
+        stream.write("\n")
+    title = f"Latency of {Path(setup['model']).name} on {Path(setup['set']).name}"
+    points = []
+    for size in sizes:
+        delay, label = size["delay_ms"]["all"], f"{_seconds(size['chunk_seconds'])} s"
+        if delay["count"]:
+            points.append((label, size["wer"], delay["p50"] / 1000, delay["p90"] / 1000))
+    table = latency_table(sizes)
+    plot = out_dir / "latency.png"
+    plot.unlink(missing_ok=True)  # of an earlier run that had a reference
+    drawn = [f"![accuracy and latency]({plots.plot_latency(plot, points, title).name})", ""] if points else []
+    lines = [f"# {title}", "", *table, "", *drawn, *_NOTES.strip().splitlines()]
+    lines += ["", "## Emission delay, ms", "", *emission_table(sizes)]
+    if setup["reference"] is None:
+        lines += [
+            "",
+            "There is no reference: emission delays are against the word ends that the stream itself reports.",
+        ]
+    else:
+        lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
+    lines += ["", "## Words", "", *counts_table(sizes)]
+    lines += [*made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
+    with atomic_write(out_dir / "LATENCY.md") as stream:
+        stream.write("\n".join(lines) + "\n")
+    return table
+
+
+def _seconds(value):
+    return "inf" if value is None else f"{value:g}"
+
+
+def latency_table(sizes):
+    """One row for each chunk size (``latency.summary`` with its settings): accuracy, delay of all words, speed."""
+    head = ("chunk (s)", "context (s)", "algorithmic latency (s)", "WER (%)")
+    head += ("emission delay P50 (ms)", "P90 (ms)")
+    head += ("compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped")
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        times = (_seconds(size[f"{name}_seconds"]) for name in ("chunk", "context", "algorithmic"))
+        delay, compute = size["delay_ms"]["all"], size["compute_ms_per_chunk"]
+        values = [(size["wer"], "{:.1f}"), (delay["p50"], "{:.0f}"), (delay["p90"], "{:.0f}")]
+        values += [(compute["p50"], "{:.1f}"), (compute["p99"], "{:.1f}"), (size["rtf"], "{:.3f}")]
+        measured = (shown(*value) for value in values)
+        lines.append(f"|{'|'.join((*times, *measured, str(size['capped'])))}|")
+    return lines
+
+
+def emission_table(sizes):
+    """Emission delays of each chunk size by the word's place in the utterance, on both clocks, in ms."""
+    names = ("mean", "P50", "P90", "P99")
+    head = ("chunk (s)", "words", "number", *names, *(f"wall {name}" for name in names))
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        for group, label in _GROUPS.items():
+            both = [size[clock][group] for clock in ("delay_ms", "wall_delay_ms")]
+            cells = [shown(item[name.lower()], "{:.0f}") for item in both for name in names]
+            lines.append(f"|{'|'.join((_seconds(size['chunk_seconds']), label, str(both[0]['count']), *cells))}|")
+    return lines
+
+
+def word_end_table(sizes):
+    """Paper Table III for the word times of streams, in ms."""
+    lines = ["|chunk (s)|words|number|word-end delay|word-end delta|median|p95|", "|---|---|---|---|---|---|---|"]
+    for size in sizes:
+        for group, item in size["word_ends_ms"].items():
+            lines.append(f"|{_seconds(size['chunk_seconds'])}{delay_row(_GROUPS[group], metrics.Delay(**item))}")
+    return lines
+
+
+def counts_table(sizes):
+    """Which words of the reference were measured, and why the others were not."""
+    reasons = sorted({reason for size in sizes for reason in size["words"]["left_out"]})
+    head = ("chunk (s)", "in the reference", "= measured", *(f"+ {reason}" for reason in reasons), "inserted besides")
+    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    for size in sizes:
+        words = size["words"]
+        counts = (words["reference"], words["measured"], *(words["left_out"].get(each, 0) for each in reasons))
+        lines.append(f"|{'|'.join(map(str, (_seconds(size['chunk_seconds']), *counts, words['inserted'])))}|")
+    return lines

@@ -1,0 +1,301 @@
+"""When each character of a transcript ends: CTC Viterbi, word times (CTM), and moving between tokenizers.
+
+The artefact is ``char_ends``: a Kaldi-style line per utterance with one end frame (25 Hz, 0-based, inclusive) for
+every character of its transcript, spaces included.  It knows no tokenizer: a target token ends where its last
+character ends.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.corpus.ctm import Word
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.tokenization import word_begins, word_edges
+
+if TYPE_CHECKING:
+    import torch
+
+
+NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
+
+
+# Frames times states that torchaudio's aligner gets.  It ends the process from 2 ** 31 on (half an hour of speech, in
+# characters), as it counts them in 32 bits, and needs a byte for each; and from about here on blocks are faster.
+NATIVE_CELLS = 2**26
+
+
+class AlignmentError(UserError):
+    """An utterance cannot be aligned; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """First and last frame (inclusive) that the best path gives to a token."""
+
+    start: int
+    end: int
+
+
+def viterbi(log_probs, tokens, blank):
+    """Find the best CTC path of ``tokens`` through ``log_probs`` (T, V + 1), as one :class:`TokenSpan` a token.
+
+    Up to ``NATIVE_CELLS`` by ``torchaudio.functional.forced_align``, beyond by :func:`viterbi_in_blocks`.
+
+    Raises:
+        AlignmentError: no tokens, or too few frames for them and their repeats.
+    """
+    if not tokens:
+        raise AlignmentError("empty text")
+    repeats = sum(first == second for first, second in zip(tokens, tokens[1:], strict=False))
+    if len(log_probs) < len(tokens) + repeats:
+        raise AlignmentError(f"too few frames ({len(log_probs)}) for {len(tokens)} tokens and {repeats} repeats")
+    if len(log_probs) * num_states(tokens) > NATIVE_CELLS:
+        # In float32 the sums of an hour would be off by more than two paths differ.
+        return viterbi_in_blocks(log_probs.double().cpu().numpy(), tokens, blank)
+    return _viterbi_by_torchaudio(log_probs, tokens, blank)
+
+
+def _viterbi_by_torchaudio(log_probs: "torch.Tensor", tokens: list, blank: int) -> list:
+    import torch
+    from torchaudio.functional import forced_align, merge_tokens
+
+    path, scores = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
+    return [TokenSpan(span.start, span.end - 1) for span in merge_tokens(path[0], scores[0].exp(), blank=blank)]
+
+
+def num_states(tokens: list) -> int:
+    """Count the states of the CTC path: the tokens, and a blank before, between and after them."""
+    return 2 * len(tokens) + 1
+
+
+def viterbi_in_blocks(log_probs: np.ndarray, tokens: list, blank: int, block: int | None = None) -> list:
+    """Find the same path in bounded memory, whatever the length: (T * S) ** (2 / 3) instead of T * S cells.
+
+    The first pass keeps the scores of all S states at the start of each block of frames.  The second goes from the
+    last block to the first and repeats each for the few states from which its last one can be reached.
+
+    Args:
+        log_probs: (T, V + 1), float64; T frames at least for the tokens and their repeats.
+        tokens: the token ids.
+        blank: index of the blank.
+        block: frames; None: so that both passes need about the same memory.
+
+    Returns:
+        One :class:`TokenSpan` a token.
+    """
+    lattice, frames = _Lattice(log_probs, tokens, blank), len(log_probs)
+    block = block or max(1, round((frames * lattice.size) ** (1 / 3)))
+    starts, kept = range(0, frames, block), []
+    scores = lattice.before()
+    for start in starts:
+        kept.append(scores.copy())
+        for frame in range(start, min(start + block, frames)):
+            lattice.advance(scores, frame, *lattice.reachable(frame))
+    state = lattice.size - 1 if scores[-1] > scores[-2] else lattice.size - 2
+    path = np.empty(frames, dtype=np.int64)
+    for start, scores in zip(reversed(starts), reversed(kept), strict=True):
+        end = min(start + block, frames)
+        path[start:end], state = lattice.trace(scores, start, end, state)
+    spoken = np.flatnonzero(path % 2)  # odd states are tokens, and each of them has a frame
+    firsts = np.searchsorted(path[spoken], 2 * np.arange(len(tokens)) + 1)
+    lasts = np.append(firsts[1:], len(spoken)) - 1
+    return [TokenSpan(int(spoken[first]), int(spoken[last])) for first, last in zip(firsts, lasts, strict=True)]
+
+
+class _Lattice:
+    """The states of a CTC path: blank, first token, blank, second token, ... blank.
+
+    Scores (S + 2,) have two places that are no state before the first, so that every state has two before it.
+    """
+
+    def __init__(self, log_probs: np.ndarray, tokens: list, blank: int) -> None:
+        self.log_probs, self.size = log_probs, num_states(tokens)
+        self.labels = np.full(self.size, blank)
+        self.labels[1::2] = tokens
+        # A path may pass over the blank before a token, unless the token before is the same.
+        self.passing = np.full(self.size, -np.inf)
+        self.passing[1] = 0
+        self.passing[3::2][self.labels[3::2] != self.labels[1:-2:2]] = 0
+
+    def before(self) -> np.ndarray:
+        """Make the scores before the first frame: only the first two states can follow."""
+        scores = np.full(self.size + 2, -np.inf)
+        scores[1] = 0
+        return scores
+
+    def reachable(self, frame: int) -> tuple:
+        """Give the states (first, after the last) that a path can be in: it moves on by two a frame at most."""
+        return max(0, self.size - 2 * (len(self.log_probs) - frame)), min(self.size, 2 * frame + 2)
+
+    def advance(self, scores: np.ndarray, frame: int, low: int, high: int) -> np.ndarray:
+        """Take ``frame`` into the scores of the states from ``low`` to ``high``; return how far each has moved."""
+        stay, move = scores[low + 2 : high + 2], scores[low + 1 : high + 1]
+        jump = scores[low:high] + self.passing[low:high]
+        steps = (move > stay).astype(np.int8)
+        best = np.maximum(stay, move)
+        steps[jump > best] = 2
+        np.maximum(best, jump, out=best)
+        best += self.log_probs[frame, self.labels[low:high]]
+        scores[low + 2 : high + 2] = best
+        scores[:2] = -np.inf
+        return steps
+
+    def trace(self, scores: np.ndarray, start: int, end: int, state: int) -> tuple:
+        """Follow the best path back from ``state`` in the frame before ``end``; ``scores`` are those before ``start``.
+
+        Returns the states of the frames from ``start`` to ``end``, and the state before them.
+        """
+        low = max(0, state - 2 * (end - start) + 1)
+        steps = [self.advance(scores, frame, low, state + 1) for frame in range(start, end)]
+        path = []
+        for step in reversed(steps):
+            path.append(state)
+            state -= int(step[state - low])
+        return path[::-1], state
+
+
+def char_times(spans, token_char_ends, num_chars):
+    """Start and end frames of each character, two lists; a character has the times of its token.
+
+    One of several tokens (its bytes, or the word mark before the first) starts with the first and ends with the last.
+
+    Args:
+        spans: :class:`TokenSpan` of each token.
+        token_char_ends: exclusive end of each token's last character (tokenization.py).
+        num_chars: length of the transcript.
+    """
+    starts, ends, start, end = [], [], 0, 0
+    for span, char_end in zip(spans, token_char_ends, strict=True):
+        start, end = span.start, max(end, span.end)
+        if ends and char_end == len(ends):
+            ends[-1] = end
+        starts.extend([start] * (char_end - len(starts)))
+        ends.extend([end] * (char_end - len(ends)))
+    rest = num_chars - len(ends)
+    return [starts + [start] * rest, ends + [end] * rest]
+
+
+def token_ends(char_ends, token_char_ends):
+    """End frame of each token of any tokenizer: that of its last character; never decreasing."""
+    ends, last = [], 0
+    for char_end in token_char_ends:
+        last = max(last, char_ends[char_end - 1] if char_end else 0)
+        ends.append(last)
+    return ends
+
+
+def within_audio(ends, frames):
+    """``ends``, of which those a little after the last of so many ``frames`` are moved to it.
+
+    Word times may go beyond the last complete frame.  What ends much later is left, to be refused.
+    """
+    last = max(0, frames - 1)
+    late = last + timeline.gap_frames(timeline.OVERSHOOT_SECONDS)
+    return [min(end, last) if end <= late else end for end in ends]
+
+
+def whole_word_ends(ends: list, tokens: list, tokenizer) -> list:
+    """Give all tokens of a word (tokenization.py) the end of its last one, from the ``ends`` of the tokens.
+
+    Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
+    """
+    ends = list(ends)
+    for index in reversed(range(1, len(tokens))):
+        if not word_begins(tokenizer, tokens, index):
+            ends[index - 1] = ends[index]
+    return ends
+
+
+def transfer(source, char_ends, target):
+    """Character ends of ``source`` moved to ``target``, the same words in another spelling.
+
+    Letters match without regard to case.  A character that the source lacks (punctuation, case marks) takes the end
+    of the character before it; a space takes its own match or the end before it.
+
+    Raises:
+        AlignmentError: a letter or digit of either text has no match in the other.
+    """
+    ends, position, last = [], 0, 0
+    for character in target:
+        match = _find(source, position, character)
+        if match is not None:
+            last = max(last, char_ends[match])
+            position = match + 1
+        elif character.isalnum():
+            raise AlignmentError(
+                f"'{character}' of the transcript is not in the aligned text at '{source[position:][:20]}'"
+            )
+        ends.append(last)
+    if any(character.isalnum() for character in source[position:]):
+        raise AlignmentError(f"the aligned text goes on with '{source[position:][:20]}' where the transcript ends")
+    return ends
+
+
+def _find(source, position, character):
+    """Index of ``character`` in ``source`` from ``position`` on, skipping only marks and spaces; None if absent."""
+    wanted = character.casefold()
+    while position < len(source):
+        if source[position].casefold() == wanted:
+            return position
+        if source[position].isalnum():
+            return None
+        position += 1
+    return None
+
+
+def parse_char_ends(utterance, line, text):
+    """The integers of a ``char_ends`` line, checked against the transcript ``text``."""
+    try:
+        ends = [] if line.strip() in ("", NO_TEXT) else [int(field) for field in line.split()]
+    except ValueError as error:
+        raise AlignmentError(
+            f"{utterance}: alignment is not a list of frames ({error}): run the align stage"
+        ) from error
+    if len(ends) != len(text):
+        raise AlignmentError(
+            f"{utterance}: {len(ends)} aligned characters for a transcript of {len(text)}: "
+            "the transcript changed after the alignment; run the align stage again"
+        )
+    return ends
+
+
+def format_char_ends(ends):
+    """The ``char_ends`` line of one utterance."""
+    return " ".join(map(str, ends)) or NO_TEXT
+
+
+def word_times(text, starts, ends):
+    """The words of ``text`` as :class:`~espnet_speechllm_xl.corpus.ctm.Word`, from its characters' frames.
+
+    A word starts with its first character and ends with its last.
+    """
+    words = []
+    for first, after, joined in word_edges(text):
+        start, end = timeline.frame_start_seconds(starts[first]), timeline.frame_end_seconds(ends[after - 1])
+        words.append(Word(text[first:after], start, max(start, end), joined=joined))
+    return words
+
+
+def from_word_times(text, words):
+    """Start and end frames of each character from word times: all characters of a word take its times.
+
+    Args:
+        text: the transcript.
+        words: :class:`~espnet_speechllm_xl.corpus.ctm.Word` of the utterance, in order.
+
+    Raises:
+        AlignmentError: the words are not those of the transcript.
+    """
+    spelt = [unicodedata.normalize("NFC", word.text) for word in words]  # as the transcript is
+    source = " ".join(spelt)
+    starts, ends, last = [], [], 0
+    for index, word in enumerate(words):
+        last = max(last, timeline.frame_at(word.end))
+        count = len(spelt[index]) + (index > 0)  # the space before a word belongs to it
+        starts.extend([min(last, timeline.frame_from(word.start))] * count)
+        ends.extend([last] * count)
+    return [transfer(source, starts, text), transfer(source, ends, text)]

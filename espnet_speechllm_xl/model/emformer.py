@@ -1,0 +1,462 @@
+"""Emformer (Shi et al. 2021), linear in length: ``(features, state) -> (frames, state)``.
+
+Shapes: ``B`` batch, ``F`` feature frames (100 Hz), ``T`` frames (25 Hz), ``N`` segments, ``S`` frames of a segment,
+``L`` left context, ``R`` right context (look-ahead), ``M`` mel bands, ``D`` model dimension, ``K`` convolution kernel.
+
+Every segment attends to itself, its own copy of the R frames after it, and the keys and values of the L frames before.
+All segments of a block are computed in parallel; a block is any number of segments and hands its last L keys and
+values to the next one.  One query's row of the mask, for S = 4, L = 6, in the third and first segment of a stream:
+
+    [left context | segment | right context]     [1 1 1 1 1 1 | 1 1 1 1 | 1 1]     [0 0 0 0 0 0 | 1 1 1 1 | 1 1]
+
+With ``segment`` None an utterance is one segment (full context): nothing streams, and a batch is masked by length.
+
+Parameters are named as in :class:`torchaudio.models.Emformer` (``max_memory_size=0``): its weights load, with the same
+outputs.
+"""
+
+import dataclasses
+import inspect
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from torch import nn
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import EncoderConfig
+from espnet_speechllm_xl.model.dropout import Dropout
+from espnet_speechllm_xl.model.features import stack_frames
+from espnet_speechllm_xl.model.stream_state import Streams
+from espnet_speechllm_xl.settings import from_dict, signature
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True)
+class LayerState(Streams):
+    """What a layer remembers of the segments before."""
+
+    key_value: torch.Tensor  # (B, L, 2 D) keys and values, side by side; slots older than the stream hold zeros
+    conv: torch.Tensor  # (B, max(K - 1, 0), D) input of the depthwise convolution
+
+    @property
+    def batch(self):
+        return self.key_value.shape[0]
+
+
+@dataclass(frozen=True)
+class EmformerState(Streams):
+    """What the layers remember, and how many frames each stream has behind it."""
+
+    layers: tuple  # of LayerState
+    past: torch.Tensor  # (B,) long, frames
+
+    @property
+    def batch(self):
+        return self.past.shape[0]
+
+
+def _windows(stream, history, count, tail):
+    """Cut a stream into one window a segment: (B, history + N S, C), (B, N, R, C) -> (B, N, history + S + R, C).
+
+    Window i is the ``history`` frames before segment i, the segment, and its own right context ``tail[:, i]``.
+    """
+    # Slices and one cat: the backward of Tensor.unfold is several times slower.
+    size = (stream.shape[1] - history) // count
+    whole, rest = divmod(history, size)
+    parts = [stream[:, : count * size].unflatten(1, (count, size))[:, :, :rest]] if rest else []
+    for k in range(whole + 1):
+        begin = rest + k * size
+        parts.append(stream[:, begin : begin + count * size].unflatten(1, (count, size)))
+    return torch.cat([*parts, tail], dim=2)
+
+
+def _last(stream, count):
+    """The last ``count`` frames, free of the memory of the others."""
+    return stream[:, stream.shape[1] - count :].clone()
+
+
+class _Attention(nn.Module):
+    def __init__(self, config, gain):
+        super().__init__()
+        self.right_context, self.heads = config.right_context, config.heads
+        self.emb_to_key_value = nn.Linear(config.dim, 2 * config.dim)
+        self.emb_to_query = nn.Linear(config.dim, config.dim)
+        self.out_proj = nn.Linear(config.dim, config.dim)
+        nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=gain)
+        nn.init.xavier_uniform_(self.emb_to_query.weight, gain=gain)
+
+    def forward(self, x, left, mask):
+        """(B, N, S + R, D), left (B, L, 2 D), mask (B N, 1, 1, L + S + R) bool -> (B, N, S + R, D), next left."""
+        batch, count, width, dim = x.shape
+        key_value = self.emb_to_key_value(x)
+        segment, tail = key_value.split([width - self.right_context, self.right_context], dim=2)
+        stream = torch.cat([left.to(key_value), segment.flatten(1, 2)], dim=1)
+        window = _windows(stream, left.shape[1], count, tail)
+        key, value = window.view(batch * count, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        query = self.emb_to_query(x).view(batch * count, width, self.heads, -1).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = mixed.transpose(1, 2).reshape(batch, count, width, dim)
+        return self.out_proj(mixed), _last(stream, left.shape[1])
+
+
+class _Convolution(nn.Module):
+    """Convolution module of the Conformer (Gulati et al. 2020), causal over the stream of segments.
+
+    The right context of segment i continues from the end of segment i.  LayerNorm instead of BatchNorm: no statistics
+    over time or over other utterances.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.right_context = config.right_context
+        self.norm_input = nn.LayerNorm(config.dim)
+        self.expand = nn.Linear(config.dim, 2 * config.dim)
+        self.depthwise = nn.Conv1d(config.dim, config.dim, config.conv_kernel, groups=config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.project = nn.Linear(config.dim, config.dim)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x, history):
+        """(B, N, S + R, D), history (B, K - 1, D) -> (B, N, S + R, D), next history."""
+        batch, count, width, dim = x.shape
+        gated = F.glu(self.expand(self.norm_input(x)))
+        segment, tail = gated.split([width - self.right_context, self.right_context], dim=2)
+        stream = torch.cat([history.to(gated), segment.flatten(1, 2)], dim=1)
+        window = _windows(stream, history.shape[1], count, tail)
+        mixed = self.depthwise(window.flatten(0, 1).transpose(1, 2)).transpose(1, 2)  # (B N, S + R, D)
+        mixed = self.project(F.silu(self.norm(mixed))).view(batch, count, width, dim)
+        return self.dropout(mixed), _last(stream, history.shape[1])
+
+
+class _Layer(nn.Module):
+    def __init__(self, config, gain):
+        super().__init__()
+        self.attention = _Attention(config, gain)
+        self.conv = _Convolution(config) if config.conv_kernel else None
+        self.dropout = Dropout(config.dropout)
+        self.pos_ff = nn.Sequential(
+            nn.LayerNorm(config.dim),
+            nn.Linear(config.dim, config.ffn_dim),
+            ACTIVATIONS[config.activation](),
+            Dropout(config.dropout),
+            nn.Linear(config.ffn_dim, config.dim),
+            Dropout(config.dropout),
+        )
+        self.layer_norm_input = nn.LayerNorm(config.dim)
+        self.layer_norm_output = nn.LayerNorm(config.dim)
+
+    def forward(self, x, state, mask):
+        """(B, N, S + R, D) -> the same shape, next LayerState."""
+        attended, key_value = self.attention(self.layer_norm_input(x), state.key_value, mask)
+        x = self.dropout(attended) + x
+        history = state.conv
+        if self.conv is not None:
+            convolved, history = self.conv(x, history)
+            x = x + convolved
+        return self.layer_norm_output(self.pos_ff(x) + x), LayerState(key_value, history)
+
+
+class Emformer(nn.Module):
+    """The layers; with ``conv_kernel`` 0 equal to torchaudio's Emformer without memory, whose state dict loads.
+
+    Queries and keys start with torchaudio's gain 1 / sqrt(layer) ("depthwise").
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        gains = [1 / math.sqrt(i + 1) for i in range(config.layers)]
+        self.emformer_layers = nn.ModuleList(_Layer(config, gain) for gain in gains)
+
+    def initial_state(self, batch=1):
+        """State of ``batch`` streams that have not begun, in the parameters' type and on their device."""
+        config, like = self.config, self.emformer_layers[0].layer_norm_input.weight
+        layer = LayerState(
+            like.new_zeros(batch, config.left_context, 2 * config.dim),
+            like.new_zeros(batch, max(config.conv_kernel - 1, 0), config.dim),
+        )
+        return EmformerState((layer,) * config.layers, torch.zeros(batch, dtype=torch.long, device=like.device))
+
+    def forward(self, x, state=None, lengths=None):
+        """Any number of whole segments, N >= 1, and the right context of the last.
+
+        Args:
+            x: (B, N S + R, D)
+            state: of the B streams; None where they begin.
+            lengths: (B,) frames of each utterance where a segment is a whole utterance, else None.
+
+        Returns:
+            (B, N S, D), next state.  The last R input frames are to be given again as the next segment.
+
+        Raises ValueError for another number of frames.
+        """
+        batch, frames, dim = x.shape
+        right = self.config.right_context
+        segment = self.config.segment or frames
+        count = (frames - right) // segment
+        if count < 1 or frames != count * segment + right:
+            raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of look-ahead")
+        state = self.initial_state(batch) if state is None else state
+        mask = self._visible(state.past, count) if lengths is None else _within(lengths, frames)
+        x = _segments(x, count, segment, right)
+        layers = []
+        for layer, layer_state in zip(self.emformer_layers, state.layers, strict=True):
+            x, layer_state = layer(x, layer_state, mask)
+            layers.append(layer_state)
+        y = x[:, :, :segment].reshape(batch, count * segment, dim)
+        return y, EmformerState(tuple(layers), state.past + count * segment)
+
+    def _visible(self, past, count):
+        """False at the left slots from before a stream began: (B N, 1, 1, L + S + R) bool."""
+        segment, left, right = self.config.segment, self.config.left_context, self.config.right_context
+        starts = past[:, None, None] + torch.arange(count, device=past.device)[:, None] * segment
+        slots = torch.arange(-left, segment + right, device=past.device)
+        return (starts + slots >= 0).view(-1, 1, 1, left + segment + right)
+
+
+def _within(lengths, frames):
+    """False at the padding: (B, 1, 1, frames) bool; an empty utterance keeps a frame, lest its outputs be NaN."""
+    return (torch.arange(frames, device=lengths.device) < lengths.clamp(min=1)[:, None])[:, None, None]
+
+
+def _segments(x, count, segment, right):
+    """(B, N S + R, D) -> (B, N, S + R, D): each segment with its own copy of the R frames after it."""
+    parts, begin = [], 0
+    while begin < segment + right:
+        # R > S: a right context reaches over several segments.
+        width = min(segment, segment + right - begin)
+        part = x[:, begin : begin + (count - 1) * segment + width]
+        part = F.pad(part, (0, 0, 0, segment - width)).unflatten(1, (count, segment))[:, :, :width]
+        parts.append(part)
+        begin += width
+    return torch.cat(parts, dim=2)
+
+
+class StackFrontend(nn.Linear):
+    """The paper's: 4 feature frames, one linear layer."""
+
+    def __init__(self, input_size, dim):
+        super().__init__(timeline.STACK * input_size, dim)
+
+    def initial_state(self, batch):
+        """Nothing: (B, 0)."""
+        return self.weight.new_zeros(batch, 0)
+
+    def forward(self, stacked, state):
+        """(B, T, 4 M) -> (B, T, D), next state."""
+        return super().forward(stacked), state
+
+
+class ConvFrontend(nn.Module):
+    """Two causal 3x3 convolutions of stride 2 over time and bands: frame t sees feature frames 4t - 3 .. 4t + 3.
+
+    With the 3 feature frames before a block (zeros at the start) there are 4T + 3; strides of 2 make 2T + 1, then T.
+    """
+
+    channels = (32, 64)
+
+    def __init__(self, input_size, dim):
+        super().__init__()
+        self.input_size = input_size
+        first, second = self.channels
+        self.conv1 = nn.Conv2d(1, first, 3, stride=2, padding=(0, 1))
+        self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=(0, 1))
+        bands = -(-input_size // 4)  # each stride rounds up
+        self.linear = nn.Linear(second * bands, dim)
+        # Without it frames start out ten times smaller than those of the other front end, and what the layers add, at
+        # first averages over time, drowns them.
+        self.norm = nn.LayerNorm(dim)
+
+    def initial_state(self, batch):
+        """The last 3 feature frames: (B, 3, M)."""
+        return self.linear.weight.new_zeros(batch, timeline.STACK - 1, self.input_size)
+
+    def forward(self, stacked, state):
+        """(B, T, 4 M) -> (B, T, D), next state."""
+        batch, count = stacked.shape[:2]
+        if count == 0:
+            return stacked.new_zeros(batch, 0, self.linear.out_features), state
+        features = torch.cat([state.to(stacked), stacked.reshape(batch, -1, self.input_size)], dim=1)
+        x = F.silu(self.conv2(F.silu(self.conv1(features[:, None]))))  # (B, C, T, bands)
+        return self.norm(self.linear(x.transpose(1, 2).flatten(2))), _last(features, state.shape[1])
+
+
+FRONTENDS = {"stack": StackFrontend, "conv": ConvFrontend}
+
+
+@dataclass(frozen=True)
+class Quietest(Streams):
+    """The quietest feature frame that streams have had: what their silence looks like."""
+
+    frame: torch.Tensor  # (B, M)
+    level: torch.Tensor  # (B,) mean of its bands; infinity before the first frame
+
+    @property
+    def batch(self) -> int:
+        return self.level.shape[0]
+
+    def after(self, features: torch.Tensor, levels: torch.Tensor | None = None) -> "Quietest":
+        """The quietest of these and of ``features`` (B, f, M), f >= 0; ``levels`` (B, f), by default their means."""
+        if features.shape[1] == 0:
+            return self
+        level, place = (features.mean(2) if levels is None else levels).min(1)
+        frame = features.gather(1, place[:, None, None].expand(-1, 1, features.shape[2]))[:, 0]
+        quieter = level < self.level
+        return Quietest(torch.where(quieter[:, None], frame, self.frame), torch.where(quieter, level, self.level))
+
+
+@dataclass(frozen=True)
+class EncoderState(Streams):
+    """An encoder stream between two pushes."""
+
+    features: torch.Tensor  # (B, < 4, M) feature frames that complete no frame yet
+    quietest: Quietest  # of the frames so far
+    frontend: torch.Tensor
+    frames: torch.Tensor  # (B, < S + R, D) output of the front end that completes no segment with its right context yet
+    emformer: EmformerState
+
+    @property
+    def batch(self):
+        return self.features.shape[0]
+
+
+class EmformerEncoder(AbsEncoder):
+    """Normalised log-mel features to frames: 4x stacking, front end, Emformer.
+
+    Utterances are padded to whole segments plus right context, before the front end, in every path, with their own
+    quietest feature frame: zeros, the mean of all speech, would sound as if the last word went on.  :meth:`forward` is
+    :meth:`push` of all at once, so batch, alone and stream agree.  ``encoder_conf`` is
+    :class:`~espnet_speechllm_xl.config.EncoderConfig`.
+    """
+
+    def __init__(self, input_size: int, **conf):
+        super().__init__()
+        self.config = config = from_dict(EncoderConfig, conf, "encoder_conf")
+        self.input_size = input_size
+        self.frontend = FRONTENDS[config.frontend](input_size, config.dim)
+        self.emformer = Emformer(config)
+
+    def output_size(self) -> int:
+        """D."""
+        return self.config.dim
+
+    def forward(self, xs_pad, ilens, prev_states=None, tail=0):
+        """Whole utterances, in blocks of ``block_segments`` segments.
+
+        Args:
+            xs_pad: (B, F, M) normalised features; what lies beyond an item's length has no influence.
+            ilens: (B,) feature frames.
+            prev_states: None; a stream uses :meth:`push`.
+            tail: frames more of each item that has one at all, as :meth:`push` gives them.
+
+        Returns:
+            ys: (B, T, D), T the frames of the longest item.  Frames beyond an item's own length are finite,
+                without meaning.
+            olens: (B,) frames, ``ilens // 4`` and the tail.
+            None
+        """
+        if prev_states is not None:
+            raise ValueError("EmformerEncoder.forward takes whole utterances: continue a stream with push()")
+        olens = torch.div(ilens, timeline.STACK, rounding_mode="floor")
+        heard = torch.where(olens > 0, ilens, 0) if tail else olens * timeline.STACK
+        olens = torch.where(olens > 0, olens + tail, 0)
+        longest = int(olens.max()) * timeline.STACK
+        places = torch.arange(longest, device=xs_pad.device)
+        ended = places >= heard.to(xs_pad.device)[:, None]
+        features = F.pad(xs_pad, (0, 0, 0, max(0, longest - xs_pad.shape[1])))[:, :longest]
+        features = features.masked_fill(ended[:, :, None], 0.0)
+        state = self.initial_state(len(features))
+        quietest = state.quietest.after(features, features.mean(2).masked_fill(ended, math.inf))
+        features = torch.where(ended[:, :, None], quietest.frame[:, None], features)
+        if self.config.segment is None:
+            return self._whole(features, olens.to(xs_pad.device)), olens, None
+        ys, _ = self.push(features, state, final=True)
+        return ys, olens, None
+
+    def _whole(self, features, lengths=None):
+        """Frames (B, T, D) of whole utterances (B, 4 T, M) of ``lengths`` (B,) frames, by default T."""
+        frames, _ = self.frontend(stack_frames(features), self.frontend.initial_state(len(features)))
+        if frames.shape[1] == 0:
+            return frames
+        lengths = torch.full_like(frames[:, 0, 0], frames.shape[1], dtype=torch.long) if lengths is None else lengths
+        return self.emformer(frames, lengths=lengths)[0]
+
+    def initial_state(self, batch=1):
+        """State of ``batch`` streams that have not begun."""
+        emformer = self.emformer.initial_state(batch)
+        like = emformer.layers[0].key_value
+        return EncoderState(
+            features=like.new_zeros(batch, 0, self.input_size),
+            quietest=Quietest(like.new_zeros(batch, self.input_size), like.new_full((batch,), math.inf)),
+            frontend=self.frontend.initial_state(batch),
+            frames=like.new_zeros(batch, 0, self.config.dim),
+            emformer=emformer,
+        )
+
+    def push(self, features, state, final=False, tail=0):
+        """Continue B streams.
+
+        Args:
+            features: (B, f, M) normalised features, any f >= 0.
+            state: of the B streams.
+            final: the streams end here: give all remaining complete frames (an incomplete stack of 4 is dropped).
+            tail: when final, frames more, of the quietest feature frame; the first of them begins with the incomplete
+                stack.
+
+        Returns:
+            (B, t, D) the frames that became complete (t >= 0), next state (after ``final``, one that has not begun).
+        """
+        if self.config.segment is None and not final:
+            raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
+        count = None  # frames that come out: all that are ready
+        if final:
+            features, silence = self._ended(features, state, tail)
+            if self.config.segment is None:
+                return self._whole(features), self.initial_state(state.batch)
+            state = dataclasses.replace(state, features=features[:, :0])
+            count = state.frames.shape[1] + features.shape[1] // timeline.STACK
+            wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
+            features = torch.cat([features, silence.expand(-1, timeline.STACK * (wanted - count), -1)], dim=1)
+        outputs = []
+        for part in features.split(self.config.block_segments * self.config.segment * timeline.STACK, dim=1):
+            ys, state = self._push_block(part, state)
+            outputs.append(ys)
+        return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
+
+    @staticmethod
+    def _ended(features, state, tail):
+        """What is left of streams, (B, 4 t, M), ``tail`` frames of silence behind it, and their silence (B, 1, M)."""
+        features = torch.cat([state.features.to(features), features], dim=1)
+        whole = features.shape[1] // timeline.STACK * timeline.STACK
+        features = features[:, : None if tail else whole]
+        silence = state.quietest.after(features).frame[:, None].to(features)
+        missing = whole + timeline.STACK * tail - features.shape[1]
+        return torch.cat([features, silence.expand(-1, missing, -1)], dim=1), silence
+
+    def _push_block(self, features, state):
+        features = torch.cat([state.features.to(features), features], dim=1)
+        stacked = stack_frames(features)
+        used = stacked.shape[1] * timeline.STACK
+        frames, frontend = self.frontend(stacked, state.frontend)
+        frames = torch.cat([state.frames.to(frames), frames], dim=1)
+        ready = (frames.shape[1] - self.config.right_context) // self.config.segment * self.config.segment
+        emformer, ys = state.emformer, frames[:, :0]
+        if ready > 0:
+            ys, emformer = self.emformer(frames[:, : ready + self.config.right_context], emformer)
+        return ys, EncoderState(
+            features=_last(features, features.shape[1] - used),
+            quietest=state.quietest.after(features[:, :used]),
+            frontend=frontend,
+            frames=_last(frames, frames.shape[1] - max(ready, 0)),
+            emformer=emformer,
+        )
+
+
+# ESPnet reads the defaults of encoder_conf from the signature: they are declared once, in EncoderConfig.
+EmformerEncoder.__signature__ = signature(
+    EncoderConfig, inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
+)

@@ -1,0 +1,127 @@
+"""Encoder frames and aligned tokens -> a decoder's inputs, chunk ids, positions and targets.
+
+The table of the paper (section 2), with c = 4 and ``$`` a target only::
+
+    input    a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+
+A decoder that is fed labels only (chunked AED) gets the end-of-chunk label in place of a chunk's frames::
+
+    input    $ 1   $ 2 3 4   $ 5 6
+    target   1 $   2 3 4 $   5 6 $
+    chunk    0 0   1 1 1 1   2 2 2
+
+Shape legend: ``B`` batch, ``T`` frames, ``U`` tokens, ``L`` = longest sequence (frames + tokens).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.model.visibility import PADDING
+
+IGNORE = -100  # target that does not count; torch's cross_entropy default
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Decoder sequences of a batch; integer tensors (B, L), padded at the end."""
+
+    source: torch.Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
+    position: torch.Tensor  # counts every input of the sequence from 0
+    chunk: torch.Tensor  # chunk id, ``PADDING`` where padded
+    target: torch.Tensor  # token, `$`, or ``IGNORE``
+
+
+def sequence_length(num_frames, num_tokens):
+    """Decoder inputs of one utterance: every frame and every text token is one, ``$`` is none."""
+    return num_frames + num_tokens
+
+
+def check_ends(frame_lengths, token_lengths, ends):
+    """Raise UserError if a token of ``ends`` (B, U) ends after the last of its utterance's frames (B,)."""
+    token_index = torch.arange(ends.shape[1], device=ends.device)[None]
+    late = (token_index < token_lengths[:, None]) & (ends >= frame_lengths[:, None])
+    if bool(late.any()):
+        worst = int(late.any(1).nonzero()[0])
+        raise UserError(
+            f"utterance {worst} of the batch: a token ends at frame {int(ends[worst].max())} but the audio has "
+            f"{int(frame_lengths[worst])} frames: the alignment belongs to other audio; run the align stage again"
+        )
+
+
+def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
+    """Interleave frames and tokens of a batch chunk by chunk.
+
+    Args:
+        frame_lengths: (B,) encoder frames.
+        tokens: (B, U) token ids, any padding.
+        token_lengths: (B,) tokens.
+        ends: (B, U) last aligned frame of each token; must not decrease within an utterance.
+        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`.
+        eoc: id of ``$``.
+
+    Raises:
+        UserError: a token ends after the last frame, or an utterance with tokens has no frame.
+    """
+    token_chunk = _token_chunks(frame_lengths, token_lengths, ends, chunking)
+    return interleave(frame_chunks(frame_lengths, chunking.chunk), token_chunk, tokens, eoc)
+
+
+def build_label_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
+    """The same with one input, the end-of-chunk label, in place of the frames of each chunk."""
+    token_chunk = _token_chunks(frame_lengths, token_lengths, ends, chunking)
+    chunks = timeline.num_chunks(frame_lengths, chunking.chunk)
+    return interleave(frame_chunks(chunks, 1), token_chunk, tokens, eoc)
+
+
+def frame_chunks(frame_lengths, chunk):
+    """Chunk id (B, T) of every frame, ``PADDING`` behind an utterance's last; ``frame_lengths`` is (B,)."""
+    index = torch.arange(int(frame_lengths.max()), device=frame_lengths.device)[None]
+    return torch.where(index < frame_lengths[:, None], timeline.chunk_of_frame(index, chunk), PADDING)
+
+
+def _token_chunks(frame_lengths, token_lengths, ends, chunking):
+    """Chunk id (B, U) of every token, ``PADDING`` behind an utterance's last; raises UserError."""
+    check_ends(frame_lengths, token_lengths, ends)
+    real = torch.arange(ends.shape[1], device=ends.device)[None] < token_lengths[:, None]
+    chunks = timeline.num_chunks(frame_lengths, chunking.chunk)[:, None]
+    return torch.where(real, timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, chunks), PADDING)
+
+
+def interleave(openers, token_chunk, tokens, eoc):
+    """The :class:`Sequence` in which each chunk's ``openers`` (B, T) come first, then its tokens; both as chunk ids."""
+    # Chunk ids never decrease within either, so a stable sort by (chunk, is-token) keeps both in order.
+    # Padding sorts behind everything.
+    order_key = torch.cat([2 * openers, 2 * token_chunk + 1], dim=1)
+    real = torch.cat([openers, token_chunk], dim=1) != PADDING
+    lengths = real.sum(1)
+    order_key = torch.where(real, order_key, torch.iinfo(order_key.dtype).max)
+    longest = int(lengths.max())
+    source = order_key.argsort(dim=1, stable=True)[:, :longest]
+    position = torch.arange(longest, device=source.device)[None].expand(len(source), -1)
+    real = position < lengths[:, None]
+    chunk = torch.where(real, order_key.gather(1, source) // 2, PADDING)
+    source = torch.where(real, source, 0)
+    target = _targets(source, chunk, tokens, openers.shape[1], eoc)
+    return Sequence(source=source, position=position, chunk=chunk, target=torch.where(real, target, IGNORE))
+
+
+def _targets(source, chunk, tokens, num_openers, eoc):
+    """The next input where that is a token of the same chunk, ``$`` where the chunk ends there."""
+    nothing = torch.full_like(source[:, :1], PADDING)
+    next_source = torch.cat([source[:, 1:], nothing], dim=1)
+    next_chunk = torch.cat([chunk[:, 1:], nothing], dim=1)
+    # The extra column lets a batch without any text through.
+    next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_openers).clamp(min=0))
+    target = torch.where(next_source >= num_openers, next_token, IGNORE)
+    return torch.where(next_chunk != chunk, eoc, target)
+
+
+def gather_inputs(sequence, frames, embeddings):
+    """Decoder inputs (B, L, D) from ``frames`` (B, T, D), or what stands for them, and ``embeddings`` (B, U, D)."""
+    both = torch.cat([frames, embeddings], dim=1)
+    return both.gather(1, sequence.source[:, :, None].expand(-1, -1, both.shape[2]))

@@ -1,0 +1,316 @@
+"""TABLES.md: the paper's tables with our rows beside the paper's, intervals, sizes, speed, and a plot for each.
+
+What the tables are stands in ``plan.py`` and its YAML, their numbers come from ``comparisons.py``.  What is not
+decoded yet is shown as missing; rows of which there is no training are named below their table.
+"""
+
+import datetime
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from espnet_speechllm_xl.corpus.kaldi import joined
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import decoded_sets, markdown, plots, significance
+from espnet_speechllm_xl.evaluation.markdown import markdown_table
+from espnet_speechllm_xl.evaluation.train_log import training_summary
+from espnet_speechllm_xl.files import copy_file
+from espnet_speechllm_xl.paper_tables.comparisons import FEWEST_SEEDS, Results, is_finding
+from espnet_speechllm_xl.paper_tables.plan import Row, Table
+
+OTHER_CORPUS = """
+The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
+their order and their ratios, not for their size. Models, batches and hours of speech are smaller here as well.
+"""
+
+
+INTRODUCTION = """
+Error rates in percent with 95 % intervals in brackets, from {draws} bootstrap draws of the test set: of speakers where
+a set has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
+speakers. Differences are paired: both systems are scored on the same draw. The intervals are about the choice of
+the test set; what the seed of a training does is shown as the WER of each seed, whose mean the tables have. **Bold**
+differences are findings: the interval excludes 0, both systems were trained with at least {seeds} seeds, and no
+seed of one is within the range of the other's. All others show no order; two systems are tied where the interval
+holds 0. Each term has one meaning: docs/glossary.md.
+
+parameters: those of the whole model. segment, look-ahead: of the encoder. algorithmic latency:
+max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
+time / duration of the audio, on the first test column.
+"""
+
+
+RATES = {"words": "WER", "characters": "CER"}
+
+
+def rate_table(results, table, unit):
+    """The paper's WER and our rate for every row and set; last, how far the trainings of the row are."""
+    plan = results.plan
+    head = [f"system ({RATES[unit]})"]
+    for column in table.sets:
+        head += [f"paper, {column.replace('valid', 'dev')}", f"{plan.corpus.set_name(column)}"]
+    rows = []
+    for row in table.rows:
+        cells = [row.name]
+        for column, paper in zip(table.sets, row.paper or [None] * len(table.sets), strict=True):
+            cell = results.cell(row, column, unit)
+            cells += [paper or "-", cell.interval.text() if cell else "missing"]
+        rows.append([*cells, _states(results, row)])
+    return markdown_table([*head, "state"], rows)
+
+
+def _states(results, row):
+    """``decoded``, or what is left to do for a row: its trainings, and its search."""
+    texts = []
+    for seed in results.records.seeds(row.system) or [1]:
+        try:
+            texts.append((seed, str(results.records.state(row.system, seed, row.search))))
+        except UserError:  # an unreadable config.yaml is named by Records.update
+            texts.append((seed, "unreadable"))
+    if len({text for _, text in texts}) == 1:
+        return texts[0][1]
+    return "; ".join(f"seed {seed}: {text}" for seed, text in texts)
+
+
+def difference_table(results, table, unit):
+    """Rate minus that of the table's reference row, paired, for every other row and set; no lines without any."""
+    rows, reference = [], table.row(table.reference)
+    for row in (row for row in table.rows if row is not reference):
+        found = [results.difference(row, reference, column, unit) for column in table.sets]
+        rows.append([row.name, *("missing" if one is None else _marked(*one) for one in found)])
+    if all(cell == "missing" for row in rows for cell in row[1:]):
+        return []
+    head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
+    return markdown_table(head, rows)
+
+
+def growth_table(results, table, unit):
+    """Rate of joined recordings minus that of the same utterances alone; no lines without any."""
+    columns = [column for column in table.sets if joined(column)]
+    if not columns:
+        return []
+    found = {row.name: [results.growth(row, column, unit) for column in columns] for row in table.rows}
+    if not any(cell for cells in found.values() for cell in cells):
+        return []
+    rows = [[name, *("missing" if cell is None else _marked(*cell) for cell in cells)] for name, cells in found.items()]
+    names = [results.plan.corpus.set_name(column) for column in columns]
+    return markdown_table([f"{RATES[unit]} minus the same system's on the utterances alone", *names], rows)
+
+
+def _marked(difference, rates, reference):
+    """A difference with its interval, bold when it is a finding."""
+    text = difference.text("{:+.1f}")
+    return f"**{text}**" if is_finding(difference, rates, reference) else text
+
+
+def _seconds(value):
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if math.isfinite(value) else "all"
+
+
+def _time(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _test_column(table):
+    return next(column for column in table.sets if column.startswith("test"))
+
+
+def system_table(results, table):
+    """Sizes, times and speed of the rows, and what the paper says about them."""
+    head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)"]
+    head += ["algorithmic latency (s)", "RTF", "epochs", "training time"]
+    head.append(f"{RATES[results.plan.corpus.units[0]]} of each seed")
+    with_paper = any(row.paper_system for row in table.rows)
+    if with_paper:
+        head += ["paper: parameters (M)", "look-ahead (s)", "chunk (s)"]
+    rows = []
+    for row in table.rows:
+        cells = [row.name, *_size_cells(results, row), *_run_cells(results, row, _test_column(table))]
+        if with_paper:
+            cells += [str(row.paper_system.get(name, "-")) for name in ("parameters", "look_ahead", "chunk")]
+        rows.append(cells)
+    return markdown_table(head, rows)
+
+
+def _size_cells(results, row):
+    times, count = results.model(row)
+    cells = ["-" if count is None else f"{count / 1e6:.2f}"]
+    if times is None:
+        return cells + ["-"] * 5
+    return cells + [_seconds(getattr(times, name)) for name in ("segment", "look_ahead", "chunk", "context", "latency")]
+
+
+def _run_cells(results, row, column):
+    """RTF, epochs, training time (mean of the seeds), WER by seed."""
+    cell = results.cell(row, column)
+    factors = [decoded_sets.real_time_factor(info) for info in cell.infos] if cell else []
+    factors = [factor for factor in factors if factor is not None]
+    logs = [record.epochs for record in results.trainings(row.system).values()]
+    summaries = [training_summary(log) for log in logs if log]
+    epochs = sorted({str(summary[0]) for summary in summaries}, key=int)
+    seconds = sum(summary[3] for summary in summaries) / len(summaries) if summaries else None
+    return [
+        f"{sum(factors) / len(factors):.3f}" if factors else "-",
+        ", ".join(epochs) or "-",
+        "-" if seconds is None else _time(seconds),
+        " ".join(f"{rate:.1f}" for rate in cell.rates.values()) if cell else "-",
+    ]
+
+
+def alignment_table(results, table):
+    """Paper Table III: word ends of the alignments against the reference, on the test set."""
+    rows = []
+    for row in (row for row in table.rows if row.aligned):
+        (found, _), paper = results.records.delays(row.aligned), row.paper_alignment or {}
+        cells = [row.name]
+        for name in ("delay", "delta"):
+            ours = found.get(f"{name}_ms")
+            cells += [str(paper.get(name, "-")), "missing" if ours is None else f"{ours:.1f}"]
+        rows.append([*cells, str(found.get("words", "-"))])
+    if not rows:
+        return []
+    head = ["alignment", "paper, delay (ms)", "word-end delay (ms)", "paper, delta (ms)", "word-end delta (ms)"]
+    head.append("words")
+    note = "word-end delay: mean difference to the reference (negative: earlier); word-end delta: mean absolute one."
+    return [*markdown_table(head, rows), "", note]
+
+
+def _notes(results, table):
+    """What the intervals are made of, and what is doubtful about the sets."""
+    lines, parts = [], []
+    for column in table.sets:
+        found = {row.name: results.cell(row, column) for row in table.rows}
+        cells = [cell for cell in found.values() if cell]
+        name = results.plan.corpus.set_name(column)
+        if cells:
+            parts.append(f"{name} {cells[0].blocks.described(results.plan.corpus.units[0])}")
+        for row, cell in found.items():
+            if cell and cell.missing:
+                lines.append(f"{name}, {row}: {cell.missing} utterances without hypothesis count as deletions.")
+    return ([f"Blocks of the intervals: {'; '.join(parts)}."] if parts else []) + lines
+
+
+# Plots
+
+
+def _plot(results, table, path, title):
+    """Draw a table's plot; None where nothing can be drawn yet."""
+    if table.plot == "alignment":
+        return _copied_histogram(results, table, path)
+    columns = [_test_column(table)] if table.plot == "latency" else table.sets
+    rows = [_dot_row(results, row, columns) for row in table.rows]
+    if not any(one for row in rows for one in row.rates):
+        return None
+    rate, sets = RATES[results.plan.corpus.units[0]], [results.plan.corpus.set_name(column) for column in columns]
+    notes = "algorithmic latency" if table.plot == "latency" else ""
+    return plots.save(plots.dots(rows, sets, title, rate, table.reference, notes, table.axis or "system"), path)
+
+
+def _dot_row(results: Results, row: Row, columns: list[str]) -> plots.DotRow:
+    """Return a row of the plot; its note is the worst-case algorithmic latency."""
+    cells, times = [results.cell(row, column) for column in columns], results.model(row)[0]
+    note = "-" if times is None else "all audio" if math.isinf(times.latency) else f"{times.latency:.2f} s"
+    ours = results.plan.systems[row.system].is_ours
+    return plots.DotRow(row.name, [cell and cell.interval for cell in cells], ours, note)
+
+
+def _copied_histogram(results, table, path):
+    drawn = [results.records.delays(row.aligned)[1] for row in table.rows if row.aligned]
+    return next((copy_file(source, path) for source in drawn if source), None)
+
+
+def _table_lines(results, number, images):
+    plan, table = results.plan, results.plan.tables[number]
+    begun = [row for row in table.rows if row.name == table.reference or results.trainings(row.system)]
+    absent = [row.name for row in table.rows if row not in begun]
+    table = replace(table, rows=begun)
+    title = f"Table {number}: {table.title}"
+    lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`"]
+    made = rate_table, difference_table, growth_table
+    parts = [part(results, table, unit) for unit in plan.corpus.units for part in made]
+    if table.plot == "alignment":
+        parts.append(alignment_table(results, table))
+    parts += [absent and [f"Not trained: {'; '.join(absent)}."], _notes(results, table), system_table(results, table)]
+    for part in filter(None, parts):
+        lines += ["", *part]
+    drawn = _plot(results, table, images.parent / f"{images.name}_{number}.png", f"{title} ({plan.name})")
+    drawn = f"![{title}]({drawn.parent.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."
+    return [*lines, "", drawn]
+
+
+def _training_lines(results, images):
+    """Every training: when it was made and from which commit, how it went; and the learning curves."""
+    found = {}
+    for system in results.plan.systems:
+        for seed, record in results.trainings(system).items():
+            if record.epochs:
+                found[results.plan.model(system, seed).name] = record
+    if not found:
+        return []
+    rows = []
+    for name, record in found.items():
+        count, best, loss, seconds = training_summary(record.epochs)
+        day, commit = record.made.get("date", "-")[:10], record.made.get("git hash", "-")
+        loss = "-" if loss is None else f"{loss:.3f}"
+        rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
+    head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
+    lines = ["", "## Trainings", "", *markdown_table(head, rows)]
+    shown = set()
+    for number in sorted(results.plan.tables):
+        for place, systems in enumerate(_compared_curves(results, results.plan.tables[number], shown), 1):
+            path = plots.plot_learning_curves(systems, images.parent / f"{images.name}_{number}_curves_{place}.png")
+            names = ", ".join(system.name for system in systems)
+            lines += ["", f"![Table {number}, learning curves: {names}]({images.parent.name}/{path.name})"]
+    return lines
+
+
+def _compared_curves(results: Results, table: Table, shown: set) -> list[list[plots.Curves]]:
+    """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first in each.
+
+    ``shown``: pairs of a reference and a system that stand in a picture; those of this table are added.
+    """
+    reference, others = table.row(table.reference).system, []
+    for system in dict.fromkeys(row.system for row in table.rows):
+        if system != reference and (reference, system) not in shown and _curves(results, system):
+            shown.add((reference, system))
+            others.append(system)
+    step = plots.PANELS - 1
+    groups = [[reference, *others[place : place + step]] for place in range(0, len(others), step)]
+    return [[drawn for system in group if (drawn := _curves(results, system))] for group in groups]
+
+
+def _curves(results: Results, system: str) -> plots.Curves | None:
+    logs = [record.epochs for record in results.trainings(system).values() if record.epochs]
+    plan = results.plan
+    return plots.Curves(plan.model(system).name, logs, plan.systems[system].is_ours) if logs else None
+
+
+def write_tables(plan, records, out, command=None, date=None):
+    """Write ``out`` (TABLES.md) and its plots, ``images/tables_<number>.png`` beside it; text of people's is kept.
+
+    Args:
+        plan: :class:`~espnet_speechllm_xl.paper_tables.plan.Plan`.
+        records: :class:`~espnet_speechllm_xl.paper_tables.records.Records`.
+        out: file.
+        command, date: how and when it was made (``report.made_lines``).
+
+    Returns the messages about what could not be read; they stand at the end of ``out`` too.
+    """
+    out, results = Path(out), Results(plan, records)
+    images = out.parent / "images" / out.stem.lower()  # and what follows
+    introduction = "" if plan.corpus.is_the_papers else OTHER_CORPUS
+    introduction += INTRODUCTION.format(
+        draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS
+    )
+    lines = [introduction.rstrip()]
+    for number in sorted(plan.tables):  # I to V, in whatever order they are worked on
+        lines += _table_lines(results, number, images)
+    lines += [*_training_lines(results, images), *markdown.made_lines(command, date)]
+    problems = [*records.problems, *results.problems]
+    if problems:
+        lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]
+    markdown.write_between_marks(
+        out, [*lines, ""], "tables", "local/paper_tables.sh", f"# The paper's tables on {plan.name}"
+    )
+    return problems

@@ -1,0 +1,62 @@
+"""What the server allows."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from espnet_speechllm_xl.settings import option, require
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it; raises ConfigError for what is none."""
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^\s/?#@]+)/?", text.strip().lower())
+    require(
+        match or text.strip() == "*",
+        f"allow_origin '{text}' is no origin: give scheme://name[:port], such as https://a.example",
+    )
+    if not match:
+        return "*"
+    scheme, place = match.groups()
+    return f"{scheme}://{place.removesuffix(DEFAULT_PORTS.get(scheme, '/'))}"
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What ``speechllm-xl serve`` allows; the command's options are made from these fields.  infinity: no limit."""
+
+    host: str = option("127.0.0.1", "address to listen on; any but this machine's own wants a --token")
+    port: int = option(8000, "0: any free one")
+    token: str = option(None, "what clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    allow_origin: tuple = option(
+        (), "origin, scheme://name[:port], whose pages may use the server; may be given several times; '*': any"
+    )
+    max_streams: int = option(32, "live streams at a time; more are refused")
+    max_message_bytes: int = option(1 << 20, "longest message of a stream")
+    max_queue_seconds: float = option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")
+    max_span_seconds: float = option(
+        60.0, "longest window (chunk and context), stream segment and settle_seconds of a stream"
+    )
+    idle_seconds: float = option(30.0, "a stream without audio for so long is ended")
+    max_stream_seconds: float = option(14400.0, "a stream is ended after so much audio, or time")
+    send_seconds: float = option(10.0, "a client that takes no results for so long is dropped")
+    max_files: int = option(4, "whole files decoded at a time; more are refused")
+    max_file_bytes: int = option(25 << 20, "largest file; it is held in memory")
+    max_file_seconds: float = option(3600.0, "longest audio of a file")
+    upload_seconds: float = option(120.0, "a file's upload may take so long")
+    shutdown_seconds: float = option(30.0, "what was sent before SIGTERM may take so long to be decoded")
+
+    def __post_init__(self):
+        # A shell's variable that is not set must not open the server: "" would be every address, and no token.
+        require(self.host.strip(), "host is empty: give an address of this machine (0.0.0.0: all of them)")
+        require(self.token is None or self.token.strip(), "token is empty: give one, or leave --token out")
+        require(0 <= self.port <= 65535, f"port {self.port} is not in 0 .. 65535")
+        object.__setattr__(self, "allow_origin", tuple(map(_origin, self.allow_origin)))
+        require(self.token or "*" not in self.allow_origin, "allow_origin '*': any page could listen: give a --token")
+        for field in dataclasses.fields(self):
+            if field.type not in (str, tuple) and field.name != "port":
+                require(getattr(self, field.name) > 0, f"server {field.name} must be positive")

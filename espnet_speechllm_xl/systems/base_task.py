@@ -1,0 +1,386 @@
+"""What the tasks share: options, data, batches, the acoustic front of the model."""
+
+import abc
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from espnet_speechllm_xl.training import compat
+
+with compat.without_notice():
+    from espnet2.tasks import abs_task
+
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from torch import distributed
+
+from espnet_speechllm_xl.config import (
+    AugmentConfig,
+    ChunkingConfig,
+    ConcatConfig,
+    FeatureConfig,
+    LossConfig,
+    SearchConfig,
+    SpecAugmentConfig,
+)
+from espnet_speechllm_xl.corpus.kaldi import read_table
+from espnet_speechllm_xl.decoding.joint_ctc import check_joint
+from espnet_speechllm_xl.decoding.searches import SEARCHES
+from espnet_speechllm_xl.decoding.streams import transcribe
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.emformer import EmformerEncoder
+from espnet_speechllm_xl.settings import ConfigError, check_mapping, from_dict, read_yaml, shown
+from espnet_speechllm_xl.tokenization import load_tokenizer
+from espnet_speechllm_xl.training.batches import BatchFactory, Preprocessor, collate
+from espnet_speechllm_xl.training.checks import (
+    BATCH_OPTIONS,
+    FEATURES,
+    TRAINING_SETTINGS,
+    check_init_features,
+    check_numbers,
+    check_optimiser,
+    check_rate,
+    check_statistics,
+    check_values,
+    has_normaliser,
+    read_first_ints,
+    read_token_list,
+)
+from espnet_speechllm_xl.training.schedule import SCHEDULERS
+from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
+
+abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
+
+
+encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
+
+
+class SpeechTask(abs_task.AbsTask):
+    """Base of the tasks; a subclass names itself, its sections, builds the model and says how it decodes."""
+
+    num_optimizers = 1
+    trainer = Trainer
+    name = ""  # written to config.yaml, so that a directory of another task is told apart
+    sections = {
+        "features_conf": FeatureConfig,
+        "specaug_conf": SpecAugmentConfig,
+        "concat_conf": ConcatConfig,
+        "augment_conf": AugmentConfig,
+    }
+    class_choices_list = [encoder_choices]
+    search_choices = None  # ClassChoices: the ways to decode
+    word_times = True  # whether decoding tells when a word was said
+
+    @staticmethod
+    @abc.abstractmethod
+    def transcribe(model, tokenizer, chunking, search, recordings):
+        """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list of each recording (n,) in a list.
+
+        ``chunking`` is None for a model without chunks, ``search`` a
+        :class:`~espnet_speechllm_xl.config.SearchConfig` whose method is one of the task's ``search_choices``.
+        """
+
+    @classmethod
+    def add_task_arguments(cls, parser):
+        """The options beyond ESPnet's own; every ``*_conf`` section is a dataclass of config.py."""
+        group = parser.add_argument_group(f"{cls.name} options")
+        required = parser.get_default("required")
+        required += ["token_list", "tokenizer"]
+        group.add_argument("--task", default=cls.name, choices=[cls.name], help="Kept in config.yaml")
+        group.add_argument("--token_list", default=None, help="File with one token a line, in the tokenizer's order")
+        group.add_argument("--tokenizer", default=None, help="sentencepiece model, or directory of a HF tokenizer")
+        group.add_argument(
+            "--normalize",
+            default="global_mvn",
+            help="global_mvn: mean and variance of the training set (utterance-wise cannot stream)",
+        )
+        group.add_argument("--stats_file", default=None, help="feats_stats.npz of the statistics stage")
+        group.add_argument(
+            "--matmul_precision",
+            default="medium",
+            choices=["highest", "high", "medium"],
+            help="Of float32 matrix products in training (torch.set_float32_matmul_precision): medium is the fastest "
+            "and allows bfloat16 or TF32 inside a product",
+        )
+        for section, conf in cls.sections.items():
+            default, text = dataclasses.asdict(conf()), conf.__doc__.split("\n")[0]
+            group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
+        for choices in (*cls.class_choices_list, cls.search_choices):
+            choices.add_arguments(group)
+        search = dataclasses.asdict(SearchConfig())
+        del search["method"]  # that is --search
+        parser.set_defaults(search_conf=search)
+        parser.set_defaults(
+            iterator_type="task",
+            best_model_criterion=[cls.criterion],
+            early_stopping_criterion=cls.criterion,
+            num_att_plot=0,
+            use_matplotlib=False,
+            num_workers=0,
+        )
+
+    @classmethod
+    def print_config(cls, file=None):
+        """Print every option with its value; ESPnet's default is what standard output was at its import."""
+        super().print_config(sys.stdout if file is None else file)
+
+    @classmethod
+    def main_worker(cls, args):
+        """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
+        cls.check_sections(args)
+        cls.check_options(args)
+        if not args.collect_stats:
+            keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
+        precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
+        with replaced(abs_task, "load_pretrained_model", load_part), precision:
+            super().main_worker(args)
+        if args.collect_stats:
+            with atomic_write(Path(args.output_dir) / FEATURES) as stream:
+                json.dump(dataclasses.asdict(cls.section(args, "features_conf")), stream)
+        if distributed.is_initialized():
+            # Left to the end of the process, gloo's threads now and then abort it after a training that was finished.
+            distributed.destroy_process_group()
+
+    @classmethod
+    def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
+        """ESPnet's; what is wrong with the command line or ``--config`` raises ConfigError."""
+        super().main(args=cls.parse(cmd) if args is None else args)
+
+    @classmethod
+    def parse(cls, cmd: Sequence[str] | None) -> argparse.Namespace:
+        """The options of a command line and the file of its ``--config``, whose values ESPnet takes as they are."""
+        config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        config.add_argument("--config")
+        file = config.parse_known_args(cmd)[0].config
+        parser = cls.get_parser()
+        if file is not None and Path(file).exists():
+            # The command line appends to what these have in the file, whatever that is.
+            several = [action for action in parser._actions if isinstance(action, argparse._AppendAction)]
+            check_values(argparse.Namespace(**read_yaml(file)), several)
+        parser.error = _refuse  # in place of the usage, which is hundreds of lines
+        try:
+            args = parser.parse_args(cmd)
+        except UserError:
+            raise
+        except Exception as error:  # of YAML, of sizes such as 10MB: any kind
+            raise ConfigError(f"an option or a value of --config cannot be read ({error}): mend it") from error
+        check_values(args, cls.get_parser()._actions)
+        return args
+
+    @classmethod
+    def check_required_command_args(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError where an option lacks; ESPnet would print all its help."""
+        lacking = [f"--{name}" for name in args.required if getattr(args, name) is None]
+        if lacking:
+            raise ConfigError(f"{', '.join(lacking)} must be given: a recipe's run.sh does so")
+
+    @classmethod
+    def check_sections(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError for a section that is no mapping, or a part of the model that there is not.
+
+        Sections without entries become empty ones.
+        """
+        for name, value in vars(args).items():
+            if name.endswith("_conf"):
+                setattr(args, name, check_mapping({} if value is None else value, name))
+        for choices in (*cls.class_choices_list, cls.search_choices):
+            name = getattr(args, choices.name, choices.default)  # an old aligner has no search
+            if name not in list(choices.classes):
+                raise ConfigError(f"{choices.name} {shown(name)}: use one of {', '.join(choices.classes)}")
+
+    @classmethod
+    def check_options(cls, args):
+        """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
+        check_rate(args, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
+        if args.task != cls.name:
+            raise ConfigError(f"task: {args.task}: this trains {cls.name}: give --task {args.task} on the command line")
+        parser = cls.get_parser()
+        ignored = [name for name in BATCH_OPTIONS if getattr(args, name) != parser.get_default(name)]
+        if ignored:
+            raise ConfigError(f"{ignored[0]} has no effect here: batches are made by batch_bins: leave it out")
+        check_numbers(args)
+        if not args.dry_run:
+            cls.check_data(args)
+        if "method" in args.search_conf:
+            raise ConfigError("search_conf method: give --search instead")
+        if from_dict(SearchConfig, args.search_conf, "search_conf").ctc_weight:
+            loss = args.loss_conf if "loss_conf" in cls.sections else {}
+            check_joint("chunking_conf" in cls.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
+        check_optimiser(args, abs_task.optim_classes, abs_task.scheduler_classes)
+        kept = args.keep_nbest_models
+        if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
+            raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
+        begun = [path for path in args.init_param if has_normaliser(path)]
+        for path in begun:
+            check_init_features(path, dataclasses.asdict(cls.section(args, "features_conf")))
+        if not (args.collect_stats or args.stats_file or begun):
+            raise ConfigError(
+                "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
+            )
+
+    @classmethod
+    def check_data(cls, args: argparse.Namespace) -> None:
+        """Raise ConfigError where a set lacks data that the task needs, or has data that it does not know."""
+        for part in ("train", "valid"):
+            option = f"{part}_data_path_and_name_and_type"
+            names, needed = [name for _, name, _ in getattr(args, option)], cls.required_data_names()
+            lacking = [name for name in needed if name not in names]
+            if lacking:
+                raise ConfigError(f"--{option} FILE,NAME,TYPE lacks {', '.join(lacking)}: a recipe's run.sh gives all")
+            known = (*needed, *cls.optional_data_names())
+            strange = [name for name in names if name not in known and not args.allow_variable_data_keys]
+            if strange:
+                raise ConfigError(f"--{option}: {shown(strange[0])} is none of {', '.join(known)}: leave it out")
+
+    @classmethod
+    def build_optimizers(cls, args, model):
+        """ESPnet's, called when ``freeze_param`` is done; a name in it that fits nothing is an error."""
+        names = [name for name, _ in model.named_parameters()]
+        for prefix in args.freeze_param:
+            if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
+                raise ConfigError(f"freeze_param {prefix}: the model has no such part; its first is {names[0]}")
+        return super().build_optimizers(args, model)
+
+    @classmethod
+    def section(cls, args, name):
+        """One ``*_conf`` section as its dataclass."""
+        return from_dict(cls.sections[name], getattr(args, name), name)
+
+    @classmethod
+    def training_settings(cls, args):
+        """What the weights after an epoch depend on, defaults filled in: ``{"encoder_conf dim": 144, ...}``."""
+        settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
+        # However the directory of the experiments is spelt, and wherever it was moved.
+        settings["init_param"] = [os.path.relpath(path, args.output_dir) for path in args.init_param]
+        settings["token_list"] = args.token_list
+        if isinstance(args.token_list, str):
+            settings["token_list"] = read_token_list(args.token_list)
+        conf = {name: dataclasses.asdict(cls.section(args, name)) for name in cls.sections}
+        for choices in cls.class_choices_list:
+            settings[choices.name] = getattr(args, choices.name)
+            defaults = get_default_kwargs(choices.get_class(settings[choices.name]))
+            conf[f"{choices.name}_conf"] = {**defaults, **getattr(args, f"{choices.name}_conf")}
+        for name, section in conf.items():
+            settings.update({f"{name} {field}": value for field, value in section.items()})
+        return settings
+
+    @classmethod
+    def build_preprocess_fn(cls, args, train):
+        """Tokenises and reads alignments; the same for training and evaluation."""
+        whole_words = "chunking_conf" in cls.sections and cls.section(args, "chunking_conf").unit == "word"
+        rate = cls.section(args, "features_conf").sample_rate
+        return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)
+
+    @classmethod
+    def build_collate_fn(cls, args, train):
+        """Pads."""
+        return collate
+
+    @classmethod
+    def required_data_names(cls, train=True, inference=False):
+        """Data every example has."""
+        return ("speech", "text")
+
+    @classmethod
+    def optional_data_names(cls, train=True, inference=False):
+        """Data an example may have."""
+        return ("spk", "alignment")
+
+    @classmethod
+    def build_task_iter_factory(cls, args, iter_options, mode):
+        """Batches by total sequence length; see :class:`~espnet_speechllm_xl.training.batches.BatchFactory`."""
+        paths = {name: path for path, name, _ in iter_options.data_path_and_name_and_type}
+        if len(iter_options.shape_files) != 2:
+            raise ConfigError(
+                f"{mode}: give two shape files, speech_shape and text_shape, as the statistics stage wrote them"
+            )
+        samples, tokens = (read_first_ints(path) for path in iter_options.shape_files)
+        if args.num_iters_per_epoch is not None:
+            raise ConfigError("num_iters_per_epoch is not supported: an epoch is every utterance once")
+        world = distributed.get_world_size() if iter_options.distributed else 1
+        features = cls.section(args, "features_conf")
+        return BatchFactory(
+            dataset=cls.build_dataset(args, iter_options),
+            samples=samples,
+            tokens=tokens,
+            speakers=read_table(paths["spk"]) if "spk" in paths else None,
+            concat=cls.section(args, "concat_conf"),
+            augment=cls.section(args, "augment_conf"),
+            batch_bins=iter_options.batch_bins,
+            sample_rate=features.sample_rate,
+            tail=features.tail_frames,
+            seed=args.seed,
+            train=iter_options.train,
+            workers=args.num_workers,
+            rank=distributed.get_rank() if iter_options.distributed else 0,
+            world_size=world,
+        )
+
+    @classmethod
+    def build_acoustic(cls, args):
+        """Features, normalisation and encoder.
+
+        Also completes ``args``, which becomes config.yaml: the tokens themselves, and every setting of our sections,
+        so that later defaults do not change a trained model.
+        """
+        if args.normalize != "global_mvn":
+            raise ConfigError(
+                f"normalize: {args.normalize}: a stream cannot know the mean of an utterance that is still being "
+                "spoken; use global_mvn (statistics of the training set)"
+            )
+        if isinstance(args.token_list, str):
+            args.token_list = read_token_list(args.token_list)
+        for name in cls.sections:
+            setattr(args, name, dataclasses.asdict(cls.section(args, name)))
+        if args.stats_file:
+            check_statistics(Path(args.stats_file), args.features_conf)
+        acoustic = Acoustic(
+            cls.section(args, "features_conf"),
+            cls.section(args, "specaug_conf"),
+            encoder_choices.get_class(args.encoder),
+            args.encoder_conf,
+            stats_file=args.stats_file,
+        )
+        args.encoder_conf = dataclasses.asdict(acoustic.encoder.config)
+        return acoustic
+
+
+def _refuse(message: str) -> NoReturn:
+    message = message.split("\n")[0]  # behind it are ESPnet's examples
+    raise ConfigError(f"{message}: speechllm-xl train --espnet-help lists the options")
+
+
+class ChunkwiseTask(SpeechTask):
+    """Base of these tasks; a subclass names itself, its model and the decoders that this can have."""
+
+    criterion = ("valid", "acc_text", "max")
+    sections = {**SpeechTask.sections, "chunking_conf": ChunkingConfig, "loss_conf": LossConfig}
+    search_choices = ClassChoices("search", classes=SEARCHES, default="alsd")
+    transcribe = staticmethod(transcribe)
+    model_class = None  # called with acoustic front, decoder and these sections
+    model_sections = ("chunking_conf", "loss_conf")
+    decoder_choices = None  # ClassChoices
+
+    def __init_subclass__(cls):
+        cls.class_choices_list = [encoder_choices, cls.decoder_choices]
+
+    @classmethod
+    def required_data_names(cls, train=True, inference=False):
+        """Training needs the alignment."""
+        return ("speech",) if inference else ("speech", "text", "alignment")
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace):
+        """The model of ``args``."""
+        acoustic = cls.build_acoustic(args)
+        decoder = cls.decoder_choices.get_class(args.decoder)(len(args.token_list), **args.decoder_conf)
+        args.decoder_conf = dataclasses.asdict(decoder.config)
+        return cls.model_class(acoustic, decoder, *(cls.section(args, name) for name in cls.model_sections))

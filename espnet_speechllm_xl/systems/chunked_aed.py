@@ -1,0 +1,258 @@
+"""Chunked attention-based encoder-decoder (Zeineldeen et al., arXiv 2309.08436) on the streaming encoder.
+
+The decoder attends to the frames of the current chunk only.  The end-of-chunk label EOC is a label like the others: it
+is predicted after the text of each chunk and fed back, and stands before the first chunk as the start label::
+
+    input    EOC 1    EOC 2 3 4    EOC 5 6
+    target   1  EOC   2 3 4 EOC    5 6 EOC
+    attends  a b c d  e f g h      i j k l
+
+As in SpeechLLM-XL, labels come from the CTC alignment, and frames from the encoder that all systems here share (the
+paper's encoder has overlapping windows of its own).  The labels' memory is an LSTM: unbounded, at constant cost.
+
+Shape legend: ``B`` batch (of hypotheses when decoding), ``T`` frames, ``U`` tokens, ``K`` chunks, ``L`` labels,
+``D`` decoder dimension, ``H`` heads, ``d`` head dimension, ``V`` tokenizer size.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from espnet2.train.class_choices import ClassChoices
+from torch import nn
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.model.decoder_steps import Result
+from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
+from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunks, gather_inputs
+from espnet_speechllm_xl.model.visibility import attention_mask
+from espnet_speechllm_xl.settings import ConfigError, from_dict, require, require_share, signature
+from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
+from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
+
+
+@dataclass(frozen=True)
+class LabelDecoderConfig:
+    """The decoder of the chunked AED: LSTM over labels, blocks of cross-attention to the chunk and feed-forward."""
+
+    dim: int = 768
+    lstm_layers: int = 2
+    blocks: int = 6
+    heads: int = 12  # of the cross-attention
+    ffn_dim: int = 3072  # hidden units of the feed-forward layers
+    dropout: float = 0.1  # probability, on the LSTM's output and on each residual branch
+    embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
+
+    def __post_init__(self):
+        for name in ("lstm_layers", "blocks", "heads", "dim", "ffn_dim"):
+            require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
+        require_share("decoder", self, "dropout", "embed_dropout")
+        require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
+        require(self.dim % 2 == 0, f"decoder dim {self.dim} must be even: frames are numbered by sines and cosines")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One hypothesis' past; never changes, so a fork is another reference to it."""
+
+    state: torch.Tensor  # (2, LSTM layers, D): hidden and cell state after all labels but the next
+    memory: torch.Tensor  # (blocks, 2, H, T, d): keys and values of the current chunk's frames
+
+    def alone(self):
+        """A copy that does not hold the tensors of the batch it came from."""
+        return Row(self.state.clone(), self.memory.clone())
+
+
+class LabelDecoder(nn.Module):
+    """LSTM over labels; cross-attention and feed-forward blocks on top of it; the next label.
+
+    Vocabulary: the tokenizer's ids 0 .. V-1, then EOC = V.
+
+    Args:
+        vocab_size: tokenizer ids (V).
+        conf: fields of :class:`~espnet_speechllm_xl.systems.chunked_aed.LabelDecoderConfig`.
+
+    Raises:
+        ConfigError: unknown field or unusable value.
+    """
+
+    def __init__(self, vocab_size, **conf):
+        super().__init__()
+        config = self.config = from_dict(LabelDecoderConfig, conf, "decoder_conf")
+        self.eoc = vocab_size
+        self.embedding = nn.Embedding(vocab_size + 1, config.dim)
+        self.lstm = nn.LSTM(config.dim, config.dim, config.lstm_layers, batch_first=True)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.dim)
+        self.output = nn.Linear(config.dim, vocab_size + 1)
+
+    @property
+    def dim(self):
+        """Width of the inputs, D."""
+        return self.config.dim
+
+    def embed(self, tokens):
+        """Text tokens (B, U) -> inputs (B, U, D); in training some embeddings are dropped whole."""
+        return drop_tokens(self.embedding(tokens), self.config.embed_dropout, self.training)
+
+    def memory(self, frames, place):
+        """Keys and values (B, blocks, 2, H, T, d) of ``frames`` (B, T, D) at ``place`` (T,) within their chunks."""
+        frames = frames + _sinusoids(place, self.dim).to(frames.dtype)
+        return torch.stack([block.memory(frames) for block in self.blocks], dim=1)
+
+    def forward(self, inputs, chunk, memory, memory_chunk, state=None):
+        """Hidden states (B, L, D) of ``inputs`` (B, L, D), and the LSTM's state after them.
+
+        Args:
+            chunk: (B, L) chunk id of each input.
+            memory: (B, blocks, 2, H, T, d), see :meth:`memory`.
+            memory_chunk: (B, T) chunk id of each frame, ``PADDING`` where there is none.
+            state: (2, LSTM layers, B, D) before the inputs; None: before the first label.
+        """
+        x, state = self.lstm(inputs, None if state is None else tuple(state))
+        x = self.dropout(x)
+        # With chunk ids in the place of positions the predicate for a context of 0 leaves the own chunk.
+        mask = attention_mask(chunk, chunk, memory_chunk, memory_chunk, 0, x.dtype)
+        for index, block in enumerate(self.blocks):
+            x = block(x, memory[:, index], mask)
+        return self.norm(x), torch.stack(state)
+
+    def logits(self, hidden):
+        """Scores (..., V + 1) of the next label."""
+        return self.output(hidden)
+
+    def initial_row(self, context):
+        """The past of a hypothesis before any label; raises ConfigError unless ``context`` is 0 chunks."""
+        require_own_chunk(context)
+        weight, config = self.output.weight, self.config
+        nothing = weight.new_empty(config.blocks, 2, config.heads, 0, config.dim // config.heads)
+        return Row(weight.new_zeros(2, config.lstm_layers, config.dim), nothing)
+
+    @torch.no_grad()
+    def extend(self, requests):
+        """Advance hypotheses, any number in one call, each by EOC and the frames of the next chunk or by one token.
+
+        Args:
+            requests: list of :class:`~espnet_speechllm_xl.model.decoder_steps.Request`; frames are (q, D) inputs.
+
+        Returns:
+            list of :class:`~espnet_speechllm_xl.model.decoder_steps.Result`: log-probabilities (V + 1,) after the
+            last label.
+        """
+        memories = self._memories(requests)
+        labels = [self.eoc if request.frames is not None else request.token for request in requests]
+        inputs = self.embedding(torch.tensor(labels, device=self.output.weight.device)[:, None])
+        padded, memory_chunk = _pad(memories)
+        state = torch.stack([request.row.state for request in requests], dim=2)
+        hidden, state = self(inputs, memory_chunk.new_zeros(len(requests), 1), padded, memory_chunk, state)
+        logits = self.logits(hidden[:, 0])
+        log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        rows = [Row(one, memory) for one, memory in zip(state.unbind(2), memories, strict=True)]
+        return [Result(row, scores) for row, scores in zip(rows, log_probs, strict=True)]
+
+    def _memories(self, requests):
+        """The memory (blocks, 2, H, q, d) that each request attends to.
+
+        It depends on the frames alone, so the hypotheses of a stream, which begin a chunk with one and the same
+        tensor, share it.
+        """
+        fresh = {id(request.frames): request.frames for request in requests if request.frames is not None}
+        if fresh:
+            frames = nn.utils.rnn.pad_sequence(list(fresh.values()), batch_first=True)
+            made = self.memory(frames, torch.arange(frames.shape[1], device=frames.device))
+            fresh = {key: one[..., : len(fresh[key]), :] for key, one in zip(fresh, made, strict=True)}
+        return [request.row.memory if request.frames is None else fresh[id(request.frames)] for request in requests]
+
+
+LabelDecoder.__signature__ = signature(
+    LabelDecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+)
+
+
+def _pad(memories):
+    """Memories (blocks, 2, H, q, d) as one (B, blocks, 2, H, T, d); chunk ids (B, T): 0, ``PADDING`` behind each."""
+    longest = max(memory.shape[3] for memory in memories)
+    padded = torch.stack([F.pad(memory, (0, 0, 0, longest - memory.shape[3])) for memory in memories])
+    lengths = torch.tensor([memory.shape[3] for memory in memories], device=padded.device)
+    return padded, frame_chunks(lengths, None)
+
+
+class _Block(nn.Module):
+    """Cross-attention to the chunk's frames, then a feed-forward layer; each normalised before, and residual."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.query = nn.Linear(config.dim, config.dim)
+        self.key_value = nn.Linear(config.dim, 2 * config.dim)
+        self.attention_output = nn.Linear(config.dim, config.dim)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, config.dim)
+        )
+        self.dropout = Dropout(config.dropout)
+
+    def memory(self, frames):
+        """Keys and values (B, 2, H, T, d) of ``frames`` (B, T, D)."""
+        return self.key_value(frames).unflatten(2, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
+
+    def forward(self, x, memory, mask):
+        """``x`` (B, L, D) after attending to ``memory`` (B, 2, H, T, d) under the additive ``mask`` (B, 1, L, T)."""
+        queries = self.query(self.attention_norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, L, d)
+        keys, values = memory.unbind(1)
+        heard = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        x = x + self.dropout(self.attention_output(heard.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+def _sinusoids(place, dim):
+    """Sines and cosines (T, dim) of places (T,), for chunks of any length (Vaswani et al. 2017)."""
+    rates = torch.exp(torch.arange(0, dim, 2, device=place.device) * (-math.log(10000.0) / dim))
+    angles = place[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def require_own_chunk(context):
+    """Raise ConfigError unless ``context`` (previous chunks in sight; None: all) is 0."""
+    if context != 0:
+        raise ConfigError(
+            f"context of {'all' if context is None else context} previous chunks: a chunked AED attends to its own "
+            "chunk only: set chunking_conf context to 0, and leave out --context"
+        )
+
+
+class ChunkedAED(ChunkwiseModel):
+    """Chunked AED; its decoder is a :class:`LabelDecoder`.  Raises ConfigError for a context other than 0."""
+
+    loss_name = "loss_aed"
+
+    def __init__(self, acoustic, decoder, chunking, loss):
+        require_own_chunk(chunking.context)
+        super().__init__(acoustic, decoder, chunking, loss)
+
+    def decode_aligned(self, frames, counts, tokens, token_lengths, ends, chunking):
+        """See :class:`ChunkwiseModel`; all labels of a batch at once (teacher forcing)."""
+        sequence = build_label_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
+        most_chunks = int(timeline.num_chunks(counts, chunking.chunk).max())
+        chunk_ends = self.decoder.embedding(tokens.new_full((len(tokens), most_chunks), self.decoder.eoc))
+        inputs = gather_inputs(sequence, chunk_ends, self.decoder.embed(tokens))
+        place = timeline.place_in_chunk(torch.arange(frames.shape[1], device=frames.device), chunking.chunk)
+        memory = self.decoder.memory(self.projection(frames), place)
+        hidden, _ = self.decoder(inputs, sequence.chunk, memory, frame_chunks(counts, chunking.chunk))
+        return hidden, sequence.target
+
+
+class ChunkedAEDTask(ChunkwiseTask):
+    """Chunked AED (arXiv 2309.08436)."""
+
+    name = "chunked_aed"
+    model_class = ChunkedAED
+    decoder_choices = ClassChoices("decoder", classes={"label": LabelDecoder}, default="label")
+
+
+if __name__ == "__main__":
+    ChunkedAEDTask.main()

@@ -1,0 +1,337 @@
+"""CTC-prompt-LM (Tsunoo et al. 2024, arXiv 2406.16107): a decoder-only LM prompted block by block with what CTC heard.
+
+    frames of a block --CTC--> those not blank --.
+              '--mean--> GRU over the blocks -----'--> prompts of the block: a c [0] | b [1] | ...
+
+The LM reads prompts and text, and predicts the text's next token or ``$``, its end as far as the prompts go.  With
+three blocks, letters for CTC prompts, [k] for the context embedding of block k, digits for tokens, ``prompt_conf
+layout`` is one of::
+
+    prompts_first   training, cut after block 1      a c [0] b [1] 1 2
+                    target                           .  .  .  . 1  2 $
+                    decoding, block 0                a c [0] 1
+                              block 1                a c [0] b [1] 1 2
+                              block 2                a c [0] b [1] d e [2] 1 2 3
+
+    interleaved     training, cut after block 1      a c [0] 1 b [1] 2
+                    target                           .  . 1  $ .  2  $
+                    decoding, all blocks             a c [0] 1 b [1] 2 d e [2] 3
+
+The paper's: CTC prompts (frames whose most probable class is not blank), one context embedding a block that is
+inherited from block to block, training on prompts cut at a random length with the text that CTC aligns to them, and the
+fusion of CTC and LM scores where a block ends.  Ours: the encoder is the Emformer of the other systems, a block is a
+chunk of ``chunking_conf``; the context embedding is a GRU over the means of the blocks' frames, as that encoder has
+none; prompts are cut between blocks; CTC's score (ctc_prefix_score.py) is of the block's own frames and tokens and
+only moves ``$`` against the tokens.
+
+``prompts_first`` is the prefix of prompts that the paper trains on.  A new block moves the text: the prompts' keys and
+values stay, the text so far is read again, in the call that reads the prompts.  The cost of a recording grows with the
+square of its length, and a stream's memory with its length.  It takes long to learn, for nothing but their content says
+which prompts a token belongs to.  ``interleaved`` is ours: steps are incremental, a ``$`` is learnt at every block, not
+only at the cut, which merely says where a training sequence ends; ``chunking_conf context`` may bound what is seen.
+
+Shape legend: ``B`` batch, ``T`` frames, ``E`` their size, ``K`` blocks, ``P`` prompts, ``U`` tokens, ``D`` LM width,
+``V`` tokenizer size.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.model import cache
+from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
+from espnet_speechllm_xl.model.decoder_steps import Request, Result
+from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave
+from espnet_speechllm_xl.model.visibility import PADDING
+from espnet_speechllm_xl.settings import ConfigError, require
+from espnet_speechllm_xl.systems.base_model import AcousticModel
+from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
+from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """CTC-prompt-LM (Tsunoo et al. 2024, a baseline): prefix prompts in training, the end of a chunk in decoding."""
+
+    layout: str = "prompts_first"  # of LM inputs: "prompts_first", then all text; or "interleaved" chunk by chunk
+    prefix_probability: float = 0.5  # share of the training prompts that are cut after a random chunk
+    prefixes: int = 1  # prompts that training cuts of each utterance in a batch, each with its text
+    end_ctc_weight: float = 0.3  # CTC's share in the log-probability that a chunk's text ends; 0: the LM alone
+
+    def __post_init__(self):
+        require(
+            self.layout in ("prompts_first", "interleaved"),
+            f"prompt layout '{self.layout}': use 'prompts_first' or 'interleaved'",
+        )
+        for name in ("prefix_probability", "end_ctc_weight"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"prompt {name} {share} is not in [0, 1]")
+        require(self.prefixes >= 1, f"prompt prefixes {self.prefixes} must be at least 1")
+
+    def check_against(self, chunking, loss):
+        """What :class:`ChunkingConfig` and :class:`LossConfig` must be like for this model."""
+        require(loss.ctc_weight > 0, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0")
+        require(
+            chunking.context is None or self.layout == "interleaved",
+            f"chunking_conf context {chunking.context}: the prompts of all chunks stay visible: set it to null, or "
+            "prompt_conf layout to interleaved",
+        )
+        require(chunking.train_chunks is None, "chunking_conf train_chunks: chunks have one size: leave it at null")
+        require(
+            chunking.unit == "token" or self.end_ctc_weight == 0,
+            "prompt_conf end_ctc_weight: CTC wants the first half of a word in the chunk where it was said: set it "
+            "to 0, or chunking_conf unit to token",
+        )
+        require(
+            chunking.delay == 0 or self.end_ctc_weight == 0,
+            "prompt_conf end_ctc_weight: CTC wants a token in the chunk where it was said, chunking_conf delay in a "
+            "later one: set one of them to 0",
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch, block after block, padded at the end, and what the next blocks continue from."""
+
+    vectors: torch.Tensor  # (B, P, D)
+    block: torch.Tensor  # (B, P) block of each; where padded, more than there are
+    log_probs: torch.Tensor  # (B, T, V + 1) of CTC
+    memory: torch.Tensor  # (1, B, E) of the GRU after the last block
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One hypothesis' past.  Never changes: forks share it."""
+
+    past: cache.Row  # of its prompts, then its text
+    prompts: int = 0  # how many of these inputs are prompts
+    tokens: tuple = ()  # its text, where that will be read again
+    memory: torch.Tensor | None = None  # (1, 1, E)
+    spelled: Prefix | None = None  # its tokens of the current block, to CTC; None where CTC has no say
+
+    def alone(self):
+        """A copy that does not hold the buffer of the batch it came from."""
+        return dataclasses.replace(self, past=self.past.alone())
+
+
+class PromptDecoder(nn.Module):
+    """Prompts from encoder frames, the LM behind them, and the steps that a search asks for.
+
+    Args:
+        lm: :class:`~espnet_speechllm_xl.model.llm.Decoder`; its ``$`` ends the text of the prompts so far.
+        frame_size: E.
+        config: :class:`~espnet_speechllm_xl.systems.ctc_prompt_lm.PromptConfig`.
+    """
+
+    def __init__(self, lm, frame_size, config):
+        super().__init__()
+        self.lm = lm
+        self.ctc = CTCHead(frame_size, lm.eoc)
+        self.frame_prompt = nn.Linear(frame_size, lm.dim)
+        self.memory = nn.GRU(frame_size, frame_size, batch_first=True)
+        self.context_prompt = nn.Linear(frame_size, lm.dim)
+        self.config = config
+
+    @property
+    def eoc(self):
+        """Id of ``$``."""
+        return self.lm.eoc
+
+    def prompts(self, frames, counts, size, memory=None):
+        """:class:`Prompts` of whole utterances, or of the next block of a stream.
+
+        Args:
+            frames: (B, T, E), counts: (B,).
+            size: frames of a block; None: one block.
+            memory: (1, B, E) after the blocks before; None: these are the first.
+        """
+        log_probs = self.ctc(frames)
+        index = torch.arange(frames.shape[1], device=frames.device)[None]
+        real, block = index < counts[:, None], timeline.chunk_of_frame(index, size)
+        heard = real & (log_probs.argmax(-1) != self.ctc.blank)
+        blocks = timeline.num_chunks(counts, size)[:, None]
+        context = torch.arange(int(blocks.max()), device=frames.device)[None]
+        means = _block_means(frames, real[:, None] & (block[:, None] == context[:, :, None]))
+        embeddings, memory = self.memory(means, memory)
+        vectors = torch.cat([self.frame_prompt(frames), self.context_prompt(embeddings)], dim=1)  # (B, T + K, D)
+
+        # A block's CTC prompts come first, its context embedding is their last; sorting stably keeps the order.
+        behind = 2 * context.shape[1]
+        keys = [torch.where(heard, 2 * block, behind), torch.where(context < blocks, 2 * context + 1, behind)]
+        key, source = torch.cat(keys, dim=1).sort(dim=1, stable=True)
+        longest = int((key < behind).sum(1).max())
+        key, source = key[:, :longest], source[:, :longest]
+        vectors = vectors.gather(1, source[:, :, None].expand(-1, -1, vectors.shape[2]))
+        return Prompts(vectors, key // 2, log_probs, memory)
+
+    def initial_row(self, context):
+        """The past of a hypothesis before any block, which will see ``context`` previous blocks (None: all).
+
+        Raises ConfigError for a bounded context where all prompts come before the text.
+        """
+        if context is not None and self.config.layout == "prompts_first":
+            raise ConfigError("this model sees the prompts of all chunks: leave out the context, or make it inf")
+        return PromptRow(self.lm.initial_row(context))
+
+    @torch.no_grad()
+    def extend(self, requests):
+        """Advance hypotheses, each by the frames (c, E) of a block or by one token.
+
+        Args:
+            requests: list of :class:`~espnet_speechllm_xl.model.decoder_steps.Request` on :class:`PromptRow`.
+
+        Returns:
+            list of :class:`~espnet_speechllm_xl.model.decoder_steps.Result`: log-probabilities (V + 1,) after the
+            last input.
+        """
+        blocks = {}  # the hypotheses of a stream share its blocks
+        for request in requests:
+            if request.frames is not None and id(request.frames) not in blocks:
+                frames, counts = request.frames[None], torch.tensor([len(request.frames)], device=request.frames.device)
+                blocks[id(request.frames)] = self.prompts(frames, counts, None, request.row.memory)
+        steps = [
+            self._token(request) if request.frames is None else self._block(request, blocks[id(request.frames)])
+            for request in requests
+        ]
+        results = self.lm.extend([step for step, _ in steps])
+        return [self._result(result, row) for result, (_, row) in zip(results, steps, strict=True)]
+
+    def _token(self, request):
+        """The LM's step for one more token, and the row it leads to, but for its ``past``."""
+        row, token = request.row, request.token
+        tokens = (*row.tokens, token) if self.config.layout == "prompts_first" else ()
+        spelled = row.spelled and row.spelled.extend(token)
+        return dataclasses.replace(request, row=row.past), dataclasses.replace(row, tokens=tokens, spelled=spelled)
+
+    def _block(self, request, prompts):
+        """The same for the prompts of a new block; where they go before the text, that is read again."""
+        row, vectors = request.row, prompts.vectors[0]
+        past, inputs = row.past, vectors
+        if self.config.layout == "prompts_first":
+            text = self.lm.embed(torch.tensor(row.tokens, dtype=torch.long, device=vectors.device))
+            past, inputs = row.past.first(row.prompts), torch.cat([vectors, text])
+        spelled = Prefix.empty(prompts.log_probs[0]) if self.config.end_ctc_weight else None
+        return (
+            Request(past, request.chunk, inputs),
+            PromptRow(row.past, row.prompts + len(vectors), row.tokens, prompts.memory, spelled),
+        )
+
+    def _result(self, result, row):
+        log_probs = result.log_probs
+        if row.spelled is not None:
+            log_probs = fuse_end(log_probs, row.spelled.end(), self.config.end_ctc_weight)
+        return Result(dataclasses.replace(row, past=result.row), log_probs)
+
+
+def _block_means(frames, members):
+    """Means (B, K, E) of ``frames`` (B, T, E) over the ``members`` (B, K, T) of each block; 0 of an empty one."""
+    shares = members.to(frames.dtype) / members.sum(-1, keepdim=True).clamp(min=1)
+    return shares @ frames
+
+
+def fuse_end(log_probs, end, weight):
+    """Next-token log-probabilities (V + 1,) whose last entry, the end, has the share of CTC.
+
+    The log-probability of the end becomes the weighted mean of the LM's and CTC's ``end``; the tokens share what is
+    left as the LM would, so that the result is a distribution and hypotheses that ended a block compare with those
+    that did not.
+    """
+    ended = (1 - weight) * log_probs[-1:] + weight * end.to(log_probs)
+    tokens = log_probs[:-1] - log_probs[:-1].logsumexp(0) + torch.log(-torch.expm1(ended))
+    return torch.cat([tokens, ended])
+
+
+class CTCPromptLM(AcousticModel):
+    """Encoder, prompts and LM.
+
+    Args:
+        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
+        lm: :class:`~espnet_speechllm_xl.model.llm.Decoder`.
+        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`; a chunk is a block.
+        loss: :class:`~espnet_speechllm_xl.config.LossConfig`.
+        prompt: :class:`~espnet_speechllm_xl.systems.ctc_prompt_lm.PromptConfig`.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+
+    def __init__(self, acoustic, lm, chunking, loss, prompt):
+        super().__init__()
+        chunking.check_against(acoustic.encoder.config)
+        prompt.check_against(chunking, loss)
+        self.acoustic = acoustic
+        self.projection = nn.Identity()  # of a stream's frames: what becomes of them only a block can tell
+        self.decoder = PromptDecoder(lm, acoustic.encoder.output_size(), prompt)
+        self.chunking = chunking
+        self.loss_config = loss
+        self.prompt_config = prompt
+
+    @property
+    def ctc(self):
+        """The :class:`~espnet_speechllm_xl.model.ctc.CTCHead`, for word times as well."""
+        return self.decoder.ctc
+
+    def forward(self, speech, speech_lengths, text, text_lengths, ends, **_):
+        """ESPnet's ``(loss, stats, weight)``: cross-entropy per text and ``$`` target, and CTC's loss.
+
+        Args:
+            speech: (B, N) audio, speech_lengths (B,) samples.
+            text: (B, U) token ids, text_lengths (B,).
+            ends: (B, U) last aligned frame of each token (alignment.py).
+        """
+        frames, counts = self.acoustic(speech, speech_lengths)
+        tokens = text.clamp(min=0)  # the collate function pads with a negative id
+        check_ends(counts, text_lengths, ends)
+        chunking = self.chunking
+        prompts = self.decoder.prompts(frames, counts, chunking.chunk)
+        blocks = timeline.num_chunks(counts, chunking.chunk)
+        token_block = timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, blocks[:, None])
+        prefixes = self.prompt_config.prefixes if self.training else 1
+        cut = self._draw_cut(blocks.repeat_interleave(prefixes))
+        copied = (prompts.vectors, prompts.block, tokens, text_lengths, token_block)
+        inputs, sequence = self._prefix(*(each.repeat_interleave(prefixes, 0) for each in copied), cut[:, None])
+        lm = self.decoder.lm
+        hidden = lm(inputs, sequence.position, sequence.chunk, chunking.context)
+        loss, accuracies, targets = text_loss(lm, hidden, sequence.target, self.loss_config)
+        stats = {"loss_llm": loss.detach(), **accuracies}
+        ctc_losses = self.ctc.loss(prompts.log_probs, counts, tokens, text_lengths)
+        loss = add_ctc_loss(loss, prefixes * ctc_losses, targets, self.loss_config, stats)
+        return self.answer(loss, stats, targets)
+
+    def _prefix(self, vectors, prompt_block, tokens, text_lengths, token_block, cut):
+        """LM inputs (B, L, D) and their :class:`~espnet_speechllm_xl.model.sequence.Sequence`: the prompts (B, P, D) of
+        the first ``cut`` (B, 1) blocks and the tokens (B, U) of these."""
+        real = torch.arange(tokens.shape[1], device=tokens.device) < text_lengths[:, None]
+        kept = [prompt_block < cut, real & (token_block < cut)]
+        # All in one chunk: frames, here prompts, come first.
+        blocks = (prompt_block, token_block) if self.prompt_config.layout == "interleaved" else (0, 0)
+        chunks = [torch.where(there, block, PADDING) for there, block in zip(kept, blocks, strict=True)]
+        sequence = interleave(*chunks, tokens, self.decoder.eoc)
+        return gather_inputs(sequence, vectors, self.decoder.lm.embed(tokens)), sequence
+
+    def _draw_cut(self, blocks):
+        """Blocks (B,) of each prompt: all of ``blocks`` (B,); in training often a random number from 1 on."""
+        if not self.training:
+            return blocks
+        drawn = torch.rand(2, len(blocks), device=blocks.device)
+        shorter = (1 + (drawn[0] * blocks).long()).minimum(blocks)
+        return torch.where(drawn[1] < self.prompt_config.prefix_probability, shorter, blocks)
+
+
+class CTCPromptLMTask(ChunkwiseTask):
+    """Encoder, CTC prompts, LM (arXiv 2406.16107); data, LM and searches are those of the recogniser."""
+
+    name = "ctc_prompt_lm"
+    sections = {**ChunkwiseTask.sections, "prompt_conf": PromptConfig}
+    model_class = CTCPromptLM
+    model_sections = (*ChunkwiseTask.model_sections, "prompt_conf")
+    decoder_choices = SpeechLLMXLTask.decoder_choices
+
+
+if __name__ == "__main__":
+    CTCPromptLMTask.main()

@@ -1,0 +1,178 @@
+"""Transducer (Graves 2012) on the streaming encoder: ESPnet's decoder, joint network and searches, torchaudio's loss.
+
+Classes are ESPnet's: the blank = 0, then the tokenizer's ids + 1.
+"""
+
+import argparse
+
+import torch
+from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
+from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
+from espnet2.asr_transducer.joint_network import JointNetwork
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from torch.nn.utils.rnn import pad_sequence
+from torchaudio.functional import rnnt_loss
+
+from espnet_speechllm_xl.config import LossConfig
+from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
+from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts
+from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.settings import ConfigError, check_names
+from espnet_speechllm_xl.systems.base_model import AcousticModel
+from espnet_speechllm_xl.systems.base_task import SpeechTask, encoder_choices
+
+BLANK = 0
+
+
+class TransducerModel(AcousticModel):
+    """Encoder, label decoder and joint network.
+
+    Args:
+        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
+        decoder: ``espnet2.asr.decoder.transducer_decoder.TransducerDecoder`` of V + 1 classes.
+        joint_network: ``espnet2.asr_transducer.joint_network.JointNetwork`` of V + 1 classes.
+        loss: :class:`~espnet_speechllm_xl.config.LossConfig`; label smoothing has no meaning here.
+    """
+
+    def __init__(self, acoustic, decoder, joint_network, loss):
+        super().__init__()
+        if loss.label_smoothing:
+            raise ConfigError("loss_conf label_smoothing: a transducer's loss is over paths: leave it at 0")
+        self.acoustic = acoustic
+        self.decoder = decoder
+        self.joint_network = joint_network
+        self.loss_config = loss
+        self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.odim - 1) if loss.ctc_weight else None
+
+    def forward(self, speech, speech_lengths, text, text_lengths, **_):
+        """ESPnet's ``(loss, stats, weight)``: mean loss of an utterance.
+
+        Args:
+            speech: (B, N) audio, speech_lengths (B,) samples.
+            text: (B, U) token ids, text_lengths (B,).
+        """
+        frames, counts = self.acoustic(speech, speech_lengths)
+        text = text.clamp(min=0)  # the collate function pads with a negative id
+        loss = self._loss(frames, counts, text, text_lengths)
+        stats = {"loss_transducer": loss.detach()}
+        if self.ctc is not None:
+            ctc_loss = self.ctc.loss(self.ctc(frames), counts, text, text_lengths).mean()
+            stats["loss_ctc"] = ctc_loss.detach()
+            loss = loss + self.loss_config.ctc_weight * ctc_loss
+        return self.answer(loss, stats, speech.shape[0])
+
+    def _loss(self, frames, counts, text, text_lengths):
+        # Audio without a frame has no path, and torchaudio reads memory that is not its own; CTC leaves it out, too.
+        heard = counts.to(text.device) > 0
+        if not heard.any():
+            return frames.sum() * 0
+        frames, counts, text, text_lengths = (
+            each[heard.to(each.device)] for each in (frames, counts, text, text_lengths)
+        )
+        text = text[:, : int(text_lengths.max())]  # torchaudio wants the width of the longest one that is left
+        self.decoder.set_device(frames.device)
+        labels = torch.nn.functional.pad(text + 1, (1, 0), value=BLANK)
+        joint = self.joint_network(frames[:, :, None], self.decoder(labels)[:, None])  # (B, T, U + 1, V + 1)
+        lengths = (each.to(frames.device, torch.int32) for each in (counts, text_lengths))
+        wide = torch.promote_types(joint.dtype, torch.float32)
+        return rnnt_loss(joint.to(wide), (text + 1).int(), *lengths, blank=BLANK, reduction="mean")
+
+
+@torch.no_grad()
+def transcribe(model, tokenizer, _chunking, search, recordings):
+    """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list of each recording (n,) in a list.
+
+    Scores are normalised by length, as ESPnet does; words have no times.
+    """
+    speech = [checked_samples(samples, model) for samples in recordings]
+    if speech[0].dtype != torch.float32 or next(model.parameters()).dtype != torch.float32:
+        raise ConfigError("ESPnet's transducer searches run in float32 only: leave out the dtype")
+    lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
+    frames, counts = model.acoustic(pad_sequence(speech, batch_first=True), lengths)
+    return [_decode(model, tokenizer, search, one[:count]) for one, count in zip(frames, counts.tolist(), strict=True)]
+
+
+def _decode(model, tokenizer, search, frames):
+    # ESPnet's searches that need fewer hypotheses than classes fail on a wider beam.
+    widest = max(1, model.decoder.odim - {"alsd": 1, "tsd": 1, "maes": 2}.get(search.method, 0))
+    beam_search = BeamSearchTransducer(
+        model.decoder,
+        model.joint_network,
+        beam_size=1 if search.method == "greedy" else min(search.beam_size, widest),
+        search_type=search.method,
+        u_max=len(frames),  # tokens; ESPnet's 50 would cut long audio short
+        nbest=search.beam_size,  # of which some can be of the same text
+    )
+    hypotheses = [_Labelling(hypothesis) for hypothesis in beam_search(frames)]
+    texts = distinct_texts(tokenizer, hypotheses)
+    return [_transcript(tokenizer, *item) for item in list(texts.items())[: search.nbest]]
+
+
+class _Labelling:
+    """ESPnet's hypothesis with the tokenizer's ids."""
+
+    def __init__(self, hypothesis):
+        self.tokens = tuple(int(label) - 1 for label in hypothesis.yseq[1:])
+        self.score = float(hypothesis.score) / len(hypothesis.yseq)
+
+
+def _transcript(tokenizer, text, labelling):
+    return Transcript(
+        text=text,
+        score=labelling.score,
+        tokens=tuple(tokenizer.pieces[token] for token in labelling.tokens),
+        token_ids=labelling.tokens,
+        words=(),
+        capped=None,
+    )
+
+
+decoder_choices = ClassChoices("decoder", classes={"transducer": TransducerDecoder}, default="transducer")
+
+
+SEARCHES = ("greedy", "default", "alsd", "tsd", "nsc", "maes")  # ESPnet's
+
+
+class TransducerTask(SpeechTask):
+    """Encoder, label decoder, joint network."""
+
+    name = "transducer"
+    criterion = ("valid", "loss", "min")
+    sections = {**SpeechTask.sections, "loss_conf": LossConfig}
+    class_choices_list = [encoder_choices, decoder_choices]
+    search_choices = ClassChoices("search", dict.fromkeys(SEARCHES, BeamSearchTransducer), default="default")
+    transcribe = staticmethod(transcribe)
+    word_times = False
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        super().add_task_arguments(parser)
+        parser.add_argument(
+            "--joint_network_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(JointNetwork),
+            help="ESPnet's JointNetwork: joint_space_size, ...",
+        )
+
+    @classmethod
+    def training_settings(cls, args):
+        """With those of the joint network."""
+        return {**super().training_settings(args), "joint_network_conf": args.joint_network_conf}
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> TransducerModel:
+        """The model of ``args``."""
+        acoustic = cls.build_acoustic(args)
+        classes = len(args.token_list) + 1
+        decoder_class = decoder_choices.get_class(args.decoder)
+        for section, built in (("decoder_conf", decoder_class), ("joint_network_conf", JointNetwork)):
+            check_names(getattr(args, section), list(get_default_kwargs(built)), section)
+        decoder = decoder_class(classes, **args.decoder_conf)
+        joint = JointNetwork(classes, acoustic.encoder.output_size(), decoder.dunits, **args.joint_network_conf)
+        return TransducerModel(acoustic, decoder, joint, cls.section(args, "loss_conf"))
+
+
+if __name__ == "__main__":
+    TransducerTask.main()

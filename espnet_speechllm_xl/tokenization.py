@@ -1,0 +1,299 @@
+"""Tokenizers with character offsets, and words assembled from tokens.
+
+Ids are the tokenizer's own, 0 .. V-1; ``$`` and the CTC blank are not tokens of it.
+"""
+
+import abc
+import functools
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+from espnet_speechllm_xl.errors import UserError
+
+WORD_START = "▁"  # sentencepiece's mark of a word's first piece
+
+
+UNKNOWN = "\N{DOUBLE QUESTION MARK}"
+
+
+# Code points (first, last) of the scripts that put no spaces between words.
+SPACELESS = (
+    (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
+    (0x2E80, 0x312F),  # CJK radicals and punctuation, Hiragana, Katakana, Bopomofo
+    (0x31A0, 0x31FF),  # extensions of Bopomofo and Katakana
+    (0x3400, 0xA4CF),  # Han, Yi
+    (0xA980, 0xA9FF),  # Javanese, Myanmar
+    (0xAA60, 0xAADF),  # Myanmar, Tai Viet
+    (0xF900, 0xFAFF),  # Han
+    (0xFF66, 0xFF9D),  # narrow Katakana
+    (0x1AFF0, 0x1B16F),  # Kana
+    (0x20000, 0x3FFFF),  # Han
+)
+
+
+UTF8_LEADS = ((1, 0x00, 0x7F), (2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF4))  # bytes, first byte (least, most)
+
+
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
+
+
+def _letters_of_bytes():
+    """The letters by which byte-level BPE (GPT-2) writes the 256 bytes: printable ones as they are."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTES = _letters_of_bytes()
+
+
+class TokenizerError(UserError):
+    """A tokenizer cannot be loaded or does not fit the text."""
+
+
+def normalise(text):
+    """Unicode NFC, single spaces: the form in which transcripts are tokenised, aligned and scored."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def begins_word(character: str) -> bool:
+    """Tell whether a character begins a word wherever it stands: a letter of a script without spaces.
+
+    What the words of such a script are, only a dictionary knows; so each letter is one (as in the mixed error rate of
+    Chinese), with the marks, punctuation, digits and other letters that follow it.
+    """
+    return _is_spaceless(character) and (
+        (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
+    )
+
+
+def _is_spaceless(character):
+    return any(first <= ord(character) <= last for first, last in SPACELESS)
+
+
+def bytes_begin_word(start: bytes) -> bool:
+    """Tell the same of the first character of UTF-8 bytes that may end inside it: what all it can become are."""
+    lead = start[0]
+    length = next((count for count, low, high in UTF8_LEADS if low <= lead <= high), 0)
+    try:
+        if len(start) >= length:
+            return bool(length) and begins_word(start[:length].decode())
+        return all(_is_spaceless(start.ljust(length, rest).decode()) for rest in (b"\x80", b"\xbf"))
+    except UnicodeDecodeError:
+        return False
+
+
+def word_edges(text: str) -> list:
+    """Find the words of a transcript: ``(begin, end, joined)``, ``joined`` where no space stands before the word."""
+    edges = []
+    for part in re.finditer(r"\S+", text):
+        first, after = part.span()
+        begins = [first, *(index for index in range(first + 1, after) if begins_word(text[index])), after]
+        edges += [(begin, end, begin > first) for begin, end in itertools.pairwise(begins)]
+    return edges
+
+
+def words_of(text: str) -> list:
+    """List the words of a transcript: what spaces separate, and each letter of a script without spaces."""
+    return [text[begin:end] for begin, end, _ in word_edges(text)]
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back; ``pieces``: the token of each id; ``unknown_id``: that of unknown text, or None."""
+
+    pieces: list
+    unknown_id: int | None
+    marks_space: bool
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> tuple[list, list]:
+        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+
+    @abc.abstractmethod
+    def decode(self, ids: list) -> str:
+        """Text of token ids."""
+
+    @abc.abstractmethod
+    def starts_word(self, token: int) -> bool:
+        """Whether a token begins a word."""
+
+    def unknown(self, text: str) -> str:
+        """The characters of ``text`` (normalised) that no token gives back: unknown ones, and those that it leaves out.
+
+        Another way to write a character (a small letter, the letters of a ligature) gives it back.
+        """
+        known = [token for token in self.encode(text)[0] if token != self.unknown_id]
+        wanted, given, lost = Counter(text.replace(" ", "")), Counter(normalise(self.decode(known))), []
+        others = Counter(_folded("".join((given - wanted).elements())))
+        for character in (wanted - given).elements():
+            needed = Counter(_folded(character))
+            if needed <= others:
+                others -= needed
+            else:
+                lost.append(character)
+        return "".join(lost)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text.casefold())
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model file (unigram, BPE or character)."""
+
+    def __init__(self, path):
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise TokenizerError(
+                f"{path} is not a sentencepiece model ({error}): run the tokens stage again"
+            ) from error
+        self.pieces = [self._model.id_to_piece(index) for index in range(self._model.get_piece_size())]
+        self.unknown_id = self._model.unk_id()
+        # The pieces with their surfaces, by the name that sentencepiece has for them up to 0.2.1, and from then on.
+        self._parts = "immutable_proto" if hasattr(self._model, "encode_as_immutable_proto") else "proto"
+
+    def encode(self, text):
+        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+        pieces, ends, position = self._model.encode(text, out_type=self._parts).pieces, [], 0
+        for piece in pieces:
+            # Places are those of the surfaces, since a piece's own count characters or bytes, by the release.
+            position = text.index(piece.surface, position) + len(piece.surface)
+            # A byte piece inside a character has an empty surface there: it belongs to that character.
+            ends.append(position if piece.surface else _inside(position, len(text)))
+        return [piece.id for piece in pieces], ends
+
+    def decode(self, ids):
+        """Text of token ids; an unknown token is U+2047 inside its word (sentencepiece puts spaces around it)."""
+        if not ids:
+            return ""  # sentencepiece gives no proto for nothing
+        pieces = self._model.decode(list(ids), out_type=self._parts).pieces
+        return "".join(UNKNOWN if piece.id == self.unknown_id else piece.surface for piece in pieces)
+
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space."""
+        return self.pieces[token].startswith(WORD_START)
+
+    def starts_word(self, token):
+        """Whether a token begins a word."""
+        if self._model.is_byte(token):
+            return bytes_begin_word(bytes.fromhex(BYTE_PIECE.fullmatch(self.pieces[token])[1]))
+        return self.marks_space(token) or begins_word(self.pieces[token][0])
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A local Hugging Face fast tokenizer (a directory with tokenizer.json)."""
+
+    def __init__(self, path):
+        from transformers import AutoTokenizer
+
+        try:
+            self._model = AutoTokenizer.from_pretrained(str(path), local_files_only=True, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{path} holds no Hugging Face tokenizer: {str(error).splitlines()[0]}") from error
+        if not self._model.is_fast:
+            raise TokenizerError(f"{path}: only fast tokenizers give character offsets; convert it to tokenizer.json")
+        self.pieces = self._model.convert_ids_to_tokens(range(len(self._model)))
+        self.unknown_id = self._model.unk_token_id
+        # Byte-level BPE marks no first word, so that texts whose tokens are joined would lose the space between them.
+        # With a space before each text all words begin alike, as they do with sentencepiece.
+        self._before = " " if self._ids("a") + self._ids("b") != self._ids("a b") else ""
+        if self._ids(self._before + "a") + self._ids(self._before + "b") != self._ids(self._before + "a b"):
+            self._before = ""
+
+    def _ids(self, text):
+        return self._model(text, add_special_tokens=False)["input_ids"]
+
+    def encode(self, text):
+        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+        before = self._before if text else ""
+        encoded = self._model(before + text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [[max(0, place - len(before)) for place in span] for span in encoded["offset_mapping"]]
+        return encoded["input_ids"], [end if end > begin else _inside(begin, len(text)) for begin, end in spans]
+
+    def decode(self, ids):
+        """Text of token ids."""
+        return self._model.decode(list(ids), clean_up_tokenization_spaces=False).strip()
+
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space (``Ġ`` in byte-level BPE)."""
+        return self.pieces[token].startswith((WORD_START, "Ġ", " "))
+
+    def starts_word(self, token):
+        """Whether a token begins a word."""
+        return self.marks_space(token) or self._letters[token]
+
+    @functools.cached_property
+    def _letters(self) -> list:
+        """(V,) whether a token begins with a letter that begins a word."""
+        return [self._letter_begins(token) for token in range(len(self.pieces))]
+
+    def _letter_begins(self, token):
+        piece = self.pieces[token]
+        if byte := BYTE_PIECE.fullmatch(piece):
+            return bytes_begin_word(bytes.fromhex(byte[1]))
+        if piece.isascii():
+            return False
+        text = self._model.decode([token])
+        if text.startswith("\N{REPLACEMENT CHARACTER}"):  # byte-level BPE, a part of a character
+            return bytes_begin_word(bytes(BYTES.get(letter, 0) for letter in piece))
+        return bool(text) and begins_word(text[0])
+
+
+def _inside(begin, length):
+    return min(begin + 1, length)
+
+
+def load_tokenizer(path):
+    """The tokenizer at ``path``: a sentencepiece file or a Hugging Face directory."""
+    path = Path(path)
+    if not path.exists():
+        raise TokenizerError(f"tokenizer {path} does not exist: run the tokens stage, or give --tokenizer")
+    try:
+        tokenizer = HuggingFaceTokenizer(path) if path.is_dir() else SentencePieceTokenizer(path)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise any kind for a file that holds something else, or no UTF-8
+        reason = f"{type(error).__name__}: {error}"
+        raise TokenizerError(f"{path} is damaged or no tokenizer ({reason}): run the tokens stage again") from error
+    if not tokenizer.pieces:
+        raise TokenizerError(f"{path} is a tokenizer without tokens: run the tokens stage again")
+    return tokenizer
+
+
+def word_begins(tokenizer, tokens: list, index: int) -> bool:
+    """Tell whether a word begins at ``tokens[index]``; a letter behind a mark of space alone goes on with its word."""
+    here, before = tokens[index], tokens[index - 1] if index else None
+    if tokenizer.marks_space(here) or before is None:
+        return True
+    return tokenizer.starts_word(here) and not lone_space(tokenizer, before)
+
+
+def lone_space(tokenizer, token: int) -> bool:
+    """Tell whether a token is a mark of space and nothing else."""
+    return tokenizer.marks_space(token) and len(tokenizer.pieces[token]) == 1
+
+
+def word_spans(tokenizer, tokens):
+    """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive.
+
+    White space inside a token, or one that is nothing else (byte-level BPE), parts words that then share their tokens.
+    In a script without spaces a token of several letters is one word.
+    """
+    starts = [index for index in range(len(tokens)) if word_begins(tokenizer, tokens, index)]
+    spans = []
+    for first, after in itertools.pairwise([*starts, len(tokens)]):
+        spans += [(word, first, after - 1) for word in normalise(tokenizer.decode(tokens[first:after])).split()]
+    return spans

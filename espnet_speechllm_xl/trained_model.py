@@ -1,0 +1,256 @@
+"""Models as training leaves them: loading a directory or a packed file, and packing one."""
+
+import argparse
+import contextlib
+import copy
+import lzma
+import re
+import shutil
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from espnet_speechllm_xl.errors import UserError, action, of_machine
+from espnet_speechllm_xl.experiment import CONFIG, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
+from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
+from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
+from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.tokenization import load_tokenizer
+
+LATER_SECTIONS = ("augment_conf",)  # of config.yaml, that models of before do not have: their defaults
+
+
+# A packed file may unpack to so many bytes, and so many times its size besides: whoever packs with compression makes
+# weights 1.1 times smaller, YAML about 10 times.
+LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
+
+
+class ModelError(UserError):
+    """A model directory or packed file cannot be used; the message names it and what to do."""
+
+
+def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"):
+    """Model, tokenizer and configuration of an experiment directory, ready to evaluate.
+
+    Args:
+        directory: holds ``config.yaml``, the tokenizer and the weights.
+        task: name of the task it must be of (tasks/); None: any.
+        weights: file name in the directory; None: the averaged best.
+        device, dtype: of the result.
+
+    Raises:
+        ModelError: something is missing, truncated, of another task, or does not fit the configuration.
+    """
+    directory = Path(directory)
+    device, dtype = _device(device), _dtype(dtype)
+    args, task = _read_config(directory, task)
+    tokenizer = load_tokenizer(find_tokenizer(directory, args))
+    args.stats_file = None  # mean and variance are in the weights
+    if len(tokenizer.pieces) != len(args.token_list):
+        raise ModelError(
+            f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
+            "they are of different trainings; copy the tokenizer that the model was trained with"
+        )
+    path = directory / (weights or default_weights(directory, task))
+    with _naming_weights(path):
+        state = read_weights(path)
+    try:
+        with _no_larger_than(state):
+            model = task.build_model(args)
+    except UserError as error:
+        raise ConfigError(f"{directory / CONFIG}: {error}") from error
+    except Exception as error:  # sizes that memory cannot hold, settings of ESPnet's own parts: any kind
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
+    with _naming_weights(path):
+        model.load_state_dict(state, strict=True)
+    return _cast(model, dtype).to(device).eval(), tokenizer, args
+
+
+@contextlib.contextmanager
+def _naming_weights(path: Path) -> Iterator[None]:
+    """What is wrong with the weights of a file, in the block, raises ModelError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
+    except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
+        if of_machine(error):
+            raise
+        reason = " ".join(str(error).split())[:200].strip()
+        raise ModelError(
+            f"{path} does not load ({reason}): it is truncated or of another configuration; "
+            f"copy it again, with its {CONFIG}, or train again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Raise ConfigError in the block as soon as it makes a model that is far larger than the weights ``state``.
+
+    Torch reserves memory for a weight, registers it and then fills it: what is refused in between has used none.
+    """
+
+    def size(weight: torch.Tensor) -> int:
+        return max(weight.numel(), 64)  # else millions of layers with hardly a weight would pass
+
+    left = 4 * sum(map(size, state.values()))  # one may be registered again: when it is shared, replaced, adapted
+    thread = threading.get_ident()
+
+    def count(_module: torch.nn.Module, _name: str, weight: torch.Tensor | None) -> None:
+        nonlocal left
+        if weight is None or threading.get_ident() != thread:  # others may make theirs
+            return
+        left -= size(weight)
+        if left < 0:
+            raise ConfigError("a model of its sizes is far larger than its weights: restore it")
+
+    registered = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        registered.remove()
+
+
+def _cast(model, dtype):
+    """The model in ``dtype``; features and their normalisation in float32 at least: half has too small a range."""
+    acoustic = model.acoustic
+    wide = torch.promote_types(dtype, torch.float32)
+    exact = [copy.deepcopy(part).to(wide) for part in (acoustic.log_mel, acoustic.normalizer)]
+    model.to(dtype)
+    acoustic.log_mel, acoustic.normalizer = exact
+    return model
+
+
+def _device(name):
+    try:
+        tensor = torch.zeros(1, device=name)
+        tensor.item()  # which a device that only knows shapes ("meta") cannot give
+        return tensor.device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(
+            f"device '{name}' cannot be used ({reason}): use cpu, or cuda where there is a GPU"
+        ) from error
+
+
+def _dtype(name):
+    dtype = getattr(torch, str(name), None)
+    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16 or bfloat16")
+    return dtype
+
+
+def _read_config(directory, wanted_task=None):
+    """``config.yaml`` as a namespace, and the task; raises ModelError, also unless it is of ``wanted_task``."""
+    path = directory / CONFIG
+    if directory.is_file():
+        raise ModelError(f"{directory} is a file: what is wanted here is the directory of a trained model")
+    if not path.exists():
+        raise ModelError(f"{directory} holds no {CONFIG}: give the directory of a trained model, or a packed file")
+    try:
+        values = read_yaml(path, "it is truncated or something else; restore it or train again")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    found = values.get("task")
+    if found not in list(TASKS) or found != (wanted_task or found):
+        known = wanted_task or f"one of {', '.join(TASKS)}"
+        raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
+    values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
+    task, args = find_task(found), argparse.Namespace(**values)
+    # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
+    choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
+    wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
+    missing = [name for name in wanted if name not in values]
+    if missing:
+        raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
+    try:
+        task.check_sections(args)
+        _check_tokens(args)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}: restore it or train again") from error
+    return args, task
+
+
+def _check_tokens(args: argparse.Namespace) -> None:
+    """Raise ConfigError unless token list and tokenizer are what training writes."""
+    tokens = args.token_list
+    if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+        raise ConfigError(f"token_list: {shown(tokens)} is not a list of tokens")
+    if not isinstance(args.tokenizer, str):
+        raise ConfigError(f"tokenizer: {shown(args.tokenizer)} is not the name of a file")
+
+
+def pack(directory, target, weights=None):
+    """One file to share: configuration, tokenizer and weights of an experiment directory (zip)."""
+    directory = Path(directory)
+    args, task = _read_config(directory)
+    load_model(directory, None, weights)  # what does not load is not packed
+    with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        archive.write(directory / CONFIG, CONFIG)
+        archive.write(directory / (weights or default_weights(directory, task)), WEIGHTS)
+        tokenizer = Path(find_tokenizer(directory, args))
+        files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
+        for file in files:
+            archive.write(file, f"{TOKENIZER}.model" if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a model directory as it is; of a packed file a folder with its content, removed when the block ends."""
+    if not path.exists():
+        raise ModelError(f"{path} does not exist: give a model directory or a packed file")
+    if path.is_dir():
+        yield path
+        return
+    with temporary_folder("speechllm_xl.") as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in _wanted(archive, path):
+                    _unpack(archive, member, folder, path)
+        except _DAMAGED as error:
+            if isinstance(error, UserError) or of_machine(error):
+                raise
+            raise ModelError(f"{path} is not a packed model, or is truncated: pack or copy it again") from error
+        try:
+            yield folder
+        except UserError as error:
+            # The user knows the packed file, not where it was unpacked.
+            raise type(error)(str(error).replace(str(folder), str(path))) from error
+
+
+# What zipfile raises for a file that is none, is truncated, has a password, or is compressed in ways it does not know.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+
+
+def _wanted(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    """The members of a packed model; raises ModelError where they would be far larger than a model is."""
+    names = re.compile(rf"{re.escape(CONFIG)}|{re.escape(WEIGHTS)}|{TOKENIZER}\.model|{TOKENIZER}/[^/\\]+")
+    members = [member for member in archive.infolist() if names.fullmatch(member.filename)]
+    size, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
+    if size > LARGEST_FREE + LARGEST_RATIO * packed:
+        raise ModelError(
+            f"{path} would be {size / 1e6:.0f} MB when unpacked, over {LARGEST_RATIO} times its size: "
+            "that is no model; pack or copy it again"
+        )
+    return members
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, path: Path) -> None:
+    target = folder / member.filename
+    try:
+        target.parent.mkdir(exist_ok=True)
+        with archive.open(member) as source, open(target, "wb") as stream:
+            shutil.copyfileobj(source, stream)
+    except OSError as error:
+        if error.errno is None:  # of the archive
+            raise
+        raise ModelError(
+            f"{path} cannot be unpacked into {folder.parent} (TMPDIR), where {member.filename} takes "
+            f"{member.file_size / 1e6:.1f} MB: {error.strerror}: {action(error)}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Batches, schedules, checks of options and the trainer.  Imports corpus and model; never a system."""

@@ -1,0 +1,173 @@
+"""Options of a training, checked before it begins."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import soundfile
+import torch
+from espnet2.utils import types
+from espnet2.utils.nested_dict_action import NestedDictAction
+
+from espnet_speechllm_xl.config import FeatureConfig
+from espnet_speechllm_xl.corpus.kaldi import read_table
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.files import NOT_UTF8, text_lines
+from espnet_speechllm_xl.settings import ConfigError, check_mapping, read_yaml, shown
+
+# ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
+TRAINING_SETTINGS = (
+    "normalize", "batch_bins", "accum_grad", "grad_clip", "grad_clip_type", "grad_noise", "train_dtype", "seed",
+    "optim", "optim_conf", "exclude_weight_decay", "exclude_weight_decay_conf", "scheduler", "scheduler_conf",
+    "init_param", "ignore_init_mismatch", "freeze_param",
+)  # fmt: skip
+
+
+# Of ESPnet's own ways to make batches, which are not used.
+BATCH_OPTIONS = (
+    "batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size",
+    "iterator_type", "valid_iterator_type", "drop_last_iter", "sort_in_batch", "sort_batch", "fold_length",
+)  # fmt: skip
+
+
+LEAST = {"accum_grad": 1, "batch_bins": 1, "max_epoch": 1, "ngpu": 0, "num_workers": 0, "patience": 0, "seed": 0}
+
+
+FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
+
+
+def check_values(args: argparse.Namespace, actions: list[argparse.Action]) -> None:
+    """Raise ConfigError for a value in ``args`` that these of a parser would not have made of a command line."""
+    for action in actions:
+        value = getattr(args, action.dest, action.default)
+        # The task has a message of its own (check_options).
+        if value != action.default and action.dest != "task" and not _fits(action, value):
+            raise ConfigError(f"{action.dest}: {shown(value)} is not {_wanted(action)}")
+
+
+# what ESPnet makes of an option's text: in words
+KIND_WORDS = {
+    None: "text", str: "text", int: "a whole number", float: "a number", types.str2bool: "true or false",
+    types.int_or_none: "a whole number or null", types.float_or_none: "a number or null",
+    types.str_or_none: "text or null", types.str2triple_str: "a list of three texts",
+}  # fmt: skip
+
+
+def _wanted(action: argparse.Action) -> str:
+    if isinstance(action, NestedDictAction):
+        return "a mapping of settings to values"
+    if action.choices:
+        return f"one of {', '.join(map(str, action.choices))}"
+    return KIND_WORDS.get(action.type, "a value of this option")
+
+
+def _fits(action: argparse.Action, value: object) -> bool:
+    if isinstance(action, NestedDictAction):
+        return value is None or isinstance(value, dict)
+    if action.nargs == 0:  # a switch
+        return isinstance(value, bool)
+    several = action.nargs is not None or isinstance(action, argparse._AppendAction)
+    if several and isinstance(value, (list, tuple)):
+        return all(_is_one(action, item) for item in value)
+    return _is_one(action, value)
+
+
+def _is_one(action: argparse.Action, value: object) -> bool:
+    """Whether the option makes this value of the text that stands for it."""
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        text, value = ",".join(value), tuple(value)
+    else:
+        text = str(value)
+    if action.type not in KIND_WORDS:
+        return isinstance(value, (str, int, float)) and (action.choices is None or value in action.choices)
+    try:
+        made = (action.type or str)(text)
+    except (TypeError, ValueError, argparse.ArgumentTypeError):
+        return False
+    return made == value and (action.choices is None or value in action.choices)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers of a kind that ESPnet takes, but that no training can be made with."""
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < 2**32:  # the end is that of seeds
+            raise ConfigError(f"{name} {shown(value)}: give a whole number from {least} to {2**32 - 1}")
+    for criterion in (*args.best_model_criterion, args.early_stopping_criterion):
+        if len(criterion) != 3 or criterion[2] not in ("min", "max"):
+            raise ConfigError(f"criterion {shown(criterion)}: give three texts, the last of them min or max")
+
+
+def check_optimiser(args: argparse.Namespace, optimisers: dict, schedules: dict) -> None:
+    """Raise ConfigError for settings that optimiser or schedule do not take: both are made once, for a weight."""
+    made = [torch.nn.Parameter(torch.zeros(1))]
+    for name, classes in (("optim", optimisers), ("scheduler", schedules)):
+        if getattr(args, name) in classes:
+            chosen, conf = getattr(args, name), getattr(args, f"{name}_conf")
+            try:
+                made = classes[chosen](made, **conf)
+            except UserError:
+                raise
+            except Exception as error:  # torch's and ESPnet's raise any kind
+                raise ConfigError(f"{name}_conf {shown(conf)}: {name} {chosen} does not take it ({error})") from error
+
+
+def check_statistics(file, features):
+    """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
+    made = file.resolve().parents[1] / FEATURES
+    before = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+    _check_features(file, before, features, f"remove {made.parent} and run the stage again")
+
+
+def has_normaliser(init_param):
+    """Whether ``FILE:SOURCE:TARGET[:EXCLUDED]`` of ``--init_param`` takes the other model's means and variances."""
+    _, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
+    return target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in excluded
+
+
+def check_init_features(init_param, features):
+    """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
+    path = init_param.split(":")[0]
+    config = Path(path).parent / "config.yaml"
+    before = (read_yaml(config) if config.is_file() else {}).get("features_conf") or {}
+    check_mapping(before, f"{config} features_conf")
+    _check_features(path, before, features, "begin with a model of the same")
+
+
+def _check_features(file, before, features, advice):
+    features = {name: value for name, value in features.items() if name != "tail_frames"}  # the features have none
+    before = {**dataclasses.asdict(FeatureConfig()), **before}  # what was made before an option was added lacks it
+    changed = [name for name, value in features.items() if before[name] != value]
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"{file} was made with another features_conf {name} (was {before[name]}, is {features[name]}): {advice}"
+        )
+
+
+def check_rate(args, rate, setting):
+    """Raise ConfigError for a training set at another rate (Hz) than that of a ``setting``, by its first file: training
+    does not resample."""
+    for wav_scp in (path for path, name, _ in args.train_data_path_and_name_and_type if name == "speech"):
+        first = next(iter(read_table(wav_scp).values()), None)
+        found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
+        if found != rate:
+            raise ConfigError(
+                f"{wav_scp}: audio at {found} Hz, but {setting} is {rate}: give run.sh --sample-rate {rate} from the "
+                "format stage on, or the rate of the dump here"
+            )
+
+
+def read_token_list(path):
+    """Tokens of a file, one a line."""
+    if not Path(path).exists():
+        raise ConfigError(f"token_list {path} does not exist: run the tokens stage")
+    tokens = [line for _, line in text_lines(path)]
+    if any(map(NOT_UTF8.search, tokens)):
+        raise ConfigError(f"token_list {path} holds bytes that are no UTF-8: run the tokens stage again")
+    return tokens
+
+
+def read_first_ints(path):
+    return {utterance: int(shape.split(",")[0]) for utterance, shape in read_table(path).items()}

@@ -1,0 +1,295 @@
+"""Joint decoding: CTC's prefixes against all paths, the searches against exhaustive search, streams, bad settings."""
+
+import itertools
+import math
+import random
+
+import pytest
+import tiny
+import torch
+from test_searches import Toy, all_paths, config, rank, text_of
+
+from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig
+from espnet_speechllm_xl.decoding.engine import run
+from espnet_speechllm_xl.decoding.joint_ctc import JointDecoder, JointModel
+from espnet_speechllm_xl.decoding.searches import make_search
+from espnet_speechllm_xl.inference import Speech2Text
+from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
+from espnet_speechllm_xl.model.decoder_steps import Result
+from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.systems.ctc import collapse
+
+
+def random_log_probs(frames, classes, seed, sharpness=2.0):
+    noise = torch.randn(frames, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (sharpness * noise).log_softmax(-1)
+
+
+def begun(log_probs, text, margin=None):
+    """log of the probability of all paths whose text begins with ``text``; ``margin``: and ends with it until then."""
+    frames, classes = log_probs.shape
+    total = 0.0
+    for path in itertools.product(range(classes), repeat=frames):
+        early = () if margin is None else collapse(list(path[: max(0, frames - margin)]), classes - 1)
+        if tuple(collapse(list(path), classes - 1)[: len(text)]) == text and len(early) <= len(text):
+            total += math.exp(sum(log_probs[t, symbol].item() for t, symbol in enumerate(path)))
+    return math.log(total) if total else -math.inf
+
+
+# Prefixes
+
+
+@pytest.mark.parametrize("pieces", [(6,), (3, 3), (1, 4, 1), (2, 2, 2)])
+def test_prefixes_are_those_of_all_paths(pieces):
+    """Tokens are written between the pieces of audio; every value is of the audio so far."""
+    log_probs, rng = random_log_probs(sum(pieces), 3, seed=len(pieces)), random.Random(3)
+    for _ in range(4):
+        prefix, text, heard = None, (), 0
+        for piece in pieces:
+            new, heard = log_probs[heard : heard + piece], heard + piece
+            prefix = Prefix.empty(new) if prefix is None else prefix.grow(new, 99)
+            for written in range(3):
+                assert prefix.value.item() == pytest.approx(begun(log_probs[:heard], text), abs=1e-9)
+                following = [begun(log_probs[:heard], (*text, token)) for token in range(2)]
+                assert prefix.next().tolist() == pytest.approx(following, abs=1e-9)
+                for margin in (0, 2, 9):
+                    expected = begun(log_probs[:heard], text, margin)
+                    assert prefix.waiting(margin).item() == pytest.approx(expected, abs=1e-9)
+                if written < 2 and rng.random() < 0.7:
+                    token = rng.choice([v for v in range(2) if math.isfinite(following[v])] or [0])
+                    if not math.isfinite(following[token]):
+                        break
+                    prefix, text = prefix.extend(token), (*text, token)
+
+
+def test_old_audio_and_tokens_are_forgotten():
+    """Clear tokens every 10 frames: what happened two pieces ago changes nothing, and the window stays small."""
+    log_probs = torch.full((200, 5), -9.0, dtype=torch.float64)
+    log_probs[:, 4] = 0.0
+    log_probs[5::10, 4] = -9.0
+    for spoken in range(20):
+        log_probs[5 + 10 * spoken, spoken % 4] = 0.0
+    log_probs = log_probs.log_softmax(-1)
+    exact = short = None
+    for begin in range(0, 200, 20):
+        new = log_probs[begin : begin + 20]
+        exact = Prefix.empty(new) if exact is None else exact.grow(new, 999)
+        short = Prefix.empty(new) if short is None else short.grow(new, 20)
+        for spoken in range(begin // 10, begin // 10 + 2):
+            assert short.next()[spoken % 4].item() == pytest.approx(exact.next()[spoken % 4].item(), abs=1e-3)
+            exact, short = exact.extend(spoken % 4), short.extend(spoken % 4)
+        assert short.value.item() == pytest.approx(exact.value.item(), abs=1e-3)
+        assert len(short.log_probs) <= 40 and len(short.tokens) <= 5
+    assert len(exact.log_probs) == 200 and len(exact.tokens) == 21
+
+
+# Searches
+
+
+class Heard(torch.nn.Module):
+    """A toy model: frames are their own CTC log-probabilities, the decoder is a toy of test_search.py."""
+
+    def __init__(self, toy, delay=0):
+        super().__init__()
+        self.acoustic, self.projection = torch.nn.Identity(), torch.nn.Identity()
+        self.chunking = ChunkingConfig(delay=delay)
+        self.ctc = torch.nn.Identity()
+        self.decoder = toy
+        toy.eoc, toy.initial_row = toy.vocabulary, lambda context: ()
+
+
+def decode(toy, log_probs, sizes, weight, settings):
+    decoder = JointDecoder(Heard(toy), weight)
+    search = make_search(settings, decoder.initial_row(None), toy.vocabulary)
+    chunks = log_probs.split(sizes)
+    for number, frames in enumerate(chunks, 1):
+        run([search.advance(frames, last=number == len(chunks))], decoder.extend)
+    return run([search.finish()], decoder.extend)[0]
+
+
+@pytest.mark.parametrize("method", ["alsd", "chunk_sync"])
+@pytest.mark.parametrize("weight", [0.3, 0.8])
+def test_beam_as_large_as_the_space_is_exhaustive(method, weight):
+    for seed in range(4):
+        toy, sizes = Toy(seed, 2), [2, 3, 1]
+        log_probs = random_log_probs(sum(sizes), 3, seed)
+        paths = all_paths(toy, sizes, cap=2)
+        joint = {}
+        for segments, (score, _) in paths.items():
+            heard = begun(log_probs, text_of(segments), margin=0)  # no more than this text
+            # A text that CTC cannot hear in time is never written.
+            possible = [begun(log_probs[: sum(sizes[: k + 1])], text_of(segments[: k + 1])) for k in range(3)]
+            if math.isfinite(min(possible)):
+                joint[(segments,)] = (1 - weight) * score + weight * heard
+        best = sorted(joint.items(), key=rank)
+        texts = dict.fromkeys(text_of(segments) for (segments, *_), _ in best)
+        found = decode(toy, log_probs, sizes, weight, config(method, beam=9999, cap=2))
+        if method == "alsd":  # which may stop early: what it gives is right, the best first as a rule
+            found, texts = found[:1], dict.fromkeys(list(texts)[:1])
+        assert [h.tokens for h in found] == list(texts)
+        assert found[0].score == pytest.approx(best[0][1], abs=1e-9)
+        expected = paths[best[0][0][0]][1]
+        assert found[0].token_scores == pytest.approx(expected, abs=1e-12)  # the decoder's alone
+
+
+class Shy:
+    """Leaves the token 0, said across a border, to the other chunk, both times; then writes 1."""
+
+    vocabulary, eoc = 2, 2
+
+    def extend(self, requests):
+        results = []
+        for request in requests:
+            row = (*request.row, request.token if request.frames is None else "frames")
+            told = row.count(0)
+            if row.count("frames") == 1:
+                chances = [0.05, 0.05, 0.9] if told else [0.3, 0.05, 0.65]
+            else:
+                chances = [0.01, 0.01, 0.98] if 1 in row else [0.01 if told else 0.35, 0.6, 0.05]
+            results.append(Result(row, torch.tensor(chances, dtype=torch.float64).log()))
+        return results
+
+
+@pytest.mark.parametrize("method", ["alsd", "chunk_sync"])
+def test_a_word_that_both_chunks_leave_out_is_found(method):
+    log_probs = torch.full((8, 3), 0.01)
+    log_probs[:, 2] = 0.98
+    log_probs[3] = torch.tensor([0.98, 0.01, 0.01])  # 0 at the end of the first chunk
+    log_probs[6] = torch.tensor([0.01, 0.98, 0.01])
+    settings = SearchConfig(method, beam_size=8)
+    texts = {weight: decode(Shy(), log_probs.log(), [4, 4], weight, settings)[0].tokens for weight in (1e-9, 0.3)}
+    assert texts == {1e-9: (1,), 0.3: (0, 1)}
+
+
+class Due:
+    """Writes 0 in one chunk, with probability 0.9, and nothing in the others."""
+
+    vocabulary, eoc = 2, 2
+
+    def __init__(self, chunk):
+        self.chunk = chunk
+
+    def extend(self, requests):
+        due = [request.frames is not None and request.chunk == self.chunk for request in requests]
+        chances = [[0.9, 0.01, 0.09] if now else [0.01, 0.01, 0.98] for now in due]
+        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+
+
+@pytest.mark.parametrize("chunk, delay", [(6, 12), (6, 30), (16, 40)])
+def test_what_was_heard_is_known_until_its_delay_is_over(chunk, delay):
+    count, said = 6 * max(chunk, delay) // chunk, 2 * chunk
+    log_probs = torch.full((count * chunk, 3), 0.005)
+    log_probs[:, 2] = 0.99
+    log_probs[said] = torch.tensor([0.99, 0.005, 0.005])
+    decoder = JointDecoder(Heard(Due((said + delay) // chunk), delay), 0.3)
+    search = make_search(SearchConfig("chunk_sync", beam_size=8), decoder.initial_row(None), 2)
+    for index, frames in enumerate(log_probs.log().split(chunk), 1):
+        run([search.advance(frames, last=index == count)], decoder.extend)
+    (found, *_), *_ = run([search.finish()], decoder.extend)
+    assert found.tokens == (0,) and found.score > -1.2  # about -3 where CTC has forgotten it
+
+
+@pytest.mark.parametrize("tail", [2, 16])
+def test_a_short_last_chunk_knows_what_was_heard_in_the_one_before(tail):
+    chunk, said = 64, 20  # 44 frames before the last chunk, which writes it
+    log_probs = torch.full((chunk + tail, 3), 0.005)
+    log_probs[:, 2] = 0.99
+    log_probs[said] = torch.tensor([0.99, 0.005, 0.005])
+    found = decode(Due(1), log_probs.log(), [chunk, tail], 0.5, SearchConfig("chunk_sync", beam_size=16))[0]
+    assert found.tokens == (0,) and found.score > -1
+
+
+class Brief:
+    """Says 0 less readily than nothing, and no more than once."""
+
+    vocabulary, eoc = 2, 2
+
+    def extend(self, requests):
+        chances = [[0.3, 0.05, 0.65] if request.token is None else [0.01, 0.01, 0.98] for request in requests]
+        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+
+
+@pytest.mark.parametrize("method", ["alsd", "chunk_sync", "greedy"])
+@pytest.mark.parametrize(
+    ("behind", "delay", "last", "text"),
+    [(3, 0, False, ()), (3, 0, True, (0,)), (14, 0, False, (0,)), (14, 4, False, ()), (14, 4, True, (0,))],
+)
+def test_a_word_near_the_end_is_left_to_the_next_chunk_unless_there_is_none(method, behind, delay, last, text):
+    """CTC hears 0 ``behind`` frames before the end of the chunk."""
+    log_probs = torch.full((30, 3), 0.01)
+    log_probs[:, 2] = 0.98
+    log_probs[-behind] = torch.tensor([0.98, 0.01, 0.01])
+    decoder = JointDecoder(Heard(Brief(), delay), 0.3)
+    search = make_search(SearchConfig(method, beam_size=4), decoder.initial_row(None), 2)
+    run([search.advance(log_probs.log(), last)], decoder.extend)
+    assert run([search.finish()], decoder.extend)[0][0].tokens == text
+
+
+# Models
+
+
+@pytest.fixture(scope="module")
+def model_dir(tiny_tokens, tmp_path_factory):
+    from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
+
+    def change(model):
+        tiny.talkative(model)
+        model.ctc.output.weight.mul_(10)
+
+    extra = [*tiny.conf("decoder_conf", tiny.DECODER), "--chunking_conf", "chunk=16", "--chunking_conf", "context=2"]
+    return tiny.write_model(
+        tmp_path_factory.mktemp("joint") / "model",
+        SpeechLLMXLTask,
+        tiny_tokens,
+        "model.pth",
+        [*extra, "--loss_conf", "ctc_weight=0.3"],
+        seed=3,
+        change=change,
+    )
+
+
+def load(model_dir, **settings):
+    return Speech2Text.from_pretrained(model_dir, dtype="float64", beam_size=4, max_tokens_per_chunk=8, **settings)
+
+
+def test_streams_and_batches_give_what_one_file_gives(model_dir):
+    s2t, rng = load(model_dir, search="chunk_sync", ctc_weight=0.4), random.Random(5)
+    recordings = [tiny.speech(seed, samples) for seed, samples in ((1, 60000), (2, 33000), (3, 300))]
+    alone = [s2t(audio, s2t.sample_rate)[0] for audio in recordings]
+    assert [each.text for each in alone[:2]] != ["", ""]
+    for one, other in zip(alone, s2t.transcribe_batch([s2t.load(each, 16000) for each in recordings]), strict=True):
+        assert (one.tokens, one.score) == (other[0].tokens, pytest.approx(other[0].score, abs=1e-8))
+    for audio, expected in zip(recordings, alone, strict=True):
+        stream = s2t.stream("chunk_sync", settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=math.inf)
+        assert tiny.said(tiny.play(stream, tiny.cuts(audio, rng, 9000))) == expected.text
+
+
+def test_the_weight_changes_the_text_and_a_tiny_one_does_not(model_dir):
+    audio = tiny.speech(4, 80000)
+    for search in ("greedy", "chunk_sync", "alsd"):
+        texts = {
+            weight: load(model_dir, search=search, ctc_weight=weight)(audio, 16000)[0] for weight in (0, 1e-9, 0.6)
+        }
+        assert texts[0].tokens == texts[1e-9].tokens != texts[0.6].tokens
+        assert texts[0].score == pytest.approx(texts[1e-9].score, abs=1e-4)
+        assert all(0 < word.confidence <= 1 for word in texts[0.6].words)
+
+
+def test_a_long_stream_keeps_a_window_only(model_dir):
+    stream = load(model_dir, ctc_weight=0.4).stream("chunk_sync", settle_seconds=0.64)
+    sizes = []
+    for seed in range(12):
+        stream.push(tiny.speech(seed, 16000))
+        sizes.append(max((len(h._row.prefix.tokens), len(h._row.prefix.log_probs)) for h in stream.search.beam))
+    assert max(sizes)[0] <= 3 * 8 + 1 and max(size for _, size in sizes) <= 25 + 16
+
+
+def test_what_cannot_be_joint_is_refused(model_dir, tiny_model_dir, tiny_aligner_dir):
+    with pytest.raises(ConfigError, match="ctc_weight 1.0 is not in 0 .. 1"):
+        load(model_dir, ctc_weight=1.0)
+    model = load(model_dir).model
+    model.ctc = None
+    with pytest.raises(ConfigError, match="this model has no CTC head"):
+        JointModel(model, 0.3)
+    with pytest.raises(ConfigError, match="does not write chunk by chunk"):
+        Speech2Text.from_pretrained(tiny_aligner_dir, ctc_weight=0.3)

@@ -1,0 +1,149 @@
+"""Decoder sequences: the paper's table, and random batches against a slow builder."""
+
+import random
+
+import pytest
+import torch
+from slow import slow_label_sequence, slow_sequence
+
+from espnet_speechllm_xl.config import ChunkingConfig
+from espnet_speechllm_xl.model.sequence import (
+    IGNORE,
+    build_label_sequence,
+    build_sequence,
+    frame_chunks,
+    gather_inputs,
+    sequence_length,
+)
+from espnet_speechllm_xl.model.visibility import PADDING
+
+TABLE = """
+    input    a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+"""
+
+
+def test_the_papers_table():
+    rows = {line.split()[0]: line.split()[1:] for line in TABLE.strip().splitlines()}
+    sequence = build_sequence(
+        torch.tensor([12]),
+        torch.tensor([[1, 2, 3, 4, 5, 6]]),
+        torch.tensor([6]),
+        torch.tensor([[2, 4, 5, 7, 8, 11]]),
+        ChunkingConfig(chunk=4, context=1),
+        eoc=7,
+    )
+    names = {IGNORE: ".", 7: "$"}
+    assert ["abcdefghijkl123456"[i] for i in sequence.source[0].tolist()] == rows["input"]
+    assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
+    assert list(map(str, sequence.chunk[0].tolist())) == rows["chunk"]
+    assert sequence.position[0].tolist() == list(range(18))
+
+
+def random_batch(rng, vocabulary=9):
+    utterances = []
+    for _ in range(rng.randint(1, 6)):
+        frames = rng.choice([1, 2, 3, 4, 5, 8, 9, rng.randint(1, 60)])
+        count = rng.choice([0, 1, rng.randint(0, 25)])
+        tokens = [rng.randrange(vocabulary) for _ in range(count)]
+        utterances.append((frames, tokens, sorted(rng.randrange(frames) for _ in range(count))))
+    return utterances
+
+
+def tensors(utterances, pad=-1):
+    longest = max(len(tokens) for _, tokens, _ in utterances)
+    return (
+        torch.tensor([frames for frames, _, _ in utterances]),
+        torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in utterances]).long(),
+        torch.tensor([len(tokens) for _, tokens, _ in utterances]),
+        torch.tensor([ends + [pad] * (longest - len(ends)) for _, _, ends in utterances]).long(),
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 32, None])
+@pytest.mark.parametrize("delay", [0, 1, 7])
+def test_random_batches_against_the_slow_builder(chunk, delay):
+    rng = random.Random(f"{chunk} {delay}")
+    eoc = 9
+    for _ in range(25):
+        utterances = random_batch(rng)
+        frame_lengths, tokens, token_lengths, ends = tensors(utterances)
+        chunking = ChunkingConfig(chunk=chunk, context=1, delay=delay)
+        sequence = build_sequence(frame_lengths, tokens.clamp(min=0), token_lengths, ends, chunking, eoc)
+        frames = torch.randn(len(utterances), int(frame_lengths.max()), 3)
+        embeddings = torch.randn(*tokens.shape, 3)
+        inputs = gather_inputs(sequence, frames, embeddings)
+        longest = max(sequence_length(count, len(words)) for count, words, _ in utterances)
+        assert sequence.source.shape == sequence.chunk.shape == sequence.target.shape == (len(utterances), longest)
+        for b, (count, words, own_ends) in enumerate(utterances):
+            expected, chunks, targets = slow_sequence(count, words, own_ends, chunk, delay, eoc)
+            size = len(expected)
+            assert size == sequence_length(count, len(words))
+            assert sequence.chunk[b].tolist() == chunks + [PADDING] * (longest - size)
+            padded = targets + [None] * (longest - size)
+            assert sequence.target[b].tolist() == [IGNORE if t is None else t for t in padded]
+            assert sequence.position[b, :size].tolist() == list(range(size))
+            for i, (kind, index) in enumerate(expected):
+                assert torch.equal(inputs[b, i], (frames if kind == "frame" else embeddings)[b, index])
+            assert sum(t == eoc for t in targets) == (1 if chunk is None else -(-count // chunk)), "one $ a chunk"
+            assert [t for t in targets if t not in (None, eoc)] == words, "every token once, in order"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 32, None])
+@pytest.mark.parametrize("delay", [0, 7])
+def test_label_sequences_against_the_slow_builder(chunk, delay):
+    rng = random.Random(f"labels {chunk} {delay}")
+    eoc = 9
+    for _ in range(25):
+        utterances = random_batch(rng)
+        frame_lengths, tokens, token_lengths, ends = tensors(utterances)
+        chunking = ChunkingConfig(chunk, context=0, delay=delay)
+        sequence = build_label_sequence(frame_lengths, tokens.clamp(min=0), token_lengths, ends, chunking, eoc)
+        most_chunks = 1 if chunk is None else -(-int(frame_lengths.max()) // chunk)
+        labels = gather_inputs(sequence, torch.full((len(tokens), most_chunks, 1), eoc), tokens[..., None])[..., 0]
+        for b, (count, words, own_ends) in enumerate(utterances):
+            expected, chunks, targets = slow_label_sequence(count, words, own_ends, chunk, delay, eoc)
+            padding = [PADDING] * (labels.shape[1] - len(expected))
+            assert labels[b, : len(expected)].tolist() == expected
+            assert sequence.chunk[b].tolist() == chunks + padding
+            assert sequence.target[b].tolist() == targets + [IGNORE] * len(padding)
+
+
+def test_chunks_of_frames():
+    assert frame_chunks(torch.tensor([5, 2, 0]), 2).tolist() == [
+        [0, 0, 1, 1, 2],
+        [0, 0, PADDING, PADDING, PADDING],
+        [PADDING] * 5,
+    ]
+    assert frame_chunks(torch.tensor([3, 1]), None).tolist() == [[0, 0, 0], [0, PADDING, PADDING]]
+
+
+def test_an_utterance_without_frames_or_text_is_all_padding():
+    nothing = torch.zeros(2, 0).long()
+    sequence = build_sequence(torch.tensor([0, 3]), nothing, torch.tensor([0, 0]), nothing, ChunkingConfig(2), 5)
+    assert sequence.chunk.tolist() == [[PADDING] * 3, [0, 0, 1]]
+    assert sequence.target.tolist() == [[IGNORE] * 3, [IGNORE, 5, 5]]
+
+
+@pytest.mark.parametrize(
+    "frames, ends, said", [([5, 5], [[1, 4], [0, 5]], (1, 5, 5)), ([2, 0], [[0, 1], [0, 0]], (1, 0, 0))]
+)
+def test_a_token_past_the_audio_is_refused(frames, ends, said):
+    utterance, end, count = said
+    tokens, lengths = torch.zeros(2, 2).long(), torch.tensor([2, 2])
+    message = (
+        f"utterance {utterance} of the batch: a token ends at frame {end} but the audio has {count} frames: .*align"
+    )
+    for build in (build_sequence, build_label_sequence):
+        with pytest.raises(ValueError, match=message):
+            build(torch.tensor(frames), tokens, lengths, torch.tensor(ends), ChunkingConfig(4), 9)
+
+
+def test_padded_ends_are_not_looked_at():
+    """Joined batches pad with anything; only an utterance's own tokens count."""
+    ends = torch.tensor([[0, 99], [0, 1]])
+    sequence = build_sequence(
+        torch.tensor([2, 2]), torch.ones(2, 2).long(), torch.tensor([1, 2]), ends, ChunkingConfig(2), 9
+    )
+    assert sequence.target.tolist() == [[IGNORE, 1, 9, IGNORE], [IGNORE, 1, 1, 9]]

@@ -1,0 +1,266 @@
+"""The embedded corpus: deterministic, its word times right, its sets disjoint."""
+
+import collections
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("espeakng_loader")
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "egs2" / "mini_espeak" / "speechllm_xl1" / "local"
+KALDI = ("wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, LOCAL / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sentences = load("sentences")
+synthesise = load("synthesise")
+make_corpus = load("make_corpus")
+
+
+def table(path):
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["nj1", "nj2"])
+def corpus(request, tmp_path_factory):
+    """A toy corpus: the real code with small numbers of seconds and words."""
+    out = tmp_path_factory.mktemp("corpus") / "data"
+    sizes = {"small": {"train": (40, 0), "dev": (20, 0), "test": (0, 60), "repeats": (0, 20)}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_corpus, "SIZES", sizes)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.syspath_prepend(LOCAL)  # where the processes find the script's module
+        assert make_corpus.main(["--out", str(out), "--nj", str(request.param)]) == 0
+    return out
+
+
+_FIRST = {}
+
+
+def test_result_does_not_depend_on_jobs(corpus):
+    found = {}
+    for name in make_corpus.SPLITS:
+        for file in KALDI[1:]:
+            found[name, file] = (corpus / name / file).read_text()
+        for utterance, path in table(corpus / name / "wav.scp"):
+            found[utterance] = soundfile.read(path, dtype="int16")[0].tobytes()
+    first = _FIRST.setdefault("found", found)
+    assert found == first
+    assert len(found) > 20
+
+
+def test_kaldi_files_are_sorted_and_agree(corpus):
+    for name in make_corpus.SPLITS:
+        folder = corpus / name
+        ids = [row[0] for row in table(folder / "text")]
+        assert ids == sorted(set(ids))
+        assert [row[0] for row in table(folder / "wav.scp")] == ids
+        speakers = dict(table(folder / "utt2spk"))
+        assert list(speakers) == ids
+        assert all(utterance.startswith(f"{speaker}-") for utterance, speaker in speakers.items())
+        rows = table(folder / "spk2utt")
+        assert [row[0] for row in rows] == sorted(set(speakers.values()))
+        assert [utterance for row in rows for utterance in row[1:]] == ids
+        c_sorted = subprocess.run(["sort", "-c", folder / "utt2spk"], env={**os.environ, "LC_ALL": "C"})
+        assert c_sorted.returncode == 0
+
+
+def test_audio_and_word_times(corpus):
+    for name in make_corpus.SPLITS:
+        times = collections.defaultdict(list)
+        for utterance, channel, start, duration, word in table(corpus / name / "ref.ctm"):
+            assert channel == "1"
+            times[utterance].append((word, float(start), float(start) + float(duration)))
+        texts = {row[0]: row[1:] for row in table(corpus / name / "text")}
+        assert list(times) == list(texts)
+        for utterance, path in table(corpus / name / "wav.scp"):
+            info = soundfile.info(path)
+            assert (info.samplerate, info.channels, info.format, info.subtype) == (16000, 1, "FLAC", "PCM_16")
+            assert synthesise.MIN_SECONDS <= info.duration <= synthesise.MAX_SECONDS
+            words = times[utterance]
+            assert [word for word, _, _ in words] == texts[utterance]
+            assert all(0 <= start < end <= info.duration for _, start, end in words)
+            assert all(end <= start + 1e-6 for (_, _, end), (_, start, _) in zip(words, words[1:], strict=False))
+            assert set(texts[utterance]) <= sentences.vocabulary()
+
+
+def test_word_end_is_where_the_energy_ends():
+    generator = sentences.Generator("train", 3)
+    gaps = []
+    for voice in synthesise.voices("test") + synthesise.voices("dev"):
+        rate, spoken = synthesise.speak([generator.sentence()], voice, 160, voice.pitch)
+        audio, words = spoken[0]
+        hop = rate // 200
+        energy = np.sqrt(np.mean(audio[: len(audio) // hop * hop].reshape(-1, hop).astype(float) ** 2, axis=1))
+        last = (np.nonzero(energy > 0.02 * energy.max())[0][-1] + 1) * hop
+        gaps.append((words[-1][2] - last) / rate)
+    assert abs(np.median(gaps)) < 0.010
+    assert np.max(np.abs(gaps)) < 0.060
+
+
+def test_word_end_survives_resampling_and_pauses():
+    voice = synthesise.voices("test")[0]
+    texts = ["call anna at noon", "dial one two three four five six"]
+    audio, words = synthesise.utterance(texts, voice, 150, 50, [1, 2, 3])
+    assert [word for word, _, _ in words] == " ".join(texts).split()
+    hop = 80
+    energy = np.sqrt(np.mean(audio[: len(audio) // hop * hop].reshape(-1, hop).astype(float) ** 2, axis=1))
+    loud = np.nonzero(energy > 0.15 * energy.max())[0] * hop / 16000
+    pause_begin, pause_end = words[3][2], words[4][1]
+    assert 0.25 <= pause_end - pause_begin < 0.95
+    assert not np.any((loud > pause_begin + 0.03) & (loud < pause_end - 0.01))
+    assert loud.max() < words[-1][2] + 0.03
+
+
+def test_every_voice_is_shipped_and_inner_words_have_times():
+    generator = sentences.Generator("dev", 11)
+    for name in synthesise.VARIANTS:
+        for voice in synthesise.voices(name):
+            _, spoken = synthesise.speak([generator.sentence()], voice, 190, voice.pitch)
+            ends = [end for _, _, end in spoken[0][1]]
+            assert ends == sorted(set(ends)) and ends[-1] <= len(spoken[0][0])
+    with pytest.raises(RuntimeError, match="no voice variant 'nobody'"):
+        synthesise.speak(["call anna"], synthesise.Voice("us", "nobody"), 160, 50)
+
+
+def test_joined_words_have_times_of_their_own():
+    voice = synthesise.Voice("us", "")
+    _, spoken = synthesise.speak(["turn on the lamp in the kitchen at ten"], voice, 160, 50)
+    words = spoken[0][1]
+    assert [word for word, _, _ in words] == "turn on the lamp in the kitchen at ten".split()
+    for place in (2, 5):
+        assert words[place - 1][1] < words[place - 1][2] == words[place][1] < words[place][2]
+
+
+def test_planted_events():
+    word, phoneme = 1, 7
+    events = [
+        (word, 0, 1, b""),
+        (phoneme, 10, 1, b"g"),
+        (phoneme, 20, 1, b"oU"),
+        (phoneme, 45, 1, b"_:"),
+        (word, 60, 4, b""),
+        (phoneme, 65, 4, b"I"),
+        (phoneme, 70, 4, b"n"),
+        (phoneme, 80, 4, b"D"),
+        (phoneme, 84, 4, b"@"),
+        (5, 99, 9, b""),
+    ]
+    assert synthesise.word_times("go in the", events, 99) == [("go", 0, 45), ("in", 60, 80), ("the", 80, 99)]
+    with pytest.raises(ValueError, match="no time for some word of 'go in it'"):
+        synthesise.word_times("go in it", events, 99)
+    with pytest.raises(ValueError, match="inside a word of 'goin it'"):
+        synthesise.word_times("goin it", events, 99)
+
+
+def test_speech_does_not_depend_on_what_was_said_before():
+    voice, other = synthesise.Voice("us", "f2"), synthesise.Voice("scot", "m3")
+    _, alone = synthesise.speak(["open the red door"], voice, 150, 50)
+    synthesise.speak(["is it cold in paris"] * 3, other, 190, 60)
+    time.sleep(1.1)  # espeak-ng by itself seeds its noise with the second
+    _, after = synthesise.speak(["is it cold in paris", "open the red door"], voice, 150, 50)
+    assert np.array_equal(alone[0][0], after[1][0])
+    assert alone[0][1] == after[1][1]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_plan_of_the_full_corpus(size):
+    plans = {name: make_corpus.plan_set(name, size, 0, "audio") for name in make_corpus.SPLITS}
+    texts = {name: {text for plan in plans[name] for text in plan.sentences} for name in plans}
+    speakers = {name: {plan.voice.speaker for plan in plans[name]} for name in plans}
+    variants = {name: {plan.voice.variant for plan in plans[name]} for name in plans}
+    assert not texts["test"] & texts["repeats"] and variants["repeats"] <= variants["test"]
+    for one, other in (*itertools.combinations(sentences.SETS, 2), ("train", "repeats"), ("dev", "repeats")):
+        for sets in (texts, speakers, variants):
+            assert not sets[one] & sets[other]
+    counts = {
+        name: collections.Counter(word for plan in plans[name] for text in plan.sentences for word in text.split())
+        for name in plans
+    }
+    assert min(counts["train"].values()) >= (8 if size == "small" else 30)
+    assert set(counts["train"]) == sentences.vocabulary()
+    assert 200 <= len(sentences.vocabulary()) <= 300
+    assert sum(counts["test"].values()) >= (1000 if size == "small" else 10000)
+    assert {plan.words_per_minute for plan in plans["train"]} <= set(range(140, 191))
+    assert len({plan.path for name in plans for plan in plans[name]}) == sum(map(len, plans.values()))
+
+
+def on_end(texts):
+    """The share of words that are the same as the one before."""
+    pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
+    return sum(first == second for first, second in pairs) / len(pairs)
+
+
+def test_repeats_are_a_set_of_their_own_and_a_share_of_training():
+    plans = {name: make_corpus.plan_set(name, "small", 0, "audio") for name in make_corpus.SPLITS}
+    assert on_end(text for plan in plans["repeats"] for text in plan.sentences) > 0.3
+    assert on_end(text for plan in plans["test"] for text in plan.sentences) < 0.01
+    sentence_of = [text for plan in plans["train"] for text in plan.sentences]
+    repeating = [text for text in sentence_of if on_end([text]) > 0.15]
+    assert 0.05 < sum(map(len, repeating)) / sum(map(len, sentence_of)) < 0.15
+
+
+def test_brackets_are_said_again():
+    assert sentences.spell_out("dial [[zero]*2 seven]*2") == "dial zero zero seven zero zero seven"
+    assert sentences.spell_out("[b]*2 [h]*3") == "b b h h h" and sentences.spell_out("seat b") == "seat b"
+
+
+def test_sentences_are_plain_words_and_seeded():
+    first, again, other = (sentences.Generator("train", seed) for seed in (0, 0, 1))
+    made = [first.sentence() for _ in range(300)]
+    assert made == [again.sentence() for _ in range(300)]
+    assert made != [other.sentence() for _ in range(300)]
+    assert all(text == " ".join(text.split()) and text.replace(" ", "").isalpha() and text.islower() for text in made)
+    assert all(sentences.set_of(text) == "train" for text in made)
+    with pytest.raises(ValueError, match="'eval' is not one of"):
+        sentences.Generator("eval", 0)
+
+
+def test_second_run_skips_and_repairs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_corpus, "SIZES", {"small": {name: (0, 12) for name in make_corpus.SPLITS}})
+    command = ["--out", str(tmp_path / "data"), "--nj", "1"]
+    assert make_corpus.main(command) == 0
+    first = capsys.readouterr().out
+    assert make_corpus.main(command) == 0
+    assert capsys.readouterr().out == first.replace(" speakers\n", " speakers (was complete)\n")
+    path = Path(table(tmp_path / "data" / "test" / "wav.scp")[0][1])
+    audio = path.read_bytes()
+    path.unlink()
+    assert make_corpus.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("(was complete)") for line in lines] == [True, True, False, True]
+    assert path.read_bytes() == audio
+    assert make_corpus.main([*command, "--seed", "2"]) == 0
+    assert "was complete" not in capsys.readouterr().out
+
+
+def test_wrong_options_and_data_script(tmp_path):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    run = subprocess.run([LOCAL / "data.sh", "--size", "huge"], cwd=tmp_path, env=environment, capture_output=True)
+    assert run.returncode == 2 and b"invalid choice: 'huge'" in run.stderr
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    bare = {**environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=bare, capture_output=True)
+    assert run.returncode == 1 and run.stderr.decode().count("\n") == 1 and b"has no module numpy" in run.stderr
+    (tmp_path / "data").write_text("in the way")
+    run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=environment, capture_output=True)
+    said = run.stderr.decode().splitlines()[-1]
+    assert run.returncode == 2 and said.startswith("make_corpus.py: data/local") and "what is in the way" in said
