@@ -301,6 +301,12 @@ def _load_archive(entry, archive, offset, part, notes):
         raise AudioError(
             "unreadable", f"{entry}: no sound (RIFF, FLAC) begins there: make the archive again and its scp with it"
         )
+    if ark.is_endless(content):
+        raise AudioError(
+            "unreadable",
+            f"{entry}: its header says no length, as of what was written to a pipe, and other sounds follow it: make "
+            "the archive of files (`sox IN OUT.wav`, not `sox IN -t wav -`)",
+        )
     if part is None:
         return content
     try:
@@ -482,7 +488,7 @@ def _check_length(entry, audio, content, notes):
 
 
 def _span(entry, start, end, rate, total, notes):
-    """First sample and number of samples of a segment."""
+    """First sample and number of samples of a segment, at least one; raises AudioError."""
     if start == 0 and end is None:
         return 0, total
     first, last = round(start * rate), total if end is None else round(end * rate)
@@ -492,6 +498,8 @@ def _span(entry, start, end, rate, total, notes):
             f"{entry}: segment {start} .. {'end' if end is None else end} s is outside of the recording "
             f"({total / rate:.3f} s): correct segments",
         )
+    if first == last:
+        raise AudioError("segment", f"{entry}: segment {start} .. {end} s holds no sample: correct segments")
     if last > total:
         _note(notes, "segment-end-cut", entry, f"segment end {end} s cut to the recording's {total / rate:.3f} s")
     return first, min(last, total) - first
