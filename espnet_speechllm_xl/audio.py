@@ -257,6 +257,12 @@ def _closed(entry: str, error: OSError) -> AudioError:
 
 
 def _missing(entry):
+    try:
+        os.stat(entry)
+    except (FileNotFoundError, ValueError):  # a name that no file can have
+        pass
+    except OSError as error:  # it may well be there: in a folder that is closed to us, say
+        return _closed(entry, error)
     if os.path.isdir(entry):
         return AudioError("missing", f"{entry} is a directory: give the audio files in it")
     if entry == "-" or os.path.exists(entry):

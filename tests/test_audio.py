@@ -1,5 +1,6 @@
 """Audio entries of every kind, and every kind of bad audio."""
 
+import errno
 import io
 import os
 import shlex
@@ -199,6 +200,27 @@ def test_bad_audio_has_its_reason_and_one_line(tmp_path):
             read_audio(entry, RATE)
         assert caught.value.reason == reason, entry
         assert message in str(caught.value) and "\n" not in str(caught.value), entry
+
+
+def test_a_file_that_cannot_be_seen_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    """The stand-in for a closed folder: whoever is root sees into all."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "file").write_text("")
+    for entry, why in (
+        (tmp_path / "a", "Too many levels"),
+        (tmp_path / "file/x", "Not a dir"),
+        ("x" * 300, "File name"),
+    ):
+        with pytest.raises(AudioError, match=f"cannot be read: {why}"):
+            read_audio(entry)
+
+    def denied(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(AudioError, match=r"folder/x\.wav cannot be read: Permission denied"):
+        read_audio("folder/x.wav")
 
 
 @pytest.mark.parametrize("kind", ["WAVEX", "RF64", "AIFF", "AU", "SVX"])
