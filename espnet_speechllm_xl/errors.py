@@ -69,6 +69,7 @@ WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY
 
 
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch, which has no class for it
+_NO_TEMPORARY = "No usable temporary directory found"
 
 
 def is_of_memory(error: Exception) -> bool:
@@ -84,6 +85,9 @@ def of_machine(error: Exception) -> str | None:
     # EINVAL: of a file cut short, in which a reader goes to a place before its beginning.
     if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
         return None
+    if str(error.strerror).startswith(_NO_TEMPORARY):  # of Python, which looked for one where it could write
+        where = str(error.strerror).removeprefix(_NO_TEMPORARY)
+        return f"no temporary file can be written{where}: free some room there, or set TMPDIR to a folder that has some"
     name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
     what = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "a file"
     verb = "written" if error.errno in WRITING else "written or read"

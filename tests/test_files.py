@@ -132,6 +132,10 @@ def test_errors_of_the_reader_of_a_block_stay_what_they_are(tmp_path):
             OSError(errno.ENOENT, "No such file or directory", "a", None, "b"),
             "b cannot be written or read: No such file",
         ),
+        (
+            OSError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"),
+            "no temporary file can be written in ['/tmp', '/var/tmp']: free some room there, or set TMPDIR to a folder",
+        ),
         (MemoryError(), "memory is used up: give a smaller batch"),
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), "memory is used up (CUDA out of memory. Tried to all"),
         (RuntimeError("shapes differ"), None),

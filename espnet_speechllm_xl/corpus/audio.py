@@ -276,6 +276,12 @@ def _closed(entry: str, error: OSError) -> AudioError:
 
 
 def _missing(entry):
+    try:
+        os.stat(entry)
+    except (FileNotFoundError, ValueError):  # a name that no file can have
+        pass
+    except OSError as error:  # it may well be there: in a folder that is closed to us, say
+        return _closed(entry, error)
     if os.path.isdir(entry):
         return AudioError("missing", f"{entry} is a directory: give the audio files in it")
     if entry == "-" or os.path.exists(entry):
@@ -326,6 +332,12 @@ def _load_archive(entry, archive, offset, part, notes):
     if content is None:
         raise AudioError(
             "unreadable", f"{entry}: no sound (RIFF, FLAC) begins there: make the archive again and its scp with it"
+        )
+    if kaldi_archives.is_endless(content):
+        raise AudioError(
+            "unreadable",
+            f"{entry}: its header says no length, as of what was written to a pipe, and other sounds follow it: make "
+            "the archive of files (`sox IN OUT.wav`, not `sox IN -t wav -`)",
         )
     if part is None:
         return content
@@ -508,7 +520,7 @@ def _check_length(entry, audio, content, notes):
 
 
 def _span(entry, start, end, rate, total, notes):
-    """First sample and number of samples of a segment."""
+    """First sample and number of samples of a segment, at least one; raises AudioError."""
     if start == 0 and end is None:
         return 0, total
     first, last = round(start * rate), total if end is None else round(end * rate)
@@ -518,6 +530,8 @@ def _span(entry, start, end, rate, total, notes):
             f"{entry}: segment {start} .. {'end' if end is None else end} s is outside of the recording "
             f"({total / rate:.3f} s): correct segments",
         )
+    if first == last:
+        raise AudioError("segment", f"{entry}: segment {start} .. {end} s holds no sample: correct segments")
     if last > total:
         _note(notes, "segment-end-cut", entry, f"segment end {end} s cut to the recording's {total / rate:.3f} s")
     return first, min(last, total) - first

@@ -4,6 +4,7 @@ import re
 from typing import BinaryIO
 
 UNKNOWN_BYTES = 0x7FFF0000  # writers to a pipe do not know the length: sox puts 0x7ffff000 there, ffmpeg 0xffffffff
+ANOTHER = re.compile(rb"RIFF.{4}WAVE|fLaC\0\0\0\x22", re.S)
 
 
 def split(entry: str) -> tuple[str | None, int, str | None]:
@@ -45,6 +46,19 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
         return None
     stream.seek(offset)
     return stream.read(size)
+
+
+def is_endless(content: bytes) -> bool:
+    """Whether the sound that ``content`` begins with has no length in its header, and others stand behind it.
+
+    Where it ends is then unknown, and those behind it would be heard as a part of it.
+    """
+    data = content.find(b"data", 12, 4096)
+    if content[:4] == b"RIFF":
+        unknown = int.from_bytes(content[data + 4 : data + 8], "little") >= UNKNOWN_BYTES if data > 0 else False
+    else:
+        unknown = content[:4] == b"fLaC" and not int.from_bytes(content[18:26], "big") & (1 << 36) - 1
+    return unknown and ANOTHER.search(content, 12) is not None
 
 
 def is_matrix_at(stream: BinaryIO, offset: int) -> bool:

@@ -1,5 +1,6 @@
 """Audio entries of every kind, and every kind of bad audio."""
 
+import errno
 import io
 import os
 import shlex
@@ -214,6 +215,27 @@ def test_what_else_an_archive_holds_is_named(tmp_path, kind):
     np.testing.assert_array_equal(read_audio(f"{tmp_path}/b.ark:4"), read_audio(tmp_path / "a"))
 
 
+def test_a_file_that_cannot_be_seen_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    """The stand-in for a closed folder: whoever is root sees into all."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "file").write_text("")
+    for entry, why in (
+        (tmp_path / "a", "Too many levels"),
+        (tmp_path / "file/x", "Not a dir"),
+        ("x" * 300, "File name"),
+    ):
+        with pytest.raises(AudioError, match=f"cannot be read: {why}"):
+            read_audio(entry)
+
+    def denied(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(AudioError, match=r"folder/x\.wav cannot be read: Permission denied"):
+        read_audio("folder/x.wav")
+
+
 @pytest.mark.parametrize("kind", ["WAVEX", "RF64", "AIFF", "AU", "SVX"])
 def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
     path = tmp_path / "t"
@@ -272,6 +294,16 @@ def test_segments_outside_of_the_recording(tmp_path):
         with pytest.raises(AudioError, match=r"outside of the recording \(1.000 s\)") as caught:
             read_audio(path, RATE, start=start, end=end)
         assert caught.value.reason == "segment"
+
+
+def test_a_segment_shorter_than_a_sample(tmp_path):
+    """The recording is not empty, as was said before."""
+    path = write(tmp_path / "a.wav", speech())
+    with pytest.raises(
+        AudioError, match=r"a\.wav: segment 0\.5 \.\. 0\.50001 s holds no sample: correct segments"
+    ) as caught:
+        read_audio(path, RATE, start=0.5, end=0.50001)
+    assert caught.value.reason == "segment"
 
 
 def test_arrays():
@@ -351,6 +383,24 @@ def test_a_range_of_an_archived_recording_in_any_coding(tmp_path, form, subtype,
         got = read_audio(f"{tmp_path}/a.ark:4{part}", RATE, start=0.05, end=0.075, cache={}, notes={})
         want = wanted[1600:2000, 1] if part.endswith(",1]") else wanted[1600:2000].mean(axis=1, dtype=np.float64)
         np.testing.assert_array_equal(got, want.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC"])
+def test_a_sound_without_length_does_not_hold_those_behind_it_in_an_archive(tmp_path, form):
+    soundfile.write(tmp_path / "a", speech(), RATE, format=form, subtype="PCM_16")
+    file = bytearray((tmp_path / "a").read_bytes())
+    if form == "WAV":
+        file[4:8] = file[40:44] = b"\xff" * 4  # as ffmpeg writes it to a pipe
+    else:
+        file[21:26] = bytes([file[21] & 0xF0]) + bytes(4)
+    (tmp_path / "a.ark").write_bytes(b"one " + file + b"two " + file)
+    for part in ("", "[0:99]"):
+        with pytest.raises(
+            AudioError, match="its header says no length, .* and other sounds follow it: make the archive"
+        ):
+            read_audio(f"{tmp_path}/a.ark:4{part}", RATE)
+        wanted = as_float(speech())[:100] if part else as_float(speech())
+        np.testing.assert_array_equal(read_audio(f"{tmp_path}/a.ark:{len(file) + 8}{part}", RATE), wanted)
 
 
 def test_ranges_outside_of_the_recording(tmp_path):
