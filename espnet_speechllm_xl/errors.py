@@ -5,8 +5,6 @@ import os
 import re
 
 MOST = 700  # characters of a message; what is longer quotes something endless
-
-
 HEAD, TAIL = 400, 250  # of them stay: the head names the input, the tail the next action
 
 
@@ -36,14 +34,8 @@ def beside(value: float, limit: float, digits: int = 3) -> str:
 
 
 _NO_ROOM = "free some there, or name another place; then run the same command again"
-
-
 _IN_THE_WAY = "name another path, or move away what is in the way"
-
-
 _BROKEN = "the disk or the network fails: tell whoever looks after it, then run the same command again"
-
-
 # What to do about an error of the file system, by its number.
 ACTIONS = {
     errno.ENOSPC: _NO_ROOM,
@@ -63,11 +55,7 @@ ACTIONS = {
     errno.EIO: _BROKEN,
     errno.ESTALE: _BROKEN,
 }
-
-
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY)
-
-
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch, which has no class for it
 _NO_TEMPORARY = "No usable temporary directory found"
 

@@ -1,10 +1,6 @@
 """What lies in the directory of a trained model, and what it is called."""
 
-import hashlib
-import json
 from pathlib import Path
-
-import torch
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import DamagedWeights, read_weights
@@ -28,11 +24,6 @@ def default_weights(directory, task):
     if average not in others and len(others) == 1:
         return others[0]
     return average if average in others else WEIGHTS
-
-
-def digest(task):
-    """Names a task (JSON value): results of another name are not taken over."""
-    return hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def stamp(model, *files):
@@ -60,6 +51,7 @@ def count_parameters(directory):
     Weights that two modules share count once: they are matrices that are equal in every value.  Raises UserError
     for a file that does not load.
     """
+    import torch
 
     found = [path for path in sorted(Path(directory).glob("*.pth")) if path.name != "checkpoint.pth" and path.exists()]
     if not found:

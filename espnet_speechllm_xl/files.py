@@ -46,17 +46,11 @@ def loading_error(error):
 
 # What `text_lines` puts in the place of each byte that is no UTF-8.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-
-
 # Control characters but the tab, the other ends of line of Unicode, and the mark at the begin of Windows' files, which
 # is elsewhere when files were joined.
 CONTROL_CHARACTER = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
-
-
 # Nobody knows what those stand for (of a Windows encoding, apostrophes and quotes).
 OF_ANOTHER_ENCODING = re.compile("[\x80-\x84\x86-\x9f]")
-
-
 CONVERT = "convert the file (iconv -f ENCODING -t UTF-8)"
 
 

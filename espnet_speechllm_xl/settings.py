@@ -84,8 +84,6 @@ def shown(value: object) -> str:
 
 
 _SHORT = reprlib.Repr()  # no value is endless, not even one that YAML's references make so
-
-
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 3, 4, 60, 60
 
 

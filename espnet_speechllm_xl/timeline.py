@@ -11,20 +11,10 @@ import math
 from espnet_speechllm_xl.errors import UserError
 
 HOP_MS = 10
-
-
 WINDOW_MS = 25
-
-
 STACK = 4
-
-
 FRAME_SECONDS = HOP_MS * STACK / 1000
-
-
 LONGEST_SECONDS = 1e8  # three years: no time in a table or an option is beyond
-
-
 OVERSHOOT_SECONDS = 0.5  # what ends by so much after its recording ends with it (Kaldi's extract-segments)
 
 

@@ -14,10 +14,7 @@ from pathlib import Path
 from espnet_speechllm_xl.errors import UserError
 
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
-
-
 UNKNOWN = "\N{DOUBLE QUESTION MARK}"
-
 
 # Code points (first, last) of the scripts that put no spaces between words.
 SPACELESS = (
@@ -36,14 +33,8 @@ SPACELESS = (
     (0x1AFF0, 0x1B16F),  # Kana
     (0x20000, 0x3FFFF),  # Han
 )
-
-
 UTF8_LEADS = ((1, 0x00, 0x7F), (2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF4))  # bytes, first byte (least, most)
-
-
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-
-
 INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
 
 

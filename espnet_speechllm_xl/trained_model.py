@@ -23,8 +23,6 @@ from espnet_speechllm_xl.systems import TASKS, find_task
 from espnet_speechllm_xl.tokenization import load_tokenizer
 
 LATER_SECTIONS = ("augment_conf",)  # of config.yaml, that models of before do not have: their defaults
-
-
 # A packed file may unpack to so many bytes, and so many times its size besides: whoever packs with compression makes
 # weights 1.1 times smaller, YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20

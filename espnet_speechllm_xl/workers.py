@@ -18,11 +18,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import orderly_end
 
 MOST_DEATHS = 3  # before anything was done; after one more it is not the input
-
-
 _STOPPED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU)
-
-
 # What happened and what to do, by the signal.
 _CAUSES = {
     **dict.fromkeys(_STOPPED, ("was stopped from outside", "run the same command again; it goes on from there")),
@@ -30,8 +26,6 @@ _CAUSES = {
     signal.SIGBUS: ("crashed", "a file was cut while it was read, or the disk or /dev/shm is full: mend that"),
     signal.SIGILL: ("crashed", "a library was built for another processor: install one for this"),
 }
-
-
 _CRASH = "crashed", "look at this input, or leave it out"
 
 

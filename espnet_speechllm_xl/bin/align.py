@@ -111,7 +111,7 @@ def main(args):
     write_alignments(dump, out, text, good, failed)
     report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": reasons[UNUSABLE]}
     with atomic_write(out / "report.json") as stream:
-        json.dump({**report, "task": task and experiment.digest(task)}, stream)
+        json.dump({**report, "task": task and batch_jobs.digest(task)}, stream)
     if not reasons[UNUSABLE]:  # else the next run has to do less
         batch_jobs.finish(out / ".parts")
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))

@@ -80,7 +80,7 @@ def main(args):
         "seconds": sum(item["seconds"] for item in good.values()),
         "device": args.device,
         "settings": settings["load"],
-        "task": experiment.digest(task),
+        "task": batch_jobs.digest(task),
         "remarks": remarks_on_audio(good),
     }
     with atomic_write(out / "decode.json") as stream:

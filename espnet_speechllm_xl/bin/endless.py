@@ -16,14 +16,8 @@ from espnet_speechllm_xl.bin.options import (
 from espnet_speechllm_xl.config import StreamConfig
 
 WARM_UP_SECONDS = 600  # of audio, after which memory must stay the same
-
-
 MEMORY_PERCENT = 1.0  # that RSS may grow from the warm-up to the end, by its trend
-
-
 TIME_PERCENT = 5.0  # that an hour's median time of a chunk may grow from the first hour to the last, by its trend
-
-
 MOST_POINTS = 500  # of a trend: it looks at all pairs
 
 

@@ -143,8 +143,6 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
 
 
 REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"
-
-
 HYPOTHESES_HELP = "hypotheses, of any toolkit: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text"
 
 

@@ -13,8 +13,6 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.paper_tables.runner import listing, run, select
 
 PROGRAM = "paper_tables.sh"
-
-
 PATHS = ("--downloads", "--kaldi-data", "--hf-tokenizer")  # options of the recipes
 
 
@@ -70,13 +68,13 @@ def _main(args, command):
 
 
 def _make(args, command):
-    from espnet_speechllm_xl.paper_tables import plan
+    from espnet_speechllm_xl.paper_tables.plan import PLAN, Plan, check_extra
     from espnet_speechllm_xl.paper_tables.records import Records
 
     if args.report and (args.table or args.row or args.seeds):
         raise UserError("--report is of all rows and seeds that are recorded: leave out --table, --row and --seeds")
-    plan.check_extra(args.options)
-    plan = plan.Plan(args.corpus, args.plan or plan.PLAN, args.directory, args.exp)
+    check_extra(args.options)
+    plan = Plan(args.corpus, args.plan or PLAN, args.directory, args.exp)
     records = Records(plan, plan.directory / args.records if args.records else plan.exp / "records")
     if args.report and args.records and not any(map(records.seeds, plan.systems)):
         raise UserError(f"--records {args.records}: no record in {records.directory}, and no training in {plan.exp}")

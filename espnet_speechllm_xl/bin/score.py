@@ -7,11 +7,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
 
 ONE = ("ref", "hyp", "out")
-
-
 FURTHER = ("utt2spk", "segments", "token_ref", "token_hyp")
-
-
 ALL = ("exp", "dump", "results")
 
 

@@ -12,8 +12,6 @@ Options are ESPnet's and the sections of espnet_speechllm_xl/config.py:
   speechllm-xl {name} --espnet-help         every option with its description
 A recipe's run.sh calls this with the right files: ./run.sh --stage {stage} --stop-stage {stage}
 """
-
-
 ABOUT = {
     "train": ("Trains SpeechLLM-XL on aligned speech (the align stage makes it), or --task {tasks}.", "train"),
     "train-aligner": ("Trains the CTC model that aligns transcripts with speech.", "aligner"),

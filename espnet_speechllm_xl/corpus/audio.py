@@ -30,33 +30,15 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 
 LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bit values soon are
-
-
 # In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those there are; RF64's frames.
 BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-
-
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
-
-
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
-
-
 BLOCK = 1 << 20
-
-
 MP3_FRAME = 1152  # samples
-
-
 MP3_LEAD = 10 * MP3_FRAME  # samples: the frames in which those of a later one may stand
-
-
 MOST_RATE = 96000  # Hz, rate times channels up to which `most_seconds` may be used up
-
-
 HEAD = 16 * 1024  # bytes that tell the kind of a file: two frames of AAC at the most
-
-
 FOREIGN_CODING = (4, 18)  # libsndfile's codes for a coding that it does not read; of FLAC, for anything else, too
 
 

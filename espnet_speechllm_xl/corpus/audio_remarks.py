@@ -17,44 +17,18 @@ import math
 import numpy as np
 
 BLOCK_SECONDS = 0.1
-
-
 SILENT = -50.0  # dB of full scale, RMS of a block without its mean; speech is at -35 to -10
-
-
 SILENT_BLOCKS = 3  # that must be louder: a click is none
-
-
 CANCELLED = 0.2  # of the power that averaging leaves of channels that have nothing in common
-
-
 CANCELLED_SHARE = 0.1  # of the blocks that are not silent
-
-
 FLAT_SECONDS = 0.0002  # a flat top; tones of 50 Hz and more are rounder
-
-
 FLAT_STEP = 1.1 / 32768  # by which its samples may differ
-
-
 FLAT_PEAK = 0.1  # below it the steps of 16 bits make flat tops of round ones
-
-
 CLIPPED_SHARE = 0.01  # of the samples of blocks that are not silent
-
-
 LOW_BAND, HIGH_BAND = (300, 3400), (5000, 7500)  # Hz
-
-
 EMPTY = -55.0  # dB, power density of the upper band against the lower one's; recordings have -45 to 0
-
-
 FEWEST = 5  # blocks that are not silent, of which clipping and the upper band are judged
-
-
 MOST_SPECTRA = 600  # blocks: the first minute of sound
-
-
 MOST_BLOCKS = 256  # computed at once
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 
 TRACK_SECONDS = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")
-
-
 FRAME_HEADER = 7  # bytes; MPEG's has 4, ADTS's 7
 
 
@@ -28,11 +26,7 @@ class Kind(NamedTuple):
 
 
 WAV, FLAC, MP3, AVI, AAC = Kind("WAV"), Kind("FLAC"), Kind("MP3"), Kind("AVI", "avi"), Kind("AAC", "aac")
-
-
 OGG, AU, W64, MP4 = Kind("Ogg"), Kind("AU"), Kind("W64"), Kind("MP4 (m4a, mp4, mov, 3gp)", "mov")
-
-
 # (offset, bytes, kind): the first that fits
 MARKS = (
     (0, b"RIFF", WAV),
@@ -50,8 +44,6 @@ MARKS = (
     (0, b"#!AMR", Kind("AMR", "amr")),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind("WMA", "asf")),
 )
-
-
 # kbit/s by the index in the header: MPEG-1 layer II, MPEG-1 layer III, MPEG-2 and 2.5
 BITRATES = {
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -59,22 +51,12 @@ BITRATES = {
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-
-
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by the bits of the version
-
-
 # What libsndfile reads, by the number in the header: PCM, ADPCM, float, A-law, mu-law, GSM, MP3, extensible of WAV (of
 # G.726 only some); PCM, ADPCM, float, mu-law, A-law of AU.  Of others it says that the header is malformed.
 WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x55, 0xFFFE)
-
-
 AU_CODINGS = (1, 2, 3, 4, 5, 6, 7, 23, 25, 26, 27)
-
-
 OGG_CODINGS = re.compile(rb"\x7fFLAC|Speex   |\x80theora|fishead")  # those that it does not, or only some of
-
-
 READ = "WAV, FLAC, Ogg, MP3, AIFF, AU, CAF, SPHERE and, with PyAV (`pip install av`), m4a, mp4, webm, aac, amr"
 
 

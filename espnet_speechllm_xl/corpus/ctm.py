@@ -66,9 +66,7 @@ SILENCES = tuple(
     "<breath> [breath]".split()
 )
 
-
 NO_CONFIDENCE = ("NA", "N/A", "-", "<NA>")  # in place of a number
-
 
 UNKNOWN_WORDS = tuple("<UNK> [UNK] <OOV> [OOV] SPN <SPN> <SPOKEN_NOISE> [VOCALIZED-NOISE] <garbage>".split())
 

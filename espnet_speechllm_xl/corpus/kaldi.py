@@ -32,28 +32,17 @@ from espnet_speechllm_xl.timeline import parse_seconds
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 
-
 LENGTHS = ("utt2dur", "utt2num_samples")
-
 
 BLANKS = " \t"
 
-
 OTHER_END = re.compile(r"([\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]*(\S+)")  # of a line, and the word behind it
-
 
 # Defects that our own reader can do with.
 UNSORTED = "ids not sorted as LC_ALL=C sort does"
-
-
 CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
-
-
 CONTROL = "control character within the line, where some readers end it"
-
-
 BYTES = "bytes that are no UTF-8"
-
 
 WRITE_TEXT = "write it; a set that is only to be decoded needs none (--no-text-ok; of run.sh: --test-sets)"
 
@@ -297,7 +286,6 @@ FIELDS = {
     "utt2num_samples": Field(_parse_samples, "a number of samples"),
     "utt2speed": Field(_parse_speed, "a speed in 0.1 .. 10"),
 }
-
 
 BAD_SPEED = f"not {FIELDS['utt2speed'].what}"  # only the user knows what it was
 

@@ -8,8 +8,6 @@ from espnet_speechllm_xl.corpus.audio import AudioError, check_scale
 from espnet_speechllm_xl.corpus.audio_remarks import Meter
 
 FORMATS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # little endian
-
-
 RATES = range(8000, 192001)  # Hz
 
 

@@ -15,14 +15,8 @@ from espnet_speechllm_xl.tokenization import Tokenizer, normalise
 
 # <noise>, [noise], (laughs), {breath}
 TAG = re.compile(r"<[^<>]{1,40}>|\[[^\[\]]{1,40}\]|\([^()]{1,40}\)|\{[^{}]{1,40}\}")
-
-
 RARE = 5  # what occurs less often is hardly learnt
-
-
 LISTED = 10  # of many symbols, so many are named
-
-
 CASES = ("lower case", "UPPER CASE", "Both Cases")
 
 

@@ -11,11 +11,7 @@ from espnet_speechllm_xl.corpus.ctm import format_word, joined_text
 
 # Of a caption, as broadcasters have it.
 COLUMNS = 42  # of a line; letters of full width (Han, Kana) take two
-
-
 MOST_SECONDS = 7.0
-
-
 PAUSE_SECONDS = 0.8  # between two words, where one caption ends and the next begins
 
 
@@ -199,6 +195,4 @@ def _vtt(_file, nbest, _several, _channel):
 
 # Each: (file name, n-best list of Transcript, whether there are several files, channel or None) -> text
 FORMATS = {"text": _text, "json": _json, "ctm": _ctm, "srt": _srt, "vtt": _vtt}
-
-
 TIMED = ("ctm", "srt", "vtt")  # of words only, with their times

@@ -1,4 +1,4 @@
-"""Report on an alignment: its delays against a reference, with plots."""
+"""Report on an alignment: its delays against a reference (paper Table III), with plots."""
 
 import dataclasses
 import json
@@ -11,8 +11,6 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, plots
 from espnet_speechllm_xl.evaluation.markdown import shown
 from espnet_speechllm_xl.files import atomic_write
-
-# Alignment report (paper Table III)
 
 
 def delay_row(label, item):
@@ -114,8 +112,6 @@ def _listed(reasons):
 
 
 def _compare(aligned, reference, out, left_out):
-    pass
-
     content = alignment_report(aligned / "words.ctm", reference, out, left_out, f"Alignment of {aligned.name}")
     utterances = content["utterances"]
     unmatched = _listed(utterances["unmatched"])

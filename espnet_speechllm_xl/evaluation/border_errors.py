@@ -85,10 +85,8 @@ def border_errors(references, hypotheses, times, chunk, near):
 
 def report(decoded, dump, times, chunk, near):
     """Lines of Markdown about a decoded set, and the number of utterances counted; raises UserError or OSError."""
-    from espnet_speechllm_xl.evaluation import metrics
-
-    pass
     from espnet_speechllm_xl.corpus.kaldi import read_text
+    from espnet_speechllm_xl.evaluation import metrics
     from espnet_speechllm_xl.timeline import chunk_seconds
 
     chunk = chunk_of_decoded(decoded) if chunk is None else chunk

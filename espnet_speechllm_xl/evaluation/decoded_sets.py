@@ -20,9 +20,6 @@ def real_time_factor(info):
     return None if audio is None or seconds is None else metrics.real_time_factor(seconds, audio)
 
 
-# All decodings of a recipe
-
-
 @dataclasses.dataclass
 class Decoded:
     """One decoded and scored set: ``scores`` as :func:`score_set` returns, ``info`` from ``decode.json``."""

@@ -1,4 +1,4 @@
-"""Delays written down: of an alignment's word ends (paper Table III), of the words that streams emit."""
+"""LATENCY.md: when the words of streams were emitted, and what they cost."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,7 @@ from espnet_speechllm_xl.evaluation.alignment_report import delay_row
 from espnet_speechllm_xl.evaluation.markdown import made_lines, shown
 from espnet_speechllm_xl.files import atomic_write
 
-# Latency report
-
 _GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
-
-
 _NOTES = """
 A word is emitted when it is settled: never taken back from then on. emission delay: emission minus the word's end in
 the reference, of correct words. Audio clock: the audio pushed by then. Wall clock: compute time added, as if the audio

@@ -77,9 +77,6 @@ def write_between_marks(path, lines, name, program, heading):
         stream.write(new)
 
 
-# Markdown
-
-
 def markdown_table(head, rows):
     """The lines of a Markdown table of texts."""
     return [f"|{'|'.join(head)}|", "|---" * len(head) + "|", *(f"|{'|'.join(row)}|" for row in rows)]

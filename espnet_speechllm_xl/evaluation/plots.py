@@ -27,23 +27,11 @@ if TYPE_CHECKING:
 
 # A colour-blind safe order (Okabe and Ito 2008).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
-
 MARKERS = "osD^vP*X"
-
-
 OURS, OTHERS = COLOURS[1], COLOURS[0]
-
-
 INCHES_PER_SECOND = 2.0
-
-
 SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
-
-
 PANELS = 4  # of a picture of learning curves
-
-
 HEADS = -0.9  # where the heads of a dot plot's columns stand, in rows; the first row is 0
 
 

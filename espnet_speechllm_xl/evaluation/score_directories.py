@@ -15,7 +15,6 @@ from espnet_speechllm_xl.files import atomic_write
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
 
-
 log = logging.getLogger(__name__)
 
 

@@ -30,23 +30,13 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation.metrics import some_names
 
 NIST = ("trn", "stm", "ctm")
-
-
 NOT_SCORED = "ignore_time_segment_in_scoring"  # an STM's mark, in any case
-
-
 SAME_TIME = 0.02  # seconds by which a place may differ in two files that round it
-
-
 # Words in brackets: <noise>, [laughter], (speaker coughs), {breath}; sclite's { a / b } are alternatives.
 TAG = re.compile(r"(?<!\S)(?:<[^<>\s](?:[^<>]*[^<>\s])?>|\[[^][]+\]|\([^()]+\)|\{[^{}/]+\})(?!\S)")
-
-
 ALTERNATIVES = re.compile(r"\{.*/.*\}", re.S)
 
-
 NO_CHOICE = re.compile(r"(?<!\S)\{[^{}/]*\}(?!\S)")
-
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +191,6 @@ def _next_row(cells: list[tuple], word: str, heard: list[str]) -> list[tuple]:
 # trn
 
 _MISREAD = re.compile(r"[(){};*\\]|^@$|%(?=[0-9A-F]{2})")
-
-
 _WRITTEN = re.compile("%(28|29|7B|7D|3B|2A|5C|40|25)")
 
 

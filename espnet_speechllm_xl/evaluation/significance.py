@@ -23,17 +23,9 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
 
 FEWEST_SPEAKERS = 20
-
-
 FEWEST_BLOCKS = 20  # below, a bootstrap has little to draw from
-
-
 DRAWS = 9999
-
-
 CONFIDENCE = 0.95
-
-
 SEED = 0
 
 

@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "year": 31449600}
-
-
 _TIMESPAN = re.compile(r"([\d.]+) (millisecond|second|minute|hour|day|week|year)s?")
 
 
@@ -44,7 +42,6 @@ def read_train_log(directory):
     Reads ``train.log`` and the older ``train.N.log`` that ESPnet's launcher leaves.  A run that starts again at
     epoch e replaces what earlier logs said from e on.  Empty when there is no log.
     """
-
     epochs = {}
     for line in _lines(directory):
         found = parse_epoch_line(line)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
-
-
 # Frames times states that torchaudio's aligner gets.  It ends the process from 2 ** 31 on (half an hour of speech, in
 # characters), as it counts them in 32 bits, and needs a byte for each; and from about here on blocks are faster.
 NATIVE_CELLS = 2**26

@@ -21,10 +21,7 @@ from espnet_speechllm_xl.experiment import read_config
 from espnet_speechllm_xl.settings import from_dict, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 PLAN = ROOT / "conf" / "paper_tables.yaml"
-
 
 # Options that this module gives to the recipes' scripts.
 OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "train-args", "asr-args",

@@ -22,8 +22,6 @@ OTHER_CORPUS = """
 The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
 their order and their ratios, not for their size. Models, batches and hours of speech are smaller here as well.
 """
-
-
 INTRODUCTION = """
 Error rates in percent with 95 % intervals in brackets, from {draws} bootstrap draws of the test set: of speakers where
 a set has at least {speakers}, else of utterances, and of utterances in joined recordings (2x, 10x), which have several
@@ -37,7 +35,6 @@ parameters: those of the whole model. segment, look-ahead: of the encoder. algor
 max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
 time / duration of the audio, on the first test column.
 """
-
 
 RATES = {"words": "WER", "characters": "CER"}
 

@@ -21,11 +21,7 @@ from espnet_speechllm_xl.server.session import Session
 from espnet_speechllm_xl.server.transcription import transcribe
 
 PAGE = Path(__file__).parent / "page"
-
-
 SEND_BUFFER = 64 * 1024  # bytes that the kernel keeps for a client that reads slowly
-
-
 FAREWELL_SECONDS = 1  # for closing connections after everything was sent
 
 

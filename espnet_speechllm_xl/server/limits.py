@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from espnet_speechllm_xl.settings import option, require
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
 
 

@@ -25,20 +25,10 @@ from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import LAST_WORDS, Service
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
-
-
 GRANULARITIES = ("segment", "word")
-
-
 FIELDS = 64  # most fields of a form beside the file
-
-
 FIELD_BYTES = 64 * 1024  # longest of them
-
-
 OVERHEAD = FIELDS * FIELD_BYTES  # bytes of a form beside the file
-
-
 BLOCK_SECONDS = 2.0  # of audio that one encoder call takes of a file: live streams wait for no longer one
 
 

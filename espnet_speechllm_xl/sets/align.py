@@ -6,11 +6,7 @@ from pathlib import Path
 from espnet_speechllm_xl.corpus.kaldi import kind_of_reason
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
-
-
 WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
-
-
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 
 

@@ -1,6 +1,11 @@
 """Recordings of a dump set."""
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from espnet_speechllm_xl.inference import Speech2Text
 
 
 def sample_counts(dump):
@@ -15,7 +20,7 @@ def sample_counts(dump):
 LONG_SECONDS = 3600  # of a recording, from which on a remark says what it costs
 
 
-def of_length(speech2text, file: str, samples: np.ndarray) -> str | None:
+def of_length(speech2text: "Speech2Text", file: str, samples: "np.ndarray") -> str | None:
     """Say what a long recording costs, and what is there for it; None of others, and where there is nothing else."""
     seconds = len(samples) / speech2text.sample_rate
     if seconds < LONG_SECONDS or speech2text.chunking is None:

@@ -1,5 +1,6 @@
 """Work on many utterances: batches over processes and machines, with progress, resumed batch by batch after a kill."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -10,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from espnet_speechllm_xl.errors import UserError, is_of_memory
-from espnet_speechllm_xl.experiment import digest
 from espnet_speechllm_xl.files import atomic_write, without_empty_folders
 from espnet_speechllm_xl.workers import over_processes
 
@@ -91,6 +91,11 @@ def run_batches(batches, make_worker, settings, parts, nj, title, shard=None, be
 def finish(parts):
     """Remove the partial results."""
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def digest(task):
+    """Names a task (JSON value): results of another name are not taken over."""
+    return hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def summary_of(path, task):

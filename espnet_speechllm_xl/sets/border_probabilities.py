@@ -113,10 +113,8 @@ def model_report(model, dump, times, chunk, near, device):
     from tqdm import tqdm
 
     from espnet_speechllm_xl.corpus.audio import read_audio
-    from espnet_speechllm_xl.evaluation.border_errors import usable
-
-    pass
     from espnet_speechllm_xl.corpus.kaldi import read_table, read_text
+    from espnet_speechllm_xl.evaluation.border_errors import usable
     from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.timeline import chunk_seconds
     from espnet_speechllm_xl.tokenization import words_of

@@ -8,7 +8,6 @@ BATCH = 8  # utterances after which a killed run goes on
 
 def stream_set(settings, batches, out):
     """``{utterance: Run}`` and ``{utterance: why its audio was not read}``, from an earlier run where there is one."""
-    from espnet_speechllm_xl import experiment
     from espnet_speechllm_xl.evaluation.stream_latency import Run
     from espnet_speechllm_xl.files import atomic_write
     from espnet_speechllm_xl.sets import batch_jobs
@@ -23,7 +22,7 @@ def stream_set(settings, batches, out):
         items = batch_jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title, crashed=crashed)
         items = sorted(items, key=lambda item: item["utterance"])
         content = {
-            "task": experiment.digest(task),
+            "task": batch_jobs.digest(task),
             "runs": {item["utterance"]: item["run"] for item in items if "run" in item},
             "failed": {item["utterance"]: item["failed"] for item in items if "failed" in item},
         }

@@ -59,7 +59,6 @@ from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_pa
 
 abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
 
-
 encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
 
 

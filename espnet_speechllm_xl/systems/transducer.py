@@ -130,8 +130,6 @@ def _transcript(tokenizer, text, labelling):
 
 
 decoder_choices = ClassChoices("decoder", classes={"transducer": TransducerDecoder}, default="transducer")
-
-
 SEARCHES = ("greedy", "default", "alsd", "tsd", "nsc", "maes")  # ESPnet's
 
 

@@ -20,8 +20,6 @@ from espnet_speechllm_xl.model.sequence import sequence_length
 from espnet_speechllm_xl.tokenization import normalise, word_spans
 
 PAD_TOKEN = -1
-
-
 MOST_LETTERS = 100  # of a word; what has more is a text that no spaces part
 
 

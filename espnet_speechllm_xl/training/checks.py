@@ -23,16 +23,13 @@ TRAINING_SETTINGS = (
     "init_param", "ignore_init_mismatch", "freeze_param",
 )  # fmt: skip
 
-
 # Of ESPnet's own ways to make batches, which are not used.
 BATCH_OPTIONS = (
     "batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size",
     "iterator_type", "valid_iterator_type", "drop_last_iter", "sort_in_batch", "sort_batch", "fold_length",
 )  # fmt: skip
 
-
 LEAST = {"accum_grad": 1, "batch_bins": 1, "max_epoch": 1, "ngpu": 0, "num_workers": 0, "patience": 0, "seed": 0}
-
 
 FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
 
