@@ -10,6 +10,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import SearchConfig, StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
+from espnet_speechllm_xl.decoding.searches import live_method
 from espnet_speechllm_xl.decoding.streams import Stream
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
@@ -135,7 +136,7 @@ class Speech2Text:
             )
         chunking = _rechunk(self.chunking, chunk_size, context)
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
-        search = search or ("chunk_sync" if self.search.method == "alsd" else self.search.method)
+        search = search or live_method(self.search.method)
         return Stream(self.model, self.tokenizer, chunking, dataclasses.replace(self.search, method=search), config)
 
 

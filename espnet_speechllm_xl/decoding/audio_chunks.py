@@ -1,56 +1,73 @@
 """Audio as it arrives, cut into what the encoder and the decoder take at a time."""
 
 import math
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, check_scale
-from espnet_speechllm_xl.model.acoustic_encoder import EncodeRequest
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic, AcousticState, EncodeRequest
+from espnet_speechllm_xl.model.chunk_model import ChunkModel
 
 
 class AudioChunks:
     """Samples of one recording in, encoder frames out, cut into chunks.
 
-    ``most_segments`` are encoded at once; None: what the encoder's configuration says.
+    Args:
+        acoustic: the model's; its state of the recording is kept here.
+        chunking: of the decoding.
+        most_segments: encoder segments that one request asks for at most; None: as the encoder's configuration says.
     """
 
-    def __init__(self, acoustic, chunking, most_segments=None):
+    def __init__(self, acoustic: Acoustic, chunking: ChunkingConfig, most_segments: int | None = None) -> None:
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
         self._rate = rate = acoustic.config.sample_rate
         # With look-ahead or a tail the last frames come when the recording ends, and only then.
         self._ends_known = encoder.segment is None or encoder.right_context > 0 or acoustic.config.tail_frames > 0
-        self._size = chunking.chunk or math.inf
+        self._chunk_size = chunking.chunk or math.inf
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
-        self._first = self._hop = math.inf  # an encoder of whole utterances waits for the end
+        first = self._hop = sys.maxsize  # an encoder of whole utterances waits for the end
         if encoder.segment is not None:
-            self._first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
+            first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
             self._hop = timeline.samples_of_frames(encoder.segment, rate)
         self._most = most_segments or encoder.block_segments
-        self._state = acoustic.initial_state()
-        self._samples = []  # not encoded yet
+        self._state: AcousticState = acoustic.initial_state()
+        self._samples: list[Tensor] = []  # not encoded yet
         self._count = 0  # of those
         self._total = 0  # of all
-        self._needed = self._first  # to encode the next segment
-        self._frames = []  # (t, D) that complete no chunk yet
+        self._needed = first  # to encode the next segment
+        self._frames: list[Tensor] = []  # (t, D) that complete no chunk yet
 
     @property
-    def wanted(self):
-        """Samples that complete the next encoder segment."""
+    def wanted(self) -> int:
+        """Return how many samples complete the next encoder segment."""
         return self._needed - self._count
 
     @property
     def frames(self) -> int:
-        """Complete frames of the audio so far, without the silence behind its end."""
+        """Return the number of complete frames of the audio so far, without the silence behind its end."""
         return timeline.frames(self._total, self._rate)
 
-    def take(self, samples, final):
-        """Generator of encoder requests; returns the chunks completed, when final also the last, short one.
+    def take(
+        self, samples: Tensor, final: bool
+    ) -> Generator[list[EncodeRequest], list[Any], list[tuple[Tensor, bool]]]:
+        """Take samples (n,), n >= 0; a generator of encoder requests.
 
-        A chunk is ``(frames (c, D), last)``; ``last``: it is known to be the last, however the samples were pushed.
+        Args:
+            samples: at the model's rate.
+            final: no audio follows.
+
+        Returns:
+            The chunks that became complete, when final also the last, short one, each as ``(frames (c, E), last)``;
+            ``last``: it is known to be the last, however the samples were pushed.
         """
         self._samples.append(samples)
         self._count += len(samples)
@@ -63,8 +80,8 @@ class AudioChunks:
                 self._frames.append(frames)
         return self._cut(final)
 
-    def _requests(self, samples, final):
-        """``(samples, final)`` of each encoder call; the rest of ``samples`` is kept."""
+    def _requests(self, samples: Tensor, final: bool) -> Iterator[tuple[Tensor, bool]]:
+        """Yield ``(samples, final)`` of each encoder call; keep the rest of ``samples``."""
         while len(samples) >= self._needed:
             segments = min(self._most, 1 + (len(samples) - self._needed) // self._hop)
             count = self._needed + (segments - 1) * self._hop
@@ -74,21 +91,22 @@ class AudioChunks:
         if final and self.frames:  # of less than a frame nothing is written, not of silence behind it either
             yield samples, True
 
-    def _cut(self, final):
+    def _cut(self, final: bool) -> list[tuple[Tensor, bool]]:
         count = sum(map(len, self._frames))
-        if not count or not (final or count >= self._size):
+        if not count or not (final or count >= self._chunk_size):
             return []
         waiting = torch.cat(self._frames)
-        chunks = list(waiting.split(min(self._size, count)))
+        chunks = list(waiting.split(int(min(self._chunk_size, count))))
         # A short one waits for more; cloned, as it would keep the others alive.
-        self._frames = [] if final or len(chunks[-1]) == self._size else [chunks.pop().clone()]
+        self._frames = [] if final or len(chunks[-1]) == self._chunk_size else [chunks.pop().clone()]
         return [(chunk, final and self._ends_known and chunk is chunks[-1]) for chunk in chunks]
 
 
-def checked_samples(samples, model):
-    """A copy of ``samples``, a tensor (n,) where the model is.
+def checked_samples(samples: npt.ArrayLike | Tensor, model: ChunkModel | torch.nn.Module) -> Tensor:
+    """Copy samples (n,) to where the model is.
 
-    Raises AudioError for what is no audio of that form: not (n,) floats, NaN or infinite, or far beyond [-1, 1].
+    Raises:
+        AudioError: they are not (n,) floats, NaN or infinite, or far beyond [-1, 1].
     """
     like = next(model.parameters())
     try:
@@ -109,6 +127,6 @@ def checked_samples(samples, model):
 
 
 def _native(samples: npt.ArrayLike) -> np.ndarray:
-    """A copy as torch wants it: in this machine's byte order, with positive strides, also those of one sample."""
+    """Copy an array as torch wants it: in this machine's byte order, with positive strides, also of one sample."""
     array = np.asarray(samples)
     return np.array(array, array.dtype.newbyteorder("="), order="C", copy=True)

@@ -1,106 +1,120 @@
 """Joint CTC scoring of what the decoder writes (Watanabe et al. 2017; for streams, Moritz et al. 2019).
 
-A hypothesis scores
+The score of a hypothesis is
 
     (1 - weight) log P(tokens and `$`; the decoder)  +  weight log P(a text that begins with the tokens; CTC)
 
-where CTC, the auxiliary head of training, hears the audio up to the end of the hypothesis' chunk.  A word that the
-decoder leaves out at the border of two chunks, as each leaves it to the other, costs CTC's part when the word behind
-it is written; a word that it writes twice, at once.  While a hypothesis has ended its chunk and written nothing in the
-next, CTC's part is that no further token came but in the last ``MARGIN`` frames (and those of a label delay):
-otherwise it would be free to leave out words.  In those frames the beginning of the next chunk's first word may be
-heard already.  Behind the last chunk no word comes: its `$` counts as that there is no further token at all.  (Without
-look-ahead of the encoder the last chunk is not known to be the last, and counts as the others.)
+CTC is the auxiliary head of training.  It has heard the audio up to the end of the hypothesis' chunk.
 
-The paper has no such thing: its search is weight 0.  As a score can rise again with the next chunk, the alignment-
-synchronous search, which stops when no active hypothesis is better than a complete one, may stop too soon.
+- The decoder may leave a word out where two chunks meet, because each chunk leaves it to the other.  The next word that
+  is written then costs CTC's part.
+- The decoder may write a word twice.  That costs CTC's part at once.
+- A hypothesis may have ended its chunk and have written nothing in the next.  CTC's part is then the probability that
+  no further token has begun, except in the last :data:`MARGIN` frames and in those of a label delay.  Without this term
+  a hypothesis could leave out words for free.  Without the exception it would pay for the first word of the next chunk,
+  whose beginning may be heard already.
+- The `$` of the last chunk says that there is no further token at all.  An encoder without look-ahead does not know
+  which chunk is the last, and treats all alike.
+
+The paper's search is weight 0.  A joint score can rise again with the next chunk, so the alignment-synchronous search,
+which stops when no active hypothesis is better than a complete one, may stop too soon.
+
+Shape legend: ``c`` frames of a chunk, ``E`` size of an encoder frame, ``V`` tokenizer size.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl.decoding.token_times import frames_back
+from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
+from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
 from espnet_speechllm_xl.settings import ConfigError
 
 MARGIN = 12  # frames, 0.48 s
 
 
 @dataclass(frozen=True)
-class JointRow:
-    """One hypothesis' past.  Never changes: forks share it."""
+class JointPast(Past):
+    """What one hypothesis has read, for the decoder and for CTC."""
 
-    past: Any  # of the decoder
+    decoder: Past
     prefix: Prefix | None = None  # to CTC; None before the first chunk
-    chunk: int = 0  # frames of a chunk: the last one may be shorter
-    heard: torch.Tensor | None = None  # (V + 1,) CTC's part of the score with each next output
+    chunk_size: int = 0  # frames of the longest chunk so far: the last chunk may be shorter
+    ctc_scores: Tensor | None = None  # (V + 1,) CTC's part of the score with each next output
 
-    def alone(self):
-        """A copy that does not hold the buffer of the batch it came from."""
-        return dataclasses.replace(self, past=self.past.alone())
+    def alone(self) -> "JointPast":
+        """Return a copy that does not hold the buffer of the batch it came from."""
+        return dataclasses.replace(self, decoder=self.decoder.alone())
 
 
-class JointDecoder:
-    """The decoder of a model, and its CTC head: takes the encoder's frames, as they are before the projection.
+class JointDecoder(ChunkDecoder[JointPast]):
+    """The decoder of a model together with its CTC head; its frames are the encoder's, before the projection.
 
     Args:
-        model: :class:`~espnet_speechllm_xl.systems.base_model.ChunkwiseModel`, or another that writes chunk by chunk.
-        weight: of CTC.
+        model: has a CTC head.
+        weight: of CTC, in 0 .. 1.
     """
 
-    def __init__(self, model, weight):
-        self._model, self._weight = model, weight
-        self._margin = MARGIN + model.chunking.delay
+    def __init__(self, model: ChunkModel, weight: float) -> None:
+        assert model.ctc is not None  # check_model
+        self._decoder, self._projection, self._ctc = model.decoder, model.projection, model.ctc
+        self._weight, self._delay = weight, model.chunking.delay
         self.eoc = model.decoder.eoc
 
-    def initial_row(self, context):
-        """The past of a hypothesis before any chunk, which will see ``context`` previous ones (None: all)."""
-        return JointRow(self._model.decoder.initial_row(context))
+    def initial_past(self, context: int | None) -> JointPast:
+        """Return the past of a hypothesis before any chunk; see :class:`ChunkDecoder`."""
+        return JointPast(self._decoder.initial_past(context))
 
     @torch.no_grad()
-    def extend(self, requests):
-        """Advance hypotheses; takes and gives what the decoder's own ``extend`` does, with frames (c, E).
+    def extend(self, requests: Sequence[Request[JointPast]]) -> list[Result[JointPast]]:
+        """Advance hypotheses; see :class:`ChunkDecoder`.
 
         The results' ``scores`` are joint, their ``log_probs`` those of the decoder alone.
         """
-        chunks = {}  # the hypotheses of a stream share its chunks
+        log_probs: dict[int, Tensor] = {}  # of CTC, and
+        inputs: dict[int, Tensor] = {}  # of the decoder, by the frames, which the hypotheses of a stream share
+        for frames in (request.frames for request in requests if request.frames is not None):
+            if id(frames) not in inputs:
+                log_probs[id(frames)] = self._ctc(frames[None])[0]
+                inputs[id(frames)] = self._projection(frames)
+        steps: list[Request] = []
+        prefixes = []
         for request in requests:
-            if request.frames is not None and id(request.frames) not in chunks:
-                heard = self._model.ctc(request.frames[None])[0]
-                chunks[id(request.frames)] = heard, self._model.projection(request.frames)
-        steps, prefixes = [], []
-        for request in requests:
-            heard, inputs = chunks.get(id(request.frames), (None, None))
-            steps.append(dataclasses.replace(request, row=request.row.past, frames=inputs))
-            prefixes.append(self._advanced(request, heard))
-        results = self._model.decoder.extend(steps)
+            key = id(request.frames)
+            steps.append(dataclasses.replace(request, past=request.past.decoder, frames=inputs.get(key)))
+            prefixes.append(self._advanced(request, log_probs.get(key)))
+        results = self._decoder.extend(steps)
         return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]
 
-    def _result(self, request, result, prefix):
-        heard = torch.cat([prefix.next(), prefix.waiting(0 if request.last else self._margin)[None]])
-        before = request.row.heard
+    def _result(self, request: Request[JointPast], result: Result, prefix: Prefix) -> Result[JointPast]:
+        """Return the decoder's ``result`` with joint scores; ``prefix`` is the text that the request leads to."""
+        margin = 0 if request.last else MARGIN + self._delay
+        ctc_scores = torch.cat([prefix.next(), prefix.waiting(margin)[None]])
+        before = request.past.ctc_scores
         counted = 0.0 if before is None else before[self.eoc if request.token is None else request.token]
-        scores = (1 - self._weight) * result.log_probs.double() + self._weight * (heard - counted)
-        row = JointRow(result.row, prefix, chunk_size(request), heard)
-        return dataclasses.replace(result, row=row, scores=scores)
+        scores = (1 - self._weight) * result.log_probs.double() + self._weight * (ctc_scores - counted)
+        past = JointPast(result.past, prefix, chunk_size(request), ctc_scores)
+        return Result(past, result.log_probs, scores)
 
-    def _advanced(self, request, heard):
-        """The prefix behind a request; ``heard``: log-probabilities (c, V + 1) of its frames, if it has any."""
-        prefix = request.row.prefix
-        if request.frames is None:
+    def _advanced(self, request: Request[JointPast], log_probs: Tensor | None) -> Prefix:
+        """Return the prefix behind a request; ``log_probs`` (c, V + 1) are CTC's of its frames, if it has any."""
+        prefix = request.past.prefix
+        if log_probs is None:
+            assert prefix is not None and request.token is not None  # a token follows the frames of its chunk
             return prefix.extend(request.token)
         if prefix is None:
-            return Prefix.empty(heard)
-        return prefix.grow(heard, frames_back(chunk_size(request), self._model.chunking.delay))
+            return Prefix.empty(log_probs)
+        return prefix.grow(log_probs, frames_back(chunk_size(request), self._delay))
 
 
-def chunk_size(request):
-    """Frames of a chunk of the recording: of the longest one so far, as the last may be shorter."""
-    return max(request.row.chunk, 0 if request.frames is None else len(request.frames))
+def chunk_size(request: Request[JointPast]) -> int:
+    """Return the frames of a chunk of the recording: of the longest one so far, as the last may be shorter."""
+    return max(request.past.chunk_size, 0 if request.frames is None else len(request.frames))
 
 
 def check_joint(has_chunks: bool, has_ctc: bool) -> None:
@@ -111,18 +125,23 @@ def check_joint(has_chunks: bool, has_ctc: bool) -> None:
         raise ConfigError("search_conf ctc_weight: this model has no CTC head (loss_conf ctc_weight is 0): set it to 0")
 
 
-def check_model(model: nn.Module) -> None:
-    """:func:`check_joint` of a model."""
+def check_model(model: object) -> None:
+    """Raise ConfigError where ``model`` cannot have joint CTC scoring."""
     check_joint(*(getattr(model, name, None) is not None for name in ("chunking", "ctc")))
 
 
 class JointModel(nn.Module):
-    """A model as streams.py and engine.py want it, whose decoder is a :class:`JointDecoder`.
+    """A :class:`ChunkModel` whose decoder is the :class:`JointDecoder` of another one.
 
-    Raises ConfigError for a model without chunks or without CTC head.
+    Args:
+        model: a :class:`ChunkModel` with a CTC head.
+        weight: of CTC, in 0 .. 1.
+
+    Raises:
+        ConfigError: the model has no chunks or no CTC head.
     """
 
-    def __init__(self, model, weight):
+    def __init__(self, model: ChunkModel, weight: float) -> None:
         super().__init__()
         check_model(model)
         self.acoustic, self.ctc, self.chunking = model.acoustic, model.ctc, model.chunking

@@ -1,12 +1,15 @@
 """What decoding returns: transcripts, updates of a stream, their words."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.corpus.ctm import Word, joined_text
-from espnet_speechllm_xl.decoding.token_times import hypothesis_spans
-from espnet_speechllm_xl.tokenization import normalise, word_spans
+from espnet_speechllm_xl.decoding.searches import Hypothesis
+from espnet_speechllm_xl.decoding.token_times import Span, TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
 
 @dataclass(frozen=True)
@@ -14,29 +17,29 @@ class Segment:
     """The text between two endpoints."""
 
     index: int  # 0-based
-    words: tuple = ()
-    tokens: tuple = ()  # token strings
-    timestamps: tuple = ()  # start of each token, seconds from the start of the stream
+    words: tuple[Word, ...] = ()
+    tokens: tuple[str, ...] = ()
+    timestamps: tuple[float, ...] = ()  # start of each token, seconds from the start of the stream
 
     @property
-    def text(self):
-        """Its words, with single spaces where there are any."""
+    def text(self) -> str:
+        """Return the words, joined by single spaces where the script has spaces."""
         return joined_text(self.words)
 
     @property
-    def start(self):
-        """Start of the first word in seconds; None without words."""
+    def start(self) -> float | None:
+        """Return the start of the first word in seconds; None without words."""
         return self.words[0].start if self.words else None
 
     @property
-    def end(self):
-        """End of the last word in seconds; None without words."""
+    def end(self) -> float | None:
+        """Return the end of the last word in seconds; None without words."""
         return self.words[-1].end if self.words else None
 
     @property
-    def confidence(self):
-        """Mean of the words'; None without words."""
-        return sum(word.confidence for word in self.words) / len(self.words) if self.words else None
+    def confidence(self) -> float | None:
+        """Return the mean confidence of the words; None without words."""
+        return sum(word.confidence or 0.0 for word in self.words) / len(self.words) if self.words else None
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Update:
 
     text: str = ""  # newly settled text, never taken back
     partial: str = ""  # follows the settled text, may still change
-    words: tuple = ()  # newly settled words
-    segments: tuple = ()  # segments that ended, settled whole
+    words: tuple[Word, ...] = ()  # newly settled words
+    segments: tuple[Segment, ...] = ()  # segments that ended, settled whole
     segment: Segment | None = None  # the open one with the words settled so far; None where endpoints are off
     joined: bool = False  # no space stands between the settled text and ``partial``
 
@@ -57,41 +60,70 @@ class Transcript:
 
     text: str
     score: float  # log-probability of tokens and `$`
-    tokens: tuple  # token strings
-    token_ids: tuple
-    words: tuple
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    words: tuple[Word, ...]
     capped: int | None  # chunks that reached max_tokens_per_chunk; None: of a system that has no such cap
 
 
-def timed_words(tokenizer, tokens, scores, spans, joined=False):
-    """Words of ``tokens`` with times and confidence, as :class:`~espnet_speechllm_xl.corpus.ctm.Word`.
+class Labelling(Protocol):
+    """What every search finds: a token sequence."""
 
-    ``scores``: log-probability of each token; ``spans``: its start and end in frames; ``joined``: the first goes on
-    without a space where other words end.
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Return the token ids."""
+
+
+H = TypeVar("H", bound=Labelling)
+
+
+def timed_words(
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    scores: Sequence[float],
+    spans: Sequence[Span],
+    joined: bool = False,
+) -> list[Word]:
+    """Return the words that tokens spell, with times and confidence.
+
+    Args:
+        tokenizer: of the tokens.
+        tokens: whole words.
+        scores: log-probability of each token.
+        spans: start and end of each token in frames.
+        joined: no space stands before the first word.
     """
     words, before = [], -1 if joined else 0
     for text, first, last in word_spans(tokenizer, tokens):
         start, end = (timeline.frame_start_seconds(frame) for frame in (spans[first][0], spans[last][1]))
-        of_word = scores[first : last + 1]
+        word_scores = scores[first : last + 1]
         # What shares its tokens with the word before was parted from it by white space inside them.
-        goes_on = first > before and not tokenizer.marks_space(tokens[first])
-        words.append(Word(text, start, end, math.exp(sum(of_word) / len(of_word)), goes_on))
+        follows_closely = first > before and not tokenizer.marks_space(tokens[first])
+        words.append(Word(text, start, end, math.exp(sum(word_scores) / len(word_scores)), follows_closely))
         before = first
     return words
 
 
-def distinct_texts(tokenizer, hypotheses):
-    """``{text: its best hypothesis}``, best first: several token sequences can spell one text."""
-    texts = {}
+def distinct_texts(tokenizer: Tokenizer, hypotheses: Iterable[H]) -> dict[str, H]:
+    """Return the best hypothesis of each text, best first: several token sequences can spell one text."""
+    texts: dict[str, H] = {}
     for hypothesis in hypotheses:
         # Single spaces, as the settled words joined: a word-start piece may stand alone.
         texts.setdefault(normalise(tokenizer.decode(hypothesis.tokens)), hypothesis)
     return texts
 
 
-def make_transcript(tokenizer, times, text, hypothesis):
+def make_transcript(tokenizer: Tokenizer, times: TokenTimes, text: str, hypothesis: Hypothesis) -> Transcript:
+    """Return a hypothesis as a user wants it.
+
+    Args:
+        tokenizer: of its tokens.
+        times: of the recording.
+        text: of the hypothesis.
+        hypothesis: of a search.
+    """
     tokens = hypothesis.tokens
-    spans = hypothesis_spans(times, tokens, hypothesis.chunks)
+    spans = hypothesis_spans(times, tokens, hypothesis.chunk_ids)
     return Transcript(
         text=text,
         score=hypothesis.score,

@@ -1,18 +1,20 @@
 """Hypotheses and the searches over them: greedy, chunk-synchronous beam, alignment-synchronous beam.
 
-A search never calls the decoder.  Its methods are generators that yield the decoder steps they want
-(``list[Request]``) and are sent what came out (``list[Result]``, same order); engine.py drives any number
-of them together, so utterances, streams and hypotheses share the decoder's batches.
+A search never calls the decoder.  Its methods are generators: they yield the decoder steps that they want
+(``list[Request]``) and are sent the results (``list[Result]``, same order).  engine.py drives any number of them
+together, so that utterances, streams and hypotheses share the decoder's batches.
 
-    inside a chunk    the chosen token is fed to the decoder         Request(row, chunk, token=w)
-    after `$`         `$` itself is never fed; the hypothesis moves  Request(row, chunk + 1, frames=...)
+    inside chunk k    the chosen token is fed to the decoder         Request(past, k, token=w)
+    after `$`         `$` itself is never fed; the hypothesis moves  Request(past, k + 1, frames=...)
                       on and is prefilled with the next chunk
 
 A step is asked for only after pruning, hence only for hypotheses that live on.  A score is the plain sum of the
-log-probabilities of tokens and `$`, in float64, without length normalisation (joint_ctc.py has others).  Equal
-scores are ordered by token sequence, then by the chunks of the tokens, so results do not depend on the order
-inside ``torch.topk``; scores that differ by rounding only (another batch, another device) are no ties and may
-swap.
+log-probabilities of tokens and `$`, in float64, without length normalisation (joint_ctc.py has others).  Equal scores
+are ordered by token sequence, then by the chunks of the tokens, so that results do not depend on the order inside
+``torch.topk``.  Scores that differ by rounding only (another batch, another device) are no ties and may swap.
+
+A new search derives from :class:`Search`, or from :class:`LiveSearch` if a stream may use it, and is named in
+:data:`SEARCHES`.
 
 Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` hypotheses being expanded.
 """
@@ -20,108 +22,131 @@ Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` h
 import abc
 import math
 import sys
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from espnet_speechllm_xl.config import SearchConfig
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.model.decoder_steps import Request
+from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result
 
 LOWEST = -sys.float_info.max  # finite: candidates below it are impossible (-inf) and never kept
+
+Requests = list[Request]
+Results = list[Result]
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A text with the chunk and the log-probability of each of its tokens (`$` is not among them)."""
 
-    tokens: tuple = ()
-    chunks: tuple = ()  # chunk in which each token was emitted
-    token_scores: tuple = ()  # log-probability of each token
+    tokens: tuple[int, ...] = ()
+    chunk_ids: tuple[int, ...] = ()  # chunk in which each token was emitted
+    token_scores: tuple[float, ...] = ()  # log-probability of each token
     score: float = 0.0  # log-probability of tokens and `$`; when recombined, of the paths merged
     capped: int = 0  # chunks that reached max_tokens_per_chunk, where only `$` is allowed
-    _chunk: int = field(default=0, repr=False, compare=False)  # chunk of the next output
+    _chunk_id: int = field(default=0, repr=False, compare=False)  # chunk of the next output
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
-    _row: Any = field(default=None, repr=False, compare=False)
-    _log_probs: Tensor | None = field(default=None, repr=False, compare=False)
-    _scores: Tensor | None = field(default=None, repr=False, compare=False)
+    _past: Any = field(default=None, repr=False, compare=False)  # the decoder's Past; None: of a result
+    _log_probs: Any = field(default=None, repr=False, compare=False)  # (V + 1,) of the next output; None: not asked
+    _scores: Any = field(default=None, repr=False, compare=False)  # (V + 1,) what each adds to the score
 
-    def _public(self):
-        """Without the decoder state, so that a result kept by a caller does not keep a cache alive."""
-        return replace(self, _row=None, _log_probs=None, _scores=None)
-
-
-def _rank(hypothesis):
-    return -hypothesis.score, hypothesis.tokens, hypothesis.chunks
+    def _public(self) -> "Hypothesis":
+        """Return it without the decoder's past, so that a result kept by a caller keeps no cache alive."""
+        return replace(self, _past=None, _log_probs=None, _scores=None)
 
 
-def shared(a, b):
-    """How many first elements of two sequences are equal."""
+def _rank(hypothesis: Hypothesis) -> tuple:
+    return -hypothesis.score, hypothesis.tokens, hypothesis.chunk_ids
+
+
+def shared(a: Sequence, b: Sequence) -> int:
+    """Count the first elements that two sequences have in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def log_add(a, b):
-    """log(exp(a) + exp(b)) of two floats."""
+def log_add(a: float, b: float) -> float:
+    """Return log(exp(a) + exp(b))."""
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
 class Search(abc.ABC):
-    """What the searches share: expanding, pruning, n-best.
+    """A search over the hypotheses of one recording: expanding, pruning, n-best.
 
-    ``config`` is a :class:`~espnet_speechllm_xl.config.SearchConfig`, ``initial_row`` the decoder state before the
-    first chunk, ``eoc`` the index V of `$`.  ``openers`` (V,) bool, if given, says which tokens may be the first of
-    a chunk: those that begin a word, for a model that was trained with whole words in a chunk; the first token of all
-    is free.  A generator that is dropped midway leaves the search as it was.
+    A generator that is dropped midway leaves the search as it was.
+
+    Args:
+        config: beam, caps and the size of the n-best list.
+        initial_past: the decoder's, before the first chunk.
+        eoc: the index V of `$`.
+        word_starts: (V,) bool, tokens that may be the first of a chunk; None: all.  For a model that was trained with
+            whole words in a chunk these are the tokens that begin a word.  The first token of all is free.
     """
 
-    def __init__(self, config, initial_row, eoc, openers=None):
+    needs_all_audio: ClassVar[bool] = True  # nothing is known before :meth:`finish`, so no stream can use it
+
+    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
         self.config = config
         self.eoc = eoc
         # (V,) added to the scores of a chunk's first token
-        self._closed = None if openers is None else torch.zeros(eoc).masked_fill(~openers, -math.inf)
-        self.beam = [Hypothesis(_row=initial_row)]  # best first
+        self._closed = None if word_starts is None else torch.zeros(eoc).masked_fill(~word_starts, -math.inf)
+        self.beam = [Hypothesis(_past=initial_past)]  # best first
 
     @abc.abstractmethod
-    def advance(self, frames, last=False):
-        """Generator that takes the next chunk: ``frames`` (q, D), q >= 1; only the last chunk may be shorter.
+    def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
+        """Take the next chunk; a generator of decoder steps.
 
-        ``last``: it is known that no audio follows.
+        Args:
+            frames: (q, D), q >= 1; only the last chunk may be shorter than the others.
+            last: it is known that no audio follows.
         """
 
     @abc.abstractmethod
-    def finish(self):
-        """Generator that returns the n-best list of :class:`Hypothesis`: distinct texts, best first.
+    def finish(self) -> Generator[Requests, Results, list[Hypothesis]]:
+        """Return the n-best list, distinct texts, best first; a generator of decoder steps.
 
         Without any chunk that is one empty hypothesis with score 0.
         """
 
-    def best(self):
-        """The best :class:`Hypothesis` so far."""
+    def best(self) -> Hypothesis:
+        """Return the best hypothesis so far."""
         return self.beam[0]._public()
 
-    def settled(self):
-        """Number of leading tokens that all current hypotheses share; it never decreases."""
+    def settled(self) -> int:
+        """Count the leading tokens that all current hypotheses share; the number never decreases."""
         return shared(min(h.tokens for h in self.beam), max(h.tokens for h in self.beam))
 
-    def _nbest(self, hypotheses):
-        texts = {}
+    def _nbest(self, hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
+        texts: dict[tuple[int, ...], Hypothesis] = {}
         for hypothesis in sorted(hypotheses, key=_rank):
             texts.setdefault(hypothesis.tokens, hypothesis._public())
         return list(texts.values())[: self.config.nbest]
 
-    def _extend(self, hypotheses, chunks, last):
-        """Feed each hypothesis its last output; ``chunks[k]`` are the frames (q, D) of chunk k, ``last`` the last k."""
-        results = yield [Request(h._row, h._chunk, **_input(h, chunks), last=h._chunk == last) for h in hypotheses]
+    def _extend(
+        self, hypotheses: Sequence[Hypothesis], chunks: Mapping[int, Tensor] | Sequence[Tensor], last: int | None
+    ) -> Generator[Requests, Results, list[Hypothesis]]:
+        """Feed each hypothesis its last output.
+
+        Args:
+            hypotheses: to be extended.
+            chunks: frames (q, D) of the chunk that each id names.
+            last: id of the chunk behind which no audio follows; None: not known.
+        """
+        results = yield [
+            Request(h._past, h._chunk_id, **_input(h, chunks), last=h._chunk_id == last) for h in hypotheses
+        ]
         return [
-            replace(h, _row=r.row, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
+            replace(h, _past=r.past, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
             for h, r in zip(hypotheses, results, strict=True)
         ]
 
-    def _expand(self, hypotheses):
-        """Log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
+    def _expand(self, hypotheses: Sequence[Hypothesis]) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
         steps = torch.stack([h._log_probs for h in hypotheses]).double()
         if steps.shape[1] != self.eoc + 1:
             raise UserError(
@@ -138,104 +163,153 @@ class Search(abc.ABC):
             totals[opening, : self.eoc] += self._closed.to(totals)
         return steps, totals
 
-    def _prune(self, hypotheses, steps, totals, ended=()):
-        """The best B of all expansions and of the hypotheses ``ended``, best first."""
+    def _prune(
+        self, hypotheses: Sequence[Hypothesis], steps: Tensor, totals: Tensor, ended: Sequence[Hypothesis] = ()
+    ) -> list[Hypothesis]:
+        """Return the best B of all expansions (n, V + 1) and of the hypotheses ``ended``, best first."""
         flat = totals.flatten()
         top = torch.topk(flat, min(self.config.beam_size, len(flat))).values.tolist()
         if math.isnan(top[0]) or (top[0] < LOWEST and not ended):
             raise UserError(
-                f"the decoder gave no usable log-probabilities in chunk {hypotheses[0]._chunk} (NaN or all -inf): "
+                f"the decoder gave no usable log-probabilities in chunk {hypotheses[0]._chunk_id} (NaN or all -inf): "
                 "check the checkpoint, or decode in float32"
             )
         # topk orders ties as it likes: take every candidate that reaches its last value, then rank
         picks = (flat >= max(top[-1], LOWEST)).nonzero().squeeze(1)
         candidates = list(ended)
-        scores, steps = flat[picks].tolist(), steps.flatten()[picks].tolist()
-        for index, score, step in zip(picks.tolist(), scores, steps, strict=True):
+        chosen = zip(picks.tolist(), flat[picks].tolist(), steps.flatten()[picks].tolist(), strict=True)
+        for index, score, step in chosen:
             source, token = divmod(index, self.eoc + 1)
             candidates.append(self._grow(hypotheses[source], token, score, step))
         return sorted(candidates, key=_rank)[: self.config.beam_size]
 
-    def _grow(self, h, token, score, step):
+    def _grow(self, h: Hypothesis, token: int, score: float, step: float) -> Hypothesis:
+        """Return ``h`` with one more output, of log-probability ``step``; ``score`` is the total."""
         if token == self.eoc:
             capped = h.capped + (h._emitted >= self.config.max_tokens_per_chunk)
-            return Hypothesis(h.tokens, h.chunks, h.token_scores, score, capped, h._chunk + 1, 0, h._forgotten, h._row)
-        tokens, chunks, scores = (*h.tokens, token), (*h.chunks, h._chunk), (*h.token_scores, step)
-        return Hypothesis(tokens, chunks, scores, score, h.capped, h._chunk, h._emitted + 1, h._forgotten, h._row)
+            return Hypothesis(
+                h.tokens, h.chunk_ids, h.token_scores, score, capped, h._chunk_id + 1, 0, h._forgotten, h._past
+            )
+        tokens, chunk_ids, scores = (*h.tokens, token), (*h.chunk_ids, h._chunk_id), (*h.token_scores, step)
+        return Hypothesis(
+            tokens, chunk_ids, scores, score, h.capped, h._chunk_id, h._emitted + 1, h._forgotten, h._past
+        )
 
 
-class ChunkSync(Search):
+class LiveSearch(Search):
+    """A search that a stream can use: it knows its hypotheses after every chunk, and lets go of the past.
+
+    Attributes:
+        beam: hypotheses after the last chunk, best first, all with equally many tokens forgotten.
+        num_chunks: chunks taken so far.
+    """
+
+    needs_all_audio = False
+    num_chunks: int
+
+    @property
+    @abc.abstractmethod
+    def oldest(self) -> int:
+        """Return the first chunk in which any hypothesis has a token; without tokens, the next chunk."""
+
+    @abc.abstractmethod
+    def commit(self, count: int) -> None:
+        """Drop the hypotheses that do not begin with the first ``count`` tokens of the best."""
+
+    @abc.abstractmethod
+    def commit_until(self, end: float) -> int:
+        """Drop the hypotheses that disagree with the best about the tokens of the chunks that end by ``end``.
+
+        Args:
+            end: a time in chunks, from the start of the recording; negative: nothing is dropped.
+
+        Returns:
+            The number of these tokens.
+        """
+
+    @abc.abstractmethod
+    def forget(self, count: int) -> None:
+        """Remove the first ``count`` tokens from all hypotheses, which share them; scores stay totals."""
+
+    @abc.abstractmethod
+    def rest(self) -> None:
+        """Let go of the batches in which the last steps ran, as no step may follow for long."""
+
+
+class ChunkSync(LiveSearch):
     """Chunk-synchronous beam search, live and offline; greedy search is its beam of 1.
 
     Within a chunk the hypotheses that have ended it (`$`) and all expansions of the others are pruned together to
     the best B, until those have all ended it.
     """
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.chunk = 0  # chunks taken
+    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
+        super().__init__(config, initial_past, eoc, word_starts)
+        self.num_chunks = 0
 
-    def advance(self, frames, last=False):
-        chunk = self.chunk
-        _check_chunk(frames, chunk)
-        ended, open_ = [], self.beam
+    def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
+        """Take the next chunk; see :class:`Search`."""
+        chunk_id = self.num_chunks
+        _check_chunk(frames, chunk_id)
+        ended: list[Hypothesis] = []
+        open_ = self.beam
         while open_:
-            open_ = yield from self._extend(open_, {chunk: frames}, chunk if last else None)
+            open_ = yield from self._extend(open_, {chunk_id: frames}, chunk_id if last else None)
             steps, totals = self._expand(open_)
             if self.config.recombine:
                 ended = self._recombine(ended, open_, totals)
             best = self._prune(open_, steps, totals, ended)
-            ended = [h for h in best if h._chunk > chunk]
-            open_ = [h for h in best if h._chunk == chunk]
-        self.beam, self.chunk = ended, chunk + 1
+            ended = [h for h in best if h._chunk_id > chunk_id]
+            open_ = [h for h in best if h._chunk_id == chunk_id]
+        self.beam, self.num_chunks = ended, chunk_id + 1
 
-    def finish(self):
+    def finish(self) -> Generator[Requests, Results, list[Hypothesis]]:
+        """Return the n-best list; see :class:`Search`."""
         yield from ()
         return self._nbest(self.beam)
 
-    def commit(self, count):
-        """Drop the hypotheses that do not begin with the first ``count`` tokens of the best."""
+    def commit(self, count: int) -> None:
+        """Drop hypotheses; see :class:`LiveSearch`."""
         prefix = self.beam[0].tokens[:count]
         self.beam = [h for h in self.beam if h.tokens[:count] == prefix]
 
-    def commit_until(self, end):
-        """Drop the hypotheses whose tokens of the chunks that end by ``end`` (in chunks) are not those of the best.
+    def commit_until(self, end: float) -> int:
+        """Drop hypotheses; see :class:`LiveSearch`."""
 
-        Returns the number of these tokens.
-        """
-
-        def old(hypothesis):
-            return hypothesis.tokens[: sum(chunk + 1 <= end for chunk in hypothesis.chunks)]
+        def old(hypothesis: Hypothesis) -> tuple[int, ...]:
+            return hypothesis.tokens[: sum(chunk_id + 1 <= end for chunk_id in hypothesis.chunk_ids)]
 
         of_best = old(self.beam[0])
         self.beam = [h for h in self.beam if old(h) == of_best]
         return len(of_best)
 
     @property
-    def oldest(self):
-        """The first chunk that any hypothesis has a token in; without tokens, the next chunk."""
-        return min((h.chunks[0] for h in self.beam if h.chunks), default=self.chunk)
+    def oldest(self) -> int:
+        """Return the first chunk with a token; see :class:`LiveSearch`."""
+        return min((h.chunk_ids[0] for h in self.beam if h.chunk_ids), default=self.num_chunks)
 
-    def forget(self, count):
-        """Drop the first ``count`` tokens, which all hypotheses share, from their results; scores stay totals."""
+    def forget(self, count: int) -> None:
+        """Remove tokens; see :class:`LiveSearch`."""
         self.beam = [
             replace(
                 h,
                 tokens=h.tokens[count:],
-                chunks=h.chunks[count:],
+                chunk_ids=h.chunk_ids[count:],
                 token_scores=h.token_scores[count:],
                 _forgotten=h._forgotten + count,
             )
             for h in self.beam
         ]
 
-    def rest(self):
-        """Let go of the batches that the last steps ran in, as no step may follow for long."""
-        rows = {id(h._row): h._row.alone() for h in self.beam}
-        self.beam = [replace(h, _row=rows[id(h._row)]) for h in self.beam]
+    def rest(self) -> None:
+        """Let go of batches; see :class:`LiveSearch`."""
+        pasts = {id(h._past): h._past.alone() for h in self.beam}
+        self.beam = [replace(h, _past=pasts[id(h._past)]) for h in self.beam]
 
-    def _recombine(self, ended, open_, totals):
-        """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``totals``.
+    def _recombine(
+        self, ended: Sequence[Hypothesis], open_: Sequence[Hypothesis], totals: Tensor
+    ) -> list[Hypothesis]:
+        """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``totals`` (n, V + 1).
 
         No other two candidates can agree: open hypotheses are of distinct texts, with equally many tokens in the chunk.
         """
@@ -257,26 +331,28 @@ class ChunkSync(Search):
 class AlignmentSync(Search):
     """Alignment-synchronous beam search (Saon et al. 2020 for transducers; the paper's), offline.
 
-    All active hypotheses have the same number of outputs, `$` counted.  One that emits `$` in the last chunk leaves
-    the beam for the pool of complete ones; the search stops when the best complete score is at least the best
+    All active hypotheses have the same number of outputs, `$` counted.  A hypothesis that emits `$` in the last chunk
+    leaves the beam for the pool of complete ones.  The search stops when the best complete score is at least the best
     active one (scores only fall), so the n-best list can be shorter than asked for.  With ``recombine`` merging raises
-    scores, and now and then it stops before a text that would have come out better.  Chunks are only collected by
-    :meth:`advance`; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
+    scores, and now and then the search stops before a text that would have come out better.  :meth:`advance` only
+    collects chunks; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
     """
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.frames = []  # (q, D) of each chunk
-        self._last = None  # the last chunk, when known
+    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
+        super().__init__(config, initial_past, eoc, word_starts)
+        self.frames: list[Tensor] = []  # (q, D) of each chunk
+        self._last: int | None = None  # the last chunk, when known
         self._start = self.beam
 
-    def advance(self, frames, last=False):
+    def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
+        """Keep the next chunk; see :class:`Search`."""
         _check_chunk(frames, len(self.frames))
         yield from ()
         self.frames.append(frames)
         self._last = len(self.frames) - 1 if last else None
 
-    def finish(self):
+    def finish(self) -> Generator[Requests, Results, list[Hypothesis]]:
+        """Search, and return the n-best list; see :class:`Search`."""
         complete, active = ([], self._start) if self.frames else (self._start, [])
         while active and not self._done(complete, active):
             active = yield from self._extend(active, self.frames, self._last)
@@ -284,16 +360,16 @@ class AlignmentSync(Search):
             if self.config.recombine:
                 self._recombine(active, totals)
             best = self._prune(active, steps, totals)
-            complete = complete + [h._public() for h in best if h._chunk == len(self.frames)]
-            active = [h for h in best if h._chunk < len(self.frames)]
+            complete = complete + [h._public() for h in best if h._chunk_id == len(self.frames)]
+            active = [h for h in best if h._chunk_id < len(self.frames)]
         self.beam = sorted(complete, key=_rank)
         return self._nbest(self.beam)
 
     @staticmethod
-    def _done(complete, active):
+    def _done(complete: Sequence[Hypothesis], active: Sequence[Hypothesis]) -> bool:
         return bool(complete) and max(h.score for h in complete) >= active[0].score
 
-    def _recombine(self, active, totals):
+    def _recombine(self, active: Sequence[Hypothesis], totals: Tensor) -> None:
         """Merge expansions of equal text in place: ``x w`` that emits `$`, and ``x`` that emits ``w``.
 
         With equally many outputs, equal texts are in the same chunk, and no more than these two can agree.
@@ -309,24 +385,49 @@ class AlignmentSync(Search):
             totals[growing] = log_add(a, b) if a < b else -math.inf
 
 
-def _input(hypothesis, chunks):
+def _input(hypothesis: Hypothesis, chunks: Mapping[int, Tensor] | Sequence[Tensor]) -> dict[str, Any]:
     if hypothesis._emitted:
         return {"token": hypothesis.tokens[-1]}
-    return {"frames": chunks[hypothesis._chunk]}
+    return {"frames": chunks[hypothesis._chunk_id]}
 
 
-def _check_chunk(frames, chunk):
+def _check_chunk(frames: Tensor, chunk_id: int) -> None:
     if frames.dim() != 2 or len(frames) == 0:
-        raise ValueError(f"chunk {chunk} has shape {tuple(frames.shape)}: give (frames, size), 1 frame at least")
+        raise ValueError(f"chunk {chunk_id} has shape {tuple(frames.shape)}: give (frames, size), 1 frame at least")
 
 
-SEARCHES = {"greedy": ChunkSync, "chunk_sync": ChunkSync, "alsd": AlignmentSync}  # alsd: the paper's
+SEARCHES: dict[str, type[Search]] = {
+    "greedy": ChunkSync,
+    "chunk_sync": ChunkSync,
+    "alsd": AlignmentSync,  # the paper's
+}
+DEFAULT_LIVE = "chunk_sync"  # what a stream takes in place of a search that needs all audio
 
 
-def make_search(config, initial_row, eoc, openers=None):
-    """The :class:`Search` that ``config.method`` names; greedy has a beam of 1.  Raises UserError for another name."""
+def make_search(config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> Search:
+    """Make the search that ``config.method`` names; greedy has a beam of 1.
+
+    Args:
+        config: the method and its settings.
+        initial_past: see :class:`Search`.
+        eoc: see :class:`Search`.
+        word_starts: see :class:`Search`.
+
+    Raises:
+        UserError: there is no search of that name.
+    """
     if config.method not in SEARCHES:
         raise UserError(f"search '{config.method}': use one of {', '.join(SEARCHES)}")
     if config.method == "greedy":
         config = replace(config, beam_size=1)
-    return SEARCHES[config.method](config, initial_row, eoc, openers)
+    return SEARCHES[config.method](config, initial_past, eoc, word_starts)
+
+
+def live_methods() -> list[str]:
+    """List the names of the searches that a stream can use."""
+    return [name for name, search_class in SEARCHES.items() if not search_class.needs_all_audio]
+
+
+def live_method(method: str) -> str:
+    """Return the name of a stream's search where offline decoding has ``method``: the same if a stream can use it."""
+    return DEFAULT_LIVE if method in SEARCHES and SEARCHES[method].needs_all_audio else method

@@ -2,10 +2,10 @@
 
     samples -> AudioChunks -> frames of a chunk -> Search.advance -> hypotheses -> settled tokens -> words -> segments
 
-Everything happens chunk by chunk, so results do not depend on how the audio was cut.  Text is *settled* once all
-hypotheses share it and no later token can lengthen its last word, or, as the best has it, once it is
-``settle_seconds`` old.  Hypotheses that disagree with settled text are dropped, and so are settled tokens: a stream
-holds the open end only and can run for ever.
+Everything happens chunk by chunk, so results do not depend on how the audio was cut.  Text is *settled* in one of two
+ways: all hypotheses share it and no later token can lengthen its last word; or it is ``settle_seconds`` old, and then
+the best hypothesis decides.  The stream drops hypotheses that disagree with settled text, and it drops settled tokens.
+It holds the open end only and can run for ever.
 
 A word's confidence is the geometric mean of its token probabilities.  Its times: token_times.py.
 """
@@ -14,30 +14,41 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Iterable, Sequence
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import StreamConfig
-from espnet_speechllm_xl.corpus.ctm import joined_text
+from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig, StreamConfig
+from espnet_speechllm_xl.corpus.ctm import Word, joined_text
 from espnet_speechllm_xl.decoding.audio_chunks import AudioChunks, checked_samples
-from espnet_speechllm_xl.decoding.engine import answer, run
-from espnet_speechllm_xl.decoding.results import Segment, Update, distinct_texts, make_transcript, timed_words
-from espnet_speechllm_xl.decoding.searches import make_search, shared
-from espnet_speechllm_xl.decoding.token_times import TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.decoding.engine import Steps, model_calls, run
+from espnet_speechllm_xl.decoding.results import (
+    Segment,
+    Transcript,
+    Update,
+    distinct_texts,
+    make_transcript,
+    timed_words,
+)
+from espnet_speechllm_xl.decoding.searches import Hypothesis, LiveSearch, Search, live_methods, make_search, shared
+from espnet_speechllm_xl.decoding.token_times import Span, TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.settings import ConfigError
-from espnet_speechllm_xl.tokenization import lone_space, normalise, word_begins
+from espnet_speechllm_xl.tokenization import Tokenizer, lone_space, normalise, word_begins
 
 
-def _search(model, tokenizer, chunking, config):
-    """The search of one recording; after training with whole words, a chunk's first token begins a word."""
-    openers = _word_starts(tokenizer) if chunking.unit == "word" else None
-    return make_search(config, model.decoder.initial_row(chunking.context), model.decoder.eoc, openers)
+def _make_search(model: ChunkModel, tokenizer: Tokenizer, chunking: ChunkingConfig, config: SearchConfig) -> Search:
+    """Make the search of one recording; after training with whole words, a chunk's first token begins a word."""
+    word_starts = _word_starts(tokenizer) if chunking.unit == "word" else None
+    return make_search(config, model.decoder.initial_past(chunking.context), model.decoder.eoc, word_starts)
 
 
 @functools.lru_cache(maxsize=4)  # a large vocabulary takes a while, and a server opens many streams
-def _word_starts(tokenizer):
-    """(V,) bool: the tokens that begin a word."""
+def _word_starts(tokenizer: Tokenizer) -> Tensor:
+    """Mark the tokens that begin a word: (V,) bool."""
     return torch.tensor([tokenizer.starts_word(token) for token in range(len(tokenizer.pieces))])
 
 
@@ -45,63 +56,83 @@ class Stream:
     """One recording as it arrives.
 
     Args:
-        model: :class:`~espnet_speechllm_xl.systems.base_model.ChunkwiseModel`, in evaluation mode.
-        tokenizer: see tokenization.py.
-        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`; may differ from training's.
-        search: :class:`~espnet_speechllm_xl.config.SearchConfig`; "greedy" or "chunk_sync".
-        config: :class:`~espnet_speechllm_xl.config.StreamConfig`.
+        model: in evaluation mode.
+        tokenizer: of the model.
+        chunking: may differ from training's.
+        search_config: its method is one that a stream can use: "greedy" or "chunk_sync".
+        config: when text is settled and segments end; None: the defaults.
 
     Raises:
         ConfigError: the search, or the encoder, needs all audio before the first word.
     """
 
-    def __init__(self, model, tokenizer, chunking, search, config=None):
-        if search.method == "alsd":
-            raise ConfigError("search 'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'")
+    def __init__(
+        self,
+        model: ChunkModel,
+        tokenizer: Tokenizer,
+        chunking: ChunkingConfig,
+        search_config: SearchConfig,
+        config: StreamConfig | None = None,
+    ) -> None:
+        search = _make_search(model, tokenizer, chunking, search_config)
+        if search.needs_all_audio:
+            usable = " or ".join(f"'{name}'" for name in live_methods())
+            raise ConfigError(f"search '{search_config.method}' needs all audio before the first word: use {usable}")
         if model.acoustic.encoder.config.segment is None:
             raise ConfigError("this model's encoder needs all audio (encoder_conf segment: null): it cannot stream")
+        assert isinstance(search, LiveSearch)
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
-        self.search = _search(model, tokenizer, chunking, search)
+        self.search = search
         self.closed = False
         self._audio = AudioChunks(model.acoustic, chunking)
         self._times = TokenTimes(model.ctc, chunking)
         self._settle_chunks = timeline.duration_frames(self.config.settle_seconds) / (chunking.chunk or math.inf)
         self._last_end = 0.0  # frames, end of the last settled token
-        self._last_token = None  # that was settled
-        self._open = []  # (token, chunk, (start, end)) of the best hypothesis as its times were last asked for
+        self._last_token: int | None = None  # that was settled
+        # (token, chunk id, span) of the best hypothesis as its times were last asked for
+        self._open: list[tuple[int, int, Span]] = []
         self._segment = Segment(0) if self.config.has_endpoints else None
-        self._words, self._ended = [], []  # since the last update
+        self._words: list[Word] = []  # settled since the last update
+        self._ended: list[Segment] = []  # since the last update
 
     @property
-    def seconds(self):
-        """Audio decoded so far."""
+    def seconds(self) -> float:
+        """Return how much audio was decoded so far."""
         return timeline.frame_start_seconds(self._times.frames)
 
     @property
-    def wanted(self):
-        """Samples, at least one, that complete what can be encoded next; pushes of fewer are only kept."""
+    def wanted(self) -> int:
+        """Return how many samples, at least one, the next encoder call still needs; fewer are only kept."""
         return self._audio.wanted
 
     @property
-    def capped(self):
-        """Chunks that reached ``max_tokens_per_chunk`` so far."""
+    def capped(self) -> int:
+        """Return how many chunks reached ``max_tokens_per_chunk`` so far."""
         return self.search.best().capped
 
-    def push(self, samples):
-        """Take samples (n,), n >= 0, float in [-1, 1] at the model's rate; return an :class:`Update`.
+    def push(self, samples: npt.ArrayLike | Tensor) -> Update:
+        """Take more audio, and return what it changed.
 
-        Raises AudioError for what cannot be that (``checked_samples``); the stream goes on as if it had not come.
+        Args:
+            samples: (n,), n >= 0, float in [-1, 1] at the model's rate.
+
+        Raises:
+            AudioError: the samples are no such thing (``checked_samples``); the stream goes on without them.
         """
-        return run([self.consume(samples)], answer(self.model))[0]
+        return run([self.consume(samples)], model_calls(self.model))[0]
 
-    def close(self):
+    def close(self) -> Update:
         """End the stream; return an :class:`Update` whose partial text is empty."""
-        return run([self.consume((), final=True)], answer(self.model))[0]
+        return run([self.consume((), final=True)], model_calls(self.model))[0]
 
-    def consume(self, samples, final=False):
-        """Generator of requests (engine.py) that takes ``samples`` and, if ``final``, ends the stream.
+    def consume(self, samples: npt.ArrayLike | Tensor, final: bool = False) -> Steps[Update]:
+        """Take more audio; a generator of requests (engine.py) that returns what it changed.
 
-        Returns an :class:`Update`.  One such generator of a stream must end before the next may begin.
+        One such generator of a stream must end before the next may begin.
+
+        Args:
+            samples: see :meth:`push`.
+            final: no audio follows, and the stream ends.
         """
         samples = checked_samples(samples, self.model)
         if self.closed:
@@ -124,49 +155,53 @@ class Stream:
         self.closed = final
         return self._update()
 
-    def _update(self):
+    def _update(self) -> Update:
         words, ended = tuple(self._words), tuple(self._ended)
         self._words, self._ended = [], []
         tokens = self.search.best().tokens
         partial = normalise(self.tokenizer.decode(tokens))
-        return Update(joined_text(words), partial, words, ended, self._segment, self._goes_on(tokens))
+        return Update(joined_text(words), partial, words, ended, self._segment, self._continues(tokens))
 
-    def _goes_on(self, tokens):
-        """Whether no space stands between the settled text and ``tokens``, which follow it."""
+    def _continues(self, tokens: Sequence[int]) -> bool:
+        """Tell whether no space stands between the settled text and ``tokens``, which follow it."""
         if self._last_token is None or not tokens:
             return False
         return not (self.tokenizer.marks_space(tokens[0]) or lone_space(self.tokenizer, self._last_token))
 
-    def _settle_shared(self):
+    def _settle_shared(self) -> None:
         """Settle the words that all hypotheses share and that no later token can lengthen."""
-        self._settle(self._whole_words(self.search.settled(), self.search.beam))
+        self._settle(self._count_of_whole_words(self.search.settled(), self.search.beam))
 
-    def _settle_old(self):
-        """Settle the best hypothesis's words that are ``settle_seconds`` old; one that goes on as long again is cut.
+    def _settle_old(self) -> None:
+        """Settle the best hypothesis' words that are ``settle_seconds`` old.
 
-        That there are no more of them is settled as well: in silence a rival with one word more could stay for ever.
+        Hypotheses that have other words, or more words, in that time are dropped: in silence a rival with one word
+        more could stay for ever.  A word that goes on for twice ``settle_seconds`` is cut.
         """
-        now, age = self.search.chunk, self._settle_chunks
+        now, age = self.search.num_chunks, self._settle_chunks
         count = self.search.commit_until(now - age)
-        whole = self._whole_words(count, self.search.beam, last_ends=True)
+        whole = self._count_of_whole_words(count, self.search.beam, last_ends=True)
         endless = count and not whole and self.search.oldest + 1 <= now - 2 * age
         self._settle(count if endless else whole)
 
-    def _settle_all(self):
+    def _settle_all(self) -> None:
         self._commit(len(self.search.best().tokens))
 
-    def _commit(self, count):
+    def _commit(self, count: int) -> None:
         self.search.commit(count)
         self._settle(count)
 
-    def _whole_words(self, count, hypotheses, last_ends=False):
-        """``count`` tokens or fewer, so that all ``hypotheses`` have ended their word there.
+    def _count_of_whole_words(self, count: int, hypotheses: Iterable[Hypothesis], last_ends: bool = False) -> int:
+        """Return how many of the first ``count`` tokens make whole words in every hypothesis.
 
-        ``last_ends``: so has one without more tokens.
+        Args:
+            count: tokens that all hypotheses share.
+            hypotheses: each says by its next token whether the word before is whole.
+            last_ends: the last word of a hypothesis without a next token is whole.
         """
         last_ends = last_ends or self.chunking.unit == "word"  # then no word goes on in the next chunk
 
-        def ends(tokens):
+        def ends(tokens: tuple[int, ...]) -> bool:
             if count < len(tokens):
                 return word_begins(self.tokenizer, tokens, count)
             return last_ends and not lone_space(self.tokenizer, tokens[-1])
@@ -175,14 +210,14 @@ class Stream:
             count -= 1
         return count
 
-    def _settle(self, count):
+    def _settle(self, count: int) -> None:
         """Turn the first ``count`` tokens, which all hypotheses share, into words, and forget them."""
         if not count:
             return
         best = self.search.best()
         spans = self._spans(best)[:count]
         tokens = best.tokens[:count]
-        words = timed_words(self.tokenizer, tokens, best.token_scores, spans, self._goes_on(tokens))
+        words = timed_words(self.tokenizer, tokens, best.token_scores, spans, self._continues(tokens))
         self._words += words
         if self._segment is not None:
             self._segment = dataclasses.replace(
@@ -195,22 +230,24 @@ class Stream:
         self._open = self._open[count:]
         self.search.forget(count)
 
-    def _spans(self, best):
-        """Start and end of each token, in frames.  A chunk's tokens are aligned together, once: some may be settled
-        before the others."""
-        tokens = list(zip(best.tokens, best.chunks, strict=True))
-        known = [(token, chunk) for token, chunk, _ in self._open]
+    def _spans(self, best: Hypothesis) -> list[Span]:
+        """Return start and end of each token, in frames.
+
+        The tokens of a chunk are aligned together, once, because some may be settled before the others.
+        """
+        tokens = list(zip(best.tokens, best.chunk_ids, strict=True))
+        known = [(token, chunk_id) for token, chunk_id, _ in self._open]
         count = shared(tokens, known)
         while count and any(each[count - 1][1] == each[count][1] for each in (tokens, known) if count < len(each)):
             count -= 1  # of that chunk it has other tokens now
         spans = [span for *_, span in self._open[:count]]
         after = spans[-1][1] if spans else self._last_end
-        spans += hypothesis_spans(self._times, best.tokens[count:], best.chunks[count:], after)
+        spans += hypothesis_spans(self._times, best.tokens[count:], best.chunk_ids[count:], after)
         self._open = [(*each, span) for each, span in zip(tokens, spans, strict=True)]
         return spans
 
-    def _end_segment_by_rule(self):
-        """Endpoints: enough silence after the last token, or a segment that grew too long."""
+    def _end_segment_by_rule(self) -> None:
+        """End the segment at an endpoint: enough silence after the last token, or a segment that grew too long."""
         best = self.search.best()
         if self._segment is None or not (self._segment.words or best.tokens):
             return
@@ -218,51 +255,91 @@ class Stream:
         if self._lasts(timeline.frame_start_seconds(last), self.config.endpoint_silence):
             self._settle_all()
             self._end_segment()
-        elif self._lasts(self._segment_start(best), self.config.endpoint_length):
+        elif self._lasts(self._segment_start(self._segment, best), self.config.endpoint_length):
             if not self._segment.words:  # what is settled needs no decision about a word that was just heard
-                self._commit(self._whole_words(len(best.tokens), [best]))
+                self._commit(self._count_of_whole_words(len(best.tokens), [best]))
             self._end_segment()
 
-    def _lasts(self, start, limit):
-        """Whether the audio since ``start`` is as long as ``limit``, both in seconds."""
+    def _lasts(self, start: float, limit: float) -> bool:
+        """Tell whether the audio since ``start`` is as long as ``limit``, both in seconds."""
         return timeline.duration_frames(self.seconds - start) >= timeline.duration_frames(limit)
 
-    def _segment_start(self, best):
-        if self._segment.words:
-            return self._segment.start
-        begin, _ = timeline.chunk_span_frames(best.chunks[0], self.chunking.chunk, self._times.frames)
+    def _segment_start(self, segment: Segment, best: Hypothesis) -> float:
+        """Return the start of the open segment in seconds; without a settled word, that of its first token's chunk."""
+        if segment.start is not None:
+            return segment.start
+        begin, _ = timeline.chunk_span_frames(best.chunk_ids[0], self.chunking.chunk, self._times.frames)
         return timeline.frame_start_seconds(begin)
 
-    def _end_segment(self):
+    def _end_segment(self) -> None:
         if self._segment is not None and self._segment.words:
             self._ended.append(self._segment)
             self._segment = Segment(self._segment.index + 1)
 
 
 @torch.no_grad()
-def _inputs(model, frames):
-    """Decoder inputs (c, D) of a chunk; frame by frame, so that they do not depend on how the audio was cut."""
+def _inputs(model: ChunkModel, frames: Tensor) -> Tensor:
+    """Return the decoder inputs (c, D) of a chunk's frames (c, E).
+
+    They are made frame by frame, so that they do not depend on how the audio was cut.
+    """
     return model.projection(frames)
 
 
-def transcribe(model, tokenizer, chunking, search, recordings):
-    """The n-best :class:`Transcript` list of each recording (n,) in a list, decoded as one batch."""
-    return run([decode(model, tokenizer, chunking, search, samples) for samples in recordings], answer(model))
+def transcribe(
+    model: ChunkModel,
+    tokenizer: Tokenizer,
+    chunking: ChunkingConfig,
+    search_config: SearchConfig,
+    recordings: Sequence[npt.ArrayLike | Tensor],
+) -> list[list[Transcript]]:
+    """Return the n-best list of each recording, decoded as one batch.
 
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        chunking: may differ from training's.
+        search_config: any method of searches.py.
+        recordings: samples (n,) of each, see :meth:`Stream.push`.
 
-def decode(model, tokenizer, chunking, search, samples, most_segments=None):
-    """Generator of requests (engine.py) that decodes one recording (n,); returns its n-best :class:`Transcript` list.
-
-    Any search will do; nothing is settled or forgotten before the end.  ``most_segments`` of the encoder are asked for
-    at once: where others wait for the same engine, few.
+    Raises:
+        AudioError: the samples of a recording cannot be used.
     """
-    every = dataclasses.replace(search, nbest=sys.maxsize)
-    searching, times = _search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
+    generators = [decode(model, tokenizer, chunking, search_config, samples) for samples in recordings]
+    return run(generators, model_calls(model))
+
+
+def decode(
+    model: ChunkModel,
+    tokenizer: Tokenizer,
+    chunking: ChunkingConfig,
+    search_config: SearchConfig,
+    samples: npt.ArrayLike | Tensor,
+    most_segments: int | None = None,
+) -> Steps[list[Transcript]]:
+    """Return the n-best list of one recording; a generator of requests (engine.py).
+
+    Nothing is settled or forgotten before the end, so any search will do.
+
+    Args:
+        model: see :func:`transcribe`.
+        tokenizer: see :func:`transcribe`.
+        chunking: see :func:`transcribe`.
+        search_config: see :func:`transcribe`.
+        samples: (n,), see :meth:`Stream.push`.
+        most_segments: encoder segments that one request asks for at most: few where others wait for the same engine;
+            None: as the encoder's configuration says.
+
+    Raises:
+        AudioError: the samples cannot be used.
+    """
+    every = dataclasses.replace(search_config, nbest=sys.maxsize)
+    search, times = _make_search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
     audio = AudioChunks(model.acoustic, chunking, most_segments)
     chunks = yield from audio.take(checked_samples(samples, model), final=True)
     times.end = audio.frames
     for frames, last in chunks:
         times.add(frames)
-        yield from searching.advance(_inputs(model, frames), last)
-    texts = distinct_texts(tokenizer, (yield from searching.finish()))
-    return [make_transcript(tokenizer, times, *item) for item in list(texts.items())[: search.nbest]]
+        yield from search.advance(_inputs(model, frames), last)
+    texts = distinct_texts(tokenizer, (yield from search.finish()))
+    return [make_transcript(tokenizer, times, *item) for item in list(texts.items())[: search_config.nbest]]

@@ -24,8 +24,14 @@ class AcousticState(Streams):
     encoder: EncoderState
 
     @property
-    def batch(self):
+    def batch(self) -> int:
+        """Return the number of streams."""
         return self.features.batch
+
+    @property
+    def buffered(self) -> tuple[int, ...]:
+        """Return how much of each kind the streams have buffered; only streams that agree make one batch."""
+        return (*self.features.buffered, *self.encoder.buffered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +47,7 @@ class EncodeRequest:
     @property
     def signature(self):
         """Requests of equal signature are encoded as one batch."""
-        encoder = self.state.encoder
-        buffered = [self.state.features.samples, encoder.features, encoder.frames]
-        return (len(self.samples), self.final, *(tensor.shape[1] for tensor in buffered))
+        return (len(self.samples), self.final, *self.state.buffered)
 
 
 class Acoustic(nn.Module):

@@ -320,8 +320,14 @@ class EncoderState(Streams):
     emformer: EmformerState
 
     @property
-    def batch(self):
+    def batch(self) -> int:
+        """Return the number of streams."""
         return self.features.shape[0]
+
+    @property
+    def buffered(self) -> tuple[int, ...]:
+        """Return how many feature frames and frames each stream has buffered."""
+        return self.features.shape[1], self.frames.shape[1]
 
 
 class EmformerEncoder(AbsEncoder):

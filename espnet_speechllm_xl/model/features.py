@@ -46,11 +46,17 @@ class LogMelState(Streams):
     """Feature streams between two pushes."""
 
     samples: torch.Tensor  # (B, n) from the start of the next frame on
-    level: "LevelState"
+    level: LevelState
 
     @property
-    def batch(self):
+    def batch(self) -> int:
+        """Return the number of streams."""
         return self.samples.shape[0]
+
+    @property
+    def buffered(self) -> tuple[int, ...]:
+        """Return how many samples each stream has buffered."""
+        return (self.samples.shape[1],)
 
 
 class LogMel(nn.Module):

@@ -6,24 +6,30 @@ Shape legend: ``B`` batch, ``L`` sequence, ``D`` model dimension, ``V`` tokenize
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import DecoderConfig
 from espnet_speechllm_xl.model import cache
-from espnet_speechllm_xl.model.decoder_steps import Request, Result
+from espnet_speechllm_xl.model.cache import CachedPast
+from espnet_speechllm_xl.model.decoder_steps import Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import drop_tokens, dropout
 from espnet_speechllm_xl.model.visibility import attention_mask
 from espnet_speechllm_xl.settings import ConfigError, from_dict, signature
 
-REBASE_POSITION = 2048  # float32 angles up to here err by 1e-4 rad; see Row.rebase
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REBASE_POSITION = 2048  # float32 angles up to here err by 1e-4 rad; see CachedPast.rebase
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, TextDecoder[CachedPast]):
     """Llama-shaped decoder over interleaved audio and text (paper section 2).
 
     Args:
@@ -31,10 +37,14 @@ class Decoder(nn.Module):
         conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
 
     Raises:
-        ConfigError: unknown field, or a checkpoint that is missing or whose positions are not Llama's rotary ones.
+        ConfigError: a field is unknown, or a checkpoint is missing or has no rotary positions of Llama's layout.
     """
 
-    def __init__(self, vocab_size, **conf):
+    __signature__: ClassVar[inspect.Signature] = signature(
+        DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
+    )
+
+    def __init__(self, vocab_size: int, **conf: Any) -> None:  # as DecoderConfig has them
         super().__init__()
         self.config = from_dict(DecoderConfig, conf, "decoder_conf")
         self.eoc = vocab_size
@@ -43,7 +53,7 @@ class Decoder(nn.Module):
             self.lm.resize_token_embeddings(vocab_size + 1, mean_resizing=False)
         base = self.lm.get_decoder()
         # transformers 5.24 renamed the argument.
-        self._past = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        self._cache_argument = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
         if self.config.pretrained and not self._keys_can_move():
             raise ConfigError(
                 f"decoder_conf pretrained: {self.config.pretrained} has no rotary position embedding in Llama's "
@@ -56,72 +66,73 @@ class Decoder(nn.Module):
             _add_residual_dropout(base, self.config.dropout)
 
     @property
-    def dim(self):
-        """Width of the inputs, D."""
+    def dim(self) -> int:
+        """Return the width D of the inputs."""
         return self.lm.config.hidden_size
 
-    def embed(self, tokens):
-        """Text tokens (B, U) -> inputs (B, U, D); in training some embeddings are dropped whole."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the inputs (B, U, D) of text tokens (B, U); in training some embeddings are dropped whole."""
         return drop_tokens(self.lm.get_input_embeddings()(tokens), self.config.embed_dropout, self.training)
 
-    def forward(self, inputs, position, chunk, context, past=None):
-        """Hidden states (B, L, D) of ``inputs`` (B, L, D) behind ``past``.
+    def forward(
+        self,
+        inputs: Tensor,
+        position: Tensor,
+        chunk_id: Tensor,
+        context: Tensor | int | None,
+        past: cache.Batch | None = None,
+    ) -> Tensor:
+        """Return the hidden states (B, L, D) of ``inputs`` behind ``past``.
 
         Args:
-            position, chunk: (B, L) integer tensors of the inputs.
+            inputs: (B, L, D)
+            position: (B, L) integers, of the inputs.
+            chunk_id: (B, L) integers, of the inputs.
             context: previous chunks that stay visible, a number or a tensor (B, 1, 1); None: all.
-            past: :class:`~espnet_speechllm_xl.model.cache.Batch` or None (training: empty).
+            past: what the inputs follow; None, as in training: nothing.
         """
-        key_position, key_chunk = (position, chunk) if past is None else (past.position, past.chunk)
-        mask = attention_mask(position, chunk, key_position, key_chunk, context, inputs.dtype)
+        key_position, key_chunk_id = (position, chunk_id) if past is None else (past.position, past.chunk_id)
+        mask = attention_mask(position, chunk_id, key_position, key_chunk_id, context, inputs.dtype)
         output = self.lm.get_decoder()(
             inputs_embeds=inputs,
             attention_mask=mask,
             position_ids=position,
             use_cache=past is not None,
-            **{self._past: past},
+            **{self._cache_argument: past},
         )
         return output.last_hidden_state
 
-    def logits(self, hidden):
-        """Scores (..., V + 1) of the next token or ``$``."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the scores (..., V + 1) of the next token or ``$`` from hidden states (..., D)."""
         return self.lm.get_output_embeddings()(hidden)
 
-    def initial_row(self, context):
-        """The past of a hypothesis before any input, which will see ``context`` previous chunks (None: all)."""
+    def initial_past(self, context: int | None) -> CachedPast:
+        """Return the past of a hypothesis before any input; see :class:`ChunkDecoder`."""
         config = self.lm.config
         weight = self.lm.get_output_embeddings().weight
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cache.empty_row(config.num_hidden_layers, heads, head_dim, weight.dtype, weight.device, context)
+        return cache.empty_past(config.num_hidden_layers, heads, head_dim, weight.dtype, weight.device, context)
 
     @torch.no_grad()
-    def extend(self, requests):
-        """Advance hypotheses, any number in one call, each by a chunk of audio or by one token.
-
-        Args:
-            requests: list of :class:`~espnet_speechllm_xl.model.decoder_steps.Request`; frames are (q, D) inputs.
-
-        Returns:
-            list of :class:`~espnet_speechllm_xl.model.decoder_steps.Result`: log-probabilities (V + 1,) after the
-            last input.
-        """
-        rows = [self._trim(request) for request in requests]
+    def extend(self, requests: Sequence[Request[CachedPast]]) -> list[Result[CachedPast]]:
+        """Advance hypotheses; see :class:`ChunkDecoder`."""
+        pasts = [self._trim(request) for request in requests]
         counts = [1 if request.frames is None else len(request.frames) for request in requests]
-        past = cache.Batch(rows, counts, [request.chunk for request in requests])
-        hidden = self(self._inputs(requests), past.query_position, past.query_chunk, past.context, past)
+        past = cache.Batch(pasts, counts, [request.chunk_id for request in requests])
+        hidden = self(self._inputs(requests), past.query_position, past.query_chunk_id, past.context, past)
         last = hidden[torch.arange(len(requests)), [count - 1 for count in counts]]
         log_probs = F.log_softmax(self.logits(last).to(torch.promote_types(last.dtype, torch.float32)), dim=-1)
-        return [Result(row, scores) for row, scores in zip(past.rows(), log_probs, strict=True)]
+        return [Result(one, scores) for one, scores in zip(past.pasts(), log_probs, strict=True)]
 
-    def _trim(self, request):
-        """A new chunk puts older ones out of sight for good: evict them, and re-base what is left."""
+    def _trim(self, request: Request[CachedPast]) -> CachedPast:
+        """Return the request's past; a new chunk evicts what is out of sight for good, and re-bases what is left."""
         if request.frames is None:
-            return request.row
-        return request.row.evict(request.chunk).rebase(REBASE_POSITION, self._rotate)
+            return request.past
+        return request.past.evict(request.chunk_id).rebase(REBASE_POSITION, self._rotate)
 
-    def _inputs(self, requests):
-        """Decoder inputs (R, q, D) of the requests, zero-padded."""
+    def _inputs(self, requests: Sequence[Request[CachedPast]]) -> Tensor:
+        """Return the decoder inputs (R, q, D) of R requests, padded with zeros."""
         device = self.lm.get_input_embeddings().weight.device
         if all(request.frames is None for request in requests):
             return self.embed(torch.tensor([[request.token] for request in requests], device=device))
@@ -131,22 +142,22 @@ class Decoder(nn.Module):
         ]
         return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
 
-    def _keys_can_move(self):
-        """Whether keys of late positions, rotated back, are those of early ones: not so in every kind of model."""
+    def _keys_can_move(self) -> bool:
+        """Tell whether rotating keys of late positions back gives the keys of early ones; some models differ."""
         if not hasattr(self.lm.get_decoder(), "rotary_emb"):
             return False
         frames = torch.randn(3, self.dim, generator=torch.Generator().manual_seed(0))
-        row = self.initial_row(None)
-        late = replace(row, next_position=64)
+        start = self.initial_past(None)
+        late = replace(start, next_position=64)
         try:
-            first, second = self.extend([Request(each, 0, frames=frames) for each in (row, late)])
-            moved = second.row.rebase(1, self._rotate)
+            first, second = self.extend([Request(past, 0, frames=frames) for past in (start, late)])
+            moved = second.past.rebase(1, self._rotate)
         except (RuntimeError, TypeError, ValueError):  # other shapes, other arguments, a cache of its own
             return False
-        wanted = first.row.keys_values
+        wanted = first.past.keys_values
         return bool((moved.keys_values - wanted).abs().max() < 1e-3 * wanted.abs().max())
 
-    def _rotate(self, keys, shift):
+    def _rotate(self, keys: Tensor, shift: int) -> Tensor:
         """Rotate cached keys (..., W, d) by ``shift`` positions (Llama's half-split layout)."""
         where = torch.full((1, keys.shape[-2]), shift, device=keys.device)
         rotary = self.lm.get_decoder().rotary_emb
@@ -156,13 +167,8 @@ class Decoder(nn.Module):
         return rotated / rotary.attention_scaling  # YaRN's factor, which the keys hold already
 
 
-Decoder.__signature__ = signature(
-    DecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-)
-
-
-def _llama(config, vocab_size):
-    """A Llama of the configured shape with fresh weights."""
+def _llama(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel":
+    """Make a Llama of the configured shape with fresh weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -182,8 +188,8 @@ def _llama(config, vocab_size):
     )
 
 
-def _pretrained(config):
-    """A local Hugging Face checkpoint; nothing is downloaded."""
+def _pretrained(config: DecoderConfig) -> "PreTrainedModel":
+    """Load a local Hugging Face checkpoint; nothing is downloaded.  Raises ConfigError."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -203,8 +209,8 @@ def _pretrained(config):
         ) from error
 
 
-def _with_lora(model, config):
-    """LoRA adapters on the attention and feed-forward products; embeddings and output stay trainable for `$`."""
+def _with_lora(model: "PreTrainedModel", config: DecoderConfig) -> "PreTrainedModel":
+    """Add LoRA adapters to the attention and feed-forward products; embeddings and output train whole, for `$`."""
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(
@@ -219,10 +225,10 @@ def _with_lora(model, config):
     return adapted.get_base_model()  # the adapters live inside its layers
 
 
-def _add_residual_dropout(base, probability):
-    """Llama has dropout on attention weights only; small corpora want it on both residual branches."""
+def _add_residual_dropout(base: nn.Module, probability: float) -> None:
+    """Drop elements on both residual branches, as small corpora want; Llama drops attention weights only."""
 
-    def drop(module, _inputs, output):
+    def drop(module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         if isinstance(output, tuple):  # of a mixture of experts, with what its router says
             return dropout(output[0], probability, module.training), *output[1:]
         return dropout(output, probability, module.training)

@@ -32,7 +32,7 @@ class Sequence:
 
     source: torch.Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
     position: torch.Tensor  # counts every input of the sequence from 0
-    chunk: torch.Tensor  # chunk id, ``PADDING`` where padded
+    chunk_id: torch.Tensor  # ``PADDING`` where padded
     target: torch.Tensor  # token, `$`, or ``IGNORE``
 
 
@@ -104,10 +104,10 @@ def interleave(openers, token_chunk, tokens, eoc):
     source = order_key.argsort(dim=1, stable=True)[:, :longest]
     position = torch.arange(longest, device=source.device)[None].expand(len(source), -1)
     real = position < lengths[:, None]
-    chunk = torch.where(real, order_key.gather(1, source) // 2, PADDING)
+    chunk_id = torch.where(real, order_key.gather(1, source) // 2, PADDING)
     source = torch.where(real, source, 0)
-    target = _targets(source, chunk, tokens, openers.shape[1], eoc)
-    return Sequence(source=source, position=position, chunk=chunk, target=torch.where(real, target, IGNORE))
+    target = _targets(source, chunk_id, tokens, openers.shape[1], eoc)
+    return Sequence(source=source, position=position, chunk_id=chunk_id, target=torch.where(real, target, IGNORE))
 
 
 def _targets(source, chunk, tokens, num_openers, eoc):

@@ -18,7 +18,7 @@ class AcousticModel(AbsESPnetModel):
     """Base of the ESPnet models: what has its :class:`Acoustic` as ``acoustic``."""
 
     @staticmethod
-    def answer(loss, stats, weight):
+    def espnet_result(loss, stats, weight):
         """ESPnet's ``(loss, stats, weight)``, with the loss among the statistics.
 
         A copy of it is returned, because ESPnet's trainer divides that by ``accum_grad`` in place.
@@ -38,7 +38,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
 
     Args:
         acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
-        decoder: has ``eoc`` (id of the end of a chunk), ``dim``, ``initial_row(context)``, ``extend(requests)``, and
+        decoder: has ``eoc`` (id of the end of a chunk), ``dim``, ``initial_past(context)``, ``extend(requests)``, and
             ``logits(hidden)``; see :class:`~espnet_speechllm_xl.model.llm.Decoder`.
         chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`.
         loss: :class:`~espnet_speechllm_xl.config.LossConfig`.
@@ -84,7 +84,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         if self.ctc is not None:
             losses = self.ctc.loss(self.ctc(frames), counts, tokens, text_lengths)
             loss = add_ctc_loss(loss, losses, targets, self.loss_config, stats)
-        return self.answer(loss, stats, targets)
+        return self.espnet_result(loss, stats, targets)
 
     def _draw_chunking(self):
         """The chunking of a batch: the configured one, in training with one of its ``train_chunks``."""

@@ -16,15 +16,16 @@ Shape legend: ``B`` batch (of hypotheses when decoding), ``T`` frames, ``U`` tok
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from espnet2.train.class_choices import ClassChoices
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.model.decoder_steps import Result
+from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
 from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunks, gather_inputs
 from espnet_speechllm_xl.model.visibility import attention_mask
@@ -54,18 +55,18 @@ class LabelDecoderConfig:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One hypothesis' past; never changes, so a fork is another reference to it."""
+class LabelPast(Past):
+    """What one hypothesis has read: labels, and the frames of its chunk."""
 
-    state: torch.Tensor  # (2, LSTM layers, D): hidden and cell state after all labels but the next
-    memory: torch.Tensor  # (blocks, 2, H, T, d): keys and values of the current chunk's frames
+    state: Tensor  # (2, LSTM layers, D): hidden and cell state after all labels but the next
+    memory: Tensor  # (blocks, 2, H, T, d): keys and values of the current chunk's frames
 
-    def alone(self):
-        """A copy that does not hold the tensors of the batch it came from."""
-        return Row(self.state.clone(), self.memory.clone())
+    def alone(self) -> "LabelPast":
+        """Return a copy that does not hold the tensors of the batch it came from."""
+        return LabelPast(self.state.clone(), self.memory.clone())
 
 
-class LabelDecoder(nn.Module):
+class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
     """LSTM over labels; cross-attention and feed-forward blocks on top of it; the next label.
 
     Vocabulary: the tokenizer's ids 0 .. V-1, then EOC = V.
@@ -90,12 +91,12 @@ class LabelDecoder(nn.Module):
         self.output = nn.Linear(config.dim, vocab_size + 1)
 
     @property
-    def dim(self):
-        """Width of the inputs, D."""
+    def dim(self) -> int:
+        """Return the width D of the inputs."""
         return self.config.dim
 
-    def embed(self, tokens):
-        """Text tokens (B, U) -> inputs (B, U, D); in training some embeddings are dropped whole."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the inputs (B, U, D) of text tokens (B, U); in training some embeddings are dropped whole."""
         return drop_tokens(self.embedding(tokens), self.config.embed_dropout, self.training)
 
     def memory(self, frames, place):
@@ -120,38 +121,34 @@ class LabelDecoder(nn.Module):
             x = block(x, memory[:, index], mask)
         return self.norm(x), torch.stack(state)
 
-    def logits(self, hidden):
-        """Scores (..., V + 1) of the next label."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the scores (..., V + 1) of the next label from hidden states (..., D)."""
         return self.output(hidden)
 
-    def initial_row(self, context):
-        """The past of a hypothesis before any label; raises ConfigError unless ``context`` is 0 chunks."""
+    def initial_past(self, context: int | None) -> LabelPast:
+        """Return the past of a hypothesis before any label; see :class:`ChunkDecoder`.
+
+        Raises:
+            ConfigError: ``context`` is not 0 chunks.
+        """
         require_own_chunk(context)
         weight, config = self.output.weight, self.config
         nothing = weight.new_empty(config.blocks, 2, config.heads, 0, config.dim // config.heads)
-        return Row(weight.new_zeros(2, config.lstm_layers, config.dim), nothing)
+        return LabelPast(weight.new_zeros(2, config.lstm_layers, config.dim), nothing)
 
     @torch.no_grad()
-    def extend(self, requests):
-        """Advance hypotheses, any number in one call, each by EOC and the frames of the next chunk or by one token.
-
-        Args:
-            requests: list of :class:`~espnet_speechllm_xl.model.decoder_steps.Request`; frames are (q, D) inputs.
-
-        Returns:
-            list of :class:`~espnet_speechllm_xl.model.decoder_steps.Result`: log-probabilities (V + 1,) after the
-            last label.
-        """
+    def extend(self, requests: Sequence[Request[LabelPast]]) -> list[Result[LabelPast]]:
+        """Advance hypotheses; see :class:`ChunkDecoder`; the frames of a chunk are read behind an EOC."""
         memories = self._memories(requests)
         labels = [self.eoc if request.frames is not None else request.token for request in requests]
         inputs = self.embedding(torch.tensor(labels, device=self.output.weight.device)[:, None])
         padded, memory_chunk = _pad(memories)
-        state = torch.stack([request.row.state for request in requests], dim=2)
+        state = torch.stack([request.past.state for request in requests], dim=2)
         hidden, state = self(inputs, memory_chunk.new_zeros(len(requests), 1), padded, memory_chunk, state)
         logits = self.logits(hidden[:, 0])
         log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-        rows = [Row(one, memory) for one, memory in zip(state.unbind(2), memories, strict=True)]
-        return [Result(row, scores) for row, scores in zip(rows, log_probs, strict=True)]
+        pasts = [LabelPast(one, memory) for one, memory in zip(state.unbind(2), memories, strict=True)]
+        return [Result(past, scores) for past, scores in zip(pasts, log_probs, strict=True)]
 
     def _memories(self, requests):
         """The memory (blocks, 2, H, q, d) that each request attends to.
@@ -164,7 +161,7 @@ class LabelDecoder(nn.Module):
             frames = nn.utils.rnn.pad_sequence(list(fresh.values()), batch_first=True)
             made = self.memory(frames, torch.arange(frames.shape[1], device=frames.device))
             fresh = {key: one[..., : len(fresh[key]), :] for key, one in zip(fresh, made, strict=True)}
-        return [request.row.memory if request.frames is None else fresh[id(request.frames)] for request in requests]
+        return [request.past.memory if request.frames is None else fresh[id(request.frames)] for request in requests]
 
 
 LabelDecoder.__signature__ = signature(
@@ -242,7 +239,7 @@ class ChunkedAED(ChunkwiseModel):
         inputs = gather_inputs(sequence, chunk_ends, self.decoder.embed(tokens))
         place = timeline.place_in_chunk(torch.arange(frames.shape[1], device=frames.device), chunking.chunk)
         memory = self.decoder.memory(self.projection(frames), place)
-        hidden, _ = self.decoder(inputs, sequence.chunk, memory, frame_chunks(counts, chunking.chunk))
+        hidden, _ = self.decoder(inputs, sequence.chunk_id, memory, frame_chunks(counts, chunking.chunk))
         return hidden, sequence.target
 
 

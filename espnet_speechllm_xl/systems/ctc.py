@@ -55,7 +55,7 @@ class CTCModel(AcousticModel):
         stats = {}
         if not self.training:
             stats["ter"] = self._error_rate(log_probs, counts, text, text_lengths)
-        return self.answer(loss, stats, speech.shape[0])
+        return self.espnet_result(loss, stats, speech.shape[0])
 
     def _error_rate(self, log_probs, counts, text, text_lengths):
         errors = 0

@@ -35,16 +35,17 @@ Shape legend: ``B`` batch, ``T`` frames, ``E`` their size, ``K`` blocks, ``P`` p
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.model import cache
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
-from espnet_speechllm_xl.model.decoder_steps import Request, Result
+from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
 from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave
 from espnet_speechllm_xl.model.visibility import PADDING
@@ -105,21 +106,21 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """One hypothesis' past.  Never changes: forks share it."""
+class PromptPast(Past):
+    """What one hypothesis has read: prompts and text."""
 
-    past: cache.Row  # of its prompts, then its text
+    lm: cache.CachedPast  # of its prompts, then its text
     prompts: int = 0  # how many of these inputs are prompts
-    tokens: tuple = ()  # its text, where that will be read again
-    memory: torch.Tensor | None = None  # (1, 1, E)
+    tokens: tuple[int, ...] = ()  # its text, where that will be read again
+    memory: Tensor | None = None  # (1, 1, E) of the GRU over the blocks
     spelled: Prefix | None = None  # its tokens of the current block, to CTC; None where CTC has no say
 
-    def alone(self):
-        """A copy that does not hold the buffer of the batch it came from."""
-        return dataclasses.replace(self, past=self.past.alone())
+    def alone(self) -> "PromptPast":
+        """Return a copy that does not hold the buffer of the batch it came from."""
+        return dataclasses.replace(self, lm=self.lm.alone())
 
 
-class PromptDecoder(nn.Module):
+class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
     """Prompts from encoder frames, the LM behind them, and the steps that a search asks for.
 
     Args:
@@ -131,16 +132,12 @@ class PromptDecoder(nn.Module):
     def __init__(self, lm, frame_size, config):
         super().__init__()
         self.lm = lm
+        self.eoc = lm.eoc
         self.ctc = CTCHead(frame_size, lm.eoc)
         self.frame_prompt = nn.Linear(frame_size, lm.dim)
         self.memory = nn.GRU(frame_size, frame_size, batch_first=True)
         self.context_prompt = nn.Linear(frame_size, lm.dim)
         self.config = config
-
-    @property
-    def eoc(self):
-        """Id of ``$``."""
-        return self.lm.eoc
 
     def prompts(self, frames, counts, size, memory=None):
         """:class:`Prompts` of whole utterances, or of the next block of a stream.
@@ -169,63 +166,61 @@ class PromptDecoder(nn.Module):
         vectors = vectors.gather(1, source[:, :, None].expand(-1, -1, vectors.shape[2]))
         return Prompts(vectors, key // 2, log_probs, memory)
 
-    def initial_row(self, context):
-        """The past of a hypothesis before any block, which will see ``context`` previous blocks (None: all).
+    def initial_past(self, context: int | None) -> PromptPast:
+        """Return the past of a hypothesis before any block; see :class:`ChunkDecoder`.
 
-        Raises ConfigError for a bounded context where all prompts come before the text.
+        Raises:
+            ConfigError: the context is bounded, but all prompts come before the text.
         """
         if context is not None and self.config.layout == "prompts_first":
             raise ConfigError("this model sees the prompts of all chunks: leave out the context, or make it inf")
-        return PromptRow(self.lm.initial_row(context))
+        return PromptPast(self.lm.initial_past(context))
 
     @torch.no_grad()
-    def extend(self, requests):
-        """Advance hypotheses, each by the frames (c, E) of a block or by one token.
-
-        Args:
-            requests: list of :class:`~espnet_speechllm_xl.model.decoder_steps.Request` on :class:`PromptRow`.
-
-        Returns:
-            list of :class:`~espnet_speechllm_xl.model.decoder_steps.Result`: log-probabilities (V + 1,) after the
-            last input.
-        """
+    def extend(self, requests: Sequence[Request[PromptPast]]) -> list[Result[PromptPast]]:
+        """Advance hypotheses; see :class:`ChunkDecoder`; frames are the encoder's."""
         blocks = {}  # the hypotheses of a stream share its blocks
         for request in requests:
             if request.frames is not None and id(request.frames) not in blocks:
                 frames, counts = request.frames[None], torch.tensor([len(request.frames)], device=request.frames.device)
-                blocks[id(request.frames)] = self.prompts(frames, counts, None, request.row.memory)
+                blocks[id(request.frames)] = self.prompts(frames, counts, None, request.past.memory)
         steps = [
             self._token(request) if request.frames is None else self._block(request, blocks[id(request.frames)])
             for request in requests
         ]
         results = self.lm.extend([step for step, _ in steps])
-        return [self._result(result, row) for result, (_, row) in zip(results, steps, strict=True)]
+        return [self._result(result, past) for result, (_, past) in zip(results, steps, strict=True)]
 
-    def _token(self, request):
-        """The LM's step for one more token, and the row it leads to, but for its ``past``."""
-        row, token = request.row, request.token
-        tokens = (*row.tokens, token) if self.config.layout == "prompts_first" else ()
-        spelled = row.spelled and row.spelled.extend(token)
-        return dataclasses.replace(request, row=row.past), dataclasses.replace(row, tokens=tokens, spelled=spelled)
+    def _token(self, request: Request[PromptPast]) -> tuple[Request[cache.CachedPast], PromptPast]:
+        """Return the LM's step for one more token, and the past it leads to, whose ``lm`` is still the old one."""
+        past, token = request.past, request.token
+        assert token is not None
+        tokens = (*past.tokens, token) if self.config.layout == "prompts_first" else ()
+        spelled = past.spelled and past.spelled.extend(token)
+        step = Request(past.lm, request.chunk_id, token=token)
+        return step, dataclasses.replace(past, tokens=tokens, spelled=spelled)
 
-    def _block(self, request, prompts):
-        """The same for the prompts of a new block; where they go before the text, that is read again."""
-        row, vectors = request.row, prompts.vectors[0]
-        past, inputs = row.past, vectors
+    def _block(
+        self, request: Request[PromptPast], prompts: Prompts
+    ) -> tuple[Request[cache.CachedPast], PromptPast]:
+        """Return the same for the prompts of a new block; where prompts go before the text, that is read again."""
+        past, vectors = request.past, prompts.vectors[0]
+        lm_past, inputs = past.lm, vectors
         if self.config.layout == "prompts_first":
-            text = self.lm.embed(torch.tensor(row.tokens, dtype=torch.long, device=vectors.device))
-            past, inputs = row.past.first(row.prompts), torch.cat([vectors, text])
+            text = self.lm.embed(torch.tensor(past.tokens, dtype=torch.long, device=vectors.device))
+            lm_past, inputs = past.lm.first(past.prompts), torch.cat([vectors, text])
         spelled = Prefix.empty(prompts.log_probs[0]) if self.config.end_ctc_weight else None
         return (
-            Request(past, request.chunk, inputs),
-            PromptRow(row.past, row.prompts + len(vectors), row.tokens, prompts.memory, spelled),
+            Request(lm_past, request.chunk_id, inputs),
+            PromptPast(past.lm, past.prompts + len(vectors), past.tokens, prompts.memory, spelled),
         )
 
-    def _result(self, result, row):
+    def _result(self, result: Result[cache.CachedPast], past: PromptPast) -> Result[PromptPast]:
+        """Return the LM's ``result`` with CTC's say about the end of the block."""
         log_probs = result.log_probs
-        if row.spelled is not None:
-            log_probs = fuse_end(log_probs, row.spelled.end(), self.config.end_ctc_weight)
-        return Result(dataclasses.replace(row, past=result.row), log_probs)
+        if past.spelled is not None:
+            log_probs = fuse_end(log_probs, past.spelled.end(), self.config.end_ctc_weight)
+        return Result(dataclasses.replace(past, lm=result.past), log_probs)
 
 
 def _block_means(frames, members):
@@ -296,12 +291,12 @@ class CTCPromptLM(AcousticModel):
         copied = (prompts.vectors, prompts.block, tokens, text_lengths, token_block)
         inputs, sequence = self._prefix(*(each.repeat_interleave(prefixes, 0) for each in copied), cut[:, None])
         lm = self.decoder.lm
-        hidden = lm(inputs, sequence.position, sequence.chunk, chunking.context)
+        hidden = lm(inputs, sequence.position, sequence.chunk_id, chunking.context)
         loss, accuracies, targets = text_loss(lm, hidden, sequence.target, self.loss_config)
         stats = {"loss_llm": loss.detach(), **accuracies}
         ctc_losses = self.ctc.loss(prompts.log_probs, counts, tokens, text_lengths)
         loss = add_ctc_loss(loss, prefixes * ctc_losses, targets, self.loss_config, stats)
-        return self.answer(loss, stats, targets)
+        return self.espnet_result(loss, stats, targets)
 
     def _prefix(self, vectors, prompt_block, tokens, text_lengths, token_block, cut):
         """LM inputs (B, L, D) and their :class:`~espnet_speechllm_xl.model.sequence.Sequence`: the prompts (B, P, D) of

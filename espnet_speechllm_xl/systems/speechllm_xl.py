@@ -17,7 +17,7 @@ class SpeechLLMXL(ChunkwiseModel):
         """See :class:`ChunkwiseModel`; ``$`` is a target only."""
         sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
         inputs = gather_inputs(sequence, self.projection(frames), self.decoder.embed(tokens))
-        return self.decoder(inputs, sequence.position, sequence.chunk, chunking.context), sequence.target
+        return self.decoder(inputs, sequence.position, sequence.chunk_id, chunking.context), sequence.target
 
 
 class SpeechLLMXLTask(ChunkwiseTask):

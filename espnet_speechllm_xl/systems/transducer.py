@@ -61,7 +61,7 @@ class TransducerModel(AcousticModel):
             ctc_loss = self.ctc.loss(self.ctc(frames), counts, text, text_lengths).mean()
             stats["loss_ctc"] = ctc_loss.detach()
             loss = loss + self.loss_config.ctc_weight * ctc_loss
-        return self.answer(loss, stats, speech.shape[0])
+        return self.espnet_result(loss, stats, speech.shape[0])
 
     def _loss(self, frames, counts, text, text_lengths):
         # Audio without a frame has no path, and torchaudio reads memory that is not its own; CTC leaves it out, too.

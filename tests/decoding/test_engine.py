@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from espnet_speechllm_xl import Speech2Text, timeline
-from espnet_speechllm_xl.decoding.engine import Engine, answer, run
+from espnet_speechllm_xl.decoding.engine import Engine, model_calls, run
 from espnet_speechllm_xl.decoding.streams import decode
 
 TIMEOUT = 20  # seconds, for what should take none
@@ -298,7 +298,7 @@ def test_a_file_in_short_blocks_is_the_same_file(speech2text):
     """So that live streams never wait for more than a block of a file."""
     samples = tiny.speech(5, 100000)
     parts = speech2text.model, speech2text.tokenizer, speech2text.chunking, speech2text.search, samples
-    respond, longest = answer(speech2text.model), []
+    respond, longest = model_calls(speech2text.model), []
 
     def watched(requests):
         longest.extend(len(request.samples) for request in requests if request.kind == "encode")

@@ -95,12 +95,12 @@ class Heard(torch.nn.Module):
         self.chunking = ChunkingConfig(delay=delay)
         self.ctc = torch.nn.Identity()
         self.decoder = toy
-        toy.eoc, toy.initial_row = toy.vocabulary, lambda context: ()
+        toy.eoc, toy.initial_past = toy.vocabulary, lambda context: ()
 
 
 def decode(toy, log_probs, sizes, weight, settings):
     decoder = JointDecoder(Heard(toy), weight)
-    search = make_search(settings, decoder.initial_row(None), toy.vocabulary)
+    search = make_search(settings, decoder.initial_past(None), toy.vocabulary)
     chunks = log_probs.split(sizes)
     for number, frames in enumerate(chunks, 1):
         run([search.advance(frames, last=number == len(chunks))], decoder.extend)
@@ -140,7 +140,7 @@ class Shy:
     def extend(self, requests):
         results = []
         for request in requests:
-            row = (*request.row, request.token if request.frames is None else "frames")
+            row = (*request.past, request.token if request.frames is None else "frames")
             told = row.count(0)
             if row.count("frames") == 1:
                 chances = [0.05, 0.05, 0.9] if told else [0.3, 0.05, 0.65]
@@ -170,7 +170,7 @@ class Due:
         self.chunk = chunk
 
     def extend(self, requests):
-        due = [request.frames is not None and request.chunk == self.chunk for request in requests]
+        due = [request.frames is not None and request.chunk_id == self.chunk for request in requests]
         chances = [[0.9, 0.01, 0.09] if now else [0.01, 0.01, 0.98] for now in due]
         return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
 
@@ -182,7 +182,7 @@ def test_what_was_heard_is_known_until_its_delay_is_over(chunk, delay):
     log_probs[:, 2] = 0.99
     log_probs[said] = torch.tensor([0.99, 0.005, 0.005])
     decoder = JointDecoder(Heard(Due((said + delay) // chunk), delay), 0.3)
-    search = make_search(SearchConfig("chunk_sync", beam_size=8), decoder.initial_row(None), 2)
+    search = make_search(SearchConfig("chunk_sync", beam_size=8), decoder.initial_past(None), 2)
     for index, frames in enumerate(log_probs.log().split(chunk), 1):
         run([search.advance(frames, last=index == count)], decoder.extend)
     (found, *_), *_ = run([search.finish()], decoder.extend)
@@ -220,7 +220,7 @@ def test_a_word_near_the_end_is_left_to_the_next_chunk_unless_there_is_none(meth
     log_probs[:, 2] = 0.98
     log_probs[-behind] = torch.tensor([0.98, 0.01, 0.01])
     decoder = JointDecoder(Heard(Brief(), delay), 0.3)
-    search = make_search(SearchConfig(method, beam_size=4), decoder.initial_row(None), 2)
+    search = make_search(SearchConfig(method, beam_size=4), decoder.initial_past(None), 2)
     run([search.advance(log_probs.log(), last)], decoder.extend)
     assert run([search.finish()], decoder.extend)[0][0].tokens == text
 
@@ -280,7 +280,7 @@ def test_a_long_stream_keeps_a_window_only(model_dir):
     sizes = []
     for seed in range(12):
         stream.push(tiny.speech(seed, 16000))
-        sizes.append(max((len(h._row.prefix.tokens), len(h._row.prefix.log_probs)) for h in stream.search.beam))
+        sizes.append(max((len(h._past.prefix.tokens), len(h._past.prefix.log_probs)) for h in stream.search.beam))
     assert max(sizes)[0] <= 3 * 8 + 1 and max(size for _, size in sizes) <= 25 + 16
 
 

@@ -51,7 +51,7 @@ def side_by_side(model, streams, parts, order):
     margins = []
 
     def answer(requests):
-        results = engine.answer(model[0])(requests)
+        results = engine.model_calls(model[0])(requests)
         if requests[0].kind != "encode":
             for result in results:
                 first, second = result.log_probs.topk(2).values.tolist()
@@ -132,17 +132,17 @@ class Scripted(ChunkSync):
     """A search whose hypotheses after each chunk are given: lists of [(token, chunk), ...], best first."""
 
     def __init__(self, script):
-        self.script, self.chunk, self.dropped, self.beam = script, 0, 0, [Hypothesis()]
+        self.script, self.num_chunks, self.dropped, self.beam = script, 0, 0, [Hypothesis()]
         self.dead = []  # (outputs of a hypothesis that was dropped, chunks by then)
 
     def advance(self, frames, last=False):
         yield from ()
-        self.outputs = [outputs for outputs in self.script[self.chunk] if not self.continues_a_dead_one(outputs)]
+        self.outputs = [outputs for outputs in self.script[self.num_chunks] if not self.continues_a_dead_one(outputs)]
         self.beam = []
         for outputs in self.outputs:
             tokens, chunks = zip(*outputs[self.dropped :], strict=True) if outputs[self.dropped :] else ((), ())
             self.beam.append(Hypothesis(tokens, chunks, (-1.0,) * len(tokens)))
-        self.chunk += 1
+        self.num_chunks += 1
 
     def continues_a_dead_one(self, outputs):
         return any(
@@ -165,7 +165,7 @@ class Scripted(ChunkSync):
         alive = {id(hypothesis) for hypothesis in self.beam}
         pairs = list(zip(before, self.outputs, strict=True))
         self.outputs = [outputs for hypothesis, outputs in pairs if id(hypothesis) in alive]
-        self.dead += [(outputs, self.chunk) for hypothesis, outputs in pairs if id(hypothesis) not in alive]
+        self.dead += [(outputs, self.num_chunks) for hypothesis, outputs in pairs if id(hypothesis) not in alive]
 
     def forget(self, count):
         super().forget(count)
@@ -186,7 +186,7 @@ def scripted(model, script, config, unit="token", ctc=False):
     block = timeline.samples_of_frames(16, rate)
     updates = [stream.push(np.zeros(look_ahead, np.float32))]
     updates += [stream.push(np.zeros(block, np.float32)) for _ in script]
-    assert updates[0].text == "" and stream.search.chunk == len(script)
+    assert updates[0].text == "" and stream.search.num_chunks == len(script)
     return updates[1:]
 
 
@@ -354,7 +354,7 @@ def test_settings_are_checked(tiny_model_dir):
 def test_a_stream_holds_no_more_after_minutes_than_after_seconds(model, method):
     def held(stream):
         best = stream.search.best()
-        rows = [h._row for h in stream.search.beam]
+        rows = [h._past for h in stream.search.beam]
         return [
             len(best.tokens),
             stream._times.frames if stream._times._ctc is None else sum(map(len, stream._times._chunks)),

@@ -36,7 +36,7 @@ class Toy:
         results = []
         for r in requests:
             assert (r.frames is None) != (r.token is None)
-            row = r.row + ((("f", r.chunk, len(r.frames)),) if r.token is None else (r.token,))
+            row = r.past + ((("f", r.chunk_id, len(r.frames)),) if r.token is None else (r.token,))
             results.append(Result(row, torch.tensor(self.log_probs(row), dtype=torch.float64)))
         return results
 
@@ -159,7 +159,7 @@ SLOW = {"chunk_sync": slow_chunk_sync, "alsd": slow_alignment_sync}
 
 def assert_nbest(found, expected, tolerance=1e-9):
     """``expected``: [(text, chunks, score)]."""
-    assert [(h.tokens, h.chunks) for h in found] == [(text, chunks) for text, chunks, _ in expected]
+    assert [(h.tokens, h.chunk_ids) for h in found] == [(text, chunks) for text, chunks, _ in expected]
     assert [h.score for h in found] == pytest.approx([score for *_, score in expected], abs=tolerance, rel=0)
 
 
@@ -177,7 +177,8 @@ def test_beam_as_large_as_the_space_is_exhaustive(vocabulary, sizes, cap, seed):
     assert_nbest(early[:1], expected[:1])
     assert len({h.tokens for h in early}) == len(early)
     for h in exact + early:
-        segments = tuple(tuple(w for w, c in zip(h.tokens, h.chunks, strict=True) if c == k) for k in range(len(sizes)))
+        outputs = list(zip(h.tokens, h.chunk_ids, strict=True))
+        segments = tuple(tuple(w for w, c in outputs if c == k) for k in range(len(sizes)))
         score, tokens = paths[segments]
         assert h.score == pytest.approx(score, abs=1e-9)
         assert h.token_scores == pytest.approx(tokens, abs=1e-12)
@@ -281,7 +282,7 @@ def test_greedy_is_the_argmax_loop(method):
             capped += len(segments[-1]) == cap
         beam = 8 if method == "greedy" else 1
         (found,) = decode(make_search(config(method, beam, cap), (), 4), toy, sizes)
-        assert (found.tokens, found.chunks, found.capped) == (text_of(segments), chunks_of(segments), capped)
+        assert (found.tokens, found.chunk_ids, found.capped) == (text_of(segments), chunks_of(segments), capped)
         assert found.score == pytest.approx(score, abs=1e-12)
         requests = [r for call in toy.calls for r in call]
         assert len(requests) == len(sizes) + len(found.tokens)  # `$` is never fed
@@ -295,7 +296,7 @@ def test_cap_allows_only_eoc_at_its_own_log_probability(method):
 
     (found,) = decode(make_search(config(method, 2, 3, nbest=1), (), 2), Talkative(0, 2), (4, 4, 2))
     # an empty text would score -27.0, but a beam of 2 has lost it by the second step
-    assert (found.tokens, found.chunks) == ((0,) * 9, (0, 0, 0, 1, 1, 1, 2, 2, 2))
+    assert (found.tokens, found.chunk_ids) == ((0,) * 9, (0, 0, 0, 1, 1, 1, 2, 2, 2))
     assert found.score == pytest.approx(3 * (3 * -0.1 - 9.0))
     assert found.token_scores == (-0.1,) * 9
     assert found.capped == 3
@@ -322,7 +323,7 @@ def test_generators_driven_together_equal_each_alone(recombine):
     assert [[h.score for h in nbest] for nbest in together] == [[h.score for h in nbest] for nbest in alone]
     for call in toy.calls:
         assert call and len({r.token is None for r in call}) == 1
-    assert len({r.row[0] for r in toy.calls[0]}) == 5  # one call prefills all utterances that have audio
+    assert len({r.past[0] for r in toy.calls[0]}) == 5  # one call prefills all utterances that have audio
 
 
 def test_run_needs_one_result_per_request_and_nothing_for_nothing():
@@ -338,7 +339,7 @@ def test_no_chunks_give_one_empty_hypothesis(method):
     toy = Toy(0, 2)
     search = make_search(config(method), (), 2)
     (found,) = decode(search, toy, ())
-    assert (found.tokens, found.chunks, found.token_scores, found.score, found.capped) == ((), (), (), 0.0, 0)
+    assert (found.tokens, found.chunk_ids, found.token_scores, found.score, found.capped) == ((), (), (), 0.0, 0)
     assert (search.best(), search.settled(), toy.calls) == (found, 0, [])
 
 
@@ -362,7 +363,7 @@ def test_only_survivors_are_extended(method):
 
     def extend(requests):
         results = toy.extend(requests)
-        rows.extend(r.row for r in results)
+        rows.extend(r.past for r in results)
         return results
 
     search = make_search(config(method, beam, 3), (), 4)
@@ -419,8 +420,8 @@ def test_equal_scores_are_ordered_by_tokens(method):
 def test_results_hold_no_decoder_state():
     toy, search = Toy(0, 3), ChunkSync(config("chunk_sync", 4, 3), (), 3)
     found = decode(search, toy, (4, 4))
-    assert all(h._row is None and h._log_probs is None for h in [*found, search.best()])
-    assert all(h._row is not None for h in search.beam)
+    assert all(h._past is None and h._log_probs is None for h in [*found, search.best()])
+    assert all(h._past is not None for h in search.beam)
 
 
 def test_impossible_tokens_are_never_chosen():
@@ -457,7 +458,7 @@ def test_wrong_shapes_are_errors():
 def test_single_precision_log_probabilities_are_summed_in_double():
     class Single(Toy):
         def extend(self, requests):
-            return [Result(r.row, r.log_probs.float()) for r in super().extend(requests)]
+            return [Result(r.past, r.log_probs.float()) for r in super().extend(requests)]
 
     toy = Single(7, 3)
     for method in ("chunk_sync", "alsd"):
@@ -465,7 +466,7 @@ def test_single_precision_log_probabilities_are_summed_in_double():
         total, history = 0.0, ()
         for k, size in enumerate((4, 4, 2)):
             history += (("f", k, size),)
-            for w in [w for w, c in zip(found.tokens, found.chunks, strict=True) if c == k]:
+            for w in [w for w, c in zip(found.tokens, found.chunk_ids, strict=True) if c == k]:
                 total += torch.tensor(toy.log_probs(history)[w]).float().item()
                 history += (w,)
             total += torch.tensor(toy.log_probs(history)[3]).float().item()

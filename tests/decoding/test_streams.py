@@ -253,7 +253,7 @@ def test_a_chunk_is_decoded_within_the_promised_latency(tiny_model, chunk):
         stream.push(audio[begin : begin + 320])
         heard = (begin + 320 - tail) / RATE
         started = max(0, math.floor((heard - latency) / timeline.chunk_seconds(chunk) + 1e-9) + 1)
-        assert started <= stream.search.chunk <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
+        assert started <= stream.search.num_chunks <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
     assert started > 2
 
 

@@ -43,24 +43,24 @@ def decoder():
 class Stream:
     """A hypothesis under test: all its inputs so far, and the log-probabilities that extend() gave on the way."""
 
-    row: object
+    past: object
     inputs: list = dataclasses.field(default_factory=list)  # (chunk, frames (q, D) or token)
     given: list = dataclasses.field(default_factory=list)  # (number of inputs, log-probabilities)
 
     def fork(self):
-        return Stream(self.row, list(self.inputs), list(self.given))
+        return Stream(self.past, list(self.inputs), list(self.given))
 
     def request(self, rng, dim, dtype, most=6):
         chunk = self.inputs[-1][0] if self.inputs else -1
         if chunk < 0 or rng.random() < 0.5:
             frames = torch.randn(rng.randint(1, most), dim, dtype=dtype)
             self.inputs.append((chunk + 1, frames))
-            return Request(self.row, chunk + 1, frames=frames)
+            return Request(self.past, chunk + 1, frames=frames)
         self.inputs.append((chunk, rng.randrange(VOCABULARY)))
-        return Request(self.row, chunk, token=self.inputs[-1][1])
+        return Request(self.past, chunk, token=self.inputs[-1][1])
 
     def accept(self, result):
-        self.row = result.row
+        self.past = result.past
         self.given.append((sum(1 if isinstance(x, int) else len(x) for _, x in self.inputs), result.log_probs))
 
 
@@ -78,12 +78,12 @@ def run_streams(decoder, context, seed, rounds=40, forks=True):
     """Hypotheses of different ages, some forked, extended together in random groups."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    dtype = decoder.initial_row(None).keys_values.dtype
-    streams = [Stream(decoder.initial_row(context))]
+    dtype = decoder.initial_past(None).keys_values.dtype
+    streams = [Stream(decoder.initial_past(context))]
     for _ in range(rounds):
         if len(streams) < 7 and rng.random() < 0.4:
             old = rng.choice(streams)
-            streams.append(old.fork() if forks and rng.random() < 0.6 else Stream(decoder.initial_row(context)))
+            streams.append(old.fork() if forks and rng.random() < 0.6 else Stream(decoder.initial_past(context)))
         group = rng.sample(streams, rng.randint(1, len(streams)))
         results = decoder.extend([stream.request(rng, decoder.dim, dtype) for stream in group])
         for stream, result in zip(group, results, strict=True):
@@ -113,7 +113,7 @@ def test_cached_and_evicted_equals_full(decoder, context):
 def test_streams_of_several_contexts_run_together(decoder):
     contexts, rng = [0, 2, None, 1], random.Random(1)
     torch.manual_seed(1)
-    streams = [Stream(decoder.initial_row(context)) for context in contexts]
+    streams = [Stream(decoder.initial_past(context)) for context in contexts]
     for _ in range(30):
         results = decoder.extend([stream.request(rng, decoder.dim, torch.float64) for stream in streams])
         for stream, result in zip(streams, results, strict=True):
@@ -131,11 +131,11 @@ def test_the_context_matters(decoder):
 
 @pytest.mark.parametrize("context", [0, 2])
 def test_eviction_bounds_the_cache(decoder, context):
-    row = decoder.initial_row(context)
+    past = decoder.initial_past(context)
     for chunk in range(30):
-        row = decoder.extend([Request(row, chunk, frames=torch.randn(4, 16, dtype=torch.float64))])[0].row
-        row = decoder.extend([Request(row, chunk, token=3)])[0].row
-        assert row.keys_values.shape[2] == len(row.chunk) == len(row.position) == 5 * (min(chunk, context) + 1)
+        past = decoder.extend([Request(past, chunk, frames=torch.randn(4, 16, dtype=torch.float64))])[0].past
+        past = decoder.extend([Request(past, chunk, token=3)])[0].past
+        assert past.keys_values.shape[2] == len(past.chunk_id) == len(past.position) == 5 * (min(chunk, context) + 1)
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
@@ -146,7 +146,7 @@ def test_a_row_holds_its_own_past_and_no_more(decoder, context):
             newest = stream.inputs[-1][0] if stream.inputs else 0
             visible = [x for chunk, x in stream.inputs if chunk >= newest - context]
             width = sum(1 if isinstance(x, int) else len(x) for x in visible)
-            assert stream.row.keys_values.shape[2] == len(stream.row.position) == len(stream.row.chunk) == width
+            assert stream.past.keys_values.shape[2] == len(stream.past.position) == len(stream.past.chunk_id) == width
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
@@ -154,10 +154,10 @@ def test_rebasing_changes_nothing(decoder, context, monkeypatch):
     plain = run_streams(decoder, context, seed=5, rounds=60)
     monkeypatch.setattr(llm, "REBASE_POSITION", 5)
     rebased = run_streams(decoder, context, seed=5, rounds=60)
-    assert max(stream.row.next_position for stream in plain) > 80
+    assert max(stream.past.next_position for stream in plain) > 80
     # A visible window is at most (context + 1) chunks of 6 frames and their tokens.
-    longest = max(len(stream.row.position) for stream in rebased)
-    assert max(stream.row.next_position for stream in rebased) <= 5 + 2 * longest
+    longest = max(len(stream.past.position) for stream in rebased)
+    assert max(stream.past.next_position for stream in rebased) <= 5 + 2 * longest
     assert worst_difference(decoder, plain, context) < ROUND_OFF
     assert worst_difference(decoder, rebased, context) < ANGLES
 
@@ -167,7 +167,7 @@ def test_hour_10_equals_the_start():
     for dtype in (torch.float32, torch.float64):
         decoder = make_decoder(dtype)
         frames = torch.randn(2, 7, 16, dtype=dtype)
-        young = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames[0])])[0].row
+        young = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames[0])])[0].past
         late = 900_000 + torch.randint(1000, (1,)).item()
         keys_values = young.keys_values.clone()
         keys_values[0::2] = decoder._rotate(keys_values[0::2], late)
@@ -175,7 +175,7 @@ def test_hour_10_equals_the_start():
             young,
             keys_values=keys_values,
             position=young.position + late,
-            chunk=young.chunk + 28_000,
+            chunk_id=young.chunk_id + 28_000,
             next_position=young.next_position + late,
         )
         for _ in range(3):
@@ -183,12 +183,12 @@ def test_hour_10_equals_the_start():
             results = decoder.extend(requests)
             assert (results[0].log_probs - results[1].log_probs).abs().max() < ANGLES
             young_token, old_token = decoder.extend(
-                [Request(results[0].row, 1, token=4), Request(results[1].row, 28_001, token=4)]
+                [Request(results[0].past, 1, token=4), Request(results[1].past, 28_001, token=4)]
             )
             assert (young_token.log_probs - old_token.log_probs).abs().max() < ANGLES
-            assert old_token.row.next_position == 15, "re-based to the start"
-        new = dataclasses.replace(decoder.initial_row(1), next_position=late)
-        requests = [Request(decoder.initial_row(1), 0, frames=frames[0]), Request(new, 9, frames=frames[0])]
+            assert old_token.past.next_position == 15, "re-based to the start"
+        new = dataclasses.replace(decoder.initial_past(1), next_position=late)
+        requests = [Request(decoder.initial_past(1), 0, frames=frames[0]), Request(new, 9, frames=frames[0])]
         first = decoder.extend(requests)
         assert (first[0].log_probs - first[1].log_probs).abs().max() < 1e-5
 
@@ -198,15 +198,15 @@ def test_a_long_stream_does_not_drift():
     decoder = make_decoder(torch.float32, layers=2)
     torch.manual_seed(1)
     recent = [torch.randn(100, 16) for _ in range(3)]
-    row, highest = decoder.initial_row(1), 0
+    past, highest = decoder.initial_past(1), 0
     for chunk in range(197):
-        row = decoder.extend([Request(row, chunk, frames=torch.randn(100, 16))])[0].row
-        highest = max(highest, row.next_position)
+        past = decoder.extend([Request(past, chunk, frames=torch.randn(100, 16))])[0].past
+        highest = max(highest, past.next_position)
     assert highest <= llm.REBASE_POSITION + 200
-    fresh = decoder.initial_row(1)
+    fresh = decoder.initial_past(1)
     for chunk, frames in enumerate(recent):
-        old, new = decoder.extend([Request(row, 197 + chunk, frames=frames), Request(fresh, chunk, frames=frames)])
-        row, fresh = old.row, new.row
+        old, new = decoder.extend([Request(past, 197 + chunk, frames=frames), Request(fresh, chunk, frames=frames)])
+        past, fresh = old.past, new.past
     assert (old.log_probs - new.log_probs).abs().max() < 1e-3
     assert (old.log_probs - new.log_probs).abs().max() < 1e-2 * new.log_probs.std()
 
@@ -216,26 +216,26 @@ def test_a_large_position_would_err_in_float32(monkeypatch):
     decoder = make_decoder(torch.float32)
     monkeypatch.setattr(llm, "REBASE_POSITION", 10**9)
     frames = torch.randn(40, 16)
-    late = dataclasses.replace(decoder.initial_row(1), next_position=900_000)
-    start, end = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames), Request(late, 0, frames=frames)])
+    late = dataclasses.replace(decoder.initial_past(1), next_position=900_000)
+    start, end = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames), Request(late, 0, frames=frames)])
     assert (start.log_probs - end.log_probs).abs().max() > 1e-3
 
 
 def test_forks_do_not_disturb_each_other(decoder):
     torch.manual_seed(3)
     frames = torch.randn(5, 16, dtype=torch.float64)
-    parent = decoder.extend([Request(decoder.initial_row(1), 0, frames=frames)])[0].row
-    before = {name: getattr(parent, name).clone() for name in ("keys_values", "position", "chunk")}
+    parent = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames)])[0].past
+    before = {name: getattr(parent, name).clone() for name in ("keys_values", "position", "chunk_id")}
     together = decoder.extend([Request(parent, 0, token=t) for t in (1, 2, 3)] + [Request(parent, 1, frames=frames)])
     alone = [decoder.extend([Request(parent, 0, token=t)])[0] for t in (1, 2, 3)]
     alone += decoder.extend([Request(parent, 1, frames=frames)])
     for one, other in zip(together, alone, strict=True):
         assert (one.log_probs - other.log_probs).abs().max() < ROUND_OFF
-        assert one.row.next_position == other.row.next_position
+        assert one.past.next_position == other.past.next_position
     assert (together[0].log_probs - together[1].log_probs).abs().max() > 1e-3
     for name, value in before.items():
         assert torch.equal(getattr(parent, name), value)
-    deeper = decoder.extend([Request(together[1].row, 0, token=5), Request(together[0].row, 0, token=5)])
+    deeper = decoder.extend([Request(together[1].past, 0, token=5), Request(together[0].past, 0, token=5)])
     inputs = [(0, frames), (0, 2), (0, 5)]
     assert (deeper[0].log_probs - full_forward(decoder, inputs, 1)[-1]).abs().max() < ROUND_OFF
 
@@ -372,7 +372,7 @@ def test_pretrained_in_full(checkpoint, vocabulary):
     assert torch.equal(decoder.lm.get_input_embeddings().weight[:kept], saved["model.embed_tokens.weight"][:kept])
     assert torch.equal(decoder.lm.model.layers[1].mlp.up_proj.weight, saved["model.layers.1.mlp.up_proj.weight"])
     assert decoder.eoc == vocabulary and decoder.logits(torch.zeros(1, 16)).shape == (1, vocabulary + 1)
-    assert decoder.dim == 16 and decoder.initial_row(0).keys_values.shape == (4, 2, 0, 4)
+    assert decoder.dim == 16 and decoder.initial_past(0).keys_values.shape == (4, 2, 0, 4)
     assert all(weight.requires_grad for weight in decoder.parameters())
 
 

@@ -37,7 +37,7 @@ def test_the_papers_table():
     names = {IGNORE: ".", 7: "$"}
     assert ["abcdefghijkl123456"[i] for i in sequence.source[0].tolist()] == rows["input"]
     assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
-    assert list(map(str, sequence.chunk[0].tolist())) == rows["chunk"]
+    assert list(map(str, sequence.chunk_id[0].tolist())) == rows["chunk"]
     assert sequence.position[0].tolist() == list(range(18))
 
 
@@ -75,12 +75,12 @@ def test_random_batches_against_the_slow_builder(chunk, delay):
         embeddings = torch.randn(*tokens.shape, 3)
         inputs = gather_inputs(sequence, frames, embeddings)
         longest = max(sequence_length(count, len(words)) for count, words, _ in utterances)
-        assert sequence.source.shape == sequence.chunk.shape == sequence.target.shape == (len(utterances), longest)
+        assert sequence.source.shape == sequence.chunk_id.shape == sequence.target.shape == (len(utterances), longest)
         for b, (count, words, own_ends) in enumerate(utterances):
             expected, chunks, targets = slow_sequence(count, words, own_ends, chunk, delay, eoc)
             size = len(expected)
             assert size == sequence_length(count, len(words))
-            assert sequence.chunk[b].tolist() == chunks + [PADDING] * (longest - size)
+            assert sequence.chunk_id[b].tolist() == chunks + [PADDING] * (longest - size)
             padded = targets + [None] * (longest - size)
             assert sequence.target[b].tolist() == [IGNORE if t is None else t for t in padded]
             assert sequence.position[b, :size].tolist() == list(range(size))
@@ -106,7 +106,7 @@ def test_label_sequences_against_the_slow_builder(chunk, delay):
             expected, chunks, targets = slow_label_sequence(count, words, own_ends, chunk, delay, eoc)
             padding = [PADDING] * (labels.shape[1] - len(expected))
             assert labels[b, : len(expected)].tolist() == expected
-            assert sequence.chunk[b].tolist() == chunks + padding
+            assert sequence.chunk_id[b].tolist() == chunks + padding
             assert sequence.target[b].tolist() == targets + [IGNORE] * len(padding)
 
 
@@ -122,7 +122,7 @@ def test_chunks_of_frames():
 def test_an_utterance_without_frames_or_text_is_all_padding():
     nothing = torch.zeros(2, 0).long()
     sequence = build_sequence(torch.tensor([0, 3]), nothing, torch.tensor([0, 0]), nothing, ChunkingConfig(2), 5)
-    assert sequence.chunk.tolist() == [[PADDING] * 3, [0, 0, 1]]
+    assert sequence.chunk_id.tolist() == [[PADDING] * 3, [0, 0, 1]]
     assert sequence.target.tolist() == [[IGNORE] * 3, [IGNORE, 5, 5]]
 
 

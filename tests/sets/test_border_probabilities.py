@@ -40,7 +40,7 @@ def steps(recogniser, speech, words_of_chunks):
     """Log-probabilities of each word (list), and of `$` in its place (list), when the chunks have these words."""
     model = recogniser.model
     frames, _ = model.acoustic(torch.tensor(speech)[None], torch.tensor([len(speech)]))
-    row, words, ends = model.decoder.initial_row(recogniser.chunking.context), [], []
+    row, words, ends = model.decoder.initial_past(recogniser.chunking.context), [], []
     for chunk, (piece, text) in enumerate(
         zip(model.projection(frames[0]).split(recogniser.chunking.chunk), words_of_chunks, strict=True)
     ):
@@ -50,8 +50,8 @@ def steps(recogniser, speech, words_of_chunks):
             words.append(0.0)
             for token in recogniser.tokenizer.encode(word)[0]:
                 words[-1] += float(result.log_probs[token])
-                (result,) = model.decoder.extend([Request(result.row, chunk, token=token)])
-        row = result.row
+                (result,) = model.decoder.extend([Request(result.past, chunk, token=token)])
+        row = result.past
     return words, ends
 
 

@@ -110,8 +110,8 @@ def logits_of(model, utterance):
         counts, batch["text"], batch["text_lengths"], batch["ends"], model.chunking, model.decoder.eoc
     )
     inputs = gather_inputs(sequence, model.projection(frames), model.decoder.embed(batch["text"]))
-    hidden = model.decoder(inputs, sequence.position, sequence.chunk, model.chunking.context)
-    return model.decoder.logits(hidden)[0], sequence.chunk[0]
+    hidden = model.decoder(inputs, sequence.position, sequence.chunk_id, model.chunking.context)
+    return model.decoder.logits(hidden)[0], sequence.chunk_id[0]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -55,12 +55,12 @@ def stepwise(model, utterance):
     chunks = model.projection(frames[0]).split(model.chunking.chunk or int(counts))
     settings = model.chunking.chunk, model.chunking.delay, VOCABULARY
     labels, chunk, targets = slow_label_sequence(int(counts), utterance["text"], utterance["ends"], *settings)
-    row, pairs = model.decoder.initial_row(0), []
+    past, pairs = model.decoder.initial_past(0), []
     for label, index, target in zip(labels, chunk, targets, strict=True):
         begins = label == VOCABULARY
-        request = Request(row, index, chunks[index]) if begins else Request(row, index, token=label)
+        request = Request(past, index, chunks[index]) if begins else Request(past, index, token=label)
         (result,) = model.decoder.extend([request])
-        row = result.row
+        past = result.past
         pairs.append((result.log_probs, target))
     return pairs
 
@@ -103,22 +103,22 @@ def test_it_hears_its_own_chunk_only_and_remembers_every_label():
 def test_each_request_of_a_batch_as_if_alone():
     model = make_model()
     decoder, frames = model.decoder, torch.randn(8, 16).double()
-    start = decoder.initial_row(0)
+    start = decoder.initial_past(0)
     first, second, short = decoder.extend(
         [Request(start, 0, frames), Request(start, 0, frames), Request(start, 0, frames[:3])]
     )
-    assert first.row.memory.data_ptr() == second.row.memory.data_ptr(), "the same frames, the same memory"
+    assert first.past.memory.data_ptr() == second.past.memory.data_ptr(), "the same frames, the same memory"
     requests = [
-        Request(first.row, 0, token=2),
-        Request(short.row.alone(), 0, token=5),
-        Request(short.row, 1, frames[2:4]),
+        Request(first.past, 0, token=2),
+        Request(short.past.alone(), 0, token=5),
+        Request(short.past, 1, frames[2:4]),
     ]
     together = decoder.extend(requests)
     for request, result in zip(requests, together, strict=True):
         (alone,) = decoder.extend([request])
         torch.testing.assert_close(alone.log_probs, result.log_probs, rtol=0, atol=1e-12)
-        torch.testing.assert_close(alone.row.state, result.row.state, rtol=0, atol=1e-12)
-        torch.testing.assert_close(alone.row.memory, result.row.memory, rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone.past.state, result.past.state, rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone.past.memory, result.past.memory, rtol=0, atol=1e-12)
 
 
 def test_gradient_reaches_every_weight_and_batch_is_the_mean_of_singles():

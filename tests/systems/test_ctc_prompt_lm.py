@@ -20,7 +20,7 @@ from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.ctc import collapse
-from espnet_speechllm_xl.systems.ctc_prompt_lm import CTCPromptLM, PromptConfig, PromptRow, fuse_end
+from espnet_speechllm_xl.systems.ctc_prompt_lm import CTCPromptLM, PromptConfig, PromptPast, fuse_end
 
 REPO = Path(__file__).parents[2]
 VOCABULARY, CHUNK = 9, 8
@@ -272,7 +272,7 @@ def test_steps_compute_what_training_computes(layout, context, weight):
     utterances = [item for item in random_utterances(seed=8, count=5) if item["text"]]
     frames, counts = encoded(model, utterances)
     rng, most = random.Random(1), [0, 2, 1, 3][: len(utterances)]  # tokens of each in a block
-    rows, texts = [model.decoder.initial_row(context)] * len(most), [[] for _ in most]  # (token, block)
+    rows, texts = [model.decoder.initial_past(context)] * len(most), [[] for _ in most]  # (token, block)
     for block in range(-(-int(counts.min()) // CHUNK)):
         own = [row[:count][block * CHUNK : (block + 1) * CHUNK] for row, count in zip(frames, counts, strict=True)]
         requests = {index: Request(rows[index], block, each) for index, each in enumerate(own)}
@@ -280,7 +280,7 @@ def test_steps_compute_what_training_computes(layout, context, weight):
         for step in range(1, 5):
             results = model.decoder.extend(list(requests.values()))
             for index, result in zip(requests, results, strict=True):
-                rows[index] = result.row
+                rows[index] = result.past
                 tokens, blocks = zip(*texts[index], strict=True) if texts[index] else ((), ())
                 expected, _ = slow_scores(model, frames[index, : counts[index]], tokens, blocks, block + 1)[-1]
                 if weight:
@@ -302,14 +302,14 @@ def test_forks_do_not_disturb_one_another(layout):
     model = make_model(layout=layout)
     frames, counts = encoded(model, random_utterances(seed=9, count=2)[:1])
     first, second = frames[0, :CHUNK], frames[0, CHUNK : 2 * CHUNK]
-    (result,) = model.decoder.extend([Request(model.decoder.initial_row(None), 0, first)])
-    tokens = model.decoder.extend([Request(result.row, 0, token=token) for token in (1, 2)])
-    ended = [result.row, *(each.row.alone() for each in tokens)]  # texts (), (1), (2)
+    (result,) = model.decoder.extend([Request(model.decoder.initial_past(None), 0, first)])
+    tokens = model.decoder.extend([Request(result.past, 0, token=token) for token in (1, 2)])
+    ended = [result.past, *(each.past.alone() for each in tokens)]  # texts (), (1), (2)
     together = model.decoder.extend([Request(row, 1, second) for row in ended])
     for row, expected in zip(ended, together, strict=True):
         (alone,) = model.decoder.extend([Request(row, 1, second)])
         assert (alone.log_probs - expected.log_probs).abs().max() < 1e-12
-        assert alone.row.prompts == expected.row.prompts and alone.row.tokens == row.tokens
+        assert alone.past.prompts == expected.past.prompts and alone.past.tokens == row.tokens
     assert not together[1].log_probs.allclose(together[2].log_probs)
 
 
@@ -407,8 +407,8 @@ def test_a_long_stream(load):
     words = 0
     for _ in range(40):
         words += len(stream.push(piece).words)
-    row = stream.search.beam[0]._row
-    assert words > 10 and isinstance(row, PromptRow)
+    row = stream.search.beam[0]._past
+    assert words > 10 and isinstance(row, PromptPast)
     again = row.past.next_position - row.prompts  # tokens that a new block reads again
     assert len(row.tokens) == (again if stream.model.prompt_config.layout == "prompts_first" else 0)
     assert row.prompts > 40 * 25 // 16 and row.past.next_position > row.prompts + 40

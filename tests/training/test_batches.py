@@ -377,5 +377,5 @@ def test_joined_batches_build_the_slow_sequence():
             count = int(batch["text_lengths"][row])
             arguments = (int(frames[row]), tokens[row, :count].tolist(), batch["ends"][row, :count].tolist(), 8, 0, 99)
             _, chunks, targets = slow_sequence(*arguments)
-            assert sequence.chunk[row, : len(chunks)].tolist() == chunks
+            assert sequence.chunk_id[row, : len(chunks)].tolist() == chunks
             assert sequence.target[row, : len(chunks)].tolist() == [IGNORE if t is None else t for t in targets]
