@@ -168,8 +168,8 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
     log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
     find = SEARCHES[search.method](search, model.ctc.blank)
     found = []
-    heard = model.acoustic.heard(counts)
-    for frames, count, end in zip(log_probs.cpu(), counts.tolist(), heard.tolist(), strict=True):
+    audio_frames = model.acoustic.audio_frames(counts)
+    for frames, count, end in zip(log_probs.cpu(), counts.tolist(), audio_frames.tolist(), strict=True):
         texts = distinct_texts(tokenizer, find(frames[:count]))
         nbest = list(texts.items())[: search.nbest]
         found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, end, *item) for item in nbest])
