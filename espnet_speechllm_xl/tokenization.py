@@ -9,6 +9,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
@@ -38,8 +39,8 @@ BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
 
 
-def _letters_of_bytes():
-    """The letters by which byte-level BPE (GPT-2) writes the 256 bytes: printable ones as they are."""
+def _letters_of_bytes() -> dict[str, int]:
+    """Map the letters to bytes by which byte-level BPE (GPT-2) writes the 256 bytes: printable ones as they are."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
@@ -52,8 +53,8 @@ class TokenizerError(UserError):
     """A tokenizer cannot be loaded or does not fit the text."""
 
 
-def normalise(text):
-    """Unicode NFC, single spaces: the form in which transcripts are tokenised, aligned and scored."""
+def normalise(text: str) -> str:
+    """Return text in Unicode NFC with single spaces, the form in which transcripts are tokenised and scored."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -68,12 +69,15 @@ def begins_word(character: str) -> bool:
     )
 
 
-def _is_spaceless(character):
+def _is_spaceless(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in SPACELESS)
 
 
 def bytes_begin_word(start: bytes) -> bool:
-    """Tell the same of the first character of UTF-8 bytes that may end inside it: what all it can become are."""
+    """Tell whether the first character of UTF-8 bytes begins a word.
+
+    The bytes may end inside the character; then all characters that it can become must begin one.
+    """
     lead = start[0]
     length = next((count for count, low, high in UTF8_LEADS if low <= lead <= high), 0)
     try:
@@ -84,7 +88,7 @@ def bytes_begin_word(start: bytes) -> bool:
         return False
 
 
-def word_edges(text: str) -> list:
+def word_edges(text: str) -> list[tuple[int, int, bool]]:
     """Find the words of a transcript: ``(begin, end, joined)``, ``joined`` where no space stands before the word."""
     edges = []
     for part in re.finditer(r"\S+", text):
@@ -94,37 +98,46 @@ def word_edges(text: str) -> list:
     return edges
 
 
-def words_of(text: str) -> list:
+def words_of(text: str) -> list[str]:
     """List the words of a transcript: what spaces separate, and each letter of a script without spaces."""
     return [text[begin:end] for begin, end, _ in word_edges(text)]
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back; ``pieces``: the token of each id; ``unknown_id``: that of unknown text, or None."""
+    """Text to token ids and back.
 
-    pieces: list
+    Attributes:
+        pieces: the token of each id.
+        unknown_id: the id of unknown text; None: there is none.
+    """
+
+    pieces: list[str]
     unknown_id: int | None
-    marks_space: bool
 
     @abc.abstractmethod
-    def encode(self, text: str) -> tuple[list, list]:
-        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
 
     @abc.abstractmethod
-    def decode(self, ids: list) -> str:
-        """Text of token ids."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+
+    @abc.abstractmethod
+    def marks_space(self, token: int) -> bool:
+        """Tell whether a token begins with a space."""
 
     @abc.abstractmethod
     def starts_word(self, token: int) -> bool:
-        """Whether a token begins a word."""
+        """Tell whether a token begins a word."""
 
     def unknown(self, text: str) -> str:
-        """The characters of ``text`` (normalised) that no token gives back: unknown ones, and those that it leaves out.
+        """Return the characters of ``text`` (normalised) that no token gives back: they are unknown or left out.
 
         Another way to write a character (a small letter, the letters of a ligature) gives it back.
         """
+        lost: list[str] = []
         known = [token for token in self.encode(text)[0] if token != self.unknown_id]
-        wanted, given, lost = Counter(text.replace(" ", "")), Counter(normalise(self.decode(known))), []
+        wanted, given = Counter(text.replace(" ", "")), Counter(normalise(self.decode(known)))
         others = Counter(_folded("".join((given - wanted).elements())))
         for character in (wanted - given).elements():
             needed = Counter(_folded(character))
@@ -142,7 +155,7 @@ def _folded(text: str) -> str:
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model file (unigram, BPE or character)."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         import sentencepiece
 
         try:
@@ -156,8 +169,8 @@ class SentencePieceTokenizer(Tokenizer):
         # The pieces with their surfaces, by the name that sentencepiece has for them up to 0.2.1, and from then on.
         self._parts = "immutable_proto" if hasattr(self._model, "encode_as_immutable_proto") else "proto"
 
-    def encode(self, text):
-        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Return ids and ends; see :class:`Tokenizer`."""
         pieces, ends, position = self._model.encode(text, out_type=self._parts).pieces, [], 0
         for piece in pieces:
             # Places are those of the surfaces, since a piece's own count characters or bytes, by the release.
@@ -166,8 +179,8 @@ class SentencePieceTokenizer(Tokenizer):
             ends.append(position if piece.surface else _inside(position, len(text)))
         return [piece.id for piece in pieces], ends
 
-    def decode(self, ids):
-        """Text of token ids; an unknown token is U+2047 inside its word (sentencepiece puts spaces around it)."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; an unknown token is U+2047 inside its word (sentencepiece puts spaces around it)."""
         if not ids:
             return ""  # sentencepiece gives no proto for nothing
         pieces = self._model.decode(list(ids), out_type=self._parts).pieces
@@ -177,17 +190,17 @@ class SentencePieceTokenizer(Tokenizer):
         """Tell whether a token begins with a space."""
         return self.pieces[token].startswith(WORD_START)
 
-    def starts_word(self, token):
-        """Whether a token begins a word."""
+    def starts_word(self, token: int) -> bool:
+        """Tell whether a token begins a word."""
         if self._model.is_byte(token):
-            return bytes_begin_word(bytes.fromhex(BYTE_PIECE.fullmatch(self.pieces[token])[1]))
+            return bytes_begin_word(bytes.fromhex(self.pieces[token][3:5]))
         return self.marks_space(token) or begins_word(self.pieces[token][0])
 
 
 class HuggingFaceTokenizer(Tokenizer):
     """A local Hugging Face fast tokenizer (a directory with tokenizer.json)."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -196,7 +209,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise TokenizerError(f"{path} holds no Hugging Face tokenizer: {str(error).splitlines()[0]}") from error
         if not self._model.is_fast:
             raise TokenizerError(f"{path}: only fast tokenizers give character offsets; convert it to tokenizer.json")
-        self.pieces = self._model.convert_ids_to_tokens(range(len(self._model)))
+        self.pieces = list(self._model.convert_ids_to_tokens(list(range(len(self._model)))))
         self.unknown_id = self._model.unk_token_id
         # Byte-level BPE marks no first word, so that texts whose tokens are joined would lose the space between them.
         # With a space before each text all words begin alike, as they do with sentencepiece.
@@ -204,56 +217,60 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._ids(self._before + "a") + self._ids(self._before + "b") != self._ids(self._before + "a b"):
             self._before = ""
 
-    def _ids(self, text):
+    def _ids(self, text: str) -> list[int]:
         return self._model(text, add_special_tokens=False)["input_ids"]
 
-    def encode(self, text):
-        """Ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Return ids and ends; see :class:`Tokenizer`."""
         before = self._before if text else ""
         encoded = self._model(before + text, add_special_tokens=False, return_offsets_mapping=True)
         spans = [[max(0, place - len(before)) for place in span] for span in encoded["offset_mapping"]]
         return encoded["input_ids"], [end if end > begin else _inside(begin, len(text)) for begin, end in spans]
 
-    def decode(self, ids):
-        """Text of token ids."""
-        return self._model.decode(list(ids), clean_up_tokenization_spaces=False).strip()
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str(self._model.decode(list(ids), clean_up_tokenization_spaces=False)).strip()
 
     def marks_space(self, token: int) -> bool:
         """Tell whether a token begins with a space (``Ġ`` in byte-level BPE)."""
         return self.pieces[token].startswith((WORD_START, "Ġ", " "))
 
-    def starts_word(self, token):
-        """Whether a token begins a word."""
+    def starts_word(self, token: int) -> bool:
+        """Tell whether a token begins a word."""
         return self.marks_space(token) or self._letters[token]
 
     @functools.cached_property
-    def _letters(self) -> list:
-        """(V,) whether a token begins with a letter that begins a word."""
+    def _letters(self) -> list[bool]:
+        """Tell of each token whether it begins with a letter that begins a word."""
         return [self._letter_begins(token) for token in range(len(self.pieces))]
 
-    def _letter_begins(self, token):
+    def _letter_begins(self, token: int) -> bool:
         piece = self.pieces[token]
         if byte := BYTE_PIECE.fullmatch(piece):
             return bytes_begin_word(bytes.fromhex(byte[1]))
         if piece.isascii():
             return False
-        text = self._model.decode([token])
+        text = str(self._model.decode([token]))
         if text.startswith("\N{REPLACEMENT CHARACTER}"):  # byte-level BPE, a part of a character
             return bytes_begin_word(bytes(BYTES.get(letter, 0) for letter in piece))
         return bool(text) and begins_word(text[0])
 
 
-def _inside(begin, length):
+def _inside(begin: int, length: int) -> int:
     return min(begin + 1, length)
 
 
-def load_tokenizer(path):
-    """The tokenizer at ``path``: a sentencepiece file or a Hugging Face directory."""
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Load a sentencepiece file or a directory of a Hugging Face tokenizer.
+
+    Raises:
+        TokenizerError: there is none at ``path``, or it is damaged.
+    """
     path = Path(path)
     if not path.exists():
         raise TokenizerError(f"tokenizer {path} does not exist: run the tokens stage, or give --tokenizer")
     try:
-        tokenizer = HuggingFaceTokenizer(path) if path.is_dir() else SentencePieceTokenizer(path)
+        tokenizer: Tokenizer = HuggingFaceTokenizer(path) if path.is_dir() else SentencePieceTokenizer(path)
     except UserError:
         raise
     except Exception as error:  # the libraries raise any kind for a file that holds something else, or no UTF-8
@@ -264,7 +281,7 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def word_begins(tokenizer, tokens: list, index: int) -> bool:
+def word_begins(tokenizer: Tokenizer, tokens: Sequence[int], index: int) -> bool:
     """Tell whether a word begins at ``tokens[index]``; a letter behind a mark of space alone goes on with its word."""
     here, before = tokens[index], tokens[index - 1] if index else None
     if tokenizer.marks_space(here) or before is None:
@@ -272,13 +289,13 @@ def word_begins(tokenizer, tokens: list, index: int) -> bool:
     return tokenizer.starts_word(here) and not lone_space(tokenizer, before)
 
 
-def lone_space(tokenizer, token: int) -> bool:
+def lone_space(tokenizer: Tokenizer, token: int) -> bool:
     """Tell whether a token is a mark of space and nothing else."""
     return tokenizer.marks_space(token) and len(tokenizer.pieces[token]) == 1
 
 
-def word_spans(tokenizer, tokens):
-    """Words of a token sequence: list of ``(text, first token, last token)`` indices, both inclusive.
+def word_spans(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Return the words of a token sequence: text, index of the first token, index of the last token.
 
     White space inside a token, or one that is nothing else (byte-level BPE), parts words that then share their tokens.
     In a script without spaces a token of several letters is one word.
