@@ -48,7 +48,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         super().__init__()
         self.config = from_dict(DecoderConfig, conf, "decoder_conf")
         self.eoc = vocab_size
-        self.lm = _pretrained(self.config) if self.config.pretrained else _llama(self.config, vocab_size + 1)
+        self.lm = _pretrained(self.config.pretrained) if self.config.pretrained else _llama(self.config, vocab_size + 1)
         if self.config.pretrained:
             self.lm.resize_token_embeddings(vocab_size + 1, mean_resizing=False)
         base = self.lm.get_decoder()
@@ -188,23 +188,23 @@ def _llama(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel":
     )
 
 
-def _pretrained(config: DecoderConfig) -> "PreTrainedModel":
+def _pretrained(directory: str) -> "PreTrainedModel":
     """Load a local Hugging Face checkpoint; nothing is downloaded.  Raises ConfigError."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if not (Path(config.pretrained) / "config.json").exists():
+    if not (Path(directory) / "config.json").exists():
         raise ConfigError(
-            f"decoder_conf pretrained: {config.pretrained} holds no Hugging Face checkpoint (config.json); "
+            f"decoder_conf pretrained: {directory} holds no Hugging Face checkpoint (config.json); "
             "download the model first and give its directory"
         )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            config.pretrained, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+            directory, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # also of a quantised one without its package
         raise ConfigError(
-            f"decoder_conf pretrained: {config.pretrained} cannot be used ({str(error).splitlines()[0]}); "
+            f"decoder_conf pretrained: {directory} cannot be used ({str(error).splitlines()[0]}); "
             "download it again, or choose a model of the Llama, Mistral or Qwen family"
         ) from error
 
@@ -225,7 +225,7 @@ def _with_lora(model: "PreTrainedModel", config: DecoderConfig) -> "PreTrainedMo
     return adapted.get_base_model()  # the adapters live inside its layers
 
 
-def _add_residual_dropout(base: nn.Module, probability: float) -> None:
+def _add_residual_dropout(base: "PreTrainedModel", probability: float) -> None:
     """Drop elements on both residual branches, as small corpora want; Llama drops attention weights only."""
 
     def drop(module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
