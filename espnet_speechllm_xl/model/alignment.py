@@ -256,7 +256,7 @@ def whole_word_ends(ends: Iterable[int], tokens: list[int], tokenizer: Tokenizer
 
 
 def transfer(source: str, char_ends: Sequence[int], target: str) -> list[int]:
-    """Return the end frames of the characters of a text, from those of the same words in another spelling.
+    """Move end frames from the characters of one text to the characters of another, the same words respelt.
 
     Letters match without regard to case.  A character that the source lacks (punctuation, case marks) takes the end
     of the character before it; a space takes its own match or the end before it.

@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 @dataclass(frozen=True)
 class LayerState(Streams):
-    """State of a layer: what it remembers of the segments before."""
+    """State of a layer, made of the segments before."""
 
     key_value: Tensor  # (B, L, 2 D) keys and values, side by side; slots older than the stream hold zeros
     conv: Tensor  # (B, max(K - 1, 0), D) input of the depthwise convolution
@@ -293,7 +293,7 @@ def _segments(x: Tensor, count: int, segment: int, right: int) -> Tensor:
 class Frontend(nn.Module, abc.ABC):
     """Contract of a front end: stacked feature frames to the frames that the layers take, one for one.
 
-    Its state is a tensor (B, ...) of what it needs of the feature frames before.
+    Its state is a tensor (B, ...) made of the feature frames before.
     """
 
     @abc.abstractmethod
@@ -501,7 +501,7 @@ class EmformerEncoder(AbsEncoder):
     ) -> tuple[Tensor, EncoderState]:
         """Continue B streams; return the frames (B, t, D), t >= 0, that became complete, and the next state.
 
-        After ``final`` the next state is that of streams before their first feature frame.
+        After ``final`` the next state is an initial state.
 
         Args:
             features: (B, f, M) normalised features, any f >= 0.
