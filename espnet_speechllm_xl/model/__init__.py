@@ -1,1 +1,1 @@
-"""Layers and what they compute: features, encoder, decoder, CTC, alignment.  Imports corpus; never a search."""
+"""The layers of the models: features, encoder, decoder, CTC, alignment.  Imports corpus; never a search."""

@@ -3,14 +3,18 @@
 All models hold an :class:`Acoustic` as ``acoustic``, so that the aligner's weights start the others' with
 ``--init_param aligner.pth:acoustic:acoustic``.
 
-Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``T`` frames, ``D`` encoder dimension.
+Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames, ``M`` mel bands, ``T`` frames, ``D`` encoder dimension.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
 from espnet_speechllm_xl.model.emformer import EmformerEncoder, EncoderState
 from espnet_speechllm_xl.model.features import GlobalNormalizer, LogMel, LogMelState, SpecAugment
 from espnet_speechllm_xl.model.stream_state import Streams
@@ -18,7 +22,7 @@ from espnet_speechllm_xl.model.stream_state import Streams
 
 @dataclass(frozen=True)
 class AcousticState(Streams):
-    """What streams of audio carry from one push to the next."""
+    """State of streams of audio between two pushes."""
 
     features: LogMelState
     encoder: EncoderState
@@ -30,23 +34,23 @@ class AcousticState(Streams):
 
     @property
     def buffered(self) -> tuple[int, ...]:
-        """Return how much of each kind the streams have buffered; only streams that agree make one batch."""
+        """Return how much each stream has buffered, of each kind; only streams that agree make one batch."""
         return (*self.features.buffered, *self.encoder.buffered)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """One stream wants its next samples encoded; answered by ``(frames (t, D), next state)``."""
+    """One stream asks for the frames of its next samples; the result is ``(frames (t, D), next state)``."""
 
-    samples: torch.Tensor  # (n,), n >= 0
+    samples: Tensor  # (n,), n >= 0
     final: bool  # no audio follows
     state: AcousticState  # of this one stream
 
     kind = "encode"
 
     @property
-    def signature(self):
-        """Requests of equal signature are encoded as one batch."""
+    def signature(self) -> tuple[int, ...]:
+        """Return what requests of one batch have in common."""
         return (len(self.samples), self.final, *self.state.buffered)
 
 
@@ -54,14 +58,21 @@ class Acoustic(nn.Module):
     """Features and encoder of one configuration.
 
     Args:
-        features: :class:`~espnet_speechllm_xl.config.FeatureConfig`.
-        specaug: :class:`~espnet_speechllm_xl.config.SpecAugmentConfig`.
+        features: configuration of the features.
+        specaug: configuration of their masks in training.
         encoder: the encoder class (ESPnet ``--encoder``).
-        encoder_conf: its fields.
+        encoder_conf: fields of the encoder's configuration; None: its defaults.
         stats_file: ESPnet's ``feats_stats.npz`` of the training set; None when weights are loaded afterwards.
     """
 
-    def __init__(self, features, specaug, encoder=EmformerEncoder, encoder_conf=None, stats_file=None):
+    def __init__(
+        self,
+        features: FeatureConfig,
+        specaug: SpecAugmentConfig,
+        encoder: type[EmformerEncoder] = EmformerEncoder,
+        encoder_conf: Mapping[str, Any] | None = None,  # as EncoderConfig has them
+        stats_file: Path | str | None = None,
+    ) -> None:
         super().__init__()
         self.config = features
         self.log_mel = LogMel(features)
@@ -71,33 +82,44 @@ class Acoustic(nn.Module):
         self.specaug = SpecAugment(specaug)
         self.encoder = encoder(features.n_mels, **(encoder_conf or {}))
 
-    def features(self, speech, lengths):
-        """Log-mel (B, F, mels) before normalisation, and feature frames (B,), of audio (B, N), (B,)."""
+    def features(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-mel features (B, F, M) before normalisation, and the feature frames (B,) of each item.
+
+        Args:
+            speech: (B, N) samples in [-1, 1].
+            lengths: (B,) samples of each item.
+        """
         return self.log_mel(speech, lengths)
 
-    def forward(self, speech, lengths):
-        """Frames (B, T, D) and their counts (B,) of audio (B, N) with sample counts (B,).
+    def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames (B, T, D) of a padded batch, and how many of them (B,) each item has.
 
-        Behind each that has a frame there are ``tail_frames`` of silence: a word that ends with its recording sounds
-        as one within it does.
+        ``tail_frames`` of silence follow each item that has a frame.  A word that ends with its recording then sounds
+        like a word within it.
+
+        Args:
+            speech: (B, N) samples in [-1, 1].
+            lengths: (B,) samples of each item.
         """
         features, counts = self.features(speech, lengths)
         features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
         frames, counts, _ = self.encoder(features, counts, tail=self.config.tail_frames)
         return frames, counts
 
-    def heard(self, counts: torch.Tensor) -> torch.Tensor:
-        """How many of the frames (B,) that :meth:`forward` gave are of the audio, not of the silence behind it."""
+    def audio_frames(self, counts: Tensor) -> Tensor:
+        """Return how many of the ``counts`` (B,) frames of :meth:`forward` are audio; silence follows them."""
         return (counts - self.config.tail_frames).clamp(min=0)
 
-    def initial_state(self, batch=1):
-        """State of ``batch`` streams before their first sample."""
+    def initial_state(self, batch: int = 1) -> AcousticState:
+        """Return the state of ``batch`` streams before their first sample."""
         return AcousticState(self.log_mel.initial_state(batch), self.encoder.initial_state(batch))
 
-    def push(self, samples, state, final=False):
-        """The frames (B, t, D) that ``samples`` (B, n) complete, and the next state.
+    def push(self, samples: Tensor, state: AcousticState, final: bool = False) -> tuple[Tensor, AcousticState]:
+        """Return the frames (B, t, D) that ``samples`` complete, and the next state.
 
         Args:
+            samples: (B, n), n >= 0.
+            state: of the B streams.
             final: no audio follows, and there was a frame at all; silence stands for what is missing, as in
                 :meth:`forward`.
         """
@@ -107,15 +129,15 @@ class Acoustic(nn.Module):
         return frames, AcousticState(feature_state, encoder_state)
 
     @torch.no_grad()
-    def encode(self, requests):
-        """Answers to a list of :class:`EncodeRequest`, in order; those of streams in step share a batch."""
-        groups, answers = {}, [None] * len(requests)
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[tuple[Tensor, AcousticState]]:
+        """Return the frames (t, D) and the next state of each request, in order; streams in step share a batch."""
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.signature, []).append(index)
+        results: dict[int, tuple[Tensor, AcousticState]] = {}
         for indices in groups.values():
             samples = torch.stack([requests[index].samples for index in indices])
             state = AcousticState.stack(requests[index].state for index in indices)
             frames, state = self.push(samples, state, final=requests[indices[0]].final)
-            for index, answer in zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True):
-                answers[index] = answer
-        return answers
+            results.update(zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True))
+        return [results[index] for index in range(len(requests))]

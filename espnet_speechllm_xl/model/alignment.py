@@ -3,26 +3,31 @@
 The artefact is ``char_ends``: a Kaldi-style line per utterance with one end frame (25 Hz, 0-based, inclusive) for
 every character of its transcript, spaces included.  It knows no tokenizer: a target token ends where its last
 character ends.
+
+Shape legend: ``T`` frames, ``V`` tokenizer size (the blank is one more), ``S`` states of a CTC path.
 """
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.corpus.ctm import Word
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.tokenization import word_begins, word_edges
+from espnet_speechllm_xl.tokenization import Tokenizer, word_begins, word_edges
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
+Floats = npt.NDArray[np.float64]
 
 NO_TEXT = "-"  # stands for an empty value: ESPnet's readers have none
-# Frames times states that torchaudio's aligner gets.  It ends the process from 2 ** 31 on (half an hour of speech, in
-# characters), as it counts them in 32 bits, and needs a byte for each; and from about here on blocks are faster.
+# Most frames times states that torchaudio's aligner gets.  It counts them in 32 bits and ends the process from 2 ** 31
+# on (half an hour of speech, in characters).  It needs a byte for each.  From about here on blocks are faster.
 NATIVE_CELLS = 2**26
 
 
@@ -38,10 +43,15 @@ class TokenSpan:
     end: int
 
 
-def viterbi(log_probs, tokens, blank):
-    """Find the best CTC path of ``tokens`` through ``log_probs`` (T, V + 1), as one :class:`TokenSpan` a token.
+def viterbi(log_probs: "Tensor", tokens: Sequence[int], blank: int) -> list[TokenSpan]:
+    """Find the best CTC path of tokens; return the span of each.
 
-    Up to ``NATIVE_CELLS`` by ``torchaudio.functional.forced_align``, beyond by :func:`viterbi_in_blocks`.
+    ``torchaudio.functional.forced_align`` finds it up to ``NATIVE_CELLS``, :func:`viterbi_in_blocks` beyond.
+
+    Args:
+        log_probs: (T, V + 1), on any device.
+        tokens: the token ids.
+        blank: index of the blank.
 
     Raises:
         AlignmentError: no tokens, or too few frames for them and their repeats.
@@ -57,7 +67,7 @@ def viterbi(log_probs, tokens, blank):
     return _viterbi_by_torchaudio(log_probs, tokens, blank)
 
 
-def _viterbi_by_torchaudio(log_probs: "torch.Tensor", tokens: list, blank: int) -> list:
+def _viterbi_by_torchaudio(log_probs: "Tensor", tokens: Sequence[int], blank: int) -> list[TokenSpan]:
     import torch
     from torchaudio.functional import forced_align, merge_tokens
 
@@ -65,29 +75,33 @@ def _viterbi_by_torchaudio(log_probs: "torch.Tensor", tokens: list, blank: int) 
     return [TokenSpan(span.start, span.end - 1) for span in merge_tokens(path[0], scores[0].exp(), blank=blank)]
 
 
-def num_states(tokens: list) -> int:
+def num_states(tokens: Sequence[int]) -> int:
     """Count the states of the CTC path: the tokens, and a blank before, between and after them."""
     return 2 * len(tokens) + 1
 
 
-def viterbi_in_blocks(log_probs: np.ndarray, tokens: list, blank: int, block: int | None = None) -> list:
-    """Find the same path in bounded memory, whatever the length: (T * S) ** (2 / 3) instead of T * S cells.
+def viterbi_in_blocks(
+    log_probs: Floats, tokens: Sequence[int], blank: int, block: int | None = None
+) -> list[TokenSpan]:
+    """Find the best CTC path of tokens in bounded memory: (T * S) ** (2 / 3) instead of T * S cells.
 
-    The first pass keeps the scores of all S states at the start of each block of frames.  The second goes from the
-    last block to the first and repeats each for the few states from which its last one can be reached.
+    The first pass keeps the scores of all S states at the start of each block of frames.  The second pass goes from
+    the last block to the first.  It repeats each block for the few states from which the block's last state can be
+    reached.
 
     Args:
-        log_probs: (T, V + 1), float64; T frames at least for the tokens and their repeats.
+        log_probs: (T, V + 1); T is at least the number of tokens and of repeats among them.
         tokens: the token ids.
         blank: index of the blank.
-        block: frames; None: so that both passes need about the same memory.
+        block: frames of a block; None: as many as make both passes need about the same memory.
 
     Returns:
-        One :class:`TokenSpan` a token.
+        The span of each token.
     """
     lattice, frames = _Lattice(log_probs, tokens, blank), len(log_probs)
     block = block or max(1, round((frames * lattice.size) ** (1 / 3)))
-    starts, kept = range(0, frames, block), []
+    starts = range(0, frames, block)
+    kept: list[Floats] = []
     scores = lattice.before()
     for start in starts:
         kept.append(scores.copy())
@@ -107,10 +121,15 @@ def viterbi_in_blocks(log_probs: np.ndarray, tokens: list, blank: int, block: in
 class _Lattice:
     """The states of a CTC path: blank, first token, blank, second token, ... blank.
 
-    Scores (S + 2,) have two places that are no state before the first, so that every state has two before it.
+    Scores (S + 2,) have two places before the first state, so that every state has two places before it.
+
+    Args:
+        log_probs: (T, V + 1)
+        tokens: the token ids.
+        blank: index of the blank.
     """
 
-    def __init__(self, log_probs: np.ndarray, tokens: list, blank: int) -> None:
+    def __init__(self, log_probs: Floats, tokens: Sequence[int], blank: int) -> None:
         self.log_probs, self.size = log_probs, num_states(tokens)
         self.labels = np.full(self.size, blank)
         self.labels[1::2] = tokens
@@ -119,18 +138,25 @@ class _Lattice:
         self.passing[1] = 0
         self.passing[3::2][self.labels[3::2] != self.labels[1:-2:2]] = 0
 
-    def before(self) -> np.ndarray:
-        """Make the scores before the first frame: only the first two states can follow."""
+    def before(self) -> Floats:
+        """Return the scores before the first frame: only the first two states can follow."""
         scores = np.full(self.size + 2, -np.inf)
         scores[1] = 0
         return scores
 
-    def reachable(self, frame: int) -> tuple:
-        """Give the states (first, after the last) that a path can be in: it moves on by two a frame at most."""
+    def reachable(self, frame: int) -> tuple[int, int]:
+        """Return the first state that a path can be in, and the state after the last: it moves two a frame at most."""
         return max(0, self.size - 2 * (len(self.log_probs) - frame)), min(self.size, 2 * frame + 2)
 
-    def advance(self, scores: np.ndarray, frame: int, low: int, high: int) -> np.ndarray:
-        """Take ``frame`` into the scores of the states from ``low`` to ``high``; return how far each has moved."""
+    def advance(self, scores: Floats, frame: int, low: int, high: int) -> npt.NDArray[np.int8]:
+        """Take a frame into the scores in place; return how far the best path to each state has moved.
+
+        Args:
+            scores: (S + 2,) before the frame.
+            frame: index of the frame.
+            low: first state to take it into.
+            high: state after the last.
+        """
         stay, move = scores[low + 2 : high + 2], scores[low + 1 : high + 1]
         jump = scores[low:high] + self.passing[low:high]
         steps = (move > stay).astype(np.int8)
@@ -142,10 +168,17 @@ class _Lattice:
         scores[:2] = -np.inf
         return steps
 
-    def trace(self, scores: np.ndarray, start: int, end: int, state: int) -> tuple:
-        """Follow the best path back from ``state`` in the frame before ``end``; ``scores`` are those before ``start``.
+    def trace(self, scores: Floats, start: int, end: int, state: int) -> tuple[list[int], int]:
+        """Follow the best path back through a block of frames.
 
-        Returns the states of the frames from ``start`` to ``end``, and the state before them.
+        Args:
+            scores: (S + 2,) before the block; changed.
+            start: first frame.
+            end: frame after the last.
+            state: of the path in the last frame.
+
+        Returns:
+            The states of the block's frames, and the state before them.
         """
         low = max(0, state - 2 * (end - start) + 1)
         steps = [self.advance(scores, frame, low, state + 1) for frame in range(start, end)]
@@ -156,17 +189,20 @@ class _Lattice:
         return path[::-1], state
 
 
-def char_times(spans, token_char_ends, num_chars):
-    """Start and end frames of each character, two lists; a character has the times of its token.
+def char_times(spans: Sequence[TokenSpan], token_char_ends: Sequence[int], num_chars: int) -> list[list[int]]:
+    """Return the start frames and the end frames of the characters; a character has the times of its token.
 
-    One of several tokens (its bytes, or the word mark before the first) starts with the first and ends with the last.
+    A character of several tokens (its bytes, or the word mark before the first) starts with the first and ends with
+    the last.
 
     Args:
-        spans: :class:`TokenSpan` of each token.
+        spans: of each token.
         token_char_ends: exclusive end of each token's last character (tokenization.py).
         num_chars: length of the transcript.
     """
-    starts, ends, start, end = [], [], 0, 0
+    starts: list[int] = []
+    ends: list[int] = []
+    start = end = 0
     for span, char_end in zip(spans, token_char_ends, strict=True):
         start, end = span.start, max(end, span.end)
         if ends and char_end == len(ends):
@@ -177,29 +213,40 @@ def char_times(spans, token_char_ends, num_chars):
     return [starts + [start] * rest, ends + [end] * rest]
 
 
-def token_ends(char_ends, token_char_ends):
-    """End frame of each token of any tokenizer: that of its last character; never decreasing."""
-    ends, last = [], 0
+def token_ends(char_ends: Sequence[int], token_char_ends: Iterable[int]) -> list[int]:
+    """Return the end frame of each token of any tokenizer: its last character's; never decreasing.
+
+    Args:
+        char_ends: end frame of each character.
+        token_char_ends: exclusive end of each token's last character (tokenization.py).
+    """
+    ends: list[int] = []
+    last = 0
     for char_end in token_char_ends:
         last = max(last, char_ends[char_end - 1] if char_end else 0)
         ends.append(last)
     return ends
 
 
-def within_audio(ends, frames):
-    """``ends``, of which those a little after the last of so many ``frames`` are moved to it.
+def within_audio(ends: Iterable[int], frames: int) -> list[int]:
+    """Move end frames that lie a little behind the audio of ``frames`` frames to its last frame.
 
-    Word times may go beyond the last complete frame.  What ends much later is left, to be refused.
+    Word times may go beyond the last complete frame.  An end much later is left, to be refused.
     """
     last = max(0, frames - 1)
     late = last + timeline.gap_frames(timeline.OVERSHOOT_SECONDS)
     return [min(end, last) if end <= late else end for end in ends]
 
 
-def whole_word_ends(ends: list, tokens: list, tokenizer) -> list:
-    """Give all tokens of a word (tokenization.py) the end of its last one, from the ``ends`` of the tokens.
+def whole_word_ends(ends: Iterable[int], tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Give all tokens of a word the end frame of its last token.
 
-    Then every token of a word falls into the chunk in which the word ends, as with word times for an alignment.
+    Every token of a word then falls into the chunk in which the word ends, as with an alignment from word times.
+
+    Args:
+        ends: end frame of each token.
+        tokens: their ids.
+        tokenizer: tells where words begin.
     """
     ends = list(ends)
     for index in reversed(range(1, len(tokens))):
@@ -208,16 +255,22 @@ def whole_word_ends(ends: list, tokens: list, tokenizer) -> list:
     return ends
 
 
-def transfer(source, char_ends, target):
-    """Character ends of ``source`` moved to ``target``, the same words in another spelling.
+def transfer(source: str, char_ends: Sequence[int], target: str) -> list[int]:
+    """Move end frames from the characters of one text to the characters of another, the same words respelt.
 
     Letters match without regard to case.  A character that the source lacks (punctuation, case marks) takes the end
     of the character before it; a space takes its own match or the end before it.
 
+    Args:
+        source: the aligned text.
+        char_ends: end frame of each of its characters.
+        target: the text whose characters get ends.
+
     Raises:
         AlignmentError: a letter or digit of either text has no match in the other.
     """
-    ends, position, last = [], 0, 0
+    ends: list[int] = []
+    position = last = 0
     for character in target:
         match = _find(source, position, character)
         if match is not None:
@@ -233,8 +286,14 @@ def transfer(source, char_ends, target):
     return ends
 
 
-def _find(source, position, character):
-    """Index of ``character`` in ``source`` from ``position`` on, skipping only marks and spaces; None if absent."""
+def _find(source: str, position: int, character: str) -> int | None:
+    """Return the index of ``character`` in ``source``; None if a letter or a digit comes before it, or the end.
+
+    Args:
+        source: text in which to look.
+        position: index from which to look.
+        character: matches without regard to case.
+    """
     wanted = character.casefold()
     while position < len(source):
         if source[position].casefold() == wanted:
@@ -245,8 +304,17 @@ def _find(source, position, character):
     return None
 
 
-def parse_char_ends(utterance, line, text):
-    """The integers of a ``char_ends`` line, checked against the transcript ``text``."""
+def parse_char_ends(utterance: str, line: str, text: str) -> list[int]:
+    """Read the end frames of a ``char_ends`` line.
+
+    Args:
+        utterance: its id, for messages.
+        line: of the file, without the id.
+        text: the transcript, which has a character for each frame.
+
+    Raises:
+        AlignmentError: the line holds something else, or does not fit the transcript.
+    """
     try:
         ends = [] if line.strip() in ("", NO_TEXT) else [int(field) for field in line.split()]
     except ValueError as error:
@@ -261,15 +329,18 @@ def parse_char_ends(utterance, line, text):
     return ends
 
 
-def format_char_ends(ends):
-    """The ``char_ends`` line of one utterance."""
+def format_char_ends(ends: Iterable[int]) -> str:
+    """Return the ``char_ends`` line of one utterance, without its id."""
     return " ".join(map(str, ends)) or NO_TEXT
 
 
-def word_times(text, starts, ends):
-    """The words of ``text`` as :class:`~espnet_speechllm_xl.corpus.ctm.Word`, from its characters' frames.
+def word_times(text: str, starts: Sequence[int], ends: Sequence[int]) -> list[Word]:
+    """Return the words of a transcript; a word starts with its first character and ends with its last.
 
-    A word starts with its first character and ends with its last.
+    Args:
+        text: the transcript.
+        starts: start frame of each character.
+        ends: end frame of each character.
     """
     words = []
     for first, after, joined in word_edges(text):
@@ -278,19 +349,21 @@ def word_times(text, starts, ends):
     return words
 
 
-def from_word_times(text, words):
-    """Start and end frames of each character from word times: all characters of a word take its times.
+def from_word_times(text: str, words: Sequence[Word]) -> list[list[int]]:
+    """Return the start frames and the end frames of the characters: all characters of a word take its times.
 
     Args:
         text: the transcript.
-        words: :class:`~espnet_speechllm_xl.corpus.ctm.Word` of the utterance, in order.
+        words: of the utterance, in order.
 
     Raises:
-        AlignmentError: the words are not those of the transcript.
+        AlignmentError: the words differ from the transcript.
     """
     spelt = [unicodedata.normalize("NFC", word.text) for word in words]  # as the transcript is
     source = " ".join(spelt)
-    starts, ends, last = [], [], 0
+    starts: list[int] = []
+    ends: list[int] = []
+    last = 0
     for index, word in enumerate(words):
         last = max(last, timeline.frame_at(word.end))
         count = len(spelt[index]) + (index > 0)  # the space before a word belongs to it

@@ -1,32 +1,48 @@
-"""CTC model on the streaming encoder: the aligner, and a baseline.
+"""CTC head on the streaming encoder: of the aligner, of the CTC baseline, and of other systems as an auxiliary loss.
 
 Classes are the tokenizer's ids 0 .. V-1, then the blank = V.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl.model.dropout import Dropout
 
 
 class CTCHead(nn.Module):
-    """Frames (B, T, D) -> log-probabilities (B, T, V + 1) and the CTC loss (Graves et al. 2006)."""
+    """Frames (B, T, D) to log-probabilities (B, T, V + 1), and the CTC loss (Graves et al. 2006).
 
-    def __init__(self, dim, vocab_size, dropout=0.0):
+    Args:
+        dim: size D of a frame.
+        vocab_size: tokenizer ids (V).
+        dropout: probability, on the frames.
+
+    Attributes:
+        blank: id of the blank, V.
+    """
+
+    def __init__(self, dim: int, vocab_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.blank = vocab_size
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(dim, vocab_size + 1)
 
-    def forward(self, frames):
-        """Log-probabilities (B, T, V + 1)."""
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return the log-probabilities (B, T, V + 1) of frames (B, T, D)."""
         logits = self.output(self.dropout(frames))
         return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
-    def loss(self, log_probs, frame_lengths, tokens, token_lengths):
-        """Loss of each utterance (B,); 0 where the frames are too few for the tokens."""
-        if not log_probs.shape[1]:  # of which torch makes an error
+    def loss(self, log_probs: Tensor, frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+        """Return the loss of each utterance (B,); 0 where the frames are too few for the tokens.
+
+        Args:
+            log_probs: (B, T, V + 1)
+            frame_lengths: (B,) frames.
+            tokens: (B, U) token ids, any padding.
+            token_lengths: (B,) tokens.
+        """
+        if not log_probs.shape[1]:  # torch makes an error of it
             return log_probs.sum((1, 2))
         return F.ctc_loss(
             log_probs.transpose(0, 1),

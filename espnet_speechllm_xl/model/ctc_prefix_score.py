@@ -1,11 +1,11 @@
 """How likely CTC holds a text to be, token by token, while audio arrives: prefix scores (Watanabe et al. 2017).
 
-    value       log P(the paths spell the tokens so far, or these and more)
-    next()      the same with one more token, for each there is
-    waiting(m)  log P(the same, and no other token before the last m frames)
-    end()       log P(the paths spell no more than the tokens so far, given that they begin with them)
+    value       log P(the paths begin with the tokens so far)
+    next()      log P(the paths begin with the tokens so far and one more), for each token
+    waiting(m)  log P(the paths begin with the tokens so far, and no other begins before the last m frames)
+    end()       log P(the paths spell the tokens so far and no more, given that they begin with them)
 
-Paths are those through the frames so far.  Natural logarithms throughout.
+Paths go through the frames so far.  Logarithms are natural.
 
 Shape legend: ``c`` frames of the window that is kept, ``d`` new ones, ``V`` tokens; the blank is V.
 """
@@ -15,24 +15,33 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class _Token:
-    """The paths that spell a text up to this token, its last one, after 0 .. c frames of the window."""
+    """The last token of a text, with the log-probabilities of the paths that spell the text.
+
+    Entry t of a vector counts the paths through the first t frames of the window, t = 0 .. c.
+    """
 
     token: int | None  # None: the empty text
-    written: int  # frames of the window when it was written
-    in_token: torch.Tensor  # (c + 1,) of the paths that end in the token
-    in_blank: torch.Tensor  # (c + 1,) of those that end in blank
-    value: torch.Tensor  # () of the paths that begin with the text
+    written: int  # frames of the window when the token was appended
+    in_token: Tensor  # (c + 1,) of the paths that end in the token
+    in_blank: Tensor  # (c + 1,) of the paths that end in blank
+    value: Tensor  # () of the paths that begin with the text
 
-    def before(self, token):
-        """(c + 1,) of the paths that ``token`` can follow at once: a repeat is a new token only after a blank."""
+    def before(self, token: int | None) -> Tensor:
+        """Return the paths (c + 1,) that ``token`` can follow at once: a repeat is a new token only after a blank."""
         return self.in_blank if token == self.token else torch.logaddexp(self.in_blank, self.in_token)
 
-    def grown(self, parent, log_probs):
-        """With the new frames (d, V + 1), which paths of ``parent``, grown already, may enter; None: no path."""
+    def grown(self, parent: "_Token | None", log_probs: Tensor) -> "_Token":
+        """Return the token with new frames behind its window.
+
+        Args:
+            parent: the token before it, grown already, whose paths may enter it; None: no path enters.
+            log_probs: (d, V + 1) of the new frames.
+        """
         begin, end = len(self.in_token) - 1, len(self.in_token) - 1 + len(log_probs)
         entering = log_probs.new_full((len(log_probs),), -torch.inf)
         in_token, value = F.pad(self.in_token, (0, len(log_probs)), value=-torch.inf), self.value
@@ -46,8 +55,8 @@ class _Token:
             self, in_token=in_token, in_blank=torch.cat([self.in_blank[:-1], in_blank]), value=value
         )
 
-    def without(self, count):
-        """Without the first ``count`` frames of the window."""
+    def without(self, count: int) -> "_Token":
+        """Drop the first ``count`` frames of the window."""
         return dataclasses.replace(
             self, written=self.written - count, in_token=self.in_token[count:], in_blank=self.in_blank[count:]
         )
@@ -55,26 +64,30 @@ class _Token:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A text so far, to CTC.  Never changes: forks share it."""
+    """Text of a hypothesis with CTC's scores.  It never changes, so forks share it."""
 
-    log_probs: torch.Tensor  # (c, V + 1) float64
-    tokens: tuple  # of _Token, the last one last; those that new frames cannot change any more are dropped
+    log_probs: Tensor  # (c, V + 1) float64
+    tokens: tuple[_Token, ...]  # in order; tokens that new frames cannot change any more are dropped
 
     @classmethod
-    def empty(cls, log_probs):
-        """The empty text and the first frames (c, V + 1)."""
+    def empty(cls, log_probs: Tensor) -> "Prefix":
+        """Return the empty text.
+
+        Args:
+            log_probs: (c, V + 1) of the first frames.
+        """
         log_probs = log_probs.double()
         in_blank = F.pad(log_probs[:, -1].cumsum(0), (1, 0))
         nothing = _Token(None, 0, torch.full_like(in_blank, -torch.inf), in_blank, in_blank.new_zeros(()))
         return cls(log_probs, (nothing,))
 
     @property
-    def value(self):
-        """A scalar tensor; see above."""
+    def value(self) -> Tensor:
+        """Return log P(the paths begin with the tokens so far), a scalar."""
         return self.tokens[-1].value
 
-    def extend(self, token):
-        """With one more token; O(c)."""
+    def extend(self, token: int) -> "Prefix":
+        """Append a token; O(c)."""
         before, scores = self.tokens[-1].before(token)[:-1], self.log_probs[:, token]
         never = before.new_tensor(-torch.inf)
         in_token = _stay(never, before, scores)
@@ -82,30 +95,38 @@ class Prefix:
         value = torch.logsumexp(before + scores, 0)
         return Prefix(self.log_probs, (*self.tokens, _Token(token, len(self.log_probs), in_token, in_blank, value)))
 
-    def grow(self, log_probs, history):
-        """With new frames (d, V + 1) behind; of those before, the last ``history`` are kept.
+    def grow(self, log_probs: Tensor, history: int) -> "Prefix":
+        """Append frames, and keep the last ``history`` of the frames before.
 
-        An approximation: tokens that were written earlier than those are heard by now, no path enters them later.
+        This approximates: no path enters later into a token that was appended before the frames that are kept.
+
+        Args:
+            log_probs: (d, V + 1) of the new frames.
+            history: old frames that are kept.
         """
         log_probs = log_probs.double()
         dropped = max(0, len(self.log_probs) - history)
         old = sum(token.written <= dropped for token in self.tokens)
-        grown = []
+        grown: list[_Token] = []
         for token in self.tokens[max(0, old - 1) :]:
             grown.append(token.grown(grown[-1] if grown else None, log_probs))
         window = torch.cat([self.log_probs[dropped:], log_probs])
         return Prefix(window, tuple(token.without(dropped) for token in grown))
 
-    def next(self):
-        """The value (V,) with each token appended; O(c V)."""
+    def next(self) -> Tensor:
+        """Return the value (V,) with each token appended; O(c V)."""
         last, scores = self.tokens[-1], self.log_probs[:, :-1]
         values = torch.logsumexp(last.before(None)[:-1, None] + scores, 0)
         if last.token is not None:
             values[last.token] = torch.logsumexp(last.before(last.token)[:-1] + scores[:, last.token], 0)
         return values
 
-    def waiting(self, margin):
-        """log P(the paths begin with the tokens so far, another coming in the last ``margin`` frames or later)."""
+    def waiting(self, margin: int) -> Tensor:
+        """Return log P(the paths begin with the tokens so far, and no other begins before the last frames), a scalar.
+
+        Args:
+            margin: the last frames, in which another token may begin.
+        """
         last, begin = self.tokens[-1], max(0, len(self.log_probs) - margin)
         value = torch.logaddexp(last.in_token[begin], last.in_blank[begin])
         if len(self.tokens) == 1:
@@ -113,8 +134,8 @@ class Prefix:
         entering = self.tokens[-2].before(last.token)[begin:-1] + self.log_probs[begin:, last.token]
         return torch.logaddexp(value, torch.logsumexp(entering, 0))
 
-    def end(self):
-        """A scalar tensor, see above; 0 where there are too few frames for the tokens."""
+    def end(self) -> Tensor:
+        """Return log P(the text ends here, given that the paths begin with it), a scalar; 0 if no path spells it."""
         last = self.tokens[-1]
         if torch.isinf(last.value):
             return torch.zeros_like(last.value)
@@ -122,16 +143,19 @@ class Prefix:
         return (torch.logaddexp(last.in_token[-1], last.in_blank[-1]) - last.value).clamp(max=0.0)
 
 
-def _stay(start, before, scores):
-    """Paths that entered a symbol after any frame and stayed in it: x(t) = (x(t - 1) + before(t - 1)) scores(t).
+def _stay(start: Tensor, before: Tensor, scores: Tensor) -> Tensor:
+    """Return the paths that entered a symbol after any frame and stayed in it.
 
-    Unrolled, x(t) is the sum over s < t of before(s) and the product of the scores after s: one cumulative sum.
+    They are x(t) = (x(t - 1) + before(t - 1)) scores(t).  Unrolled, x(t) is the sum over s < t of before(s) and the
+    product of the scores after s: one cumulative sum.
 
     Args:
-        start: () x(0), before: (d,), scores: (d,), logarithms.
+        start: () log of x(0).
+        before: (d,) log of the paths that may enter with the next frame.
+        scores: (d,) log-probability of the symbol in each frame.
 
     Returns:
-        x (d + 1,), logarithms.
+        (d + 1,) log of x.
     """
     total = F.pad(scores.cumsum(0), (1, 0))
     return torch.logcumsumexp(torch.cat([start[None], before - total[:-1]]), 0) + total

@@ -2,14 +2,19 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
-def dropout(x, probability, training):
-    """``torch.nn.functional.dropout``; on a CPU with one random byte an element instead of one generator call.
+def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Drop elements as ``torch.nn.functional.dropout`` does; a CPU draws one random byte an element.
 
-    torch draws 2 million Bernoulli numbers in 15 ms on one core, and a fifth of the encoder's training step went
-    there; bytes of 64-bit draws take a third of that.  ``probability`` is rounded to 1/256 on a CPU.
+    torch draws 2 million Bernoulli numbers in 15 ms on one core, a fifth of the encoder's training step.  Bytes of
+    64-bit draws take a third of that.
+
+    Args:
+        x: any shape.
+        probability: that an element becomes zero; rounded to 1/256 on a CPU.
+        training: False: ``x`` itself is returned.
     """
     if not training or probability == 0.0:
         return x
@@ -21,8 +26,14 @@ def dropout(x, probability, training):
     return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
 
-def drop_tokens(embedded, probability, training):
-    """Token embeddings (B, U, D) of which, in training, some are zeroed whole; nothing is scaled."""
+def drop_tokens(embedded: Tensor, probability: float, training: bool) -> Tensor:
+    """Zero whole embeddings of some tokens in training; nothing is scaled.
+
+    Args:
+        embedded: (B, U, D) embeddings of text tokens.
+        probability: that a token's embedding becomes zero.
+        training: False: ``embedded`` itself is returned.
+    """
     if not training or probability == 0.0:
         return embedded
     kept = torch.rand(embedded.shape[:-1], device=embedded.device) >= probability
@@ -32,5 +43,6 @@ def drop_tokens(embedded, probability, training):
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout`` by :func:`dropout`."""
 
-    def forward(self, x):
-        return dropout(x, self.p, self.training)
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input``, in training with elements dropped."""
+        return dropout(input, self.p, self.training)

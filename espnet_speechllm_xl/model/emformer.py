@@ -1,11 +1,12 @@
 """Emformer (Shi et al. 2021), linear in length: ``(features, state) -> (frames, state)``.
 
-Shapes: ``B`` batch, ``F`` feature frames (100 Hz), ``T`` frames (25 Hz), ``N`` segments, ``S`` frames of a segment,
-``L`` left context, ``R`` right context (look-ahead), ``M`` mel bands, ``D`` model dimension, ``K`` convolution kernel.
+Shape legend: ``B`` batch, ``F`` feature frames (100 Hz), ``T`` frames (25 Hz), ``N`` segments, ``S`` frames of a
+segment, ``L`` left context, ``R`` right context (look-ahead), ``M`` mel bands, ``D`` model dimension, ``K`` convolution
+kernel, ``C`` any feature size.
 
 Every segment attends to itself, its own copy of the R frames after it, and the keys and values of the L frames before.
-All segments of a block are computed in parallel; a block is any number of segments and hands its last L keys and
-values to the next one.  One query's row of the mask, for S = 4, L = 6, in the third and first segment of a stream:
+A block is any number of segments.  They are computed in parallel, and the block hands its last L keys and values to
+the next one.  One query's row of the mask, for S = 4, L = 6, R = 2, in the third and first segment of a stream:
 
     [left context | segment | right context]     [1 1 1 1 1 1 | 1 1 1 1 | 1 1]     [0 0 0 0 0 0 | 1 1 1 1 | 1 1]
 
@@ -15,15 +16,18 @@ Parameters are named as in :class:`torchaudio.models.Emformer` (``max_memory_siz
 outputs.
 """
 
+import abc
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import EncoderConfig
@@ -32,39 +36,50 @@ from espnet_speechllm_xl.model.features import stack_frames
 from espnet_speechllm_xl.model.stream_state import Streams
 from espnet_speechllm_xl.settings import from_dict, signature
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 @dataclass(frozen=True)
 class LayerState(Streams):
-    """What a layer remembers of the segments before."""
+    """State of a layer, made of the segments before."""
 
-    key_value: torch.Tensor  # (B, L, 2 D) keys and values, side by side; slots older than the stream hold zeros
-    conv: torch.Tensor  # (B, max(K - 1, 0), D) input of the depthwise convolution
+    key_value: Tensor  # (B, L, 2 D) keys and values, side by side; slots older than the stream hold zeros
+    conv: Tensor  # (B, max(K - 1, 0), D) input of the depthwise convolution
 
     @property
-    def batch(self):
+    def batch(self) -> int:
+        """Return the number of streams."""
         return self.key_value.shape[0]
 
 
 @dataclass(frozen=True)
 class EmformerState(Streams):
-    """What the layers remember, and how many frames each stream has behind it."""
+    """State of all layers, and the age of each stream."""
 
-    layers: tuple  # of LayerState
-    past: torch.Tensor  # (B,) long, frames
+    layers: tuple[LayerState, ...]
+    past: Tensor  # (B,) long, frames so far
 
     @property
-    def batch(self):
+    def batch(self) -> int:
+        """Return the number of streams."""
         return self.past.shape[0]
 
 
-def _windows(stream, history, count, tail):
-    """Cut a stream into one window a segment: (B, history + N S, C), (B, N, R, C) -> (B, N, history + S + R, C).
+def _windows(stream: Tensor, history: int, count: int, tail: Tensor) -> Tensor:
+    """Cut a stream into one window a segment.
 
     Window i is the ``history`` frames before segment i, the segment, and its own right context ``tail[:, i]``.
+
+    Args:
+        stream: (B, history + N S, C)
+        history: frames before each segment.
+        count: segments N.
+        tail: (B, N, R, C)
+
+    Returns:
+        (B, N, history + S + R, C)
     """
-    # Slices and one cat: the backward of Tensor.unfold is several times slower.
+    # Slices and one cat: the backward of torch.Tensor.unfold is several times slower.
     size = (stream.shape[1] - history) // count
     whole, rest = divmod(history, size)
     parts = [stream[:, : count * size].unflatten(1, (count, size))[:, :, :rest]] if rest else []
@@ -74,13 +89,15 @@ def _windows(stream, history, count, tail):
     return torch.cat([*parts, tail], dim=2)
 
 
-def _last(stream, count):
-    """The last ``count`` frames, free of the memory of the others."""
+def _last(stream: Tensor, count: int) -> Tensor:
+    """Return a copy of the last ``count`` frames, which does not hold the memory of the others."""
     return stream[:, stream.shape[1] - count :].clone()
 
 
 class _Attention(nn.Module):
-    def __init__(self, config, gain):
+    """Attention of each segment to its left context, itself and its right context."""
+
+    def __init__(self, config: EncoderConfig, gain: float) -> None:
         super().__init__()
         self.right_context, self.heads = config.right_context, config.heads
         self.emb_to_key_value = nn.Linear(config.dim, 2 * config.dim)
@@ -89,8 +106,14 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=gain)
         nn.init.xavier_uniform_(self.emb_to_query.weight, gain=gain)
 
-    def forward(self, x, left, mask):
-        """(B, N, S + R, D), left (B, L, 2 D), mask (B N, 1, 1, L + S + R) bool -> (B, N, S + R, D), next left."""
+    def forward(self, x: Tensor, left: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend; return (B, N, S + R, D) and the next ``left``.
+
+        Args:
+            x: (B, N, S + R, D) segments with their right contexts.
+            left: (B, L, 2 D) keys and values of the left context.
+            mask: (B N, 1, 1, L + S + R) bool, True where a key is visible.
+        """
         batch, count, width, dim = x.shape
         key_value = self.emb_to_key_value(x)
         segment, tail = key_value.split([width - self.right_context, self.right_context], dim=2)
@@ -106,11 +129,11 @@ class _Attention(nn.Module):
 class _Convolution(nn.Module):
     """Convolution module of the Conformer (Gulati et al. 2020), causal over the stream of segments.
 
-    The right context of segment i continues from the end of segment i.  LayerNorm instead of BatchNorm: no statistics
-    over time or over other utterances.
+    The right context of segment i continues from the end of segment i.  LayerNorm stands in place of BatchNorm, whose
+    statistics would mix times and utterances.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.right_context = config.right_context
         self.norm_input = nn.LayerNorm(config.dim)
@@ -120,8 +143,8 @@ class _Convolution(nn.Module):
         self.project = nn.Linear(config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x, history):
-        """(B, N, S + R, D), history (B, K - 1, D) -> (B, N, S + R, D), next history."""
+    def forward(self, x: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve (B, N, S + R, D) behind ``history`` (B, K - 1, D); return the same shape and the next history."""
         batch, count, width, dim = x.shape
         gated = F.glu(self.expand(self.norm_input(x)))
         segment, tail = gated.split([width - self.right_context, self.right_context], dim=2)
@@ -133,7 +156,9 @@ class _Convolution(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config, gain):
+    """Attention, the optional convolution, and the feed-forward layers, each with a residual branch."""
+
+    def __init__(self, config: EncoderConfig, gain: float) -> None:
         super().__init__()
         self.attention = _Attention(config, gain)
         self.conv = _Convolution(config) if config.conv_kernel else None
@@ -149,8 +174,14 @@ class _Layer(nn.Module):
         self.layer_norm_input = nn.LayerNorm(config.dim)
         self.layer_norm_output = nn.LayerNorm(config.dim)
 
-    def forward(self, x, state, mask):
-        """(B, N, S + R, D) -> the same shape, next LayerState."""
+    def forward(self, x: Tensor, state: LayerState, mask: Tensor) -> tuple[Tensor, LayerState]:
+        """Return the layer's output, of the shape of ``x``, and its next state.
+
+        Args:
+            x: (B, N, S + R, D) segments with their right contexts.
+            state: of the B streams.
+            mask: see :class:`_Attention`.
+        """
         attended, key_value = self.attention(self.layer_norm_input(x), state.key_value, mask)
         x = self.dropout(attended) + x
         history = state.conv
@@ -161,38 +192,42 @@ class _Layer(nn.Module):
 
 
 class Emformer(nn.Module):
-    """The layers; with ``conv_kernel`` 0 equal to torchaudio's Emformer without memory, whose state dict loads.
+    """Layers of the encoder.
+
+    With ``conv_kernel`` 0 they compute what torchaudio's Emformer without memory computes, and its state dict loads.
 
     Queries and keys start with torchaudio's gain 1 / sqrt(layer) ("depthwise").
     """
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         gains = [1 / math.sqrt(i + 1) for i in range(config.layers)]
         self.emformer_layers = nn.ModuleList(_Layer(config, gain) for gain in gains)
 
-    def initial_state(self, batch=1):
-        """State of ``batch`` streams that have not begun, in the parameters' type and on their device."""
-        config, like = self.config, self.emformer_layers[0].layer_norm_input.weight
+    def initial_state(self, batch: int = 1) -> EmformerState:
+        """Return the state of ``batch`` streams before their first frame, in the parameters' type, on their device."""
+        config, like = self.config, self.emformer_layers[0].get_parameter("layer_norm_input.weight")
         layer = LayerState(
             like.new_zeros(batch, config.left_context, 2 * config.dim),
             like.new_zeros(batch, max(config.conv_kernel - 1, 0), config.dim),
         )
         return EmformerState((layer,) * config.layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
-    def forward(self, x, state=None, lengths=None):
-        """Any number of whole segments, N >= 1, and the right context of the last.
+    def forward(
+        self, x: Tensor, state: EmformerState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, EmformerState]:
+        """Return the output (B, N S, D) of N >= 1 whole segments, and the next state.
+
+        The next call begins with the last R frames of ``x`` again, as frames of its first segment.
 
         Args:
-            x: (B, N S + R, D)
+            x: (B, N S + R, D) segments and the right context of the last.
             state: of the B streams; None where they begin.
             lengths: (B,) frames of each utterance where a segment is a whole utterance, else None.
 
-        Returns:
-            (B, N S, D), next state.  The last R input frames are to be given again as the next segment.
-
-        Raises ValueError for another number of frames.
+        Raises:
+            ValueError: the number of frames is another.
         """
         batch, frames, dim = x.shape
         right = self.config.right_context
@@ -201,7 +236,7 @@ class Emformer(nn.Module):
         if count < 1 or frames != count * segment + right:
             raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of look-ahead")
         state = self.initial_state(batch) if state is None else state
-        mask = self._visible(state.past, count) if lengths is None else _within(lengths, frames)
+        mask = self._visible(state.past, count, segment) if lengths is None else _within(lengths, frames)
         x = _segments(x, count, segment, right)
         layers = []
         for layer, layer_state in zip(self.emformer_layers, state.layers, strict=True):
@@ -210,21 +245,40 @@ class Emformer(nn.Module):
         y = x[:, :, :segment].reshape(batch, count * segment, dim)
         return y, EmformerState(tuple(layers), state.past + count * segment)
 
-    def _visible(self, past, count):
-        """False at the left slots from before a stream began: (B N, 1, 1, L + S + R) bool."""
-        segment, left, right = self.config.segment, self.config.left_context, self.config.right_context
+    def _visible(self, past: Tensor, count: int, segment: int) -> Tensor:
+        """Return a mask (B N, 1, 1, L + S + R), False at the left slots from before a stream began.
+
+        Args:
+            past: (B,) frames before the first segment.
+            count: segments N.
+            segment: frames S of one.
+        """
+        left, right = self.config.left_context, self.config.right_context
         starts = past[:, None, None] + torch.arange(count, device=past.device)[:, None] * segment
         slots = torch.arange(-left, segment + right, device=past.device)
         return (starts + slots >= 0).view(-1, 1, 1, left + segment + right)
 
 
-def _within(lengths, frames):
-    """False at the padding: (B, 1, 1, frames) bool; an empty utterance keeps a frame, lest its outputs be NaN."""
+def _within(lengths: Tensor, frames: int) -> Tensor:
+    """Return a mask (B, 1, 1, frames), False at the padding behind ``lengths`` (B,).
+
+    An empty utterance keeps a frame, lest its outputs be NaN.
+    """
     return (torch.arange(frames, device=lengths.device) < lengths.clamp(min=1)[:, None])[:, None, None]
 
 
-def _segments(x, count, segment, right):
-    """(B, N S + R, D) -> (B, N, S + R, D): each segment with its own copy of the R frames after it."""
+def _segments(x: Tensor, count: int, segment: int, right: int) -> Tensor:
+    """Give each segment its own copy of the frames after it.
+
+    Args:
+        x: (B, N S + R, D)
+        count: segments N.
+        segment: frames S of one.
+        right: frames R after each.
+
+    Returns:
+        (B, N, S + R, D)
+    """
     parts, begin = [], 0
     while begin < segment + right:
         # R > S: a right context reaches over several segments.
@@ -236,30 +290,48 @@ def _segments(x, count, segment, right):
     return torch.cat(parts, dim=2)
 
 
-class StackFrontend(nn.Linear):
-    """The paper's: 4 feature frames, one linear layer."""
+class Frontend(nn.Module, abc.ABC):
+    """Contract of a front end: stacked feature frames to the frames that the layers take, one for one.
 
-    def __init__(self, input_size, dim):
-        super().__init__(timeline.STACK * input_size, dim)
+    Its state is a tensor (B, ...) made of the feature frames before.
+    """
 
-    def initial_state(self, batch):
-        """Nothing: (B, 0)."""
+    @abc.abstractmethod
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the state (B, ...) of ``batch`` streams before their first frame."""
+
+    @abc.abstractmethod
+    def forward(self, stacked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames (B, T, D) of ``stacked`` (B, T, 4 M), and the next state."""
+
+
+class StackFrontend(Frontend):
+    """Front end of the paper: 4 feature frames, one linear layer."""
+
+    def __init__(self, input_size: int, dim: int) -> None:
+        super().__init__()
+        linear = nn.Linear(timeline.STACK * input_size, dim)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return nothing: (B, 0)."""
         return self.weight.new_zeros(batch, 0)
 
-    def forward(self, stacked, state):
-        """(B, T, 4 M) -> (B, T, D), next state."""
-        return super().forward(stacked), state
+    def forward(self, stacked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames (B, T, D) of ``stacked`` (B, T, 4 M), and the next state."""
+        return F.linear(stacked, self.weight, self.bias), state
 
 
-class ConvFrontend(nn.Module):
-    """Two causal 3x3 convolutions of stride 2 over time and bands: frame t sees feature frames 4t - 3 .. 4t + 3.
+class ConvFrontend(Frontend):
+    """Front end of two causal 3x3 convolutions of stride 2 over time and bands.
 
-    With the 3 feature frames before a block (zeros at the start) there are 4T + 3; strides of 2 make 2T + 1, then T.
+    Frame t sees feature frames 4t - 3 .. 4t + 3.  With the 3 feature frames before a block (zeros at the start) there
+    are 4T + 3; strides of 2 make 2T + 1, then T.
     """
 
     channels = (32, 64)
 
-    def __init__(self, input_size, dim):
+    def __init__(self, input_size: int, dim: int) -> None:
         super().__init__()
         self.input_size = input_size
         first, second = self.channels
@@ -267,16 +339,16 @@ class ConvFrontend(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=(0, 1))
         bands = -(-input_size // 4)  # each stride rounds up
         self.linear = nn.Linear(second * bands, dim)
-        # Without it frames start out ten times smaller than those of the other front end, and what the layers add, at
-        # first averages over time, drowns them.
+        # Without it frames start out ten times smaller than the other front end makes them.  The layers add averages
+        # over time at first, which drown such frames.
         self.norm = nn.LayerNorm(dim)
 
-    def initial_state(self, batch):
-        """The last 3 feature frames: (B, 3, M)."""
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the 3 feature frames before the first, (B, 3, M): zeros."""
         return self.linear.weight.new_zeros(batch, timeline.STACK - 1, self.input_size)
 
-    def forward(self, stacked, state):
-        """(B, T, 4 M) -> (B, T, D), next state."""
+    def forward(self, stacked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames (B, T, D) of ``stacked`` (B, T, 4 M), and the next state."""
         batch, count = stacked.shape[:2]
         if count == 0:
             return stacked.new_zeros(batch, 0, self.linear.out_features), state
@@ -285,22 +357,29 @@ class ConvFrontend(nn.Module):
         return self.norm(self.linear(x.transpose(1, 2).flatten(2))), _last(features, state.shape[1])
 
 
-FRONTENDS = {"stack": StackFrontend, "conv": ConvFrontend}
+# by name: (mel bands M, model dimension D) -> front end
+FRONTENDS: dict[str, Callable[[int, int], Frontend]] = {"stack": StackFrontend, "conv": ConvFrontend}
 
 
 @dataclass(frozen=True)
 class Quietest(Streams):
-    """The quietest feature frame that streams have had: what their silence looks like."""
+    """The quietest feature frame that streams have had; it stands for their silence."""
 
-    frame: torch.Tensor  # (B, M)
-    level: torch.Tensor  # (B,) mean of its bands; infinity before the first frame
+    frame: Tensor  # (B, M)
+    level: Tensor  # (B,) mean of its bands; infinity before the first frame
 
     @property
     def batch(self) -> int:
+        """Return the number of streams."""
         return self.level.shape[0]
 
-    def after(self, features: torch.Tensor, levels: torch.Tensor | None = None) -> "Quietest":
-        """The quietest of these and of ``features`` (B, f, M), f >= 0; ``levels`` (B, f), by default their means."""
+    def after(self, features: Tensor, levels: Tensor | None = None) -> "Quietest":
+        """Return the quietest of these frames and of ``features``.
+
+        Args:
+            features: (B, f, M), f >= 0.
+            levels: (B, f) level of each feature frame; None: the means of their bands.
+        """
         if features.shape[1] == 0:
             return self
         level, place = (features.mean(2) if levels is None else levels).min(1)
@@ -311,12 +390,12 @@ class Quietest(Streams):
 
 @dataclass(frozen=True)
 class EncoderState(Streams):
-    """An encoder stream between two pushes."""
+    """State of encoder streams between two pushes."""
 
-    features: torch.Tensor  # (B, < 4, M) feature frames that complete no frame yet
+    features: Tensor  # (B, < 4, M) feature frames that complete no frame yet
     quietest: Quietest  # of the frames so far
-    frontend: torch.Tensor
-    frames: torch.Tensor  # (B, < S + R, D) output of the front end that completes no segment with its right context yet
+    frontend: Tensor  # (B, ...) state of the front end
+    frames: Tensor  # (B, < S + R, D) output of the front end that completes no segment with its right context yet
     emformer: EmformerState
 
     @property
@@ -333,46 +412,60 @@ class EncoderState(Streams):
 class EmformerEncoder(AbsEncoder):
     """Normalised log-mel features to frames: 4x stacking, front end, Emformer.
 
-    Utterances are padded to whole segments plus right context, before the front end, in every path, with their own
-    quietest feature frame: zeros, the mean of all speech, would sound as if the last word went on.  :meth:`forward` is
-    :meth:`push` of all at once, so batch, alone and stream agree.  ``encoder_conf`` is
-    :class:`~espnet_speechllm_xl.config.EncoderConfig`.
+    In every path, utterances are padded to whole segments plus right context before the front end.  The padding is
+    their own quietest feature frame: zeros, the mean of all speech, would sound as if the last word went on.
+    :meth:`forward` is :meth:`push` of all at once, so batch, alone and stream agree.
+
+    Args:
+        input_size: mel bands M.
+        conf: fields of :class:`~espnet_speechllm_xl.config.EncoderConfig`.
+
+    Raises:
+        ConfigError: a field is unknown or unusable.
     """
 
-    def __init__(self, input_size: int, **conf):
+    # ESPnet reads the defaults of encoder_conf from the signature: they are declared once, in EncoderConfig.
+    __signature__: ClassVar[inspect.Signature] = signature(
+        EncoderConfig, inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
+    )
+
+    def __init__(self, input_size: int, **conf: Any) -> None:  # as EncoderConfig has them
         super().__init__()
-        self.config = config = from_dict(EncoderConfig, conf, "encoder_conf")
+        config: EncoderConfig = from_dict(EncoderConfig, conf, "encoder_conf")
+        self.config = config
         self.input_size = input_size
         self.frontend = FRONTENDS[config.frontend](input_size, config.dim)
         self.emformer = Emformer(config)
 
     def output_size(self) -> int:
-        """D."""
+        """Return the size D of a frame."""
         return self.config.dim
 
-    def forward(self, xs_pad, ilens, prev_states=None, tail=0):
-        """Whole utterances, in blocks of ``block_segments`` segments.
+    def forward(
+        self, xs_pad: Tensor, ilens: Tensor, prev_states: None = None, tail: int = 0
+    ) -> tuple[Tensor, Tensor, None]:
+        """Encode whole utterances, in blocks of ``block_segments`` segments (ESPnet's interface).
 
         Args:
-            xs_pad: (B, F, M) normalised features; what lies beyond an item's length has no influence.
-            ilens: (B,) feature frames.
+            xs_pad: (B, F, M) normalised features; the padding beyond an item's length has no influence.
+            ilens: (B,) feature frames of each item.
             prev_states: None; a stream uses :meth:`push`.
-            tail: frames more of each item that has one at all, as :meth:`push` gives them.
+            tail: frames of silence behind each item that has a frame, as in :meth:`push`.
 
         Returns:
             ys: (B, T, D), T the frames of the longest item.  Frames beyond an item's own length are finite,
                 without meaning.
             olens: (B,) frames, ``ilens // 4`` and the tail.
-            None
+            None: in the place of ESPnet's states.
         """
         if prev_states is not None:
             raise ValueError("EmformerEncoder.forward takes whole utterances: continue a stream with push()")
         olens = torch.div(ilens, timeline.STACK, rounding_mode="floor")
-        heard = torch.where(olens > 0, ilens, 0) if tail else olens * timeline.STACK
+        own = torch.where(olens > 0, ilens, 0) if tail else olens * timeline.STACK  # feature frames before the silence
         olens = torch.where(olens > 0, olens + tail, 0)
         longest = int(olens.max()) * timeline.STACK
         places = torch.arange(longest, device=xs_pad.device)
-        ended = places >= heard.to(xs_pad.device)[:, None]
+        ended = places >= own.to(xs_pad.device)[:, None]
         features = F.pad(xs_pad, (0, 0, 0, max(0, longest - xs_pad.shape[1])))[:, :longest]
         features = features.masked_fill(ended[:, :, None], 0.0)
         state = self.initial_state(len(features))
@@ -383,16 +476,16 @@ class EmformerEncoder(AbsEncoder):
         ys, _ = self.push(features, state, final=True)
         return ys, olens, None
 
-    def _whole(self, features, lengths=None):
-        """Frames (B, T, D) of whole utterances (B, 4 T, M) of ``lengths`` (B,) frames, by default T."""
+    def _whole(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the frames (B, T, D) of whole utterances (B, 4 T, M) of ``lengths`` (B,) frames, by default T."""
         frames, _ = self.frontend(stack_frames(features), self.frontend.initial_state(len(features)))
         if frames.shape[1] == 0:
             return frames
         lengths = torch.full_like(frames[:, 0, 0], frames.shape[1], dtype=torch.long) if lengths is None else lengths
         return self.emformer(frames, lengths=lengths)[0]
 
-    def initial_state(self, batch=1):
-        """State of ``batch`` streams that have not begun."""
+    def initial_state(self, batch: int = 1) -> EncoderState:
+        """Return the state of ``batch`` streams before their first feature frame."""
         emformer = self.emformer.initial_state(batch)
         like = emformer.layers[0].key_value
         return EncoderState(
@@ -403,39 +496,52 @@ class EmformerEncoder(AbsEncoder):
             emformer=emformer,
         )
 
-    def push(self, features, state, final=False, tail=0):
-        """Continue B streams.
+    def push(
+        self, features: Tensor, state: EncoderState, final: bool = False, tail: int = 0
+    ) -> tuple[Tensor, EncoderState]:
+        """Continue B streams; return the frames (B, t, D), t >= 0, that became complete, and the next state.
+
+        After ``final`` the next state is an initial state.
 
         Args:
             features: (B, f, M) normalised features, any f >= 0.
             state: of the B streams.
-            final: the streams end here: give all remaining complete frames (an incomplete stack of 4 is dropped).
-            tail: when final, frames more, of the quietest feature frame; the first of them begins with the incomplete
-                stack.
+            final: the streams end here, and all remaining complete frames come out; without a tail an incomplete stack
+                of 4 feature frames is dropped.
+            tail: when final, frames of silence behind them, which repeat the quietest feature frame; the first begins
+                with the incomplete stack.
 
-        Returns:
-            (B, t, D) the frames that became complete (t >= 0), next state (after ``final``, one that has not begun).
+        Raises:
+            ValueError: the encoder takes whole utterances only, and ``final`` is False.
         """
-        if self.config.segment is None and not final:
-            raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
+        segment = self.config.segment
+        if segment is None:
+            if not final:
+                raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
+            features, _ = self._ended(features, state, tail)
+            return self._whole(features), self.initial_state(state.batch)
         count = None  # frames that come out: all that are ready
         if final:
             features, silence = self._ended(features, state, tail)
-            if self.config.segment is None:
-                return self._whole(features), self.initial_state(state.batch)
             state = dataclasses.replace(state, features=features[:, :0])
             count = state.frames.shape[1] + features.shape[1] // timeline.STACK
-            wanted = -(-count // self.config.segment) * self.config.segment + self.config.right_context
+            wanted = -(-count // segment) * segment + self.config.right_context
             features = torch.cat([features, silence.expand(-1, timeline.STACK * (wanted - count), -1)], dim=1)
         outputs = []
-        for part in features.split(self.config.block_segments * self.config.segment * timeline.STACK, dim=1):
-            ys, state = self._push_block(part, state)
+        for part in features.split(self.config.block_segments * segment * timeline.STACK, dim=1):
+            ys, state = self._push_block(part, state, segment)
             outputs.append(ys)
         return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
 
     @staticmethod
-    def _ended(features, state, tail):
-        """What is left of streams, (B, 4 t, M), ``tail`` frames of silence behind it, and their silence (B, 1, M)."""
+    def _ended(features: Tensor, state: EncoderState, tail: int) -> tuple[Tensor, Tensor]:
+        """Return the feature frames (B, 4 t, M) that streams end with, and their silence (B, 1, M).
+
+        Args:
+            features: (B, f, M), f >= 0, the last ones.
+            state: of the B streams.
+            tail: frames of silence that follow.
+        """
         features = torch.cat([state.features.to(features), features], dim=1)
         whole = features.shape[1] // timeline.STACK * timeline.STACK
         features = features[:, : None if tail else whole]
@@ -443,13 +549,20 @@ class EmformerEncoder(AbsEncoder):
         missing = whole + timeline.STACK * tail - features.shape[1]
         return torch.cat([features, silence.expand(-1, missing, -1)], dim=1), silence
 
-    def _push_block(self, features, state):
+    def _push_block(self, features: Tensor, state: EncoderState, segment: int) -> tuple[Tensor, EncoderState]:
+        """Continue B streams by one block; return its frames (B, t, D) and the next state.
+
+        Args:
+            features: (B, f, M), f >= 0.
+            state: of the B streams.
+            segment: frames S of a segment.
+        """
         features = torch.cat([state.features.to(features), features], dim=1)
         stacked = stack_frames(features)
         used = stacked.shape[1] * timeline.STACK
         frames, frontend = self.frontend(stacked, state.frontend)
         frames = torch.cat([state.frames.to(frames), frames], dim=1)
-        ready = (frames.shape[1] - self.config.right_context) // self.config.segment * self.config.segment
+        ready = (frames.shape[1] - self.config.right_context) // segment * segment
         emformer, ys = state.emformer, frames[:, :0]
         if ready > 0:
             ys, emformer = self.emformer(frames[:, : ready + self.config.right_context], emformer)
@@ -460,9 +573,3 @@ class EmformerEncoder(AbsEncoder):
             frames=_last(frames, frames.shape[1] - max(ready, 0)),
             emformer=emformer,
         )
-
-
-# ESPnet reads the defaults of encoder_conf from the signature: they are declared once, in EncoderConfig.
-EmformerEncoder.__signature__ = signature(
-    EncoderConfig, inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
-)

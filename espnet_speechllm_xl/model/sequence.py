@@ -12,14 +12,17 @@ A decoder that is fed labels only (chunked AED) gets the end-of-chunk label in p
     target   1 $   2 3 4 $   5 6 $
     chunk    0 0   1 1 1 1   2 2 2
 
-Shape legend: ``B`` batch, ``T`` frames, ``U`` tokens, ``L`` = longest sequence (frames + tokens).
+Shape legend: ``B`` batch, ``T`` frames, ``U`` tokens, ``K`` chunks, ``L`` = longest sequence (frames + tokens),
+``D`` size of a decoder input.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.visibility import PADDING
 
@@ -30,19 +33,25 @@ IGNORE = -100  # target that does not count; torch's cross_entropy default
 class Sequence:
     """Decoder sequences of a batch; integer tensors (B, L), padded at the end."""
 
-    source: torch.Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
-    position: torch.Tensor  # counts every input of the sequence from 0
-    chunk_id: torch.Tensor  # ``PADDING`` where padded
-    target: torch.Tensor  # token, `$`, or ``IGNORE``
+    source: Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
+    position: Tensor  # counts every input of the sequence from 0
+    chunk_id: Tensor  # ``PADDING`` where padded
+    target: Tensor  # token, `$`, or ``IGNORE``
 
 
-def sequence_length(num_frames, num_tokens):
-    """Decoder inputs of one utterance: every frame and every text token is one, ``$`` is none."""
+def sequence_length(num_frames: int, num_tokens: int) -> int:
+    """Count the decoder inputs of one utterance: every frame and every text token is one, ``$`` is none."""
     return num_frames + num_tokens
 
 
-def check_ends(frame_lengths, token_lengths, ends):
-    """Raise UserError if a token of ``ends`` (B, U) ends after the last of its utterance's frames (B,)."""
+def check_ends(frame_lengths: Tensor, token_lengths: Tensor, ends: Tensor) -> None:
+    """Raise UserError if a token ends after the last frame of its utterance.
+
+    Args:
+        frame_lengths: (B,) encoder frames.
+        token_lengths: (B,) tokens.
+        ends: (B, U) last aligned frame of each token.
+    """
     token_index = torch.arange(ends.shape[1], device=ends.device)[None]
     late = (token_index < token_lengths[:, None]) & (ends >= frame_lengths[:, None])
     if bool(late.any()):
@@ -53,7 +62,9 @@ def check_ends(frame_lengths, token_lengths, ends):
         )
 
 
-def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
+def build_sequence(
+    frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig, eoc: int
+) -> Sequence:
     """Interleave frames and tokens of a batch chunk by chunk.
 
     Args:
@@ -61,43 +72,71 @@ def build_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
         tokens: (B, U) token ids, any padding.
         token_lengths: (B,) tokens.
         ends: (B, U) last aligned frame of each token; must not decrease within an utterance.
-        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`.
+        chunking: chunk size and label delay.
         eoc: id of ``$``.
 
     Raises:
         UserError: a token ends after the last frame, or an utterance with tokens has no frame.
     """
-    token_chunk = _token_chunks(frame_lengths, token_lengths, ends, chunking)
-    return interleave(frame_chunks(frame_lengths, chunking.chunk), token_chunk, tokens, eoc)
+    token_chunk_id = _token_chunks(frame_lengths, token_lengths, ends, chunking)
+    return interleave(frame_chunks(frame_lengths, chunking.chunk), token_chunk_id, tokens, eoc)
 
 
-def build_label_sequence(frame_lengths, tokens, token_lengths, ends, chunking, eoc):
-    """The same with one input, the end-of-chunk label, in place of the frames of each chunk."""
-    token_chunk = _token_chunks(frame_lengths, token_lengths, ends, chunking)
-    chunks = timeline.num_chunks(frame_lengths, chunking.chunk)
-    return interleave(frame_chunks(chunks, 1), token_chunk, tokens, eoc)
+def build_label_sequence(
+    frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig, eoc: int
+) -> Sequence:
+    """Build the sequences of a decoder that gets one end-of-chunk label in place of the frames of each chunk.
+
+    Args:
+        frame_lengths: (B,) encoder frames.
+        tokens: (B, U) token ids, any padding.
+        token_lengths: (B,) tokens.
+        ends: (B, U) last aligned frame of each token; must not decrease within an utterance.
+        chunking: chunk size and label delay.
+        eoc: id of ``$``.
+
+    Raises:
+        UserError: see :func:`build_sequence`.
+    """
+    token_chunk_id = _token_chunks(frame_lengths, token_lengths, ends, chunking)
+    num_chunks = timeline.num_chunks(frame_lengths, chunking.chunk)
+    return interleave(frame_chunks(num_chunks, 1), token_chunk_id, tokens, eoc)
 
 
-def frame_chunks(frame_lengths, chunk):
-    """Chunk id (B, T) of every frame, ``PADDING`` behind an utterance's last; ``frame_lengths`` is (B,)."""
+def frame_chunks(frame_lengths: Tensor, chunk_size: int | None) -> Tensor:
+    """Return the chunk id (B, T) of every frame, ``PADDING`` behind an utterance's last.
+
+    Args:
+        frame_lengths: (B,) frames.
+        chunk_size: frames; None: one chunk holds all.
+    """
     index = torch.arange(int(frame_lengths.max()), device=frame_lengths.device)[None]
-    return torch.where(index < frame_lengths[:, None], timeline.chunk_of_frame(index, chunk), PADDING)
+    return torch.where(index < frame_lengths[:, None], timeline.chunk_of_frame(index, chunk_size), PADDING)
 
 
-def _token_chunks(frame_lengths, token_lengths, ends, chunking):
-    """Chunk id (B, U) of every token, ``PADDING`` behind an utterance's last; raises UserError."""
+def _token_chunks(
+    frame_lengths: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig
+) -> Tensor:
+    """Return the chunk id (B, U) of every token, ``PADDING`` behind an utterance's last; raise UserError."""
     check_ends(frame_lengths, token_lengths, ends)
     real = torch.arange(ends.shape[1], device=ends.device)[None] < token_lengths[:, None]
-    chunks = timeline.num_chunks(frame_lengths, chunking.chunk)[:, None]
-    return torch.where(real, timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, chunks), PADDING)
+    num_chunks = timeline.num_chunks(frame_lengths, chunking.chunk)[:, None]
+    return torch.where(real, timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, num_chunks), PADDING)
 
 
-def interleave(openers, token_chunk, tokens, eoc):
-    """The :class:`Sequence` in which each chunk's ``openers`` (B, T) come first, then its tokens; both as chunk ids."""
+def interleave(frame_chunk_id: Tensor, token_chunk_id: Tensor, tokens: Tensor, eoc: int) -> Sequence:
+    """Interleave inputs and tokens by their chunks: each chunk's inputs come first, then its tokens.
+
+    Args:
+        frame_chunk_id: (B, T) chunk of each frame, or of each input that stands for frames; ``PADDING`` where none.
+        token_chunk_id: (B, U) chunk of each token; ``PADDING`` where none.
+        tokens: (B, U) token ids, any padding.
+        eoc: id of ``$``.
+    """
     # Chunk ids never decrease within either, so a stable sort by (chunk, is-token) keeps both in order.
     # Padding sorts behind everything.
-    order_key = torch.cat([2 * openers, 2 * token_chunk + 1], dim=1)
-    real = torch.cat([openers, token_chunk], dim=1) != PADDING
+    order_key = torch.cat([2 * frame_chunk_id, 2 * token_chunk_id + 1], dim=1)
+    real = torch.cat([frame_chunk_id, token_chunk_id], dim=1) != PADDING
     lengths = real.sum(1)
     order_key = torch.where(real, order_key, torch.iinfo(order_key.dtype).max)
     longest = int(lengths.max())
@@ -106,22 +145,36 @@ def interleave(openers, token_chunk, tokens, eoc):
     real = position < lengths[:, None]
     chunk_id = torch.where(real, order_key.gather(1, source) // 2, PADDING)
     source = torch.where(real, source, 0)
-    target = _targets(source, chunk_id, tokens, openers.shape[1], eoc)
+    target = _targets(source, chunk_id, tokens, frame_chunk_id.shape[1], eoc)
     return Sequence(source=source, position=position, chunk_id=chunk_id, target=torch.where(real, target, IGNORE))
 
 
-def _targets(source, chunk, tokens, num_openers, eoc):
-    """The next input where that is a token of the same chunk, ``$`` where the chunk ends there."""
+def _targets(source: Tensor, chunk_id: Tensor, tokens: Tensor, num_frames: int, eoc: int) -> Tensor:
+    """Return the target (B, L) of each input: the next input if it is a token of the chunk, ``$`` at a chunk's end.
+
+    Args:
+        source: see :class:`Sequence`.
+        chunk_id: see :class:`Sequence`.
+        tokens: (B, U) token ids.
+        num_frames: T, the sources before the first token's.
+        eoc: id of ``$``.
+    """
     nothing = torch.full_like(source[:, :1], PADDING)
     next_source = torch.cat([source[:, 1:], nothing], dim=1)
-    next_chunk = torch.cat([chunk[:, 1:], nothing], dim=1)
+    next_chunk_id = torch.cat([chunk_id[:, 1:], nothing], dim=1)
     # The extra column lets a batch without any text through.
-    next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_openers).clamp(min=0))
-    target = torch.where(next_source >= num_openers, next_token, IGNORE)
-    return torch.where(next_chunk != chunk, eoc, target)
+    next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_frames).clamp(min=0))
+    target = torch.where(next_source >= num_frames, next_token, IGNORE)
+    return torch.where(next_chunk_id != chunk_id, eoc, target)
 
 
-def gather_inputs(sequence, frames, embeddings):
-    """Decoder inputs (B, L, D) from ``frames`` (B, T, D), or what stands for them, and ``embeddings`` (B, U, D)."""
+def gather_inputs(sequence: Sequence, frames: Tensor, embeddings: Tensor) -> Tensor:
+    """Return the decoder inputs (B, L, D) of a sequence.
+
+    Args:
+        sequence: which inputs, in which order.
+        frames: (B, T, D), or what stands for them.
+        embeddings: (B, U, D) of the tokens.
+    """
     both = torch.cat([frames, embeddings], dim=1)
     return both.gather(1, sequence.source[:, :, None].expand(-1, -1, both.shape[2]))

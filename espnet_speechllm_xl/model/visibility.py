@@ -4,12 +4,21 @@ Shape legend: ``B`` batch, ``Q`` queries, ``K`` keys.
 """
 
 import torch
+from torch import Tensor
 
 PADDING = -1  # chunk id of a slot that holds nothing
 
 
-def visible(query_position, query_chunk, key_position, key_chunk, context):
-    """Position i of chunk m sees position j of chunk n when ``j <= i`` and ``m - n <= context``.
+def visible(
+    query_position: Tensor,
+    query_chunk_id: Tensor,
+    key_position: Tensor,
+    key_chunk_id: Tensor,
+    context: Tensor | int | None,
+) -> Tensor:
+    """Tell which keys the queries see.
+
+    Position i of chunk m sees position j of chunk n when ``j <= i`` and ``m - n <= context``.
 
     With chunks of 2 frames, one token each, and ``context`` = 1 (paper section 2; 1 = visible)::
 
@@ -20,32 +29,49 @@ def visible(query_position, query_chunk, key_position, key_chunk, context):
         query f  . . .   1 1 1   1 1 .
 
     Args:
-        query_position, query_chunk: integer tensors that broadcast against the keys'.
-        key_position, key_chunk: integer tensors; a key of chunk ``PADDING`` is never seen.
+        query_position: integer tensor that broadcasts against the keys'.
+        query_chunk_id: integer tensor that broadcasts against the keys'.
+        key_position: integer tensor.
+        key_chunk_id: integer tensor; a key of chunk ``PADDING`` is never seen.
         context: previous chunks that stay visible, a number or a tensor that broadcasts; None: all of them.
 
     Returns:
         Boolean tensor, the broadcast shape.
     """
-    seen = (key_position <= query_position) & (key_chunk != PADDING)
+    seen = (key_position <= query_position) & (key_chunk_id != PADDING)
     if context is not None:
-        seen = seen & (query_chunk - key_chunk <= context)
+        seen = seen & (query_chunk_id - key_chunk_id <= context)
     return seen
 
 
-def attention_mask(query_position, query_chunk, key_position, key_chunk, context, dtype):
-    """Additive mask (B, 1, Q, K) from :func:`visible`; inputs are (B, Q) and (B, K).
+def attention_mask(
+    query_position: Tensor,
+    query_chunk_id: Tensor,
+    key_position: Tensor,
+    key_chunk_id: Tensor,
+    context: Tensor | int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the additive mask (B, 1, Q, K) of :func:`visible`.
 
-    The masked value is finite: a query that sees nothing must not become NaN, which its value would carry into every
-    later layer.
+    The masked value is finite.  A query that sees nothing would become NaN otherwise, and its value would carry NaN
+    into every later layer.
+
+    Args:
+        query_position: (B, Q) integers.
+        query_chunk_id: (B, Q) integers.
+        key_position: (B, K) integers.
+        key_chunk_id: (B, K) integers.
+        context: previous chunks that stay visible, a number or a tensor (B, 1, 1); None: all of them.
+        dtype: of the mask.
     """
     seen = visible(
-        query_position[:, :, None], query_chunk[:, :, None], key_position[:, None], key_chunk[:, None], context
+        query_position[:, :, None], query_chunk_id[:, :, None], key_position[:, None], key_chunk_id[:, None], context
     )
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def oldest_visible_chunk(chunk, context):
-    """The first chunk that queries of ``chunk``, and all later ones, may still see."""
-    return 0 if context is None else chunk - context
+def oldest_visible_chunk(chunk_id: int, context: int | None) -> int:
+    """Return the first chunk that queries of chunk ``chunk_id``, and of all later chunks, may still see."""
+    return 0 if context is None else chunk_id - context

@@ -59,7 +59,7 @@ def make_worker(settings):
         padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
         with torch.no_grad():
             log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
-        rows = zip(utterances, log_probs.cpu(), model.acoustic.heard(counts).tolist(), strict=True)
+        rows = zip(utterances, log_probs.cpu(), model.acoustic.audio_frames(counts).tolist(), strict=True)
         return [_align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows]
 
     return work

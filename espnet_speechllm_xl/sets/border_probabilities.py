@@ -63,7 +63,7 @@ def border_words(model, tokenizer, chunking, speech, text, words, near):
         speech = torch.as_tensor(speech, device=next(model.parameters()).device)
         frames, counts = model.acoustic(speech[None], torch.tensor([len(speech)], device=speech.device))
         # The frame that decides about a token's chunk:
-        due = [end + chunking.delay for end in within_audio(ends, int(model.acoustic.heard(counts)[0]))]
+        due = [end + chunking.delay for end in within_audio(ends, int(model.acoustic.audio_frames(counts)[0]))]
         spans = _at_borders(spans, due, chunking.chunk, near, timeline.num_chunks(int(counts[0]), chunking.chunk))
         if not spans:
             return []

@@ -204,7 +204,7 @@ def transcribe(
     log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
     find = SEARCHES[search_config.method](search_config, model.ctc.blank)
     found = []
-    ends = model.acoustic.heard(counts)
+    ends = model.acoustic.audio_frames(counts)
     for frames, count, end in zip(log_probs.cpu(), counts.tolist(), ends.tolist(), strict=True):
         texts = distinct_texts(tokenizer, find(frames[:count]))
         nbest = list(texts.items())[: search_config.nbest]

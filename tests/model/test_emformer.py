@@ -244,14 +244,14 @@ def test_a_tail_is_silence_behind_the_audio_in_batch_and_stream(frontend, conv_k
         for i, (n, t) in enumerate(zip(lengths.tolist(), olens.tolist(), strict=True)):
             if not t:
                 continue
-            heard = features[i : i + 1, :n]
-            quietest = heard[:, heard.mean(2).argmin()][:, None]
-            padded = torch.cat([heard, quietest.expand(-1, 4 * t - n, -1)], dim=1)
+            own = features[i : i + 1, :n]
+            quietest = own[:, own.mean(2).argmin()][:, None]
+            padded = torch.cat([own, quietest.expand(-1, 4 * t - n, -1)], dim=1)
             expected, _, _ = module(padded, torch.tensor([4 * t]))
             torch.testing.assert_close(ys[i, :t], expected[0], atol=1e-12, rtol=0)
             cut = int(generator.integers(0, n + 1))
-            first, state = module.push(heard[:, :cut], module.initial_state())
-            rest, _ = module.push(heard[:, cut:], state, final=True, tail=3)
+            first, state = module.push(own[:, :cut], module.initial_state())
+            rest, _ = module.push(own[:, cut:], state, final=True, tail=3)
             torch.testing.assert_close(torch.cat([first, rest], dim=1)[0], expected[0], atol=1e-12, rtol=0)
 
 

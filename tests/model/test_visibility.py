@@ -66,9 +66,9 @@ def test_steps_see_what_the_whole_sequence_sees(context):
         slots = list(range(30)) + [None] * 6
         rng.shuffle(slots)
         key_position = torch.tensor([rng.randrange(30) if slot is None else slot for slot in slots])
-        key_chunk = torch.tensor([PADDING if slot is None else chunks[slot] for slot in slots])
+        key_chunk_id = torch.tensor([PADDING if slot is None else chunks[slot] for slot in slots])
         query = torch.arange(first, 30)
-        got = visible(query[:, None], torch.tensor(chunks)[first:, None], key_position, key_chunk, context)
+        got = visible(query[:, None], torch.tensor(chunks)[first:, None], key_position, key_chunk_id, context)
         for i, row in zip(query.tolist(), got.tolist(), strict=True):
             assert row == [slot is not None and expected[i][slot] for slot in slots]
 
