@@ -1,4 +1,4 @@
-"""What the server allows."""
+"""The limits of the server, which are the options of ``speechllm-xl serve``."""
 
 import dataclasses
 import re
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from espnet_speechllm_xl.settings import option, require
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # browsers leave them out
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers write it; raises ConfigError for what is none."""
+    """Return an origin as browsers write it; raise ConfigError if the text is no origin."""
     match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^\s/?#@]+)/?", text.strip().lower())
     require(
         match or text.strip() == "*",
@@ -25,11 +25,11 @@ def _origin(text: str) -> str:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What ``speechllm-xl serve`` allows; the command's options are made from these fields.  infinity: no limit."""
+    """The limits and the address of a server; each field is an option of the command.  Infinity means no limit."""
 
     host: str = option("127.0.0.1", "address to listen on; any but this machine's own wants a --token")
     port: int = option(8000, "0: any free one")
-    token: str = option(None, "what clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    token: str = option(None, "secret that clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
     allow_origin: tuple = option(
         (), "origin, scheme://name[:port], whose pages may use the server; may be given several times; '*': any"
     )
@@ -48,7 +48,7 @@ class ServerConfig:
     upload_seconds: float = option(120.0, "a file's upload may take so long")
     shutdown_seconds: float = option(30.0, "what was sent before SIGTERM may take so long to be decoded")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # A shell's variable that is not set must not open the server: "" would be every address, and no token.
         require(self.host.strip(), "host is empty: give an address of this machine (0.0.0.0: all of them)")
         require(self.token is None or self.token.strip(), "token is empty: give one, or leave --token out")
