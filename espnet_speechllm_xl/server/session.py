@@ -259,7 +259,7 @@ class Session:
             self._last_audio_at = time.monotonic()
 
     def _samples(self, data: bytes) -> np.ndarray:
-        """Turn a message of PCM into samples (n,) at the model's rate; raise Refusal if it is no whole samples."""
+        """Turn a message of PCM into samples (n,) at the model's rate; raise Refusal if it ends inside a sample."""
         try:
             samples = self._pcm.samples(data)
         except AudioError as error:
