@@ -27,7 +27,7 @@ def _origin(text: str) -> str:
 class ServerConfig:
     """The limits and the address of a server; each field is an option of the command.  Infinity means no limit."""
 
-    host: str = option("127.0.0.1", "address to listen on; any but this machine's own wants a --token")
+    host: str = option("127.0.0.1", "address to listen on; where other machines reach it, give a --token")
     port: int = option(8000, "0: any free one")
     token: str = option(None, "secret that clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
     allow_origin: tuple = option(
@@ -41,15 +41,15 @@ class ServerConfig:
     )
     idle_seconds: float = option(30.0, "a stream without audio for so long is ended")
     max_stream_seconds: float = option(14400.0, "a stream is ended after so much audio, or time")
-    send_seconds: float = option(10.0, "a client that takes no results for so long is dropped")
+    send_seconds: float = option(10.0, "a client that reads no results for so long is dropped")
     max_files: int = option(4, "whole files decoded at a time; more are refused")
     max_file_bytes: int = option(25 << 20, "largest file; it is held in memory")
     max_file_seconds: float = option(3600.0, "longest audio of a file")
     upload_seconds: float = option(120.0, "a file's upload may take so long")
-    shutdown_seconds: float = option(30.0, "what was sent before SIGTERM may take so long to be decoded")
+    shutdown_seconds: float = option(30.0, "decoding the audio sent before SIGTERM may take so long")
 
     def __post_init__(self) -> None:
-        # A shell's variable that is not set must not open the server: "" would be every address, and no token.
+        # An unset variable of a shell must not open the server: "" would mean every address, and no token.
         require(self.host.strip(), "host is empty: give an address of this machine (0.0.0.0: all of them)")
         require(self.token is None or self.token.strip(), "token is empty: give one, or leave --token out")
         require(0 <= self.port <= 65535, f"port {self.port} is not in 0 .. 65535")
