@@ -183,16 +183,16 @@ class Trainer(espnet_trainer.Trainer):
         for optimizer in optimizers:
             optimizer.zero_grad()
         watched = cls.progress.watch(iterator, reporter) if _is_first(distributed_option) else iterator
-        nothing_learnt = super().train_one_epoch(
+        no_valid_step = super().train_one_epoch(
             iterator=watched, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **others
         )
-        if nothing_learnt:
+        if no_valid_step:
             raise UserError(
                 f"epoch {reporter.epoch}: none of its {len(iterator)} batches changed the weights: gradients were not "
-                f"finite (lower the learning rate), or accum_grad {cls.options.accum_grad} is more than the batches"
+                f"finite (lower the learning rate), or accum_grad {cls.options.accum_grad} is larger than their number"
             )
         cls.progress.trained(reporter)
-        return nothing_learnt
+        return no_valid_step
 
     @classmethod
     def validate_one_epoch(
