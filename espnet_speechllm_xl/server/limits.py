@@ -29,8 +29,8 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on; where other machines reach it, give a --token")
     port: int = option(8000, "0: any free one")
-    token: str = option(None, "secret that clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
-    allow_origin: tuple = option(
+    token: str | None = option(None, "secret that clients must send as 'Authorization: Bearer TOKEN' or '?token=TOKEN'")
+    allow_origin: tuple[str, ...] = option(
         (), "origin, scheme://name[:port], whose pages may use the server; may be given several times; '*': any"
     )
     max_streams: int = option(32, "live streams at a time; more are refused")
@@ -56,5 +56,5 @@ class ServerConfig:
         object.__setattr__(self, "allow_origin", tuple(map(_origin, self.allow_origin)))
         require(self.token or "*" not in self.allow_origin, "allow_origin '*': any page could listen: give a --token")
         for field in dataclasses.fields(self):
-            if field.type not in (str, tuple) and field.name != "port":
+            if field.type in (int, float) and field.name != "port":
                 require(getattr(self, field.name) > 0, f"server {field.name} must be positive")
