@@ -485,7 +485,13 @@ def matmul_precision(name: str, on_cpu: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Replace ``module.name`` by ``value`` within the block."""
+    """Replace an attribute of a module within the block.
+
+    Args:
+        module: the module.
+        name: name of the attribute.
+        value: takes its place.
+    """
     before = getattr(module, name)
     setattr(module, name, value)
     try:
