@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many live streams a server keeps up with: N at a time at real time, one row of a Markdown table per N.
+"""Measure how many live streams a server keeps up with: N at a time at real time, one row of a Markdown table per N.
 
     speechllm-xl serve --model MODEL --max-streams 16 &
     local/run.sh python3 local/load_test.py dump/raw/test/wav.scp --streams 1,2,4,8,16,20
@@ -7,12 +7,13 @@
 Each stream sends audio (the files one after the other) as a microphone would, a message every 0.1 s, the streams at
 different moments.  Columns:
 
-    response latency  what the server says: from the arrival of the message that completes a chunk
+    response latency  as the server reports it: from the arrival of the message that completes a chunk
               to sending its result
-    client delay  what a client sees: from sending the audio that a result's `time` ends at, to receiving the result;
-              it holds the look-ahead and the way back, but not the chunk, which has to be spoken first
+    client delay  as a client sees it: from sending the audio up to a result's `time`, to receiving the result;
+              it includes the look-ahead and the way back, but not the chunk, which has to be spoken first
     behind    from sending the end to receiving the last result, 99th percentile: it grows when the server falls behind
-    RTF       time that the engine computed, for one second of audio; with it, the load is its product with N
+    RTF       seconds that the engine computes for one second of audio; times N, it is the load
+    batch     requests that one call of the decoder answers, on average
 """
 
 import argparse
@@ -21,38 +22,47 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from espnet_speechllm_xl.corpus.audio import read_audio, to_int16
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
 
-RATE = 16000  # Hz, of the audio that is sent
+RATE = 16000  # Hz of the audio that is sent
 HEADER = "| streams | refused | failed | response latency P50 | P99 | client delay P50 | P99 | behind | RTF | batch |"
 
 
 @dataclass
 class Level:
-    """What the clients of one N saw."""
+    """Measurements of the clients of one N; times in seconds."""
 
-    latencies: list = field(default_factory=list)  # seconds
-    delays: list = field(default_factory=list)
-    behind: list = field(default_factory=list)
-    refused: int = 0  # because the server was full
-    failed: int = 0
-    messages: set = field(default_factory=set)  # of the server, why
+    latencies: list[float] = field(default_factory=list)  # of each result, as the server reports it
+    delays: list[float] = field(default_factory=list)  # of each result, as the client sees it
+    behind: list[float] = field(default_factory=list)  # of each stream, from its end to its last result
+    refused: int = 0  # streams for which the server was full
+    failed: int = 0  # other streams without an end
+    messages: set[str] = field(default_factory=set)  # the server's reasons
 
 
-def find_files(path):
-    """Audio files of a ``wav.scp``, of a directory, or the file itself; raises UserError."""
-    path = Path(path)
+@dataclass
+class Clock:
+    """Monotonic times of a stream."""
+
+    begin: float
+    end: float | None = None  # when the end was sent
+
+
+def find_files(name: str) -> list[str]:
+    """List the audio files of a ``wav.scp`` or a directory, or the file itself; raise UserError if there are none."""
+    path = Path(name)
     if path.is_dir():
         files = sorted(
             str(file) for file in path.rglob("*") if file.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3")
@@ -66,8 +76,14 @@ def find_files(path):
     return files
 
 
-def load_audio(files, seconds, seed):
-    """``seconds`` of int16 samples (n,): the files in an order of their own for each ``seed``."""
+def load_audio(files: Sequence[str], seconds: float, seed: int) -> np.ndarray:
+    """Join files to int16 samples (n,).
+
+    Args:
+        files: their names; they are repeated until there is enough audio.
+        seconds: duration of the result.
+        seed: of the order of the files.
+    """
     order, pieces, missing = np.random.default_rng(seed).permutation(len(files)), [], int(seconds * RATE)
     while missing > 0:
         for index in order:
@@ -79,8 +95,19 @@ def load_audio(files, seconds, seed):
     return np.concatenate(pieces)
 
 
-async def client(url, headers, audio, message_seconds, level, wait):
-    """One stream at real time; its measurements go to ``level``."""
+async def client(
+    url: str, headers: Mapping[str, str], audio: np.ndarray, message_seconds: float, level: Level, wait: float
+) -> None:
+    """Play one stream at real time.
+
+    Args:
+        url: address of the stream, with its settings.
+        headers: HTTP headers of the request.
+        audio: int16 samples (n,).
+        message_seconds: audio in a message.
+        level: takes the measurements.
+        wait: seconds before the stream begins.
+    """
     await asyncio.sleep(wait)
     try:
         async with connect(url, additional_headers=headers, compression=None, open_timeout=30) as socket:
@@ -90,7 +117,7 @@ async def client(url, headers, audio, message_seconds, level, wait):
                 level.failed += ready["code"] != "full"
                 level.messages.add(ready["message"])
                 return
-            clock = {"begin": time.monotonic(), "end": None}
+            clock = Clock(time.monotonic())
             sender = asyncio.create_task(send(socket, audio, message_seconds, clock))
             try:
                 ended = await listen(socket, clock, level)
@@ -101,43 +128,65 @@ async def client(url, headers, audio, message_seconds, level, wait):
         level.failed += 1
 
 
-async def send(socket, audio, message_seconds, clock):
-    """Send messages when their audio would have been spoken."""
+async def send(socket: ClientConnection, audio: np.ndarray, message_seconds: float, clock: Clock) -> None:
+    """Send each message when its audio would have been spoken.
+
+    Args:
+        socket: the connection.
+        audio: int16 samples (n,).
+        message_seconds: audio in a message.
+        clock: has the begin of the stream and takes its end.
+    """
     size = int(message_seconds * RATE)
     for begin in range(0, len(audio), size):
         piece = audio[begin : begin + size]
-        await asyncio.sleep(clock["begin"] + (begin + len(piece)) / RATE - time.monotonic())
+        await asyncio.sleep(clock.begin + (begin + len(piece)) / RATE - time.monotonic())
         await socket.send(piece.tobytes())
-    clock["end"] = time.monotonic()
+    clock.end = time.monotonic()
     await socket.send('{"type": "end"}')
 
 
-async def listen(socket, clock, level):
-    """Take results until the server closes; whether the stream came to its end."""
+async def listen(socket: ClientConnection, clock: Clock, level: Level) -> bool:
+    """Take results until the server closes; tell whether the stream came to its end.
+
+    Args:
+        socket: the connection.
+        clock: times of the stream.
+        level: takes the measurements.
+    """
     last = None
     async for text in socket:
         message = json.loads(text)
         last = message["type"]
-        if last == "result" and clock["end"] is None:
+        if last == "result" and clock.end is None:
             level.latencies.append(message["latency"])
-            level.delays.append(time.monotonic() - clock["begin"] - message["time"])
-        elif last == "end" and clock["end"] is not None:
-            level.behind.append(time.monotonic() - clock["end"])
-    return last == "end" and clock["end"] is not None  # or the server was stopped
+            level.delays.append(time.monotonic() - clock.begin - message["time"])
+        elif last == "end" and clock.end is not None:
+            level.behind.append(time.monotonic() - clock.end)
+    return last == "end" and clock.end is not None  # a server that stops ends streams early
 
 
-def counters(url, headers):
-    """(engine seconds, audio seconds, decoder calls, decoder requests) that the server has counted so far."""
-    with urlopen(Request(f"{url}/metrics", headers=headers), timeout=30) as answer:
-        text = answer.read().decode()
+def counters(url: str, headers: Mapping[str, str]) -> np.ndarray:
+    """Read the server's counters so far: (engine seconds, audio seconds, decoder calls, decoder requests)."""
+    with urlopen(Request(f"{url}/metrics", headers=dict(headers)), timeout=30) as response:
+        text = response.read().decode()
     names = ["engine_busy_seconds_total", 'audio_seconds_total{source="stream"}']
-    names += [f'engine_{what}_total{{kind="token"}}' for what in ("calls", "requests")]
+    names += [f'engine_{counter}_total{{kind="token"}}' for counter in ("calls", "requests")]
     values = dict(re.findall(r"^speechllm_xl_(\S+) (\S+)$", text, re.M))
     return np.array([float(values.get(name, 0)) for name in names])
 
 
-async def measure(args, headers, audio, count):
-    """Run ``count`` streams; returns the row of the table."""
+async def measure(
+    args: argparse.Namespace, headers: Mapping[str, str], audio: Sequence[np.ndarray], count: int
+) -> str:
+    """Run ``count`` streams at a time; return the row of the table.
+
+    Args:
+        args: the command line.
+        headers: HTTP headers of each request.
+        audio: int16 samples (n,) of each stream; used again when there are more streams.
+        count: number of streams.
+    """
     level, query = Level(), f"?rate={RATE}" + (f"&{args.query}" if args.query else "")
     server = urlsplit(args.url)
     scheme = "wss" if server.scheme == "https" else "ws"
@@ -148,24 +197,24 @@ async def measure(args, headers, audio, count):
     await asyncio.gather(*streams)
     for message in sorted(level.messages):
         print(f"load_test.py: {message}", file=sys.stderr)
-    busy, heard, calls, requests = await asyncio.to_thread(counters, args.url, headers) - before
-    cells = [count, level.refused, level.failed]
-    cells += [seconds(level.latencies, p) for p in (50, 99)] + [seconds(level.delays, p) for p in (50, 99)]
-    cells += [seconds(level.behind, 99), f"{busy / max(heard, 1e-9):.3f}", f"{requests / max(calls, 1):.1f}"]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    busy, decoded, calls, requests = await asyncio.to_thread(counters, args.url, headers) - before
+    cells = [str(count), str(level.refused), str(level.failed)]
+    cells += [percentile(level.latencies, p) for p in (50, 99)] + [percentile(level.delays, p) for p in (50, 99)]
+    cells += [percentile(level.behind, 99), f"{busy / max(decoded, 1e-9):.3f}", f"{requests / max(calls, 1):.1f}"]
+    return "| " + " | ".join(cells) + " |"
 
 
-def seconds(values, percent):
-    """A percentile in seconds, or "-"."""
-    return f"{np.percentile(values, percent):.2f}" if values else "-"
+def percentile(seconds: Sequence[float], percent: float) -> str:
+    """Format a percentile in seconds; "-" without values."""
+    return f"{np.percentile(seconds, percent):.2f}" if seconds else "-"
 
 
-def parse(argv):
-    """The command line."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", help="a file, a directory of files, or a wav.scp")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default %(default)s)")
-    parser.add_argument("--token", default="", help="of the server")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the server (default %(default)s)")
+    parser.add_argument("--token", default="", help="secret of the server")
     parser.add_argument("--streams", default="1,2,4,8", help="numbers of streams to try (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="audio of each stream (default %(default)s)")
     parser.add_argument(
@@ -175,8 +224,8 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    """Print the table, row by row; returns 0, or 1 when the server is not there or streams failed."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table row by row; return 0, or 1 when the server is not there or streams failed."""
     args = parse(argv)
     headers = {"Authorization": f"Bearer {args.token}"} if args.token else {}
     try:

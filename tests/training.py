@@ -1,17 +1,24 @@
 """Speech-like audio whose alignment is known, and real trainings on it with a micro model, in this process."""
 
 import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import yaml
 
-RATE = 16000
+if TYPE_CHECKING:
+    import torch
+
+    from espnet_speechllm_xl.systems.base_task import SpeechTask
+
+RATE = 16000  # Hz
 FRAME = 640  # samples
-# Tasks that train on aligned text: what their micro decoders add to decoder_conf, and the context in chunks.
-ALIGNED = {
+# Tasks that train on aligned text -> additions to decoder_conf for a micro decoder, and the context in chunks.
+ALIGNED: dict[str, tuple[dict, int | None]] = {
     "speechllm_xl": ({"layers": 1}, 2),
     "chunked_aed": ({"lstm_layers": 1, "blocks": 1}, 0),
     "ctc_prompt_lm": ({"layers": 1}, None),
@@ -29,8 +36,8 @@ class ToyData:
     tokens: Path
 
 
-def utterance(rng):
-    """Text, samples (16-bit) and the end frame of every character: each letter is a tone of 3 to 5 frames."""
+def utterance(rng: random.Random) -> tuple[str, np.ndarray, list[int]]:
+    """Draw text, samples (16-bit) and the end frame of every character: each letter is a tone of 3 to 5 frames."""
     text = " ".join("".join(rng.choices("abcd", k=rng.randint(1, 3))) for _ in range(rng.randint(2, 4)))
     pieces, ends, frame = [], [], 0
     for character in text:
@@ -46,10 +53,24 @@ def utterance(rng):
     return text, np.round((samples + noise) * 32767).astype(np.int16), ends
 
 
-def write_set(folder, count, seed, speakers=2, make=utterance):
-    """A directory with wav.scp, text, utt2spk, utt2num_samples and char_ends; ``make`` makes an utterance."""
+def write_set(
+    folder: Path,
+    count: int,
+    seed: int,
+    speakers: int = 2,
+    make: Callable[[random.Random], tuple[str, np.ndarray, Sequence[int]]] = utterance,
+) -> None:
+    """Write a directory with wav.scp, text, utt2spk, utt2num_samples and char_ends.
+
+    Args:
+        folder: the directory.
+        count: number of utterances.
+        seed: of the random numbers.
+        speakers: number of speakers.
+        make: draws an utterance as :func:`utterance` does.
+    """
     rng = random.Random(seed)
-    tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples", "char_ends")}
+    tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples", "char_ends")}
     for index in range(count):
         text, samples, ends = make(rng)
         speaker = f"s{index * speakers // count}"
@@ -64,8 +85,8 @@ def write_set(folder, count, seed, speakers=2, make=utterance):
         (folder / name).write_text("".join(rows))
 
 
-def make_data(folder):
-    """:class:`ToyData` of 12 + 4 utterances below ``folder``."""
+def make_data(folder: Path) -> ToyData:
+    """Write 12 + 4 utterances and a tokenizer below ``folder``."""
     from espnet_speechllm_xl.bin.tokens import main
 
     write_set(folder / "train", 12, seed=1)
@@ -74,16 +95,16 @@ def make_data(folder):
     return ToyData(folder / "train", folder / "valid", folder / "tokens/tokenizer.model", folder / "tokens/tokens.txt")
 
 
-def task_of(name):
-    """The task of a name: "ctc", "speechllm_xl", ..."""
+def task_of(name: str) -> "type[SpeechTask]":
+    """Find the task of a name: "ctc", "speechllm_xl", ..."""
     from espnet_speechllm_xl.systems import find_task
 
     return find_task(name)
 
 
-def config(name, **changes):
-    """Settings of a micro model as a dict; ``changes`` replace or, being dicts, extend them."""
-    settings = {
+def config(name: str, **changes: object) -> dict:
+    """Return the settings of a micro model; ``changes`` replace them, or extend the dicts among them."""
+    settings: dict = {
         "encoder_conf": {
             "dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "segment": 8, "left_context": 8, "right_context": 2,
             "dropout": 0.1,
@@ -106,12 +127,30 @@ def config(name, **changes):
     return settings
 
 
-def command(name, data, out, stats=None, options=(), **changes):
-    """Arguments of a training, or of the statistics stage when ``stats`` is None; writes ``<out>.yaml``."""
+def command(
+    name: str,
+    data: ToyData,
+    out: str | Path,
+    stats: str | Path | None = None,
+    options: Sequence[object] = (),
+    **changes: object,
+) -> list[str]:
+    """Write ``<out>.yaml`` and return the arguments of a training with it.
+
+    Args:
+        name: of the task.
+        data: training and validation set.
+        out: directory of the experiment.
+        stats: directory of the statistics; None: the arguments are those of the statistics stage.
+        options: more arguments.
+        changes: settings that differ from :func:`config`.
+    """
     out = Path(out)
     file = out.parent / f"{out.name}.yaml"
     file.write_text(yaml.safe_dump(config(name, **changes)))
-    arguments = ["--config", file, "--output_dir", out, "--token_list", data.tokens, "--tokenizer", data.tokenizer]
+    arguments: list = [
+        *("--config", file, "--output_dir", out, "--token_list", data.tokens, "--tokenizer", data.tokenizer)
+    ]
     for part in ("train", "valid"):
         streams = ["wav.scp,speech,sound", "text,text,text", "utt2spk,spk,text"]
         streams += ["char_ends,alignment,text"] if name in ALIGNED else []
@@ -126,27 +165,34 @@ def command(name, data, out, stats=None, options=(), **changes):
     return [str(argument) for argument in [*arguments, *options]]
 
 
-def train(name, data, out, stats=None, options=(), **changes):
-    """Run a training in this process; see :func:`command`.  Returns the directory."""
+def train(
+    name: str,
+    data: ToyData,
+    out: str | Path,
+    stats: str | Path | None = None,
+    options: Sequence[object] = (),
+    **changes: object,
+) -> Path:
+    """Run a training in this process; return its directory.  The arguments are those of :func:`command`."""
     task_of(name).main(cmd=command(name, data, out, stats, options, **changes))
     return Path(out)
 
 
-def history(directory):
-    """ESPnet's figures of every epoch: ``{epoch: {"train": {...}, "valid": {...}}}``."""
+def history(directory: str | Path) -> dict[int, dict[str, dict]]:
+    """Read ESPnet's figures of every epoch: ``{epoch: {"train": {...}, "valid": {...}}}``."""
     import torch
 
     return torch.load(Path(directory) / "checkpoint.pth", weights_only=False)["reporter"]["stats"]
 
 
-def weights(file):
-    """State dict of a file."""
+def weights(file: str | Path) -> "Mapping[str, torch.Tensor]":
+    """Read the state dict in a file."""
     import torch
 
     return torch.load(file, weights_only=True)
 
 
-def same_weights(first, second):
-    """Whether two files hold the same names and, bit for bit, the same tensors."""
-    first, second = weights(first), weights(second)
-    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+def same_weights(first: str | Path, second: str | Path) -> bool:
+    """Tell whether two files hold the same names and, bit for bit, the same tensors."""
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)

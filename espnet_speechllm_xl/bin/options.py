@@ -47,8 +47,8 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
 def add_config_arguments(parser, cls):
     """An option for each field of a configuration dataclass whose fields say their help."""
     for field in dataclasses.fields(cls):
-        kind = {"type": field.type, "default": field.default}
-        if field.type is tuple:  # given several times
+        kind = {"type": str if field.default is None else field.type, "default": field.default}
+        if isinstance(field.default, tuple):  # given several times
             kind = {"action": "append", "default": list(field.default)}
         default = "" if field.default in (None, ()) else " (default %(default)s)"
         parser.add_argument(

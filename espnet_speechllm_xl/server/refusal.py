@@ -21,9 +21,14 @@ CODES = {
 
 
 class Refusal(UserError):
-    """``code`` (of CODES) is for programs; ``str()`` says what is wrong and what to do."""
+    """An error that a client is told about.
 
-    def __init__(self, code, message):
+    Args:
+        code: for programs, a key of :data:`CODES`.
+        message: for people: what is wrong and what to do.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.close, self.status = CODES[code]

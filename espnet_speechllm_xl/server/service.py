@@ -1,4 +1,4 @@
-"""What all connections share: the model and its engine, the limits, who is served at the moment."""
+"""The shared part of all connections: the model and its engine, the limits, the streams and files being served."""
 
 import asyncio
 import contextlib
@@ -7,59 +7,71 @@ import hmac
 import ipaddress
 import math
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+from starlette.requests import HTTPConnection
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.decoding.engine import Engine
-from espnet_speechllm_xl.server.limits import LOOPBACK
+from espnet_speechllm_xl.decoding.streams import Stream
+from espnet_speechllm_xl.server.limits import LOOPBACK, ServerConfig
 from espnet_speechllm_xl.server.metrics import Metrics
 from espnet_speechllm_xl.server.refusal import Refusal
 
-LAST_WORDS = 0.25  # seconds that a stopping server goes on reading: what was sent has arrived by then
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.inference import Speech2Text
+
+LAST_WORDS = 0.25  # seconds that a stopping server reads on: whatever was sent before has arrived by then
+
+Kind = Literal["stream", "file"]  # what a client may have decoded
 
 
 class Service:
     """One model for many connections.
 
     Args:
-        speech2text: :class:`~espnet_speechllm_xl.inference.Speech2Text`; its search is that of files, and of streams
-            unless it needs all audio before the first word.
-        config: :class:`~espnet_speechllm_xl.server.limits.ServerConfig`.
-        name: what clients are told the model is called.
+        speech2text: the loaded model.  Files are decoded with its search, and so are streams unless the search needs
+            all audio before the first word.
+        config: the limits.
+        name: name of the model for clients.
 
     Attributes:
-        stopping, stopped: set when the server shuts down, and when that was (``time.monotonic()``): nobody is admitted
-            any more, streams come to their end.
+        stopping: set when the server shuts down.  Then nobody is admitted any more and streams come to their end.
+        stopped_at: time of that (``time.monotonic()``); infinity before.
     """
 
-    def __init__(self, speech2text, config, name):
+    def __init__(self, speech2text: "Speech2Text", config: ServerConfig, name: str) -> None:
         self.speech2text, self.config, self.name = speech2text, config, name
         self.engine = Engine(speech2text.model)
         self.metrics = Metrics(self.engine)
-        self.stopping, self.stopped = asyncio.Event(), math.inf
-        self._served = {"stream": set(), "file": set()}  # tasks
+        self.stopping, self.stopped_at = asyncio.Event(), math.inf
+        self._served: dict[Kind, set[asyncio.Task]] = {"stream": set(), "file": set()}
         self.metrics.streams.set_function(lambda: self.served("stream"))
 
     @property
-    def sample_rate(self):
-        """Hz of the model."""
+    def sample_rate(self) -> int:
+        """Return the sample rate of the model in Hz."""
         return self.speech2text.sample_rate
 
-    def served(self, kind):
-        """How many streams ("stream") or files ("file") are being decoded."""
+    def served(self, kind: Kind) -> int:
+        """Count the streams or the files that are being decoded."""
         return len(self._served[kind])
 
-    def describe(self) -> dict:
-        """The model in OpenAI's form; ``settings`` are those of a stream whose query says no others."""
+    def describe(self) -> dict[str, object]:
+        """Describe the model in OpenAI's form; ``settings`` are the defaults of a stream."""
         settings = self.settings(self.open_stream())
         return {"id": self.name, "object": "model", "created": 0, "owned_by": "user", "settings": settings}
 
     @staticmethod
-    def settings(stream) -> dict:
-        """A stream's settings by their names in its query, its beam and CTC's weight; seconds, None for infinity."""
+    def settings(stream: Stream) -> dict[str, object]:
+        """Return a stream's settings by their names in a query, with its beam and the weight of CTC.
+
+        Durations are in seconds; None is infinity.
+        """
         chunking, search = stream.chunking, stream.search.config
         seconds = {
             "chunk_size": timeline.chunk_seconds(chunking.chunk),
@@ -69,51 +81,65 @@ class Service:
         finite = {name: round(value, 3) if value < math.inf else None for name, value in seconds.items()}
         return {"search": search.method, "beam_size": search.beam_size, "ctc_weight": search.ctc_weight, **finite}
 
-    def open_stream(self, search=None, chunk_size=None, context=None, **stream_conf):
-        """A :class:`~espnet_speechllm_xl.decoding.streams.Stream`; raises UserError for settings that do not fit.
+    def open_stream(
+        self,
+        search: str | None = None,
+        chunk_size: float | None = None,
+        context: float | None = None,
+        **stream_conf: float,
+    ) -> Stream:
+        """Open a stream that is bounded in memory.
 
-        A stream must be bounded to be served: its window, its segments and what the beam disputes may last
-        ``max_span_seconds`` at most.
+        Its window, its segments and the text on which its hypotheses differ last ``max_span_seconds`` at most.
+
+        Args:
+            search: name of the search; None: the model's.
+            chunk_size: seconds; None: the model's.
+            context: seconds of the chunks before the current one; None: the model's.
+            stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
+
+        Raises:
+            UserError: the settings do not fit one another, the model or the limits.
         """
-        most = self.config.max_span_seconds
-        stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, most))
+        limit = self.config.max_span_seconds
+        stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, limit))
         stream = self.speech2text.stream(search, chunk_size, context, **stream_conf)
-        chunk, contexts = stream.chunking.chunk, stream.chunking.context
-        window = math.inf if contexts is None else timeline.chunk_seconds(chunk) * (1 + contexts)
-        if window > most:
+        chunk_size_frames, num_context = stream.chunking.chunk, stream.chunking.context
+        window = math.inf if num_context is None else timeline.chunk_seconds(chunk_size_frames) * (1 + num_context)
+        if window > limit:
             raise Refusal(
-                "bad-setting", f"chunk and context are {window} s: give a chunk_size and a context within {most} s"
+                "bad-setting", f"chunk and context are {window} s: give a chunk_size and a context within {limit} s"
             )
         if not stream.config.has_endpoints:
             raise Refusal("bad-setting", "endpoint_length and endpoint_silence are both inf: give one of them")
         for name in ("endpoint_length", "settle_seconds"):
             seconds = getattr(stream.config, name)
-            if seconds > most:
-                raise Refusal("bad-setting", f"{name} {seconds} s is too long: give at most {most} s")
+            if seconds > limit:
+                raise Refusal("bad-setting", f"{name} {seconds} s is too long: give at most {limit} s")
         return stream
 
-    def warm(self):
-        """Decode a moment of silence, so that the first client does not wait for the model's first steps."""
+    def warm(self) -> None:
+        """Decode a moment of silence: a model's first steps are slow, and no client shall wait for them."""
         stream = self.open_stream()
         silence = np.zeros(2 * stream.wanted, np.float32)
         self.engine.submit(stream, stream.consume(silence, final=True)).result()
 
-    def authorise(self, connection):
-        """Raises Refusal unless the client of a starlette connection may use the model."""
+    def authorise(self, connection: HTTPConnection) -> None:
+        """Raise Refusal unless the client may use the model."""
         headers, token = connection.headers, self.config.token
         if token:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            given = given.encode("latin-1")  # what headers are
+            scheme, _, credentials = headers.get("authorization", "").partition(" ")
+            sent = credentials.encode("latin-1")  # the encoding of headers
             if scheme.lower() != "bearer":
-                given = connection.query_params.get("token", "").encode()
-            if not hmac.compare_digest(given, token.encode()):
+                sent = connection.query_params.get("token", "").encode()
+            if not hmac.compare_digest(sent, token.encode()):
                 raise Refusal(
                     "unauthorized", "wrong or missing token: send 'Authorization: Bearer TOKEN' or '?token=TOKEN'"
                 )
             return
-        # Without a token, any page that a user of this machine visits could reach a server on its loopback.
+        # Without a token, any web page that a user of this machine opens could reach the server on its loopback.
         host, origin = headers.get("host"), headers.get("origin")
-        if host is not None and not self._is_called(host):
+        if host is not None and not self._is_own_name(host):
             raise Refusal(
                 "unknown-host",
                 f"this server is not known as {host}: call it localhost, by its IP address or as --host "
@@ -126,8 +152,11 @@ class Service:
                 "that of --host, or serve with --allow-origin or --token",
             )
 
-    def _is_called(self, host):
-        """Whether ``Host`` names this server: whoever owns a name can let it mean 127.0.0.1, but not an address."""
+    def _is_own_name(self, host: str) -> bool:
+        """Tell whether the header ``Host`` names this server.
+
+        Any address will do, but not any name: the owner of a name can make it mean 127.0.0.1.
+        """
         try:
             name = urlsplit(f"//{host}").hostname or ""
             return name in (*LOOPBACK, self.config.host.lower()) or bool(ipaddress.ip_address(name))
@@ -135,28 +164,29 @@ class Service:
             return False
 
     @contextlib.contextmanager
-    def place(self, kind):
-        """Among the streams or files that are served; raises Refusal when there is no place."""
-        most = self.config.max_streams if kind == "stream" else self.config.max_files
+    def place(self, kind: Kind) -> Iterator[None]:
+        """Count the current task among the served streams or files within the block; raise Refusal if all are taken."""
+        limit = self.config.max_streams if kind == "stream" else self.config.max_files
         if self.stopping.is_set():
             raise Refusal("stopping", "the server is stopping: connect again later")
-        if self.served(kind) >= most:
-            raise Refusal("full", f"the server is full, {most} {kind}s are being decoded: try again later")
+        if self.served(kind) >= limit:
+            raise Refusal("full", f"the server is full, {limit} {kind}s are being decoded: try again later")
         task = asyncio.current_task()
+        assert task is not None, "a connection is served by a task"
         self._served[kind].add(task)
         try:
             yield
         finally:
             self._served[kind].discard(task)
 
-    async def drain(self):
-        """Admit nobody any more and wait, at most ``shutdown_seconds``, for the end of what is served."""
-        self.stopped = time.monotonic()
+    async def drain(self) -> None:
+        """Admit nobody any more; wait until everything is served, ``shutdown_seconds`` at most."""
+        self.stopped_at = time.monotonic()
         self.stopping.set()
         served = self._served["stream"] | self._served["file"]
         if served:
             await asyncio.wait(served, timeout=self.config.shutdown_seconds)
 
-    def close(self):
+    def close(self) -> None:
         """End the engine."""
         self.engine.stop()

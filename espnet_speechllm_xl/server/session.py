@@ -4,7 +4,7 @@
 
 The queue is bounded: while it is full the socket is not read, and TCP holds the client back.  Audio goes to the engine
 in pieces of one encoder segment, so that streams stay in step and none can ask for much at once.  Whatever ends the
-audio, what was sent before is decoded and its results are sent first.
+audio, the audio before is decoded and its results are sent first.
 """
 
 import asyncio
@@ -14,60 +14,66 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from starlette.websockets import WebSocketDisconnect
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.corpus.raw_pcm import Pcm
 from espnet_speechllm_xl.decoding.output_formats import LiveResults
+from espnet_speechllm_xl.decoding.results import Update
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.server.refusal import Refusal
-from espnet_speechllm_xl.server.service import LAST_WORDS
+from espnet_speechllm_xl.server.service import LAST_WORDS, Service
 
-RATE_DIGITS = 6  # more are no sample rate
+RATE_DIGITS = 6  # no sample rate has more
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why the audio ended: the client said so, or ``refusal``, or the server stops."""
+    """Why the audio ended: the client ended it, the server refused it, or the server stops."""
 
-    reason: str = "end"
-    close: int = 1000
+    reason: str = "end"  # as the metrics count it
+    close: int = 1000  # WebSocket close code
     refusal: Refusal | None = None
 
 
 class SlowReader(Exception):
-    """The client does not take its results."""
+    """The client does not read its results."""
 
 
 class AudioQueue:
-    """Samples that wait to be decoded, each message with the time when it arrived."""
+    """Samples that wait to be decoded, each message with its time of arrival.
 
-    def __init__(self, most):
+    Args:
+        max_samples: with more samples than that the queue is full; the last message may exceed it.
+    """
+
+    def __init__(self, max_samples: float) -> None:
         self.count = 0  # samples
-        self.ending = None
-        self._most = most
-        self._pieces = deque()  # (samples, arrival)
-        self._arrival = 0.0  # of the last samples taken
+        self.ending: Ending | None = None
+        self._max_samples = max_samples
+        self._pieces: deque[tuple[np.ndarray, float]] = deque()  # (samples, arrival)
+        self._arrival = 0.0  # monotonic time when the samples taken last arrived
         self._changed = asyncio.Condition()
 
-    async def put(self, samples):
-        """Add samples (n,), then wait until there is room again; returns whether that took time."""
+    async def put(self, samples: np.ndarray) -> bool:
+        """Add samples (n,), then wait until the queue is not full; return whether it was full."""
         async with self._changed:
             if len(samples):  # messages without audio would pile up
                 self._pieces.append((samples, time.monotonic()))
             self.count += len(samples)
             self._changed.notify_all()
-            full = self.count > self._most
-            await self._changed.wait_for(lambda: self.count <= self._most)
+            full = self.count > self._max_samples
+            await self._changed.wait_for(lambda: self.count <= self._max_samples)
             return full
 
-    async def end(self, samples, ending):
+    async def end(self, samples: np.ndarray, ending: Ending) -> None:
         """Add the last samples (n,)."""
         async with self._changed:
             self._pieces.append((samples, time.monotonic()))
@@ -75,8 +81,12 @@ class AudioQueue:
             self.ending = ending
             self._changed.notify_all()
 
-    async def take(self, wanted):
-        """Wait for ``wanted`` samples or the end: ``(samples (n,), arrival of the last, whether that is the end)``."""
+    async def take(self, wanted: int) -> tuple[np.ndarray, float, Ending | None]:
+        """Wait for ``wanted`` samples or the end of the audio.
+
+        Returns:
+            The samples (n,), the monotonic time when the last of them arrived, and the ending if no more will come.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self.count >= wanted or self.ending is not None)
             taken, missing = [np.zeros(0, np.float32)], wanted
@@ -88,20 +98,20 @@ class AudioQueue:
                 missing -= len(taken[-1])
             self.count -= wanted - missing
             self._changed.notify_all()
-            return np.concatenate(taken), self._arrival, self.ending is not None and not self._pieces
+            return np.concatenate(taken), self._arrival, None if self._pieces else self.ending
 
 
 class Session:
     """The connection of one client; ``await Session(service, socket).run()``."""
 
-    def __init__(self, service, socket):
+    def __init__(self, service: Service, socket: WebSocket) -> None:
         self._service, self._socket, self._config = service, socket, service.config
 
-    async def run(self):
-        """Serve the stream to its end, whatever that is; counts it."""
+    async def run(self) -> None:
+        """Serve the stream to its end and count it by the reason of its end."""
         reason = "disconnected"
         try:
-            await self._tell(self._socket.accept())
+            await self._deliver(self._socket.accept())
             try:
                 self._service.authorise(self._socket)
                 with self._service.place("stream"):
@@ -110,13 +120,13 @@ class Session:
                 ending = _refused(refusal)
             except (SlowReader, WebSocketDisconnect):
                 raise
-            except Exception:  # of the model or of ours: the client must not be left without an answer
+            except Exception:  # whatever failed, the client must get an answer
                 logging.exception("a stream failed")
                 message = "the model failed on this stream: connect again; the server's log says more"
                 ending = _refused(Refusal("failed", message))
             if ending.refusal:
                 await self._send({"type": "error", "code": ending.reason, "message": str(ending.refusal)})
-            await self._tell(self._socket.close(ending.close, ending.reason))
+            await self._deliver(self._socket.close(ending.close, ending.reason))
             reason = ending.reason
         except SlowReader:
             reason = "slow-reader"
@@ -125,8 +135,8 @@ class Session:
         finally:
             self._service.metrics.ended.labels(reason).inc()
 
-    async def _serve(self):
-        """Decode the stream and send all results; returns its :class:`Ending`, or raises."""
+    async def _serve(self) -> Ending:
+        """Decode the stream, send all results and return its ending."""
         self._open()
         await self._greet()
         reader, decoder = asyncio.create_task(self._read()), asyncio.create_task(self._decode())
@@ -143,12 +153,12 @@ class Session:
             await asyncio.gather(reader, decoder, self._stopping, return_exceptions=True)
             self._service.engine.cancel(self._stream)
 
-    def _open(self):
-        """Make the stream that the query asks for; raises Refusal."""
+    def _open(self) -> None:
+        """Open the stream that the query asks for; raise Refusal if that cannot be."""
         try:
-            rate, form, settings = _settings(self._socket.query_params, self._service.sample_rate)
-            self._pcm = Pcm(form, rate, self._service.sample_rate)
-            self._stream = self._service.open_stream(**settings)
+            settings = _parse_query(self._socket.query_params, self._service.sample_rate)
+            self._pcm = Pcm(settings.pcm_format, settings.rate, self._service.sample_rate)
+            self._stream = self._service.open_stream(settings.search, **settings.seconds)
         except Refusal:
             raise
         except AudioError as error:
@@ -157,11 +167,11 @@ class Session:
             raise Refusal("bad-setting", str(error)) from error
         rate_of_model = self._service.sample_rate
         self._queue = AudioQueue(max(self._stream.wanted, self._config.max_queue_seconds * rate_of_model))
-        self._most = self._config.max_stream_seconds * rate_of_model  # samples
-        self._began = self._heard = time.monotonic()
-        self._resumed = 0.0  # when reading went on after the queue had been full
+        self._samples_left = self._config.max_stream_seconds * rate_of_model
+        self._opened_at = self._last_audio_at = time.monotonic()
+        self._resumed_at = 0.0  # when reading went on after the queue had been full
 
-    async def _greet(self):
+    async def _greet(self) -> None:
         encoder, chunking = self._stream.model.acoustic.encoder.config, self._stream.chunking
         await self._send(
             {
@@ -174,30 +184,25 @@ class Session:
             }
         )
 
-    async def _send(self, message):
+    async def _send(self, message: Mapping[str, object]) -> None:
+        """Send a message as JSON; raise SlowReader when that takes longer than ``send_seconds``."""
         try:
-            await asyncio.wait_for(self._tell(self._socket.send_json(message)), self._config.send_seconds)
+            await asyncio.wait_for(self._deliver(self._socket.send_json(message)), self._config.send_seconds)
         except asyncio.TimeoutError:
             raise SlowReader from None
 
     @staticmethod
-    async def _tell(sending: Awaitable[None]) -> None:
-        """Await what goes to the client; a connection that the protocol has closed meanwhile is a client that is gone.
-
-        Raises WebSocketDisconnect.
-        """
+    async def _deliver(sending: Awaitable[None]) -> None:
+        """Await a send to the client; raise WebSocketDisconnect if the protocol has closed the connection meanwhile."""
         try:
             await sending
-        except (
-            RuntimeError,
-            OSError,
-        ) as error:  # uvicorn's names for "closed": after a frame that broke the rules, too
+        except (RuntimeError, OSError) as error:  # uvicorn's words for "closed", also after a frame against the rules
             raise WebSocketDisconnect(1006) from error
 
     # Reading
 
-    async def _read(self):
-        """Take messages until the client is gone; after the end of the audio they are ignored."""
+    async def _read(self) -> None:
+        """Take messages until the client is gone; ignore them after the end of the audio."""
         while (message := await self._message())["type"] != "websocket.disconnect":
             if self._queue.ending is None:
                 try:
@@ -205,8 +210,8 @@ class Session:
                 except Refusal as refusal:
                     await self._end(_refused(refusal))
 
-    async def _message(self):
-        """The next message; while there is none, limits may end the audio."""
+    async def _message(self) -> Message:
+        """Wait for the next message; end the audio when a limit is reached before."""
         receive = asyncio.ensure_future(self._socket.receive())
         try:
             while True:
@@ -215,45 +220,46 @@ class Session:
                     await self._end(ending)
                 elif receive.done():
                     return receive.result()
-                waits = {receive} if self._stopping.done() else {receive, self._stopping}
+                waits: set[asyncio.Future] = {receive} if self._stopping.done() else {receive, self._stopping}
                 timeout = left if 0 < left < math.inf else None
                 await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             receive.cancel()
 
-    def _limit(self):
-        """Seconds until the audio ends if nothing happens, and the :class:`Ending` that it then has."""
+    def _limit(self) -> tuple[float, Ending]:
+        """Return the seconds until the audio ends if nothing happens, and the ending that it then has."""
         if self._queue.ending is not None:
-            return math.inf, None
-        idle, most = self._config.idle_seconds, self._config.max_stream_seconds
+            return math.inf, self._queue.ending
+        idle, longest = self._config.idle_seconds, self._config.max_stream_seconds
         advice = 'send audio, or {"type": "end"} after the last'
         limits = [
-            (self._heard + idle, _refused(Refusal("idle", f"no audio for {idle} s: {advice}"))),
-            (self._began + most, _refused(_too_long(most))),
-            (max(self._service.stopped, self._resumed) + LAST_WORDS, Ending("stopping", 1001)),
+            (self._last_audio_at + idle, _refused(Refusal("idle", f"no audio for {idle} s: {advice}"))),
+            (self._opened_at + longest, _refused(_too_long(longest))),
+            (max(self._service.stopped_at, self._resumed_at) + LAST_WORDS, Ending("stopping", 1001)),
         ]
         when, ending = min(limits, key=lambda limit: limit[0])
         return when - time.monotonic(), ending
 
-    async def _take(self, message):
-        """Queue the audio of a message, or end it; raises Refusal."""
+    async def _take(self, message: Message) -> None:
+        """Queue the audio of a message, or obey its command; raise Refusal for anything else."""
         data = message.get("bytes")
         if data is None:
-            return await self._command(message["text"])
+            return await self._obey(message["text"])
         if len(data) > self._config.max_message_bytes:
-            most = self._config.max_message_bytes
-            raise Refusal("too-big", f"a message of {len(data)} bytes: send at most {most} bytes at a time")
+            limit = self._config.max_message_bytes
+            raise Refusal("too-big", f"a message of {len(data)} bytes: send at most {limit} bytes at a time")
         samples = self._samples(data)
-        if len(samples) > self._most:
-            await self._queue.put(samples[: int(self._most)])
+        if len(samples) > self._samples_left:
+            await self._queue.put(samples[: int(self._samples_left)])
             raise _too_long(self._config.max_stream_seconds)
-        self._most -= len(samples)
+        self._samples_left -= len(samples)
         if await self._queue.put(samples):
-            self._resumed = time.monotonic()
+            self._resumed_at = time.monotonic()
         if data:
-            self._heard = time.monotonic()
+            self._last_audio_at = time.monotonic()
 
-    def _samples(self, data):
+    def _samples(self, data: bytes) -> np.ndarray:
+        """Turn a message of PCM into samples (n,) at the model's rate; raise Refusal if it ends inside a sample."""
         try:
             samples = self._pcm.samples(data)
         except AudioError as error:
@@ -262,7 +268,8 @@ class Session:
             raise Refusal("bad-message", f"a message of {len(data)} bytes holds half a sample: send whole ones")
         return samples
 
-    async def _command(self, text):
+    async def _obey(self, text: str) -> None:
+        """End the audio if the message says so; raise Refusal for any other text."""
         if len(text) > self._config.max_message_bytes:
             raise Refusal("too-big", f"a text message of {len(text)} characters: audio is binary")
         try:
@@ -275,7 +282,8 @@ class Session:
             )
         await self._end(Ending())
 
-    async def _end(self, ending):
+    async def _end(self, ending: Ending) -> None:
+        """Queue the samples that the resampler still holds, and the ending."""
         try:
             samples = self._pcm.rest()
         except AudioError as error:
@@ -284,61 +292,80 @@ class Session:
 
     # Decoding
 
-    async def _decode(self):
-        """Decode what is queued and send the results, to the end of the audio; returns its :class:`Ending`."""
-        results, final, seconds = LiveResults(), False, 0.0
-        while not final:
-            samples, arrival, final = await self._queue.take(self._stream.wanted)
+    async def _decode(self) -> Ending:
+        """Decode the queued audio to its end, send the results and return the ending."""
+        live_results, seconds = LiveResults(), 0.0
+        ending = None
+        while ending is None:
+            samples, arrival, ending = await self._queue.take(self._stream.wanted)
             taken = time.monotonic()
-            update = await self._advance(samples, final)
+            update = await self._advance(samples, final=ending is not None)
             before, seconds = seconds, self._stream.seconds
             self._service.metrics.audio.labels("stream").inc(seconds - before)
-            news = results.of(update, seconds)
-            for result in news:
+            results = live_results.of(update, seconds)
+            for result in results:
                 await self._send_result(result, arrival, taken)
-            if seconds > before and not news:
+            if seconds > before and not results:
                 await self._send({"type": "progress", "time": seconds})
-        if self._queue.ending.refusal is None:
+        if ending.refusal is None:
             remarks = list(self._pcm.remarks().values())
             await self._send({"type": "end", "time": seconds, **({"remarks": remarks} if remarks else {})})
-        return self._queue.ending
+        return ending
 
-    async def _advance(self, samples, final):
+    async def _advance(self, samples: np.ndarray, final: bool) -> Update:
+        """Decode samples (n,) in the engine."""
         return await asyncio.wrap_future(
             self._service.engine.submit(self._stream, self._stream.consume(samples, final))
         )
 
-    async def _send_result(self, result, arrival, taken):
-        """``arrival`` of the audio that completed the chunk, and when it was ``taken`` from the queue (monotonic)."""
+    async def _send_result(self, result: Mapping[str, object], arrival: float, taken: float) -> None:
+        """Send a result with its latency.
+
+        Args:
+            result: JSON object of the result.
+            arrival: monotonic time when the audio that completed the chunk arrived.
+            taken: monotonic time when that audio was taken from the queue.
+        """
         latency = time.monotonic() - arrival
         self._service.metrics.latency.observe(latency)
         times = {"latency": round(latency, 4), "queued": round(taken - arrival, 4)}
         await self._send({"type": "result", **result, **times})
 
 
-def _refused(refusal):
+def _refused(refusal: Refusal) -> Ending:
     return Ending(refusal.code, refusal.close, refusal)
 
 
-def _too_long(seconds):
+def _too_long(seconds: float) -> Refusal:
     return Refusal("too-long", f"a stream may last {seconds} s: open another one")
 
 
-def _settings(query, sample_rate):
-    """``(rate in Hz, format, keyword arguments of Service.open_stream)`` of a query; raises Refusal."""
+@dataclass(frozen=True)
+class _StreamSettings:
+    """The settings of a stream in its query."""
+
+    rate: int  # Hz of the PCM
+    pcm_format: str
+    search: str | None  # name; None: the default
+    seconds: dict[str, float]  # the other arguments of Service.open_stream
+
+
+def _parse_query(query: Mapping[str, str], sample_rate: int) -> _StreamSettings:
+    """Read the settings in a query, whose default rate is ``sample_rate``; raise Refusal for a bad one."""
     known = ["search", "chunk_size", "context", *(field.name for field in dataclasses.fields(StreamConfig))]
     for name in query:
         if name not in ("rate", "format", "token", *known):
             raise Refusal(
                 "bad-setting", f"'{name}' is no setting of a stream: known are rate, format, {', '.join(known)}"
             )
-    rate, form = query.get("rate", str(sample_rate)), query.get("format", "s16")
+    rate = query.get("rate", str(sample_rate))
     if not rate.isdecimal() or len(rate) > RATE_DIGITS:
         raise Refusal("bad-rate", f"rate {rate[:50]}: give whole Hz")
-    settings = {name: query[name] for name in known if query.get(name)}
-    for name in settings.keys() - {"search"}:
-        try:
-            settings[name] = float(settings[name])
-        except ValueError:
-            raise Refusal("bad-setting", f"{name} '{settings[name]}' is no number: give seconds") from None
-    return int(rate), form, settings
+    seconds = {}
+    for name in known:
+        if name != "search" and query.get(name):
+            try:
+                seconds[name] = float(query[name])
+            except ValueError:
+                raise Refusal("bad-setting", f"{name} '{query[name]}' is no number: give seconds") from None
+    return _StreamSettings(int(rate), query.get("format", "s16"), query.get("search") or None, seconds)

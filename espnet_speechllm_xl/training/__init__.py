@@ -1,1 +1,1 @@
-"""Batches, schedules, checks of options and the trainer.  Imports corpus and model; never a system."""
+"""Training: batches, learning rates, checks of the options, the trainer.  Imports corpus and model, never a system."""

@@ -1,69 +1,96 @@
-"""What the model is fed: preprocessing, concatenation of training utterances, batches by sequence length.
+"""Training data: preprocessing, concatenation of utterances, batches by sequence length.
 
 ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (sound), ``text`` (text), ``alignment``
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import AugmentConfig
+from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig
 from espnet_speechllm_xl.corpus.audio import with_gain
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
 from espnet_speechllm_xl.model.sequence import sequence_length
-from espnet_speechllm_xl.tokenization import normalise, word_spans
+from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
 PAD_TOKEN = -1
-MOST_LETTERS = 100  # of a word; what has more is a text that no spaces part
+MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
+
+Arrays = dict[str, np.ndarray]  # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames
 
 
 class DataError(UserError):
     """Training data that does not fit together; the message names the utterance."""
 
 
+class RawUtterance(TypedDict, total=False):
+    """One utterance as ESPnet reads it; ``alignment`` and ``spk`` may lack."""
+
+    speech: np.ndarray  # (n,)
+    text: str
+    alignment: str  # end frame of every character
+    spk: str
+
+
+class UtteranceDataset(Protocol):
+    """ESPnet's dataset, as far as this module uses it."""
+
+    def __getitem__(self, utterance: str) -> tuple[str, Arrays]:
+        """Return the id of an utterance and its preprocessed arrays."""
+        ...
+
+
 class Preprocessor:
-    """One utterance as ESPnet read it -> arrays; picklable for loader workers.
+    """Turns one utterance, as ESPnet read it, into arrays; picklable for loader workers.
 
     Args:
         tokenizer: see tokenization.py.
-        sample_rate: Hz, to tell frames from samples.
-        whole_words: all tokens of a word take its end (``chunking_conf`` ``unit: word``).
+        sample_rate: Hz of the audio; it relates samples to frames.
+        whole_words: give every token of a word the end of the word (``chunking_conf`` ``unit: word``).
     """
 
-    def __init__(self, tokenizer, sample_rate, whole_words=False):
+    def __init__(self, tokenizer: Tokenizer, sample_rate: int, whole_words: bool = False) -> None:
         self.tokenizer = tokenizer
         self.sample_rate = sample_rate
         self.whole_words = whole_words
 
-    def __call__(self, utterance, data):
-        """``{"speech", "text", "alignment"?, "spk"?}`` -> ``{"speech", "text", "ends"?}``."""
+    def __call__(self, utterance: str, data: RawUtterance) -> Arrays:
+        """Turn ``{"speech", "text", "alignment"?, "spk"?}`` into ``{"speech", "text", "ends"?}``.
+
+        Raises:
+            DataError: the audio has several channels, or the alignment does not fit the audio.
+            AlignmentError: the alignment does not fit the text.
+        """
         speech = np.asarray(data["speech"], dtype=np.float32)
         if speech.ndim != 1:
             raise DataError(f"{utterance}: audio of shape {speech.shape}; the format stage makes it mono, run it again")
         text = normalise(data["text"])
         tokens, char_ends_of_tokens = self.tokenizer.encode(text)
-        arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
+        arrays: Arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
         if "alignment" in data:
             ends = token_ends(parse_char_ends(utterance, data["alignment"], text), char_ends_of_tokens)
             if self.whole_words:
                 ends = self._whole_words(utterance, ends, tokens)
-            frames = int(timeline.frames(len(speech), self.sample_rate))
-            ends = within_audio(ends, frames)
-            if max(ends, default=-1) >= frames:
+            num_frames = int(timeline.frames(len(speech), self.sample_rate))
+            ends = within_audio(ends, num_frames)
+            if max(ends, default=-1) >= num_frames:
                 raise DataError(
-                    f"{utterance}: a token ends at frame {max(ends)} but the audio has {frames} frames: "
+                    f"{utterance}: a token ends at frame {max(ends)} but the audio has {num_frames} frames: "
                     "the alignment belongs to other audio; run the align stage again"
                 )
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
 
-    def _whole_words(self, utterance, ends, tokens):
+    def _whole_words(self, utterance: str, ends: list[int], tokens: list[int]) -> list[int]:
+        """Give every token of a word the end of the word; raise DataError for a text without spaces."""
         longest = max((word for word, *_ in word_spans(self.tokenizer, tokens)), key=len, default="")
         if len(longest) > MOST_LETTERS:
             raise DataError(
@@ -73,10 +100,14 @@ class Preprocessor:
         return whole_word_ends(ends, tokens, self.tokenizer)
 
 
-def collate(examples):
-    """``[(utterance, arrays), ...]`` -> ``(utterances, padded tensors and their *_lengths)``."""
+def collate(examples: Sequence[tuple[str, Arrays]]) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Pad ``[(utterance, arrays), ...]`` to ``(utterances, batch)``.
+
+    The batch has a tensor (B, longest) of each array, padded with 0 (``speech``) or :data:`PAD_TOKEN`, and its lengths
+    (B,) as ``<name>_lengths``.
+    """
     utterances = [utterance for utterance, _ in examples]
-    batch = {}
+    batch: dict[str, torch.Tensor] = {}
     for name in examples[0][1]:
         arrays = [torch.as_tensor(arrays[name]) for _, arrays in examples]
         padding = 0.0 if name == "speech" else PAD_TOKEN
@@ -89,24 +120,28 @@ def collate(examples):
 class Example:
     """One training example: an utterance, or several joined, with pauses before and between them."""
 
-    utterances: tuple  # of utterance ids
-    offsets: tuple  # start of each in encoder frames, from the start of the example
-    gain_db: float = 0.0  # by which its level is changed
-    kept: int | None = None  # frames that are kept after the last token's, -1: not all of its own; None: all
+    utterances: tuple[str, ...]  # utterance ids
+    offsets: tuple[int, ...]  # frames, start of each utterance from the start of the example
+    gain_db: float = 0.0  # change of the level
+    kept: int | None = None  # frames kept after the last token ends; -1 cuts its last frame; None keeps all audio
 
 
-class JoinedDataset(torch.utils.data.Dataset):
-    """Loads an :class:`Example`, joining its utterances with quiet noise in the gaps; then its end and its level.
+class JoinedDataset(Dataset):
+    """Loads an :class:`Example`: joins its utterances with quiet noise in the gaps, cuts its end, sets its level.
 
     Gaps are whole encoder frames, so alignments move by whole frames and stay exact.
+
+    Args:
+        dataset: the single utterances.
+        sample_rate: Hz of their audio.
     """
 
-    def __init__(self, dataset, sample_rate):
+    def __init__(self, dataset: UtteranceDataset, sample_rate: int) -> None:
         self.dataset = dataset
         self.sample_rate = sample_rate
         self.frame_samples = timeline.STACK * timeline.hop_samples(sample_rate)
 
-    def __getitem__(self, example):
+    def __getitem__(self, example: Example) -> tuple[str, Arrays]:
         name, arrays = self._joined(example)
         speech = arrays["speech"]
         if example.kept is not None and len(arrays.get("ends", ())):
@@ -117,7 +152,7 @@ class JoinedDataset(torch.utils.data.Dataset):
             speech = with_gain(speech, example.gain_db)
         return name, {**arrays, "speech": speech}
 
-    def _joined(self, example):
+    def _joined(self, example: Example) -> tuple[str, Arrays]:
         parts = [self.dataset[utterance] for utterance in example.utterances]
         if example.offsets == (0,):
             return parts[0]
@@ -136,10 +171,10 @@ class JoinedDataset(torch.utils.data.Dataset):
         return "+".join(example.utterances), joined
 
 
-def _quiet_level(speech, piece=400):
-    """RMS of the quietest of 20 stretches spread over the utterance: its background noise."""
-    starts = np.linspace(0, max(0, len(speech) - piece), 20).astype(int)
-    return min(float(np.sqrt(np.mean(speech[start : start + piece] ** 2))) for start in starts)
+def _quiet_level(speech: np.ndarray, stretch: int = 400) -> float:
+    """Estimate the background noise: the RMS of the quietest of 20 stretches (samples) spread over ``speech`` (n,)."""
+    starts = np.linspace(0, max(0, len(speech) - stretch), 20).astype(int)
+    return min(float(np.sqrt(np.mean(speech[start : start + stretch] ** 2))) for start in starts)
 
 
 class BatchFactory(AbsIterFactory):
@@ -148,33 +183,43 @@ class BatchFactory(AbsIterFactory):
     An epoch depends on the seed and its number only, so a resumed training sees the same batches.
 
     Args:
-        dataset: ESPnet's, by utterance id.
-        samples, tokens: dicts, utterance -> count.
-        speakers: dict, utterance -> speaker; utterances of one are joined first (see ConcatConfig). None: all alike.
-        concat: :class:`~espnet_speechllm_xl.config.ConcatConfig`, or None for no concatenation.
-        augment: :class:`~espnet_speechllm_xl.config.AugmentConfig`.
+        dataset: ESPnet's dataset.
+        samples: utterance -> number of samples.
+        tokens: utterance -> number of tokens.
+        speakers: utterance -> speaker; utterances of one speaker are joined first (see ConcatConfig). None: speakers
+            do not matter.
+        concat: how utterances are joined; None: not at all.
         batch_bins: most decoder inputs in a batch, padding included.
-        tail: frames of silence that the model hears behind each example.
-        rank, world_size: this process and the number of processes (DDP); each takes its share of every batch.
+        sample_rate: Hz of the audio.
+        seed: of the random numbers.
+        train: True joins, augments and shuffles; False keeps every utterance as it is.
+        workers: number of loader processes.
+        rank: number of this process (DDP).
+        world_size: number of processes (DDP); each takes its share of every batch.
+        augment: changes of level and end; None: the defaults.
+        tail: frames of silence that the model appends to each example.
+
+    Raises:
+        DataError: an utterance has no token count or no speaker, or does not fit in a batch.
     """
 
     def __init__(
         self,
-        dataset,
-        samples,
-        tokens,
-        speakers,
-        concat,
-        batch_bins,
-        sample_rate,
-        seed,
-        train,
-        workers,
-        rank=0,
-        world_size=1,
-        augment=None,
-        tail=0,
-    ):
+        dataset: UtteranceDataset,
+        samples: Mapping[str, int],
+        tokens: Mapping[str, int],
+        speakers: Mapping[str, str] | None,
+        concat: ConcatConfig | None,
+        batch_bins: int,
+        sample_rate: int,
+        seed: int,
+        train: bool,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: AugmentConfig | None = None,
+        tail: int = 0,
+    ) -> None:
         self.dataset = JoinedDataset(dataset, sample_rate)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
         # One encoder frame more than its complete ones: where the next utterance may start.
@@ -187,10 +232,10 @@ class BatchFactory(AbsIterFactory):
         self.tail = tail
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
-        for what, table in (("text_shape", tokens), ("utt2spk", speakers)):
+        for file, table in (("text_shape", tokens), ("utt2spk", speakers)):
             lacking = sorted(samples.keys() - table.keys()) if table is not None else []
             if lacking:
-                raise DataError(f"{what} lacks {len(lacking)} utterances, first '{lacking[0]}': remake the statistics")
+                raise DataError(f"{file} lacks {len(lacking)} utterances, first '{lacking[0]}': remake the statistics")
         longest = max(self.frames, key=self._length)
         if self._length(longest) > batch_bins:
             name, advice = ("batch_bins", "or lower --max-wav-duration in the format stage")
@@ -201,15 +246,15 @@ class BatchFactory(AbsIterFactory):
                 f"raise {name}, {advice}"
             )
 
-    def _length(self, utterance):
+    def _length(self, utterance: str) -> int:
         return self._inputs(self.frames[utterance], self.tokens[utterance])
 
-    def _inputs(self, frames: int, tokens: int) -> int:
-        """Decoder inputs of an example of so many frames of audio and tokens."""
-        return sequence_length(frames + self.tail, tokens)
+    def _inputs(self, num_frames: int, num_tokens: int) -> int:
+        """Count the decoder inputs of an example."""
+        return sequence_length(num_frames + self.tail, num_tokens)
 
-    def build_iter(self, epoch, shuffle=None):
-        """The loader of one epoch: yields ``(utterance ids, batch)``."""
+    def build_iter(self, epoch: int, shuffle: bool | None = None) -> DataLoader:
+        """Return the loader of one epoch, which yields ``(utterance ids, batch)``; ``shuffle`` changes nothing."""
         batches = self.batches(epoch)
         return DataLoader(
             self.dataset,
@@ -218,8 +263,12 @@ class BatchFactory(AbsIterFactory):
             num_workers=self.workers,
         )
 
-    def batches(self, epoch):
-        """Lists of :class:`Example` for one epoch; every utterance is in it exactly once."""
+    def batches(self, epoch: int) -> list[list[Example]]:
+        """Draw the batches of one epoch; every utterance is in one of them, once.
+
+        Raises:
+            DataError: there are fewer examples than processes.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         examples = self._examples(rng)
         if self.train:
@@ -238,8 +287,8 @@ class BatchFactory(AbsIterFactory):
             rng.shuffle(batches)
         return batches
 
-    def _augmented(self, examples, rng):
-        """The examples with a gain and an end of their own."""
+    def _augmented(self, examples: list[Example], rng: np.random.Generator) -> list[Example]:
+        """Draw a gain and an end for each example."""
         gains = rng.uniform(self.augment.min_gain_db, self.augment.max_gain_db, len(examples))
         cuts = rng.random(len(examples)) < self.augment.cut_probability
         kept = rng.integers(-1, self.augment.cut_frames + 1, len(examples))
@@ -248,62 +297,70 @@ class BatchFactory(AbsIterFactory):
             for example, gain, cut, frames in zip(examples, gains, cuts, kept, strict=True)
         ]
 
-    def _total(self, example):
+    def _total(self, example: Example) -> int:
         last = example.utterances[-1]
-        frames = example.offsets[-1] + self.frames[last]
-        return self._inputs(frames, sum(self.tokens[utterance] for utterance in example.utterances))
+        num_frames = example.offsets[-1] + self.frames[last]
+        return self._inputs(num_frames, sum(self.tokens[utterance] for utterance in example.utterances))
 
-    def _examples(self, rng):
+    def _examples(self, rng: np.random.Generator) -> list[Example]:
+        """Return all utterances as examples, some of them joined in training."""
         utterances = sorted(self.frames)
         if not self.train or self.concat is None:
             return [Example((utterance,), (0,)) for utterance in utterances]
-        examples, queue = [], self._joining_order(utterances, rng)
+        examples, queue = [], self._joining_order(utterances, self.concat.across_speakers, rng)
         while queue:
             limit = 0.0
             if rng.random() < self.concat.probability:
                 limit = rng.uniform(0, self.concat.max_seconds)
-            examples.append(self._take(queue, timeline.gap_frames(limit), rng))
+            examples.append(self._join_next(queue, timeline.gap_frames(limit), self.concat, rng))
         return examples
 
-    def _take(self, queue, limit, rng):
+    def _join_next(self, queue: list[str], limit: int, concat: ConcatConfig, rng: np.random.Generator) -> Example:
         """Pop utterances off ``queue`` until the example would pass ``limit`` frames or the batch size."""
-        taken, tokens = [queue.pop()], 0
-        lead = timeline.gap_frames(rng.uniform(0, self.concat.max_lead_seconds))
+        taken, num_tokens = [queue.pop()], 0
+        lead = timeline.gap_frames(rng.uniform(0, concat.max_lead_seconds))
         offsets = [min(lead, self.batch_bins - self._length(taken[0]))]
         while queue:
-            tokens += self.tokens[taken[-1]]
-            gap = timeline.gap_frames(rng.uniform(0, self.concat.max_gap_seconds))
+            num_tokens += self.tokens[taken[-1]]
+            gap = timeline.gap_frames(rng.uniform(0, concat.max_gap_seconds))
             offset = offsets[-1] + self.span[taken[-1]] + gap
             end = offset + self.frames[queue[-1]]
-            if end > limit or self._inputs(end, tokens + self.tokens[queue[-1]]) > self.batch_bins:
+            if end > limit or self._inputs(end, num_tokens + self.tokens[queue[-1]]) > self.batch_bins:
                 break
             taken.append(queue.pop())
             offsets.append(offset)
         return Example(tuple(taken), tuple(offsets))
 
-    def _joining_order(self, utterances, rng):
-        """All utterances in random order, those of a speaker together; a share of them without regard to speakers."""
-        anyones = rng.random(len(utterances)) < self.concat.across_speakers
-        groups = {}
-        for utterance, anyone in zip(utterances, anyones, strict=True):
-            speaker = "" if anyone or self.speakers is None else self.speakers[utterance]
+    def _joining_order(self, utterances: list[str], across_speakers: float, rng: np.random.Generator) -> list[str]:
+        """Shuffle the utterances speaker by speaker; a share ``across_speakers`` of them ignores the speakers."""
+        ignore_speaker = rng.random(len(utterances)) < across_speakers
+        groups: dict[str, list[str]] = {}
+        for utterance, ignored in zip(utterances, ignore_speaker, strict=True):
+            speaker = "" if ignored or self.speakers is None else self.speakers[utterance]
             groups.setdefault(speaker, []).append(utterance)
-        order = []
+        order: list[str] = []
         for speaker in rng.permutation(sorted(groups)):
             order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))
         return order
 
 
-def _fill(examples, length, bins, least):
-    """Cut a list sorted by length into batches of at most ``bins`` inputs, padding counted, ``least`` members."""
-    batches, batch, longest = [], [], 0
+def _fill(
+    examples: list[Example], length: Callable[[Example], int], bins: int, min_examples: int
+) -> list[list[Example]]:
+    """Cut a list sorted by length into batches of at most ``bins`` inputs, padding included.
+
+    A batch has ``min_examples`` at least, even if that takes more inputs.
+    """
+    batches: list[list[Example]] = []
+    batch: list[Example] = []
+    longest = 0
     for example in examples:
         longest = max(longest, length(example))  # the jitter puts some a little out of order
-        if len(batch) >= least and longest * (len(batch) + 1) > bins:
+        if len(batch) >= min_examples and longest * (len(batch) + 1) > bins:
             batches.append(batch)
             batch, longest = [], length(example)
         batch.append(example)
-    if batches and len(batch) < least:
+    if batches and len(batch) < min_examples:
         batches[-1].extend(batch)
     elif batch:
         batches.append(batch)

@@ -1,8 +1,9 @@
-"""Options of a training, checked before it begins."""
+"""Checks of a training's options, made before it begins."""
 
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import soundfile
@@ -16,14 +17,14 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import NOT_UTF8, text_lines
 from espnet_speechllm_xl.settings import ConfigError, check_mapping, read_yaml, shown
 
-# ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
+# ESPnet's own settings that must not change in the middle of a training, as the sections of config.py must not.
 TRAINING_SETTINGS = (
     "normalize", "batch_bins", "accum_grad", "grad_clip", "grad_clip_type", "grad_noise", "train_dtype", "seed",
     "optim", "optim_conf", "exclude_weight_decay", "exclude_weight_decay_conf", "scheduler", "scheduler_conf",
     "init_param", "ignore_init_mismatch", "freeze_param",
 )  # fmt: skip
 
-# Of ESPnet's own ways to make batches, which are not used.
+# Options of ESPnet's own batches, which are not used.
 BATCH_OPTIONS = (
     "batch_type", "valid_batch_type", "batch_size", "valid_batch_size", "max_batch_size", "min_batch_size",
     "iterator_type", "valid_iterator_type", "drop_last_iter", "sort_in_batch", "sort_batch", "fold_length",
@@ -31,11 +32,11 @@ BATCH_OPTIONS = (
 
 LEAST = {"accum_grad": 1, "batch_bins": 1, "max_epoch": 1, "ngpu": 0, "num_workers": 0, "patience": 0, "seed": 0}
 
-FEATURES = "features.json"  # beside the statistics: the features_conf that they are of
+FEATURES = "features.json"  # stands beside the statistics and holds the features_conf that made them
 
 
-def check_values(args: argparse.Namespace, actions: list[argparse.Action]) -> None:
-    """Raise ConfigError for a value in ``args`` that these of a parser would not have made of a command line."""
+def check_values(args: argparse.Namespace, actions: Sequence[argparse.Action]) -> None:
+    """Raise ConfigError for a value in ``args`` that the parser's ``actions`` could not make from a command line."""
     for action in actions:
         value = getattr(args, action.dest, action.default)
         # The task has a message of its own (check_options).
@@ -43,8 +44,8 @@ def check_values(args: argparse.Namespace, actions: list[argparse.Action]) -> No
             raise ConfigError(f"{action.dest}: {shown(value)} is not {_wanted(action)}")
 
 
-# what ESPnet makes of an option's text: in words
-KIND_WORDS = {
+# The function that converts an option's text -> what the option takes, in words.
+KIND_WORDS: dict[object, str] = {
     None: "text", str: "text", int: "a whole number", float: "a number", types.str2bool: "true or false",
     types.int_or_none: "a whole number or null", types.float_or_none: "a number or null",
     types.str_or_none: "text or null", types.str2triple_str: "a list of three texts",
@@ -71,70 +72,90 @@ def _fits(action: argparse.Action, value: object) -> bool:
 
 
 def _is_one(action: argparse.Action, value: object) -> bool:
-    """Whether the option makes this value of the text that stands for it."""
+    """Tell whether the option converts the value's text to the value."""
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         text, value = ",".join(value), tuple(value)
     else:
         text = str(value)
     if action.type not in KIND_WORDS:
         return isinstance(value, (str, int, float)) and (action.choices is None or value in action.choices)
+    convert = action.type if callable(action.type) else str
     try:
-        made = (action.type or str)(text)
+        converted = convert(text)
     except (TypeError, ValueError, argparse.ArgumentTypeError):
         return False
-    return made == value and (action.choices is None or value in action.choices)
+    return converted == value and (action.choices is None or value in action.choices)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raise ConfigError for numbers of a kind that ESPnet takes, but that no training can be made with."""
+    """Raise ConfigError for numbers that ESPnet takes but cannot train with."""
     for name, least in LEAST.items():
         value = getattr(args, name)
-        if value is not None and not least <= value < 2**32:  # the end is that of seeds
+        if value is not None and not least <= value < 2**32:  # seeds end there
             raise ConfigError(f"{name} {shown(value)}: give a whole number from {least} to {2**32 - 1}")
     for criterion in (*args.best_model_criterion, args.early_stopping_criterion):
         if len(criterion) != 3 or criterion[2] not in ("min", "max"):
             raise ConfigError(f"criterion {shown(criterion)}: give three texts, the last of them min or max")
 
 
-def check_optimiser(args: argparse.Namespace, optimisers: dict, schedules: dict) -> None:
-    """Raise ConfigError for settings that optimiser or schedule do not take: both are made once, for a weight."""
-    made = [torch.nn.Parameter(torch.zeros(1))]
+def check_optimiser(
+    args: argparse.Namespace,
+    optimisers: Mapping[str, Callable[..., torch.optim.Optimizer]],
+    schedules: Mapping[str, Callable[..., object]],
+) -> None:
+    """Raise ConfigError for settings that the optimiser or the schedule refuses; makes both once, for one weight.
+
+    Args:
+        args: the options; ``optim``, ``optim_conf``, ``scheduler`` and ``scheduler_conf`` are read.
+        optimisers: name -> class, made from the weights and its settings.
+        schedules: name -> class, made from the optimiser and its settings.
+    """
+    previous: object = [torch.nn.Parameter(torch.zeros(1))]
     for name, classes in (("optim", optimisers), ("scheduler", schedules)):
         if getattr(args, name) in classes:
             chosen, conf = getattr(args, name), getattr(args, f"{name}_conf")
             try:
-                made = classes[chosen](made, **conf)
+                previous = classes[chosen](previous, **conf)
             except UserError:
                 raise
-            except Exception as error:  # torch's and ESPnet's raise any kind
+            except Exception as error:  # torch's and ESPnet's classes raise any kind
                 raise ConfigError(f"{name}_conf {shown(conf)}: {name} {chosen} does not take it ({error})") from error
 
 
-def check_statistics(file, features):
-    """Raise ConfigError for statistics of other features; those of before it was written down are trusted."""
-    made = file.resolve().parents[1] / FEATURES
-    before = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
-    _check_features(file, before, features, f"remove {made.parent} and run the stage again")
+def check_statistics(file: Path, features: Mapping[str, object]) -> None:
+    """Raise ConfigError for statistics of other features.
+
+    Old statistics have no record of their features and are trusted.
+
+    Args:
+        file: the statistics, ``<stage>/train/feats_stats.npz``.
+        features: the features_conf of the training.
+    """
+    record = file.resolve().parents[1] / FEATURES
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    _check_features(file, before, features, f"remove {record.parent} and run the stage again")
 
 
-def has_normaliser(init_param):
-    """Whether ``FILE:SOURCE:TARGET[:EXCLUDED]`` of ``--init_param`` takes the other model's means and variances."""
+def has_normaliser(init_param: str) -> bool:
+    """Tell whether ``--init_param FILE:SOURCE:TARGET[:EXCLUDED]`` takes the other model's means and variances."""
     _, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
     return target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in excluded
 
 
-def check_init_features(init_param, features):
-    """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
+def check_init_features(init_param: str, features: Mapping[str, object]) -> None:
+    """Raise ConfigError where the initial model has other features: its normaliser would not fit ``features``."""
     path = init_param.split(":")[0]
     config = Path(path).parent / "config.yaml"
     before = (read_yaml(config) if config.is_file() else {}).get("features_conf") or {}
     check_mapping(before, f"{config} features_conf")
-    _check_features(path, before, features, "begin with a model of the same")
+    _check_features(path, before, features, "begin with a model of the same features_conf")
 
 
-def _check_features(file, before, features, advice):
-    features = {name: value for name, value in features.items() if name != "tail_frames"}  # the features have none
-    before = {**dataclasses.asdict(FeatureConfig()), **before}  # what was made before an option was added lacks it
+def _check_features(
+    file: str | Path, before: Mapping[str, object], features: Mapping[str, object], advice: str
+) -> None:
+    features = {name: value for name, value in features.items() if name != "tail_frames"}  # no part of the features
+    before = {**dataclasses.asdict(FeatureConfig()), **before}  # an old file lacks the options that came later
     changed = [name for name, value in features.items() if before[name] != value]
     if changed:
         name = changed[0]
@@ -143,9 +164,14 @@ def _check_features(file, before, features, advice):
         )
 
 
-def check_rate(args, rate, setting):
-    """Raise ConfigError for a training set at another rate (Hz) than that of a ``setting``, by its first file: training
-    does not resample."""
+def check_rate(args: argparse.Namespace, rate: int, setting: str) -> None:
+    """Raise ConfigError for a training set at another sample rate, since training does not resample.
+
+    Args:
+        args: the options; the first file of each ``wav.scp`` in them is looked at.
+        rate: Hz that the audio must have.
+        setting: name of the setting with this rate, for the message.
+    """
     for wav_scp in (path for path, name, _ in args.train_data_path_and_name_and_type if name == "speech"):
         first = next(iter(read_table(wav_scp).values()), None)
         found = soundfile.info(first).samplerate if first and Path(first).is_file() else rate
@@ -156,8 +182,8 @@ def check_rate(args, rate, setting):
             )
 
 
-def read_token_list(path):
-    """Tokens of a file, one a line."""
+def read_token_list(path: str | Path) -> list[str]:
+    """Read the tokens of a file, one a line; raise ConfigError if there is none or if it is not UTF-8."""
     if not Path(path).exists():
         raise ConfigError(f"token_list {path} does not exist: run the tokens stage")
     tokens = [line for _, line in text_lines(path)]
@@ -166,5 +192,6 @@ def read_token_list(path):
     return tokens
 
 
-def read_first_ints(path):
+def read_first_ints(path: str | Path) -> dict[str, int]:
+    """Read the first number of every utterance in a shape file of ESPnet: ``utt1 93680,80`` is ``{"utt1": 93680}``."""
     return {utterance: int(shape.split(",")[0]) for utterance, shape in read_table(path).items()}

@@ -1,4 +1,4 @@
-"""Learning rates over shares of a training, so that one schedule fits any amount of data and any number of epochs."""
+"""Learning rates over shares of a training: one schedule fits any amount of data and any number of epochs."""
 
 import itertools
 import math
@@ -16,12 +16,12 @@ class LinearShares(AbsBatchStepScheduler):
 
     ``scheduler: linearshares`` with ``scheduler_conf: {shares: [0, 0.08, 1], rates: [0, 0.002, 0.00005]}`` warms up
     for 8 % of the steps and then falls to the end of ``max_epoch``.
-    :class:`~espnet_speechllm_xl.training.trainer.Trainer` tells how many steps there are.
+    :class:`~espnet_speechllm_xl.training.trainer.Trainer` sets the number of steps by :meth:`begin`.
 
     Args:
-        optimizer: whose learning rates are set, all alike.
-        shares: of the training, rising from 0 to 1.
-        rates: learning rate at each of them.
+        optimizer: all its groups get the same learning rate.
+        shares: shares of the training, rising from 0 to 1.
+        rates: learning rate at each share.
 
     Raises:
         ConfigError: the points make no schedule.
@@ -30,23 +30,22 @@ class LinearShares(AbsBatchStepScheduler):
     def __init__(self, optimizer: torch.optim.Optimizer, shares: Sequence[float], rates: Sequence[float]) -> None:
         _check_points(shares, rates)
         self.optimizer, self.shares, self.rates = optimizer, shares, rates
-        self.steps = 0  # done
-        self.length: int | None = None  # of the training, in steps
-        self.length_before: int | None = None  # as it was when a resumed training was saved
+        self.steps = 0  # done so far
+        self.length = 0  # steps of the whole training; 0: not known yet
+        self.length_before: int | None = None  # the length in the checkpoint of a resumed training
 
     def begin(self, length: int) -> None:
-        """Set the number of steps of the whole training, of which none or (after :meth:`load_state_dict`) some are
-        done."""
+        """Set the number of steps of the whole training, including the steps of a loaded checkpoint."""
         self.length = max(1, length)
         self._set()
 
     @property
     def share(self) -> float:
-        """The share of the schedule that is done, 0 to 1."""
+        """Return how much of the schedule is done, 0 to 1."""
         return min(1.0, self.steps / self.length)
 
     def rate(self, steps: int, length: int | None = None) -> float:
-        """Learning rate of the step after ``steps``, in a training of ``length`` steps (default: this one)."""
+        """Return the learning rate of the step after ``steps``, in a training of ``length`` steps (None: this one)."""
         return float(np.interp((steps + 1) / (length or self.length), self.shares, self.rates))
 
     def step(self, epoch: int | None = None) -> None:
@@ -55,18 +54,18 @@ class LinearShares(AbsBatchStepScheduler):
         self._set()
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"steps": self.steps, "length": self.length}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on after the steps of a checkpoint; the length is that of :meth:`begin`."""
+        """Continue after the steps of a checkpoint; its length does not replace the one set by :meth:`begin`."""
         self.steps, self.length_before = state["steps"], state["length"]
         self._set()
 
     def change(self) -> str | None:
-        """Say in a line what another number of epochs, or of batches, makes of a resumed schedule; None: nothing."""
+        """Describe in a line how a resumed schedule changed with the number of steps; return None if it did not."""
         before = self.length_before
-        if before is None or before == self.length:
+        if not before or before == self.length:
             return None
         return (
             f"the schedule ends after {self.length} steps now, not {before}: after step {self.steps} the learning rate "
@@ -74,13 +73,13 @@ class LinearShares(AbsBatchStepScheduler):
         )
 
     def _set(self) -> None:
-        if self.length is not None:
+        if self.length:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.steps)
 
 
 def _check_points(shares: Sequence[float], rates: Sequence[float]) -> None:
-    """Raise ConfigError for what is no schedule."""
+    """Raise ConfigError unless the points make a schedule."""
     where = f"scheduler_conf shares {shares}, rates {rates}"
     if not isinstance(shares, (list, tuple)) or not isinstance(rates, (list, tuple)):
         raise ConfigError(f"{where}: give two lists")

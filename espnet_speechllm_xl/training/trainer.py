@@ -1,9 +1,13 @@
-"""What ESPnet's trainer needs from us: whole checkpoints, right averages, progress.  Its loops are its own.
+"""ESPnet's trainer with whole checkpoints, right averages and progress lines; the training loops stay ESPnet's.
 
-Found in ESPnet 202511 to 202611: checkpoints are written in place, so a kill leaves a truncated one that resume cannot
-read; with fewer epochs than n the n-best average is no average at all; gradients left over at the end of an epoch
-(accumulation) leak into the next one, but not into a resumed one; ``--init_param`` loads nothing, silently, when no
-name fits.  What only some of these releases need is in :mod:`~espnet_speechllm_xl.training.compat`.
+ESPnet 202511 to 202611 have these faults, mended here:
+
+- They write checkpoints in place: a kill leaves a truncated file, and the training cannot be resumed.
+- With fewer epochs than n, the n-best average is no average at all.
+- Gradients that accumulation leaves over at the end of an epoch leak into the next one, but not into a resumed one.
+- ``--init_param`` silently loads nothing when no name fits.
+
+Faults of single releases: :mod:`~espnet_speechllm_xl.training.compat`.
 """
 
 import contextlib
@@ -13,12 +17,17 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from types import ModuleType
+from typing import IO, Protocol, TypeVar
 
 import espnet2.train.trainer as espnet_trainer
 import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
-from espnet2.train.reporter import aggregate
+from espnet2.train.distributed_utils import DistributedOption
+from espnet2.train.reporter import Reporter, SubReporter, aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_speechllm_xl.errors import UserError, of_machine
@@ -26,7 +35,11 @@ from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.training import compat
 from espnet_speechllm_xl.training.schedule import LinearShares
 
-SHOWN = ("loss", "acc", "ter", "cer_ctc")  # of the validation, in the line of an epoch
+SHOWN = ("loss", "acc", "ter", "cer_ctc")  # figures of the validation that the line of an epoch shows
+
+Criteria = Sequence[Sequence[str]]  # (phase, name of a figure, "min" or "max") each
+Batch_co = TypeVar("Batch_co", covariant=True)
+Batch = TypeVar("Batch")
 
 
 class CheckpointError(UserError):
@@ -34,53 +47,99 @@ class CheckpointError(UserError):
 
 
 class StoppedEarlyError(Exception):
-    """A training that is resumed had come to its end by ``patience``; ``reporter`` has its epochs."""
+    """The training to be resumed had already ended by ``patience``; ``reporter`` has its epochs."""
 
-    def __init__(self, reporter):
+    def __init__(self, reporter: Reporter) -> None:
         super().__init__()
         self.reporter = reporter
+
+
+class Options(Protocol):
+    """The part of ESPnet's ``TrainerOptions`` that this module reads."""
+
+    accum_grad: int
+    max_epoch: int
+    output_dir: Path | str
+    keep_nbest_models: int | list[int]
+    best_model_criterion: Criteria
+    patience: int | None
+    early_stopping_criterion: Sequence[str]
+
+
+class Batches(Iterable[Batch_co], Sized, Protocol[Batch_co]):
+    """An epoch's batches, whose number is known."""
 
 
 class Trainer(espnet_trainer.Trainer):
     """ESPnet's trainer, mended."""
 
+    progress: "Progress"  # set by run()
+    options: Options
+
     @classmethod
-    def run(cls, *args, trainer_options, **kwargs):
-        """Train; see ESPnet.  Files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs."""
+    def run(
+        cls,
+        *,
+        schedulers: Sequence[object],
+        train_iter_factory: AbsIterFactory,
+        trainer_options: Options,
+        distributed_option: DistributedOption,
+        **others: object,
+    ) -> None:
+        """Train as ESPnet does; files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs.
+
+        Args:
+            schedulers: the learning rate schedules.
+            train_iter_factory: makes the batches of an epoch.
+            trainer_options: settings of the training.
+            distributed_option: which of the processes this is.
+            others: ESPnet's other arguments, passed on.
+        """
         options = trainer_options
-        schedules = [each for each in kwargs["schedulers"] if isinstance(each, LinearShares)]
+        schedules = [schedule for schedule in schedulers if isinstance(schedule, LinearShares)]
         if schedules:
-            batches = len(kwargs["train_iter_factory"].build_iter(1))  # about as many as in any other epoch
+            num_batches = len(train_iter_factory.build_iter(1))  # other epochs have about as many
             for schedule in schedules:
-                schedule.begin(batches // options.accum_grad * options.max_epoch)
+                schedule.begin(num_batches // options.accum_grad * options.max_epoch)
         cls.progress, cls.options = Progress(options.max_epoch, schedules), options
-        for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # of a killed run
+        for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # from a killed run
             leftover.unlink(missing_ok=True)
         keep_freed_memory()
         with replaced(torch, "save", _atomic_save), replaced(espnet_trainer, "average_nbest_models", average_best):
             try:
-                super().run(*args, trainer_options=options, **kwargs)
+                super().run(
+                    schedulers=schedulers,
+                    train_iter_factory=train_iter_factory,
+                    trainer_options=options,
+                    distributed_option=distributed_option,
+                    **others,
+                )
             except StoppedEarlyError as error:
-                distributed = kwargs["distributed_option"]
-                if not distributed.distributed or distributed.dist_rank == 0:
+                if _is_first(distributed_option):
                     nbest = options.keep_nbest_models
                     average_best(error.reporter, options.output_dir, options.best_model_criterion, nbest)
 
     @classmethod
-    def resume(cls, checkpoint, model, reporter, **kwargs):
-        """Load ``checkpoint.pth``; the epoch's own file may be missing when the kill fell between the two.
+    def resume(cls, checkpoint: str | Path, model: torch.nn.Module, reporter: Reporter, **others: object) -> None:
+        """Load ``checkpoint.pth``, and write the weights of its epoch if a kill had prevented that.
+
+        Args:
+            checkpoint: the file.
+            model: takes the weights.
+            reporter: takes the figures of the epochs.
+            others: ESPnet's other arguments, passed on.
 
         Raises:
-            CheckpointError: the file is damaged, or of another model.
-            StoppedEarlyError: ESPnet would train one epoch more before it counts its patience again.
+            CheckpointError: the file is damaged or belongs to another model.
+            StoppedEarlyError: the training had ended by ``patience``, and this ESPnet would train one more epoch.
         """
         load = functools.partial(compat.load_checkpoint, torch.load)
         try:
             with replaced(torch, "load", load):
-                espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
+                espnet_trainer.Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **others)
         except UserError:
             raise
-        except Exception as error:  # what torch and ESPnet raise for a file that holds something else: any kind
+        except Exception as error:  # torch and ESPnet raise any kind for a file of other content
             if of_machine(error):
                 raise
             raise CheckpointError(
@@ -100,69 +159,108 @@ class Trainer(espnet_trainer.Trainer):
                 raise StoppedEarlyError(reporter)
 
     @classmethod
-    def train_one_epoch(cls, *, iterator, optimizers, reporter, distributed_option, **kwargs):
-        """One epoch with progress lines (rank 0)."""
+    def train_one_epoch(
+        cls,
+        *,
+        iterator: Batches,
+        optimizers: Sequence[torch.optim.Optimizer],
+        reporter: SubReporter,
+        distributed_option: DistributedOption,
+        **others: object,
+    ) -> bool:
+        """Train one epoch with progress lines (rank 0); return ESPnet's "no step was valid", always False here.
+
+        Args:
+            iterator: the batches of the epoch.
+            optimizers: their gradients begin at zero.
+            reporter: takes the figures of the epoch.
+            distributed_option: which of the processes this is.
+            others: ESPnet's other arguments, passed on.
+
+        Raises:
+            UserError: no batch changed the weights.
+        """
         for optimizer in optimizers:
             optimizer.zero_grad()
-        quiet = distributed_option.distributed and distributed_option.dist_rank != 0
-        watched = iterator if quiet else cls.progress.watch(iterator, reporter)
-        nothing_learnt = super().train_one_epoch(
-            iterator=watched, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **kwargs
+        watched = cls.progress.watch(iterator, reporter) if _is_first(distributed_option) else iterator
+        no_valid_step = super().train_one_epoch(
+            iterator=watched, optimizers=optimizers, reporter=reporter, distributed_option=distributed_option, **others
         )
-        if nothing_learnt:
+        if no_valid_step:
             raise UserError(
                 f"epoch {reporter.epoch}: none of its {len(iterator)} batches changed the weights: gradients were not "
-                f"finite (lower the learning rate), or accum_grad {cls.options.accum_grad} is more than the batches"
+                f"finite (lower the learning rate), or accum_grad {cls.options.accum_grad} is larger than their number"
             )
         cls.progress.trained(reporter)
-        return nothing_learnt
+        return no_valid_step
 
     @classmethod
-    def validate_one_epoch(cls, *, reporter, distributed_option, **kwargs):
-        """Validation; then one line says how the epoch went and how long the rest takes (rank 0)."""
-        super().validate_one_epoch(reporter=reporter, distributed_option=distributed_option, **kwargs)
+    def validate_one_epoch(
+        cls, *, reporter: SubReporter, distributed_option: DistributedOption, **others: object
+    ) -> None:
+        """Validate, then print the figures of the epoch and the time left in one line (rank 0).
+
+        Args:
+            reporter: takes the figures of the validation.
+            distributed_option: which of the processes this is.
+            others: ESPnet's other arguments, passed on.
+
+        Raises:
+            UserError: the validation has no figure of a criterion's name.
+        """
+        super().validate_one_epoch(reporter=reporter, distributed_option=distributed_option, **others)
         for phase, name, _ in cls.options.best_model_criterion:
             if phase == "valid" and name not in reporter.stats:
                 known = ", ".join(sorted(reporter.stats))
                 raise UserError(f"best_model_criterion: the validation has no '{name}'; it has: {known}")
-        if not distributed_option.distributed or distributed_option.dist_rank == 0:
+        if _is_first(distributed_option):
             cls.progress.validated(reporter)
 
 
-class Progress:
-    """One line an epoch on standard output, and one a minute within a long epoch."""
+def _is_first(distributed_option: DistributedOption) -> bool:
+    """Tell whether this process is the first of the training, or its only one."""
+    return not distributed_option.distributed or distributed_option.dist_rank == 0
 
-    def __init__(self, epochs, schedules=()):
-        self.epochs, self.schedules = epochs, schedules
+
+class Progress:
+    """Progress on standard output: a line an epoch, and a line a minute within a long epoch.
+
+    Args:
+        max_epoch: the last epoch.
+        schedules: learning rate schedules to show.
+    """
+
+    def __init__(self, max_epoch: int, schedules: Sequence[LinearShares] = ()) -> None:
+        self.max_epoch, self.schedules = max_epoch, schedules
         self.start = time.monotonic()
-        self.done = 0
+        self.done = 0  # epochs of this run
         self.train_loss = float("nan")
 
-    def watch(self, iterator, reporter):
-        """Pass ``iterator`` on; in a long epoch a line a minute says how far it is."""
-        start = said = time.monotonic()
-        for count, item in enumerate(iterator, 1):
-            yield item
-            if time.monotonic() - said >= 60:
-                said = time.monotonic()
-                left = (said - start) / count * (len(iterator) - count)
+    def watch(self, batches: Batches[Batch], reporter: SubReporter) -> Iterator[Batch]:
+        """Yield the batches of an epoch; print once a minute how many are done."""
+        start = printed = time.monotonic()
+        for count, batch in enumerate(batches, 1):
+            yield batch
+            if time.monotonic() - printed >= 60:
+                printed = time.monotonic()
+                left = (printed - start) / count * (len(batches) - count)
                 print(
-                    f"epoch {reporter.epoch}/{self.epochs}: batch {count}/{len(iterator)}, "
+                    f"epoch {reporter.epoch}/{self.max_epoch}: batch {count}/{len(batches)}, "
                     f"{left / 60:.0f} min to the end of the epoch",
                     flush=True,
                 )
 
-    def trained(self, reporter):
+    def trained(self, reporter: SubReporter) -> None:
         """Keep the training loss of the epoch."""
         self.train_loss = float(aggregate(reporter.stats["loss"]))
 
-    def validated(self, reporter):
+    def validated(self, reporter: SubReporter) -> None:
         """Print the line of the epoch."""
         self.done += 1
         elapsed = time.monotonic() - self.start
-        left = elapsed / self.done * (self.epochs - reporter.epoch)
+        left = elapsed / self.done * (self.max_epoch - reporter.epoch)
         stats = {name: float(aggregate(reporter.stats[name])) for name in SHOWN if name in reporter.stats}
-        # ESPnet's models without a decoder report an accuracy of no value.
+        # ESPnet's models without a decoder report NaN as accuracy.
         shown = [name for name, value in stats.items() if name == "loss" or not math.isnan(value)]
         valid = ", ".join(f"{name} {stats[name]:.3f}" for name in shown)
         place = "".join(
@@ -170,25 +268,39 @@ class Progress:
             for schedule in self.schedules
         )
         print(
-            f"epoch {reporter.epoch}/{self.epochs}: train loss {self.train_loss:.3f}; valid {valid}; {place}"
+            f"epoch {reporter.epoch}/{self.max_epoch}: train loss {self.train_loss:.3f}; valid {valid}; {place}"
             f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
             flush=True,
         )
 
 
-def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None, **_):
+def average_best(
+    reporter: Reporter,
+    output_dir: Path | str,
+    best_model_criterion: Criteria,
+    nbest: int | Sequence[int],
+    suffix: str | None = None,
+    use_deepspeed: bool = False,
+) -> None:
     """Average the n best epochs of each criterion into ``<phase>.<name>.ave.pth`` (all epochs when fewer).
 
-    Takes the place of ESPnet's function of the same arguments.  Integer tensors are taken from the best epoch.
-    Without a suffix training has ended, and :func:`_tidy` mends what a kill after a checkpoint left undone.
+    Replaces ESPnet's ``average_nbest_models``.  Integer tensors are taken from the best epoch.
+
+    Args:
+        reporter: has the figures of the epochs.
+        output_dir: directory of the experiment.
+        best_model_criterion: the criteria.
+        nbest: n; of several numbers the greatest.
+        suffix: stands before ``.pth``; None: the training has ended, and the links and the old epochs are tidied.
+        use_deepspeed: ignored.
     """
     count = max([nbest] if isinstance(nbest, int) else nbest)
     for phase, name, mode in best_model_criterion:
         if not reporter.has(phase, name):
             continue
         # An earlier run with a smaller keep_nbest_models has removed the others.
-        there = [e for e in _ranked(reporter, phase, name, mode) if (Path(output_dir) / f"{e}epoch.pth").exists()]
-        epochs = there[:count]
+        ranked = _ranked(reporter, phase, name, mode)
+        epochs = [epoch for epoch in ranked if (Path(output_dir) / f"{epoch}epoch.pth").exists()][:count]
         states = [torch.load(Path(output_dir) / f"{epoch}epoch.pth", map_location="cpu") for epoch in epochs]
         mean = {
             key: sum(state[key].double() for state in states).div(len(states)).to(first.dtype)
@@ -202,15 +314,18 @@ def average_best(reporter, output_dir, best_model_criterion, nbest, suffix=None,
         _tidy(reporter, Path(output_dir), best_model_criterion, count)
 
 
-def _ranked(reporter, phase, name, mode):
-    """The epochs, best first, those of no value last, which put ESPnet's ``sort_epochs`` out of order."""
+def _ranked(reporter: Reporter, phase: str, name: str, mode: str) -> list[int]:
+    """Rank the epochs, best first, NaN last; ESPnet's ``sort_epochs`` sorts wrongly with NaN among the values."""
     sign = -1 if mode == "max" else 1
     values = {epoch: reporter.get_value(phase, name, epoch) for epoch in sorted(reporter.stats)}
     return sorted(values, key=lambda epoch: (math.isnan(values[epoch]), sign * values[epoch]))
 
 
-def _tidy(reporter, directory, criteria, count):
-    """Link the latest and the best epochs, remove those that are neither latest nor among the n best."""
+def _tidy(reporter: Reporter, directory: Path, criteria: Criteria, count: int) -> None:
+    """Link the latest and the best epochs and remove all but the latest and the ``count`` best.
+
+    ESPnet does so after each checkpoint, but a kill may have prevented it.
+    """
     links, kept = {"latest": reporter.get_epoch()}, {reporter.get_epoch()}
     for phase, name, mode in criteria:
         if reporter.has(phase, name):
@@ -226,12 +341,19 @@ def _tidy(reporter, directory, criteria, count):
         (directory / f"{epoch}epoch.pth").unlink(missing_ok=True)
 
 
-def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
-    """ESPnet's ``--init_param FILE:SOURCE:TARGET[:EXCLUDED]``, refused when it would leave anything unloaded.
+def load_part(
+    init_param: str, model: torch.nn.Module, ignore_init_mismatch: bool, map_location: str | torch.device = "cpu"
+) -> None:
+    """Load a part of the model (ESPnet's ``--init_param``), or raise an error if a weight would stay unloaded.
+
+    Args:
+        init_param: ``FILE:SOURCE:TARGET[:EXCLUDED]``.
+        model: takes the weights.
+        ignore_init_mismatch: load the weights that fit, one at least, and leave the others.
+        map_location: device that the weights are loaded to.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or the names or shapes in it are not those of the model.
-            ``--ignore_init_mismatch true`` loads what fits, and is refused where nothing does.
+        CheckpointError: the file is missing or damaged, or its names or shapes are not the model's.
     """
     path, source, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
     try:
@@ -248,11 +370,11 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
         parts = ", ".join(name for name, _ in model.named_children())
         raise CheckpointError(f"init_param {init_param}: the model has no '{target}'; it has: {parts}") from error
     left_out = tuple(filter(None, excluded.split(",")))
-    wanted = {name for name in part.state_dict() if not (left_out and (prefix + name).startswith(left_out))}
-    if not given or (wanted - given and not ignore_init_mismatch):
-        lacking = sorted(wanted - given)
+    needed = {name for name in part.state_dict() if not (left_out and (prefix + name).startswith(left_out))}
+    if not given or (needed - given and not ignore_init_mismatch):
+        lacking = sorted(needed - given)
         raise CheckpointError(
-            f"init_param {init_param}: the file lacks {len(lacking)} of {len(wanted)} parts of "
+            f"init_param {init_param}: the file lacks {len(lacking)} of {len(needed)} parts of "
             f"'{target or 'the model'}', first '{lacking[0]}': give encoder_conf as that model had it, "
             "or --ignore_init_mismatch true"
         )
@@ -273,16 +395,16 @@ def load_part(init_param, model, ignore_init_mismatch, map_location="cpu"):
         ) from error
 
 
-def keep_settings(directory, settings, resume):
-    """Write ``settings.json`` when a training begins; refuse to resume it with other settings.
+def keep_settings(directory: Path, settings: Mapping[str, object], resume: bool) -> None:
+    """Write ``settings.json`` when a training begins; raise an error if it is resumed with other settings.
 
-    ESPnet would restore the optimizer and its schedule from the checkpoint, take the other settings as they are now,
-    and do nothing at all when the epochs are done.
+    ESPnet would mix the two: the optimizer and its schedule come from the checkpoint, all else from the new settings.
+    If the epochs are done, it would do nothing at all.
 
     Args:
-        directory: of the experiment.
-        settings: ``{name: value}``, as they are wanted now.
-        resume: False begins anew, whatever there is.
+        directory: the experiment's.
+        settings: the present settings, ``{name: value}``.
+        resume: False begins anew, even if there is a checkpoint.
 
     Raises:
         CheckpointError: there is a checkpoint, and some settings differ; the message names the first.
@@ -294,7 +416,7 @@ def keep_settings(directory, settings, resume):
             json.dump(settings, stream, indent=1)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    # What the program did not have when the training began cannot be compared.
+    # A setting that is newer than the training has no value to compare with.
     changed = [name for name, value in settings.items() if before.get(name, value) != value]
     if changed:
         name = changed[0]
@@ -306,24 +428,34 @@ def keep_settings(directory, settings, resume):
         )
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-_torch_save = torch.save
+_torch_save: Callable[..., None] = torch.save
 
 
-def _atomic_save(value, target, *args, **kwargs):
-    """``torch.save`` that leaves the old file or the new one, never a part."""
+def _atomic_save(
+    value: object, target: str | os.PathLike | IO[bytes], *arguments: object, **options: object
+) -> None:
+    """Save as ``torch.save`` does, but leave the old file or the new one, never a part.
+
+    Args:
+        value: what is saved.
+        target: file name or stream.
+        arguments: other arguments of ``torch.save``.
+        options: its keyword arguments.
+    """
     if not isinstance(target, (str, os.PathLike)):
-        return _torch_save(value, target, *args, **kwargs)
-    # Into a stream: given a path, torch writes its name into the file, and equal weights would make unequal files.
+        _torch_save(value, target, *arguments, **options)
+        return
+    # Into a stream: torch writes the name of a path into the file, and equal weights would make unequal files.
     with atomic_write(target, "wb") as stream:
-        _torch_save(value, stream, *args, **kwargs)
+        _torch_save(value, stream, *arguments, **options)
 
 
-def keep_freed_memory():
-    """What tensors of a training step leave is kept for the next step, not given back to the system (glibc only).
+def keep_freed_memory() -> None:
+    """Keep the memory that a training step frees for the next step instead of returning it to the system (glibc only).
 
     The system would clear all of it again in every step: a tenth of a step's time on a CPU.
     """
@@ -335,12 +467,12 @@ def keep_freed_memory():
 
 
 @contextlib.contextmanager
-def matmul_precision(name, on_cpu):
-    """Float32 matrix products within the block are as exact as ``torch.set_float32_matmul_precision(name)`` says.
+def matmul_precision(name: str, on_cpu: bool) -> Iterator[None]:
+    """Set ``torch.set_float32_matmul_precision(name)`` within the block.
 
     ``medium`` allows bfloat16 inside; on a CPU torch 2.11 then takes oneDNN's products instead of MKL's.  On one core
-    of an AMD Zen 5 they are twice as fast and as exact, and a training step takes three quarters of the time, if
-    attention is made of plain products: torch's fused one gets three times slower by it.
+    of an AMD Zen 5 oneDNN's are twice as fast and as exact.  But torch's fused attention gets three times slower, so
+    attention is made of plain products there; a training step then takes three quarters of the time.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
@@ -352,8 +484,14 @@ def matmul_precision(name, on_cpu):
 
 
 @contextlib.contextmanager
-def replaced(module, name, value):
-    """``module.name`` is ``value`` within the block."""
+def replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute of a module within the block.
+
+    Args:
+        module: the module.
+        name: name of the attribute.
+        value: takes its place.
+    """
     before = getattr(module, name)
     setattr(module, name, value)
     try:

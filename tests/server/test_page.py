@@ -1,4 +1,4 @@
-"""The web page in a real Chromium: with the server and a model that hears tones, and with results made up here."""
+"""The web page in a real Chromium: with the server and a model of tones, and with results that the tests make up."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def recogniser(melody_model):
 
 @pytest.fixture(scope="module")
 def wav(tmp_path_factory):
-    """The letters of melodies.py, and silence after them."""
+    """Audio of the letters of melodies.py, and silence after them."""
     path = tmp_path_factory.mktemp("wav") / "melody.wav"
     _, samples, _ = melodies.melody(random.Random(5), melodies.LETTERS, tail=2 * training.RATE)
     soundfile.write(path, samples, training.RATE, subtype="PCM_16")
@@ -45,7 +45,7 @@ def wav(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(melody_model, tmp_path_factory):
-    """Its address."""
+    """The address of a server with that model."""
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "espnet_speechllm_xl", "serve", "--model", str(melody_model), "--port", "0"]
     with open(log, "w") as stderr:
@@ -63,20 +63,20 @@ def server(melody_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(wav):
-    """Its microphone hears ``wav`` once, from the moment it is opened."""
+    """A browser whose microphone plays ``wav`` once, from the moment it is opened."""
     fake = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-    heard = f"--use-file-for-fake-audio-capture={wav}%noloop"
+    microphone = f"--use-file-for-fake-audio-capture={wav}%noloop"
     with sync_playwright() as playwright:
         # Chromium refuses its sandbox to root, as whom containers run tests; their /dev/shm is small.
         container = ("--no-sandbox", "--disable-dev-shm-usage")
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*container, *fake, heard])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*container, *fake, microphone])
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def page(browser, server):
-    """The page, opened; in the end it must have asked no other host for anything, and complained of nothing."""
+    """The opened page; at the end it must have contacted no other host and logged no error."""
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     page = context.new_page()
     addresses, complaints = [], []
@@ -98,7 +98,7 @@ def finished(page, seconds=30):
 
 
 def text_of(page):
-    """The settled text of all paragraphs."""
+    """Return the settled text of all paragraphs."""
     return " ".join(" ".join(page.locator("#captions .settled").all_inner_texts()).split())
 
 
@@ -116,13 +116,13 @@ def drop(page, path):
 
 
 def tip(word):
-    """What the page says of a Word."""
+    """Return the description of a Word as the page shows it."""
     percent = math.floor(100 * round(word.confidence, 4) + 0.5)
     return f"{word.start:.2f}–{word.end:.2f} s, {percent} %"
 
 
 def sent(page):
-    """A list that receives what the page sends: its parameters, then messages."""
+    """A list that takes the page's parameters and its messages."""
     messages = []
 
     def keep(socket):
@@ -139,7 +139,7 @@ def use_greedy(page):
 
 
 def assert_near_letters(text, most=2):
-    """A model trained for seconds may miss a letter; that the page shows *its* text is tested exactly."""
+    """A model trained for seconds may miss a letter, so the page's text is compared with the model's own."""
     assert jiwer.wer(" ".join(melodies.LETTERS), text) <= most / 8, text
 
 
@@ -223,7 +223,7 @@ def test_what_is_wrong_with_the_sound_is_said_at_its_end(page, wav, tmp_path):
 
 
 class Script:
-    """Stands for the server: says ``ready``, then what the test says."""
+    """Stands for the server: sends ``ready``, then the messages of the test."""
 
     def __init__(self, page, wav):
         page.route_web_socket(re.compile("/v1/stream"), self._accept)
@@ -296,7 +296,7 @@ def test_settled_and_partial_text_differ_in_more_than_colour(page, script):
 
 
 def test_settings_left_empty_show_what_the_server_takes(page, recogniser):
-    """Each input's own value, before anything is recorded; and which search runs then."""
+    """Each input shows its default before anything is recorded, and the search by its name."""
     stream = recogniser.stream()
     expect(page.locator("header p")).to_have_text(re.compile(" · chunk_sync, beam 8$"))
     page.click("summary")
@@ -313,7 +313,7 @@ def test_settings_left_empty_show_what_the_server_takes(page, recogniser):
 
 
 def test_the_queue_of_a_file_sent_at_once_is_no_latency(page, script):
-    """The queue is the page's doing: 7 of the 7.05 s; what is heard as it is spoken counts it."""
+    """A file waits 7 of the 7.05 s in its own queue; live audio that waits so long does count."""
     script.result(0, "one", is_final=True)
     script.end()
     assert page.inner_text("#last") == "50 ms" and page.inner_text("#what") == "Without queue, last"

@@ -1,4 +1,4 @@
-"""The server, a real one on a free port: it answers what the model says alone, whatever other clients do."""
+"""A real server on a free port gives the model's own results, whatever other clients do."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def server(speech2text):
 
 
 def alone(speech2text, samples, *arguments, **settings):
-    """The segments of a stream that nobody disturbs."""
+    """Return the segments of a stream that nobody disturbs."""
     stream = speech2text.stream(*arguments, **settings)
     return [*stream.push(samples).segments, *stream.close().segments]
 
@@ -108,7 +108,7 @@ def test_the_greeting_says_what_to_expect(server):
 
 
 def test_latency_tells_what_waited_behind_earlier_audio(server):
-    """A file sent at once waits in the stream's own queue; what a microphone sends does not."""
+    """A file sent at once waits in the stream's own queue; a microphone's audio does not."""
     data, _ = pcm(tiny.speech(1, 120000))
     with server.stream() as client:
         send(client, data, size=40000)
@@ -124,7 +124,7 @@ def test_latency_tells_what_waited_behind_earlier_audio(server):
 
 
 def test_results_come_while_audio_is_sent(server, speech2text):
-    """Each chunk's as soon as it is complete, with the time that this took."""
+    """Each chunk's result comes as soon as the chunk is complete, with its latency."""
     data, samples = pcm(tiny.speech(2, 4 * CHUNK + 3000))
     reference = speech2text.stream()
     with server.stream() as client:
@@ -250,7 +250,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\nContent-Type: multipart/form-da
 
 
 def form(kind, body=FORM):
-    """The bytes of a request with this content type."""
+    """Return the bytes of a request with this content type."""
     return POST + b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind, len(body), body)
 
 
@@ -277,8 +277,8 @@ RAW = {
 
 
 def raw(server, pieces):
-    """What the server answers to bytes, sent with pauses."""
-    answer = b""
+    """Send bytes with pauses and return the server's response."""
+    response = b""
     with (
         contextlib.suppress(OSError),
         socket.create_connection(server.listener.getsockname(), serving.TIMEOUT) as client,
@@ -288,8 +288,8 @@ def raw(server, pieces):
             time.sleep(0.05)
         client.shutdown(socket.SHUT_WR)
         while part := client.recv(10000):
-            answer += part
-    return answer
+            response += part
+    return response
 
 
 def assert_no_traceback(caplog):
@@ -298,8 +298,8 @@ def assert_no_traceback(caplog):
 
 @pytest.mark.parametrize("pieces", RAW.values(), ids=RAW)
 def test_no_request_puts_a_traceback_into_the_log(server, caplog, pieces):
-    answer = raw(server, pieces)
-    assert answer[9:10] in (b"4", b"") and b"500" not in answer[:20]
+    response = raw(server, pieces)
+    assert response[9:10] in (b"4", b"") and b"500" not in response[:20]
     wait_until(lambda: server.service.served("file") == 0)
     assert_no_traceback(caplog)
 
@@ -309,7 +309,7 @@ def ended(server):
 
 
 def test_no_stream_puts_a_traceback_into_the_log(server, caplog, speech2text):
-    """What the WebSocket layer closes while results, or a refusal, are on their way is a client that is gone."""
+    """If the WebSocket layer closes while results or a refusal are on their way, the client counts as gone."""
     data, samples = pcm(tiny.speech(6, 40000))
     with server.stream() as client:
         send(client, data, end=False)
@@ -371,13 +371,13 @@ def test_a_token(speech2text):
         for path in ("/v1/models", "/metrics"):
             assert httpx.get(guarded.http + path).status_code == 401
             assert httpx.get(guarded.http + path, headers={"Authorization": "Bearer secret"}).status_code == 200
-        answer = httpx.post(f"{guarded.http}/v1/audio/transcriptions", files={"file": b"x"})
-        assert answer.status_code == 401 and answer.json()["error"]["code"] == "unauthorized"
+        response = httpx.post(f"{guarded.http}/v1/audio/transcriptions", files={"file": b"x"})
+        assert response.status_code == 401 and response.json()["error"]["code"] == "unauthorized"
         assert httpx.get(guarded.http).status_code == httpx.get(f"{guarded.http}/health").status_code == 200
 
 
 def test_pages_of_other_servers_are_refused(server):
-    """A browser sends Origin: without a token, any page could use a server on its user's loopback."""
+    """Without a token, any page could use a server on its user's loopback; browsers name the page in Origin."""
     with server.stream(origin="http://elsewhere.example") as client:
         (error,), close = receive(client)
     assert (error["code"], close) == ("foreign-origin", 1008)
@@ -388,8 +388,8 @@ def test_pages_of_other_servers_are_refused(server):
         assert httpx.get(f"{server.http}/v1/models", headers=headers).status_code == 403
     with server.stream(origin=server.http) as client:
         assert json.loads(client.recv(serving.TIMEOUT))["type"] == "ready"
-    answer = httpx.post(f"{server.http}/v1/audio/transcriptions", headers={"Origin": "http://elsewhere.example"})
-    assert answer.status_code == 403
+    response = httpx.post(f"{server.http}/v1/audio/transcriptions", headers={"Origin": "http://elsewhere.example"})
+    assert response.status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_pages_of_other_servers_are_refused(server):
     ],
 )
 def test_names_that_a_client_may_call_the_server_by(server, host, known):
-    """A page whose owner lets its name mean 127.0.0.1 asks as its own origin, without Origin."""
+    """The owner of a page may make its name mean 127.0.0.1: then its browser sends no Origin, but a foreign Host."""
     service = Service(server.service.speech2text, ServerConfig(host="me.lan"), "tiny")
     with contextlib.closing(service):
         with contextlib.nullcontext() if known else pytest.raises(Refusal, match="not known as") as caught:
@@ -417,8 +417,8 @@ def test_names_that_a_client_may_call_the_server_by(server, host, known):
 
 def test_a_foreign_name_is_refused_everywhere(server):
     for method, path in [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/audio/transcriptions")]:
-        answer = httpx.request(method, server.http + path, headers={"Host": "evil.example"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown-host")
+        response = httpx.request(method, server.http + path, headers={"Host": "evil.example"})
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "unknown-host")
     there = socket.create_connection(server.listener.getsockname(), serving.TIMEOUT)
     with connect("ws://evil.example/v1/stream", sock=there, open_timeout=serving.TIMEOUT) as client:
         (error,), close = receive(client)
@@ -438,12 +438,12 @@ def test_pages_of_origins_that_the_operator_names(speech2text, token):
             "Access-Control-Request-Headers": "authorization, x-stainless-os",
         }
         for origin, status in [(page, 200), ("https://app.example", 200), ("https://app.example:444", 400)]:
-            answer = httpx.options(f"{server.http}/v1/audio/transcriptions", headers={"Origin": origin, **asked})
-            assert answer.status_code == status
-            assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
-            assert status == 400 or "authorization" in answer.headers["access-control-allow-headers"]
-        answer = httpx.get(f"{server.http}/v1/models", headers={"Origin": page, **secret})
-        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
+            response = httpx.options(f"{server.http}/v1/audio/transcriptions", headers={"Origin": origin, **asked})
+            assert response.status_code == status
+            assert response.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+            assert status == 400 or "authorization" in response.headers["access-control-allow-headers"]
+        response = httpx.get(f"{server.http}/v1/models", headers={"Origin": page, **secret})
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, page)
         headers = {"Origin": page, **secret}
         refused = httpx.post(f"{server.http}/v1/audio/transcriptions", headers=headers, files={"audio": b""})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, page)  # it can be read
@@ -523,7 +523,7 @@ def test_the_queue_is_bounded():
 
 @pytest.mark.parametrize("rest", [0, 3])
 def test_the_last_samples_may_be_just_what_is_wanted(rest):
-    """A resampler's last samples, or none, complete a segment."""
+    """The last samples of a resampler, or no samples, complete a segment."""
 
     async def scenario():
         audio = AudioQueue(100)
@@ -559,7 +559,7 @@ def test_a_client_that_sends_too_fast_is_held_back(speech2text):
 
 
 def slow_reader(server, data):
-    """The socket of a client that sends ``data`` and takes next to nothing of what it is sent."""
+    """Return the socket of a client that sends ``data`` and reads next to nothing."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     client.connect(("127.0.0.1", server.listener.getsockname()[1]))
@@ -590,7 +590,7 @@ def test_a_client_that_does_not_read_is_cut_off(speech2text):
 
 
 def test_a_session_does_not_wait_for_its_client_for_ever(server):
-    """The same without a kernel between: ASGI's send never returns."""
+    """The same without a kernel in between: ASGI's send never returns."""
     accepted = []
 
     async def receive():
@@ -617,7 +617,7 @@ def test_a_session_does_not_wait_for_its_client_for_ever(server):
 
 
 def killed_client(server, data, query=""):
-    """It vanishes: its connection is reset, without any word."""
+    """Reset a client's connection in the middle of its audio."""
     with server.stream(query) as client:
         send(client, data, end=False)
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -625,7 +625,7 @@ def killed_client(server, data, query=""):
 
 
 def broken_clients(server, data):
-    """One after the other: killed, garbage, huge, odd, not HTTP at all; each in the middle of its audio."""
+    """Send broken input by one client after the other: killed, garbage, huge, odd, not HTTP at all."""
     killed_client(server, data[:30000])
     for bad in (b"x", "nonsense", bytes(90000), struct.pack("<f", np.nan) * 1001):
         with server.stream("?search=greedy&format=" + ("f32" if len(bad) == 4004 else "s16")) as client:
@@ -639,7 +639,7 @@ def broken_clients(server, data):
 
 
 def test_whatever_the_others_do_a_stream_is_what_it_is_alone(speech2text):
-    """Streams killed, garbage sent, a slow reader, a file beside them, at last the server stopped: exactly the same."""
+    """Others are killed, send garbage or read slowly, a file runs, the server stops: the results stay the same."""
     audio = [pcm(tiny.speech(20 + seed, 90000 + 7000 * seed)) for seed in range(4)]
     queries = ["", "?search=greedy", "?chunk_size=0.32&context=0.96", "?endpoint_length=2"]  # 2 and 3 chunks back
     settings = [{}, {"search": "greedy"}, {"chunk_size": 0.32, "context": 0.96}, {"endpoint_length": 2.0}]
@@ -665,7 +665,7 @@ def test_whatever_the_others_do_a_stream_is_what_it_is_alone(speech2text):
 
 
 def test_stopping_finishes_what_was_sent(speech2text):
-    """Streams and a file midway: all get their results; nobody else is let in."""
+    """Streams and a file that are midway get all their results; nobody else is admitted."""
     audio = [pcm(tiny.speech(30 + seed, 70000 + 9000 * seed)) for seed in range(3)]
     with Running(speech2text) as server, ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.stream()) for _ in audio]
@@ -684,7 +684,7 @@ def test_stopping_finishes_what_was_sent(speech2text):
 
 
 def test_stopping_reads_on_where_a_client_was_held_back(speech2text):
-    """Far more than may wait: what is still in the client's hands, its end too, was sent before the server stopped."""
+    """A client sends far more than may wait: the server still reads everything that was sent before it stopped."""
     data, samples = pcm(tiny.speech(8, 20 * 16000))
     with Running(speech2text, max_queue_seconds=0.5, max_message_bytes=16000) as server:
         with server.stream("?search=greedy") as client, ThreadPoolExecutor(1) as pool:
@@ -700,7 +700,7 @@ def test_stopping_reads_on_where_a_client_was_held_back(speech2text):
 
 
 def test_an_upload_is_told_that_the_server_stops(speech2text):
-    """Half of a file, and then nothing: the server neither waits for the rest nor hangs up without a word."""
+    """After half of a file nothing follows: the server neither waits for the rest nor hangs up without a response."""
     with Running(speech2text) as server:
         with socket.create_connection(server.listener.getsockname(), serving.TIMEOUT) as half:
             head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
@@ -708,10 +708,9 @@ def test_an_upload_is_told_that_the_server_stops(speech2text):
             wait_until(lambda: server.service.served("file") == 1)
             began = time.monotonic()
             server.stop()
-            answer = half.recv(10000)
-            assert (
-                answer.startswith(b"HTTP/1.1 503") and b"the server is stopping" in answer and b'"stopping"' in answer
-            )
+            response = half.recv(10000)
+            assert response.startswith(b"HTTP/1.1 503")
+            assert b"the server is stopping" in response and b'"stopping"' in response
             server.join()
             assert time.monotonic() - began < 3
 
@@ -772,7 +771,7 @@ def wav(samples, rate=16000, form="WAV"):
 
 
 def post(server, content, name="speech.wav", **fields):
-    """The answer to a file, sent as OpenAI's clients do."""
+    """Return the response to a file, sent as OpenAI's clients do."""
     return httpx.post(
         f"{server.http}/v1/audio/transcriptions",
         files={"file": (name, content)},
@@ -783,15 +782,15 @@ def post(server, content, name="speech.wav", **fields):
 
 @pytest.fixture(scope="module")
 def recording(speech2text):
-    """(WAV, what the model says of it)."""
+    """A WAV file and its transcript by the model alone."""
     content = wav(tiny.speech(40, 100000))
     return content, speech2text(soundfile.read(io.BytesIO(content), dtype="float32")[0])[0]
 
 
 def test_a_file_in_every_format(server, recording):
     content, expected = recording
-    answer = post(server, content)
-    assert answer.json() == {"text": expected.text, "usage": {"type": "duration", "seconds": 7}} and expected.text
+    response = post(server, content)
+    assert response.json() == {"text": expected.text, "usage": {"type": "duration", "seconds": 7}} and expected.text
     assert post(server, content, response_format="text").text == expected.text + "\n"
     srt, vtt = (post(server, content, response_format=form).text for form in ("srt", "vtt"))
     assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n", srt) and vtt.startswith("WEBVTT\n\n00:00:0")
@@ -802,9 +801,9 @@ def test_a_file_in_every_format(server, recording):
 def test_a_file_with_all_there_is_to_say(server, recording):
     content, expected = recording
     fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"], "language": "en"}
-    answer = post(server, content, prompt="names", temperature="0.2", **fields)
-    said = answer.json()
-    assert answer.headers["x-ignored-fields"] == "language, prompt, temperature"
+    response = post(server, content, prompt="names", temperature="0.2", **fields)
+    said = response.json()
+    assert response.headers["x-ignored-fields"] == "language, prompt, temperature"
     assert (said["task"], said["language"], said["duration"], said["text"]) == ("transcribe", "en", 6.25, expected.text)
     assert [(w["word"], w["start"], w["end"]) for w in said["words"]] == [
         (word.text, round(word.start, 3), round(word.end, 3)) for word in expected.words
@@ -815,13 +814,13 @@ def test_a_file_with_all_there_is_to_say(server, recording):
 
 
 def test_a_field_that_no_answer_can_hold_is_escaped(server, recording):
-    """Half of a surrogate pair, which a character set of the client's choice brings in."""
+    """The client chooses a character set that makes half of a surrogate pair."""
     language = b'--b\r\nContent-Disposition: form-data; name="language"\r\n\r\n\\ud800\r\n'
     verbose = b'--b\r\nContent-Disposition: form-data; name="response_format"\r\n\r\nverbose_json\r\n'
     body = FORM.replace(b"RIFF", recording[0]).removesuffix(b"--b--\r\n") + language + verbose + b"--b--\r\n"
     headers = {"content-type": "multipart/form-data; boundary=b; charset=unicode_escape"}
-    answer = httpx.post(f"{server.http}/v1/audio/transcriptions", content=body, headers=headers, timeout=60)
-    assert answer.status_code == 200 and answer.json()["language"] == "\\ud800"
+    response = httpx.post(f"{server.http}/v1/audio/transcriptions", content=body, headers=headers, timeout=60)
+    assert response.status_code == 200 and response.json()["language"] == "\\ud800"
 
 
 @pytest.mark.parametrize("form, rate, channels", [("FLAC", 44100, 2), ("OGG", 8000, 1), ("MP3", 24000, 1)])
@@ -837,13 +836,13 @@ def test_a_channel_of_a_file(server, speech2text):
     content = wav(np.stack(parties, axis=1))
     pair = soundfile.read(io.BytesIO(content), dtype="float32")[0]
     for channel in (0, 1):
-        answer = post(server, content, channel=str(channel))
-        assert answer.json()["text"] == speech2text(pair[:, channel])[0].text
-        assert not {"x-remarks", "x-ignored-fields"} & {*answer.headers}
+        response = post(server, content, channel=str(channel))
+        assert response.json()["text"] == speech2text(pair[:, channel])[0].text
+        assert not {"x-remarks", "x-ignored-fields"} & {*response.headers}
     for fields in ({}, {"channel": "mix"}):
-        answer = post(server, content, **fields)
-        assert answer.json()["text"] == speech2text(pair)[0].text
-        assert answer.headers["x-remarks"].startswith("2 channels averaged; choose one of them by `channel`")
+        response = post(server, content, **fields)
+        assert response.json()["text"] == speech2text(pair)[0].text
+        assert response.headers["x-remarks"].startswith("2 channels averaged; choose one of them by `channel`")
 
 
 def test_what_is_lost_in_silence_is_said(server):
@@ -887,9 +886,9 @@ def test_what_is_lost_in_silence_is_said(server):
     ids=range(12),
 )
 def test_a_file_that_cannot_be_used(server, content, fields, status, code, says):
-    answer = post(server, content, **fields)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    response = post(server, content, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
     assert (
         says in error["message"] and "\n" not in error["message"] and set(error) == {"message", "type", "param", "code"}
     )
@@ -897,23 +896,23 @@ def test_a_file_that_cannot_be_used(server, content, fields, status, code, says)
 
 def test_requests_that_are_no_files(server):
     address = f"{server.http}/v1/audio/transcriptions"
-    for answer, status in [
+    for response, status in [
         (httpx.post(address, json={"file": "x"}), 400),
         (httpx.post(address, files={"audio": b"x"}), 400),
         (httpx.post(address, content=b"--", headers={"content-type": "multipart/form-data"}), 400),
         (httpx.get(address), 405),
         (httpx.get(f"{server.http}/v1/translations"), 404),
     ]:
-        assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
-        assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+        assert response.status_code == status and response.json()["error"]["type"] == "invalid_request_error"
+        assert response.headers.get("allow") == ("POST" if status == 405 else None)
 
 
 def test_files_have_limits(speech2text):
     long = wav(np.zeros(40001, np.float32))
     with Running(speech2text, max_file_bytes=200000, max_file_seconds=2.5, upload_seconds=0.3) as strict:
-        answer = post(strict, long)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too-long")
-        assert "speech.wav is longer than 2.5 s" in answer.json()["error"]["message"]
+        response = post(strict, long)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "too-long")
+        assert "speech.wav is longer than 2.5 s" in response.json()["error"]["message"]
         assert post(strict, wav(np.zeros(40000, np.float32))).status_code == 200
         assert post(strict, bytes(200001)).json()["error"]["code"] == "too-big"
         assert post(strict, bytes(8000000)).json()["error"]["code"] == "too-big"  # not even read
@@ -924,7 +923,7 @@ def test_files_have_limits(speech2text):
 
 
 def test_unpacking_stops_at_the_limit():
-    """Small files may hold much: 8 channels of nothing, or FLAC that does not say how long it is."""
+    """Small files may hold much audio: 8 channels of silence, or FLAC of unknown length."""
     for content, seconds in [(wav(np.zeros((48000, 8)), 48000, "FLAC"), 3), (wav(np.zeros(16000 * 9), form="FLAC"), 8)]:
         with pytest.raises(AudioError) as caught:
             read_bytes(content, most_seconds=seconds)
@@ -995,7 +994,7 @@ def test_health_models_metrics_and_page(server, recording):
 
 @contextlib.contextmanager
 def served_by_command(model, *options):
-    """``(process, address)`` of the command, which may write no file at all."""
+    """Run the command, which may write no file; yield ``(process, address)``."""
     command = [sys.executable, "-m", "espnet_speechllm_xl", "serve", "--model", str(model), "--port", "0", *options]
     shell = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]
     with subprocess.Popen([*shell, *command], stderr=subprocess.PIPE, text=True) as process:
@@ -1008,14 +1007,14 @@ def served_by_command(model, *options):
 
 
 def test_the_command(tiny_model_dir):
-    """In a process of its own: SIGTERM ends it with 0, what was sent is finished, nothing goes to the disk."""
+    """SIGTERM ends the command's process with 0; audio sent before is finished, and nothing goes to the disk."""
     data, samples = pcm(tiny.speech(50, 60000))
     options = ["--dtype", "float64", "--search", "greedy", "--token", "secret"]
     with served_by_command(tiny_model_dir, *options) as (process, address):
         big = {"file": wav(np.zeros((80000, 16), np.int16))}  # 2.5 MB; starlette puts more than 1 MB into a file
         headers = {"Authorization": "Bearer secret"}
-        answer = httpx.post(f"http://{address}/v1/audio/transcriptions", files=big, headers=headers, timeout=60)
-        assert answer.status_code == 200
+        response = httpx.post(f"http://{address}/v1/audio/transcriptions", files=big, headers=headers, timeout=60)
+        assert response.status_code == 200
         with connect(f"ws://{address}/v1/stream?token=secret", open_timeout=serving.TIMEOUT) as client:
             send(client, data, end=False)
             json.loads(client.recv(serving.TIMEOUT))

@@ -1,4 +1,4 @@
-"""What the model is fed: preprocessing, collation, batches, and utterances joined for training."""
+"""Training data: preprocessing, collation, batches, and utterances joined for training."""
 
 import random
 
@@ -38,7 +38,7 @@ def test_preprocessor(toy_data):
 
 
 def test_whole_words_of_a_text_that_nothing_parts_are_refused(toy_data):
-    """A sentence in a script that is not known to have no spaces: one word of it all would end in one chunk."""
+    """A sentence without spaces in a script that has spaces would be one word and go into one chunk."""
     data = {"speech": np.zeros(200 * FRAME, np.float32), "text": "ab" * 51, "alignment": " ".join(map(str, range(102)))}
     tokenizer = load_tokenizer(toy_data.tokenizer)
     with pytest.raises(DataError, match="u1: 'abababababababababab...' has 102 letters without a space: .* unit=token"):
@@ -62,7 +62,7 @@ def test_alignment_of_other_text(toy_data, text, alignment, error, message):
 
 @pytest.mark.parametrize("last, kept", [(12, 12), (13, 12), (24, 12), (25, None)])
 def test_ends_a_little_after_the_audio_are_moved_to_its_last_frame(toy_data, last, kept):
-    """Word times of others end up to half a second late; what ends later is other audio."""
+    """Word times of other tools may end half a second late; a later end belongs to other audio."""
     data = {"speech": np.zeros(240 + 13 * FRAME, np.float32), "text": "ab", "alignment": f"3 {last}"}
     preprocess = Preprocessor(load_tokenizer(toy_data.tokenizer), RATE)
     if kept is not None:
@@ -89,7 +89,7 @@ def test_collate():
 
 
 def corpus(count=60, speakers=5, seed=0, longest=80000):
-    """Sample counts, token counts and speakers of utterances whose lengths are ragged."""
+    """Draw sample counts, token counts and speakers of utterances of ragged lengths."""
     rng = random.Random(seed)
     names = [f"u{index:02d}" for index in range(count)]
     samples = {name: rng.randint(6000, longest) for name in names}
@@ -105,7 +105,7 @@ CONCAT = ConcatConfig(max_seconds=12.0, probability=0.8, max_gap_seconds=0.5)
 
 
 def size(example, samples, tokens):
-    """Decoder inputs of an example, counted from the joined audio's samples."""
+    """Count the decoder inputs of an example from the samples of the joined audio."""
     length = example.offsets[-1] * FRAME + samples[example.utterances[-1]]
     return timeline.frames(length, RATE) + sum(tokens[name] for name in example.utterances)
 
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_said():
 
 
 class Planted:
-    """Every utterance is constant at its own level, with a mark at the start of each token's last frame."""
+    """A dataset of constant utterances, each at its own level, with a mark where each token's last frame begins."""
 
     def __init__(self, count, seed=3):
         rng = random.Random(seed)
@@ -267,7 +267,7 @@ def test_shifted_ends_point_at_the_same_audio():
 @pytest.mark.parametrize("bins", [170, 600])
 @pytest.mark.parametrize("max_seconds", [0.0, 12.0])
 def test_pauses_before_the_first_utterance(bins, max_seconds):
-    """Of any length up to the largest, also without joining; batches still fit."""
+    """Pauses have any length up to the largest, also without joining, and the batches still fit."""
     samples, tokens, speakers = corpus()
     concat = ConcatConfig(max_seconds=max_seconds, max_lead_seconds=1.28)
     found = [batch for epoch in (1, 2, 3) for batch in factory(samples, tokens, speakers, concat, bins).batches(epoch)]
@@ -361,7 +361,7 @@ def test_an_example_without_alignment_or_text_is_not_cut():
 
 
 def test_joined_batches_build_the_slow_sequence():
-    """From the loader's joined example to the decoder's sequence: each token in the chunk of its own audio."""
+    """In the decoder's sequence of a joined example, each token stands in the chunk of its own audio."""
     from espnet_speechllm_xl.config import ChunkingConfig
     from espnet_speechllm_xl.model.sequence import IGNORE, build_sequence
 

@@ -1,4 +1,4 @@
-"""What depends on the release of ESPnet, for all of them: the versions are planted."""
+"""The differences between ESPnet's releases; the tests pretend that each is installed."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +18,7 @@ from espnet_speechllm_xl.training import compat
 
 @pytest.fixture
 def plant(monkeypatch):
-    """``plant(espnet="202611", ...)``: versions that are said to be installed."""
+    """A function ``plant(espnet="202611", ...)`` that pretends these versions to be installed."""
 
     def plant(**versions):
         monkeypatch.setattr(compat, "version", lambda name: versions.get(name, importlib.metadata.version(name)))
@@ -72,7 +72,7 @@ def test_a_safe_load_takes_what_old_releases_wrote(tmp_path):
 
 
 class Foreign:
-    """Something that no training writes."""
+    """An object that no training writes."""
 
 
 def test_a_safe_load_takes_nothing_else(tmp_path):

@@ -45,12 +45,12 @@ def test_a_resumed_schedule_goes_on_and_says_what_changed():
     rates_of(first, 4)
     state = first.state_dict()
     for length, rate, said in ((10, 0.5, None), (20, 0.75, "ends after 20 steps now, not 10: after step 4")):
-        again = LinearShares(optimizer(), [0, 1], [1.0, 0.0])
-        again.begin(length)
-        again.load_state_dict(state)
-        assert again.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-        assert again.change() is None if said is None else said in again.change()
-    assert again.change().endswith("the learning rate is 0.75, not 0.5")
+        resumed = LinearShares(optimizer(), [0, 1], [1.0, 0.0])
+        resumed.begin(length)
+        resumed.load_state_dict(state)
+        assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        assert resumed.change() is None if said is None else said in resumed.change()
+    assert resumed.change().endswith("the learning rate is 0.75, not 0.5")
 
 
 @pytest.mark.parametrize(

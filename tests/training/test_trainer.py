@@ -1,4 +1,4 @@
-"""What trainer.py mends: whole files, resuming, averages, accumulation; and training on two processes."""
+"""The faults that trainer.py mends: files, resuming, averages, accumulation; and training on two processes."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def pth_files(directory):
-    """Names of all weights; links with their targets."""
+    """Return the names of all files with weights, each link with its target."""
     files = [path for path in directory.iterdir() if path.suffix == ".pth"]
     return {path.name: os.readlink(path) if path.is_symlink() else "" for path in files}
 
@@ -54,7 +54,7 @@ def undisturbed(request, toy_data, toy_stats, tmp_path_factory):
 
 
 def kill_when_saving(monkeypatch, file, after=False, leave=b""):
-    """The next time ``file`` is saved, stop before or after it; ``leave`` a temporary file as SIGKILL would."""
+    """Stop before or after ``file`` is saved the next time; ``leave`` a temporary file as SIGKILL would."""
     save = trainer._atomic_save
 
     def killing(value, target, *args, **kwargs):
@@ -118,7 +118,7 @@ def test_trained_on_with_more_epochs(undisturbed, toy_data, toy_stats, tmp_path)
 
 
 def test_real_kill(toy_data, toy_stats, tmp_path):
-    """SIGKILL to the command when it has shown its first epoch."""
+    """The command gets SIGKILL in the middle of a training, then goes on."""
     long = {**SETTINGS, "max_epoch": 400}
     arguments = training.command("ctc", toy_data, tmp_path / "exp", toy_stats, **long)
     process = subprocess.Popen(
@@ -198,7 +198,7 @@ def test_a_kill_inside_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 class Figures:
-    """ESPnet's reporter as far as averaging asks it: planted values of epochs 1, 2, ..."""
+    """ESPnet's reporter, as far as averaging needs it: planted values of epochs 1, 2, ..."""
 
     def __init__(self, **values):
         self.values = values
@@ -287,7 +287,7 @@ def steps(directory):
 
 
 def test_gradient_accumulation(toy_data, toy_stats, tmp_path):
-    """Two batches a step; the odd one at the end of an epoch makes none, and none is carried over."""
+    """Two batches make a step; the odd one at the end of an epoch makes none and is not carried over."""
     alone = training.train("ctc", toy_data, tmp_path / "alone", toy_stats, max_epoch=2)
     pairs = training.train("ctc", toy_data, tmp_path / "pairs", toy_stats, max_epoch=2, accum_grad=2)
     batches = steps(alone) // 2
@@ -346,13 +346,13 @@ def test_more_epochs_may_be_averaged_than_were_kept(toy_data, toy_stats, tmp_pat
 
 
 def test_mixed_precision_is_accepted_without_gpu(toy_data, toy_stats, tmp_path):
-    """ESPnet's AMP is CUDA's: on a CPU it computes in float32, to the same weights."""
+    """ESPnet's mixed precision is CUDA's: on a CPU it computes in float32 and gives the same weights."""
     exact = training.train("ctc", toy_data, tmp_path / "exact", toy_stats, max_epoch=1)
     mixed = training.train("ctc", toy_data, tmp_path / "mixed", toy_stats, max_epoch=1, use_amp=True)
     if not torch.cuda.is_available():
         assert training.same_weights(exact / "1epoch.pth", mixed / "1epoch.pth")
-    again = training.train("ctc", toy_data, tmp_path / "mixed", toy_stats, max_epoch=2, use_amp=True)  # resumes
-    assert sorted(training.history(again)) == [1, 2]
+    resumed = training.train("ctc", toy_data, tmp_path / "mixed", toy_stats, max_epoch=2, use_amp=True)
+    assert sorted(training.history(resumed)) == [1, 2]
 
 
 def test_matmul_precision(toy_data, toy_stats, tmp_path):
@@ -391,7 +391,7 @@ def free_port():
 
 @pytest.mark.parametrize("name", ["ctc", "speechllm_xl"])
 def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
-    """Two gloo ranks on the CPU: the losses and weights of one process (no dropout, no masks)."""
+    """Two gloo ranks on the CPU give the losses and weights of one process (no dropout, no masks)."""
     plain = {
         "encoder_conf": {"dropout": 0.0}, "specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0},
         "batch_bins": 400, "max_epoch": 2, "optim": "sgd", "optim_conf": {"lr": 0.02}, "matmul_precision": "highest",
