@@ -187,7 +187,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ConcatConfig:
-    """Concatenation of training utterances: the utterances of a short corpus alone never fill the decoder's window."""
+    """Concatenation of training utterances, because short ones alone never fill the decoder's window."""
 
     max_seconds: float = 0.0  # longest concatenation; 0: off
     probability: float = 0.67  # share of the training examples that are joined up to a length drawn from 0..max_seconds

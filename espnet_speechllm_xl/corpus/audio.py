@@ -457,7 +457,7 @@ def _sound_at(entry: str, place: kaldi_archives.Place) -> bytes:
     if kaldi_archives.is_endless(content):
         raise AudioError(
             "unreadable",
-            f"{entry}: its header says no length, as of what was written to a pipe, and other sounds follow it: make "
+            f"{entry}: its header says no length, because it was written to a pipe, and other sounds follow it: make "
             "the archive of files (`sox IN OUT.wav`, not `sox IN -t wav -`)",
         )
     return content
@@ -597,7 +597,7 @@ def _open(content: bytes | Path) -> io.BytesIO | Path:
 
 
 class _Sequential(soundfile.SoundFile):
-    """A file that is never sought: soundfile does so after every read, which fails at the end of endless FLAC."""
+    """A file without seeking: soundfile seeks after every read, which fails at the end of FLAC without a length."""
 
     def seekable(self) -> bool:
         return False

@@ -77,7 +77,7 @@ class Meter:
         if self._spectra >= FEWEST and self._upper_band() < EMPTY:
             found["no-upper-band"] = (
                 f"nothing above {HIGH_BAND[0] // 1000} kHz, though at {self._rate} Hz: it was at 8 kHz before, like "
-                "telephone speech, of which a model for 16 kHz understands less"
+                "telephone speech, which a model for 16 kHz understands less well"
             )
         return found
 

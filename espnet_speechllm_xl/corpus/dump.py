@@ -223,7 +223,7 @@ def _failed_before(line: Line | None, job: Job, settings: Settings) -> bool:
 
 
 def _add_to_journal(out: Path, lines: list[Line]) -> None:
-    """Add lines to the journal.  Without any, a finished dump stays finished: utterances have only failed again."""
+    """Add new lines to the journal, and unfinish the dump; without any, a finished dump stays finished."""
     if not lines:
         return
     out.mkdir(parents=True, exist_ok=True)
