@@ -1,4 +1,4 @@
-"""``python -m espnet_speechllm_xl``."""
+"""Run the command line: ``python -m espnet_speechllm_xl`` is ``speechllm-xl``."""
 
 import sys
 

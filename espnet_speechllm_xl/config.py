@@ -1,8 +1,8 @@
 """Every setting of the model and of decoding, declared once.
 
 These frozen dataclasses *are* the ``*_conf`` sections of the ESPnet YAML: ``encoder_conf``
-is :class:`EncoderConfig`, ``chunking_conf`` is :class:`ChunkingConfig`, and so on.  A name that
-no field has is an error that lists the fields, and checks between fields live here only.
+is :class:`EncoderConfig`, ``chunking_conf`` is :class:`ChunkingConfig`, and so on.  A name without
+a field is an error, which lists the fields.  Checks between fields stand here only.
 
 Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encoder frames) at
 25 Hz, 40 ms each; *chunks* of ``chunk`` frames; seconds where a name ends in ``_seconds``.
@@ -20,15 +20,15 @@ from espnet_speechllm_xl.settings import has_kind, is_amount, option, require, r
 class FeatureConfig:
     """Log-mel features (paper: 80 bands, 25 ms window, 10 ms shift; times are in timeline.py)."""
 
-    sample_rate: int = 16000  # Hz, of the dump; what is decoded is resampled to it
+    sample_rate: int = 16000  # Hz, of the dump; decoding resamples its audio to it
     n_mels: int = 80  # mel bands
     f_min: float = 20.0  # Hz, lower edge of the first band
     f_max: float = 7600.0  # Hz, upper edge of the last band
     floor: float = 1e-8  # mel energies below it are raised to it before the log
-    level_seconds: float | None = None  # energies relative to the level of so many seconds before; null: as recorded
-    tail_frames: int = 0  # frames of silence that every recording ends with, in training and decoding
+    level_seconds: float | None = None  # energies are relative to the level of so many last seconds; null: as recorded
+    tail_frames: int = 0  # frames of silence put after every recording, in training and decoding
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.sample_rate % 1000 == 0, f"sample_rate {self.sample_rate} is not a multiple of 1000 Hz")
         require(self.sample_rate <= 1000000, f"sample_rate {self.sample_rate} is over 1000000 Hz")
         require(
@@ -58,7 +58,7 @@ class SpecAugmentConfig:
     time_masks_per_second: float = 0.5  # masks over time per second of audio
     time_width: int = 30  # feature frames, largest width of one mask
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(all(is_amount(value) for value in dataclasses.astuple(self)), "specaug_conf: give numbers >= 0")
 
 
@@ -74,12 +74,12 @@ class EncoderConfig:
     segment: int | None = 32  # frames, hop of the encoder; None: the whole utterance at once (cannot stream)
     left_context: int = 32  # frames of keys and values before the segment
     right_context: int = 6  # frames of look-ahead
-    conv_kernel: int = 0  # frames, causal convolution module in every layer; 0: none (paper)
+    conv_kernel: int = 0  # frames, kernel of a causal convolution module in every layer; 0: no module (paper)
     dropout: float = 0.1  # probability
     activation: str = "gelu"  # of the feed-forward layers: "gelu", "relu" or "silu"
     block_segments: int = 64  # segments computed at once: bounds memory, changes no result
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.frontend in ("stack", "conv"), f"encoder frontend '{self.frontend}': use 'stack' or 'conv'")
         for name in ("heads", "dim", "ffn_dim"):
             require(getattr(self, name) >= 1, f"encoder {name} must be at least 1")
@@ -98,15 +98,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ChunkingConfig:
-    """Chunks of the decoder: training masks *and* run time; a user may change them when decoding."""
+    """Chunks of the decoder, for training masks *and* run time; a user may change them when decoding."""
 
     chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
     context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # label delay: frames added to a token's end before its chunk is chosen
-    unit: str = "token"  # what training puts into a chunk by its end: each "token" (paper), or a whole "word"
-    train_chunks: list | None = None  # frames, chunk sizes of which training draws one a batch; null: ``chunk`` only
+    unit: str = "token"  # training puts each "token" (paper), or each whole "word", into the chunk in which it ends
+    train_chunks: list[int] | None = None  # frames, chunk sizes; training draws one a batch; null: ``chunk`` only
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.train_chunks is None
             or (self.train_chunks and all(has_kind(c, int) and c >= 1 for c in self.train_chunks)),
@@ -117,20 +117,20 @@ class ChunkingConfig:
         require(self.delay >= 0, f"delay {self.delay} must not be negative")
         require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
-    def check_against(self, encoder):
-        """Segment divides chunk or chunk divides segment (design rule; :class:`EncoderConfig`)."""
-        s = encoder.segment
-        for c in (self.chunk, *(self.train_chunks or ())):
+    def check_against(self, encoder: EncoderConfig) -> None:
+        """Raise ConfigError unless the encoder's segment divides every chunk size, or is divided by it."""
+        segment = encoder.segment
+        for chunk_size in (self.chunk, *(self.train_chunks or ())):
             require(
-                c is None or s is None or c % s == 0 or s % c == 0,
-                f"chunk {c} and encoder segment {s} do not divide one another: choose a chunk of "
-                f"{s} * n frames or a divisor of {s}",
+                chunk_size is None or segment is None or chunk_size % segment == 0 or segment % chunk_size == 0,
+                f"chunk {chunk_size} and encoder segment {segment} do not divide one another: choose a chunk of "
+                f"{segment} * n frames or a divisor of {segment}",
             )
 
-    def resized(self, chunk):
-        """With chunks of ``chunk`` frames (None: infinite) that see as far back as these, at least."""
-        other = dataclasses.replace(self, chunk=chunk)
-        return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk))
+    def resized(self, chunk_size: int | None) -> "ChunkingConfig":
+        """Return these settings with chunks of ``chunk_size`` frames (None: infinite) that see at least as far back."""
+        context = timeline.same_context(self.chunk, self.context, chunk_size)
+        return dataclasses.replace(self, chunk=chunk_size, context=context)
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ class DecoderConfig:
     dropout: float = 0.0  # probability, on each residual branch
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
-    pretrained: str | None = None  # directory of a Hugging Face causal LM, from which all above but the dropouts comes
-    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft), embeddings, output
+    pretrained: str | None = None  # directory of a Hugging Face causal LM; it sets all of the above but the dropouts
+    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft), embeddings and output train
     lora_alpha: int = 32  # LoRA scale numerator
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("layers", "heads", "dim", "ffn_dim"):
             require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
         require(0 < self.rope_theta < math.inf, f"decoder rope_theta {self.rope_theta} must be positive")
@@ -165,11 +165,11 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class CTCConfig:
-    """Head of the CTC model, which aligns."""
+    """Head of the CTC model, which aligns text and audio."""
 
     dropout: float = 0.1  # probability, before the output layer
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_share("ctc_conf", self, "dropout")
 
 
@@ -180,22 +180,22 @@ class LossConfig:
     label_smoothing: float = 0.0  # probability mass spread over the vocabulary
     ctc_weight: float = 0.0  # weight of an auxiliary CTC loss on the encoder
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} is not in [0, 1)")
         require(is_amount(self.ctc_weight), f"ctc_weight {self.ctc_weight} must not be negative, nor infinite")
 
 
 @dataclass(frozen=True)
 class ConcatConfig:
-    """Concatenation of training utterances: short corpora never fill the decoder's window otherwise."""
+    """Concatenation of training utterances, because short ones alone never fill the decoder's window."""
 
     max_seconds: float = 0.0  # longest concatenation; 0: off
     probability: float = 0.67  # share of the training examples that are joined up to a length drawn from 0..max_seconds
     max_gap_seconds: float = 0.5  # longest random pause put between two utterances
-    max_lead_seconds: float = 0.0  # longest random pause put before the first: its words fall anywhere in a chunk
-    across_speakers: float = 0.0  # share of the utterances that are joined with any others, not with their speaker's
+    max_lead_seconds: float = 0.0  # longest random pause put before the first, so that words fall anywhere in a chunk
+    across_speakers: float = 0.0  # share of the utterances that are joined with those of any speaker, not of their own
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("probability", "across_speakers"):
             share = getattr(self, name)
             require(0 <= share <= 1, f"concat {name} {share} is not in [0, 1]")
@@ -205,14 +205,14 @@ class ConcatConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What training does to an example's samples, so that decoding meets nothing new."""
+    """Changes to the samples of training examples: levels and ends of recordings as decoding will meet them."""
 
     min_gain_db: float = 0.0  # the level of an example is changed by a random gain between these two, in dB, and the
     max_gain_db: float = 0.0  # samples are rounded and clipped as 16 bits would; 0 and 0: off
-    cut_probability: float = 0.0  # share of the aligned examples that end where their last word does
-    cut_frames: int = 3  # such an example keeps up to so many frames more, or loses one, at random
+    cut_probability: float = 0.0  # share of the aligned examples that are cut where their last word ends
+    cut_frames: int = 3  # at random, such an example keeps up to so many frames more, or loses one
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         gains = self.min_gain_db, self.max_gain_db
         require(
             all(math.isfinite(gain) for gain in gains) and gains[0] <= gains[1],
@@ -224,27 +224,27 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """When a live stream settles text and ends stream segments; see streams.py.  All in seconds."""
+    """When a live stream settles text and ends stream segments, in seconds; see decoding/streams.py."""
 
     settle_seconds: float = option(1.28, "age at which text that the beam still disputes is settled; inf: never")
     endpoint_silence: float = option(1.5, "time without text after which a stream segment ends; inf: never")
     endpoint_length: float = option(20.0, "length at which a stream segment ends at its last settled word; inf: none")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             require(getattr(self, field.name) > 0, f"stream {field.name} must be positive (inf: never)")
 
     @property
-    def has_endpoints(self):
-        """Whether stream segments ever end before the stream does."""
+    def has_endpoints(self) -> bool:
+        """Tell whether stream segments ever end before the stream does."""
         return min(self.endpoint_silence, self.endpoint_length) < math.inf
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Decoding; see searches.py for what each method is.  The commands' options are made from these fields.
+    """Decoding.  The options of the commands are made from these fields.
 
-    Each task of tasks/ has methods of its own.
+    decoding/searches.py describes the methods; each system of systems/ names those that it has.
     """
 
     method: str = option("alsd", "the option --search")
@@ -254,17 +254,28 @@ class SearchConfig:
     recombine: bool = option(False, "merge hypotheses of equal text in the same chunk (approximation)")
     ctc_weight: float = option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint_ctc.py)")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             require(getattr(self, name) >= 1, f"search {name} must be at least 1")
         require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
 
 
-MIX, EACH = "mix", "each"  # channels of a recording: their average, or every one for itself
+MIX, EACH = "mix", "each"  # channels of a recording: their average, or every one by itself
 
 
 def parse_channel(text: str, *words: str) -> int | str | None:
-    """Return a channel, counted from 0, None for "mix", or one of ``words``.  Raises ValueError."""
+    """Read the number of a channel, from 0, or a word.
+
+    Args:
+        text: what the user gave.
+        words: other words that are allowed; they are returned as they are.
+
+    Returns:
+        The number; None for "mix"; or the word.
+
+    Raises:
+        ValueError: none of these; the message names them.
+    """
     if text == MIX:
         return None
     if text in words:

@@ -1,22 +1,22 @@
-"""Errors that somebody can mend: bad input, and a machine that refuses; and how they look."""
+"""Errors that the user can mend: bad input, and a machine that refuses; each is shown as one line."""
 
 import errno
 import os
 import re
 
-MOST = 700  # characters of a message; what is longer quotes something endless
-HEAD, TAIL = 400, 250  # of them stay: the head names the input, the tail the next action
+MOST = 700  # characters of a message; a longer one quotes something endless
+HEAD, TAIL = 400, 250  # characters kept of a longer one: the head names the input, the tail the next action
 
 
 class UserError(ValueError):
-    """Bad input; the message is one line that names it and the next action, whatever the values in it are."""
+    """Bad input.  The message names it and the next action; it is shown as one line, whatever values it quotes."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
 
 
 def one_line(text: str) -> str:
-    """``text`` with line ends as spaces, unprintable characters as escapes, and cut in the middle if it is endless."""
+    """Return ``text`` on one line: line ends become spaces, unprintable characters escapes; a long text is cut."""
     text = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
     if len(text) > MOST:
         text = f"{text[:HEAD]} ... {text[-TAIL:]}"
@@ -28,7 +28,13 @@ def _escape(character: str) -> str:
 
 
 def beside(value: float, limit: float, digits: int = 3) -> str:
-    """Return ``value`` with so many decimals, or with as many more as it takes to differ from ``limit``."""
+    """Write a value that is compared with a limit.
+
+    Args:
+        value: the number to write.
+        limit: the number that the written one must not look equal to.
+        digits: decimals, when they tell the two apart; otherwise as many more as it takes.
+    """
     texts = (f"{value:.{number}f}" for number in range(digits, 17))
     return next((text for text in texts if float(text) != limit), repr(value))
 
@@ -36,7 +42,7 @@ def beside(value: float, limit: float, digits: int = 3) -> str:
 _NO_ROOM = "free some there, or name another place; then run the same command again"
 _IN_THE_WAY = "name another path, or move away what is in the way"
 _BROKEN = "the disk or the network fails: tell whoever looks after it, then run the same command again"
-# What to do about an error of the file system, by its number.
+# Error number of the file system -> what to do about it.
 ACTIONS = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
@@ -56,32 +62,32 @@ ACTIONS = {
     errno.ESTALE: _BROKEN,
 }
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTEMPTY)
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch, which has no class for it
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # torch has no class for this error
 _NO_TEMPORARY = "No usable temporary directory found"
 
 
 def is_of_memory(error: Exception) -> bool:
-    """Tell whether memory did not hold what was asked for."""
+    """Tell whether ``error`` says that memory ran out."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def of_machine(error: Exception) -> str | None:
-    """One line about a file system or a memory that refuses, with the next action; None for any other error."""
+    """Return one line, with the next action, about a file system or a memory that refuses; None for other errors."""
     if is_of_memory(error):
         said = " ".join(str(error).split())[:200]
         return f"memory is used up{f' ({said})' if said else ''}: give a smaller batch or --nj, or a larger machine"
-    # EINVAL: of a file cut short, in which a reader goes to a place before its beginning.
+    # EINVAL comes from a damaged file: in one cut short a reader goes to a place before its beginning.
     if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
         return None
-    if str(error.strerror).startswith(_NO_TEMPORARY):  # of Python, which looked for one where it could write
+    if str(error.strerror).startswith(_NO_TEMPORARY):  # Python's tempfile found no folder to write to
         where = str(error.strerror).removeprefix(_NO_TEMPORARY)
         return f"no temporary file can be written{where}: free some room there, or set TMPDIR to a folder that has some"
-    name = error.filename2 or error.filename  # the file wanted, not the temporary one that was to take its name
+    name = error.filename2 or error.filename  # a renaming has two: the second is the file that the user asked for
     what = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "a file"
     verb = "written" if error.errno in WRITING else "written or read"
     return f"{what} cannot be {verb}: {error.strerror}: {action(error)}"
 
 
 def action(error: OSError) -> str:
-    """What to do about an error of the file system."""
-    return ACTIONS.get(error.errno, "mend that, then run the same command again")
+    """Return what to do about an error of the file system."""
+    return ACTIONS.get(error.errno or 0, "mend that, then run the same command again")

@@ -12,16 +12,27 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Literal, overload
 
 from espnet_speechllm_xl.errors import UserError, of_machine
+
+if TYPE_CHECKING:
+    import torch
+    from _typeshed import ReadableBuffer
 
 
 class DamagedWeights(UserError):
     """A file holds no weights; the message is the reason."""
 
 
-def read_weights(path):
-    """The tensors of a state dict file, by name, on the CPU; raises DamagedWeights, or OSError of the machine."""
+def read_weights(path: str | os.PathLike) -> "dict[str, torch.Tensor]":
+    """Return the tensors of a state dict file, by name, on the CPU.
+
+    Raises:
+        DamagedWeights: the file holds anything else.
+        OSError: the machine cannot read it; the error names ``path``.
+    """
     import torch
 
     try:
@@ -37,29 +48,29 @@ def read_weights(path):
     return state
 
 
-def loading_error(error):
-    """One line of what ``torch.load`` raised, without its advice on how to load just any file."""
+def loading_error(error: Exception) -> str:
+    """Return one line of an error of ``torch.load``, without torch's advice on how to load just any file."""
     said = re.sub(r"\x1b\[\d*m", "", str(error)).rpartition("WeightsUnpickler error:")[2]
     said = re.split("Please use|Check the documentation|This is an internal", said)[0]
     return " ".join(said.split())[:200].strip(" .") or type(error).__name__
 
 
-# What `text_lines` puts in the place of each byte that is no UTF-8.
+# `text_lines` writes each byte that is no UTF-8 as one of these characters.
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-# Control characters but the tab, the other ends of line of Unicode, and the mark at the begin of Windows' files, which
-# is elsewhere when files were joined.
+# Control characters but the tab, Unicode's other ends of line, and the byte order mark, which stands within a file when
+# Windows' files were joined.
 CONTROL_CHARACTER = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
-# Nobody knows what those stand for (of a Windows encoding, apostrophes and quotes).
+# In Windows' encodings these are apostrophes and quotes; read as Unicode, nobody knows what they stand for.
 OF_ANOTHER_ENCODING = re.compile("[\x80-\x84\x86-\x9f]")
 CONVERT = "convert the file (iconv -f ENCODING -t UTF-8)"
 
 
 def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, line without its end) of a text file, for all tables that are read here.
+    """Yield (number from 1, line without its end) of a text file.  All our readers of tables use it.
 
-    Only the line feed ends a line, with or without the carriage return of Windows before it: neither the form feed nor
-    another end of Unicode, at which `str.splitlines` would cut.  A mark of Windows' editors at the begin is left out.
-    Bytes that are no UTF-8 become characters that :data:`NOT_UTF8` finds.
+    Only the line feed ends a line, with or without Windows' carriage return before it.  The form feed and Unicode's
+    other ends of line do not, although `str.splitlines` would cut there.  A byte order mark at the beginning is left
+    out.  Bytes that are no UTF-8 become characters that :data:`NOT_UTF8` finds.
     """
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -70,7 +81,7 @@ def text_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """OSErrors of the block that name no file, or a temporary one that was to become ``path``, name ``path``.
+    """Put ``path`` into OSErrors of the block that name no file, or the temporary file that was to become ``path``.
 
     Writing and closing a stream raise errors without a name.
     """
@@ -85,7 +96,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_empty_folders(path: str | os.PathLike) -> Iterator[None]:
-    """Remove what of ``path`` and the folders above it the block made, and left empty when it ended with an error."""
+    """Remove empty folders after an error of the block: ``path`` and those above it that the block made."""
     path = Path(path)
     absent = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -98,10 +109,10 @@ def without_empty_folders(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside ``path`` that takes its name when the block ends without an error.
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it is renamed to ``path`` when the block ends without an error.
 
-    A file that would not change keeps its time, so that stages after it need not run again.
+    A file whose content stays the same keeps its time, so that later stages need not run again.
     """
     path = Path(path)
     with without_empty_folders(path.parent), naming(path):
@@ -115,7 +126,7 @@ def atomic_path(path):
             # mkstemp makes files private; give them the permissions that open() would have given.
             umask = os.umask(0)
             os.umask(umask)
-            with contextlib.suppress(OSError):  # some mounted file systems have no permissions to give
+            with contextlib.suppress(OSError):  # some mounted file systems know no permissions
                 os.chmod(temporary, 0o666 & ~umask)
             os.replace(temporary, path)
         finally:
@@ -124,11 +135,11 @@ def atomic_path(path):
 
 
 class _Remembering(io.FileIO):
-    """A file that keeps the first error of writing, which torch hides behind an error of its own."""
+    """A file that keeps its first error of writing, because torch hides it behind an error of its own."""
 
-    failure = None
+    failure: OSError | None = None
 
-    def write(self, data):
+    def write(self, data: "ReadableBuffer") -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -136,20 +147,24 @@ class _Remembering(io.FileIO):
             raise
 
 
+@overload
+def atomic_write(path: str | os.PathLike) -> contextlib.AbstractContextManager[IO[str]]: ...
+@overload
+def atomic_write(path: str | os.PathLike, mode: Literal["wb"]) -> contextlib.AbstractContextManager[IO[bytes]]: ...
 @contextlib.contextmanager
-def atomic_write(path, mode="w"):
-    """Open a file for writing that appears under ``path`` only when the block ends without an error.
+def atomic_write(path: str | os.PathLike, mode: Literal["w", "wb"] = "w") -> Iterator[IO]:
+    """Open a file for writing, as UTF-8 or bytes; it appears under ``path`` when the block ends without an error.
 
     Raises:
-        OSError: it cannot be written; the error names ``path``, whatever a library in the block made of it.
+        OSError: the file cannot be written; the error names ``path``, even if a library in the block hid it.
     """
     with atomic_path(path) as temporary:
         raw = _Remembering(temporary, "w")
         stream = io.BufferedWriter(raw)
         try:
-            with stream if "b" in mode else io.TextIOWrapper(stream, encoding="utf-8") as opened:
+            with stream if mode == "wb" else io.TextIOWrapper(stream, encoding="utf-8") as opened:
                 yield opened
-        except Exception as error:  # of the block, which is any code: it is raised again, or what it hides
+        except Exception as error:  # the block is any code; its error is raised again, or the one that it hides
             if raw.failure is None or error is raw.failure:
                 raise
             raise raw.failure from error
@@ -157,9 +172,9 @@ def atomic_write(path, mode="w"):
 
 @contextlib.contextmanager
 def orderly_end() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is temporary is removed on the way out.
+    """Turn SIGTERM and SIGHUP into SystemExit within the block, so that temporary files are removed on the way out.
 
-    Does nothing outside of the main thread, and to a signal that is ignored or handled already.
+    A signal that is ignored or handled already stays so.  Outside of the main thread nothing changes.
     """
     main = threading.current_thread() is threading.main_thread()
     ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(each) is signal.SIG_DFL]
@@ -173,13 +188,13 @@ def orderly_end() -> Iterator[None]:
                 signal.signal(each, signal.SIG_DFL)
 
 
-def _end(number, _frame):
-    raise SystemExit(128 + number)  # the status that a shell gives to what the signal ended
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # a shell reports the same status for a command that the signal ended
 
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str, parent: str | os.PathLike | None = None) -> Iterator[Path]:
-    """Yield a new folder, of the system's temporary ones or below ``parent``; it is removed however the block ends."""
+    """Yield a new folder below ``parent``, or the system's temporary folder; it is removed however the block ends."""
     with orderly_end():
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
         try:
@@ -188,8 +203,8 @@ def temporary_folder(prefix: str, parent: str | os.PathLike | None = None) -> It
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy_file(source, target):
-    """Copy a file; the copy appears whole."""
+def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> Path:
+    """Copy a file, whole or not at all; return the path of the copy."""
     with open(source, "rb") as original, atomic_write(target, "wb") as copy:
         shutil.copyfileobj(original, copy)
     return Path(target)

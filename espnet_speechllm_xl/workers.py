@@ -1,9 +1,8 @@
-"""Processes that work on batches.  When one dies natively, what it had in hand is named, and the rest is done."""
+"""Processes that work on batches.  When one dies natively, its items are named, and the rest is done."""
 
 import collections
 import contextlib
 import multiprocessing.connection
-import multiprocessing.pool
 import os
 import pickle
 import signal
@@ -12,15 +11,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import orderly_end
 
+Settings = TypeVar("Settings")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Worker: TypeAlias = Callable[[list[Item]], list[Result]]  # one result for each item
+MakeWorker: TypeAlias = Callable[[Settings], Worker[Item, Result]]  # called once in each process
+
 MOST_DEATHS = 3  # before anything was done; after one more it is not the input
 _STOPPED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU)
-# What happened and what to do, by the signal.
-_CAUSES = {
+# Signal -> what happened, and what to do.
+_CAUSES: dict[int, tuple[str, str]] = {
     **dict.fromkeys(_STOPPED, ("was stopped from outside", "run the same command again; it goes on from there")),
     signal.SIGKILL: ("was killed, most often because memory ran out", "give a smaller --nj, or smaller batches"),
     signal.SIGBUS: ("crashed", "a file was cut while it was read, or the disk or /dev/shm is full: mend that"),
@@ -29,106 +35,143 @@ _CAUSES = {
 _CRASH = "crashed", "look at this input, or leave it out"
 
 
-def over_processes(
-    batches: list[list], make_worker: Callable, settings: Any, nj: int, crashed: Callable[[Any, str], Any]
-) -> Iterator[tuple[int, list]]:
-    """Yield (index, ``make_worker(settings)(batch)``) for every batch, in any order, from up to ``nj`` processes.
+class _Task(NamedTuple):
+    """Some items of a batch: the index of the batch, and the places of the items in it."""
 
-    A worker gives one result for each item of its batch.  When its process dies, each item of the batch is tried
-    again, alone and after all others; that of which a process dies then gets the result ``crashed(item, reason)``.
-    The processes end when this one does, even if it is killed.
+    batch: int
+    places: list[int]
+
+
+class _RemoteTraceback(Exception):
+    """The traceback of a worker's error in the worker's process."""
+
+
+class _Message(NamedTuple):
+    """What a process sends when its worker is made (``results`` None), and for each task."""
+
+    results: list | None
+    error: Exception | None
+    trace: str | None  # of the error
+
+
+def over_processes(
+    batches: list[list[Item]],
+    make_worker: MakeWorker[Settings, Item, Result],
+    settings: Settings,
+    nj: int,
+    crashed: Callable[[Item, str], Result],
+) -> Iterator[tuple[int, list[Result]]]:
+    """Yield (index, ``make_worker(settings)(batch)``) for every batch, in any order, from several processes.
+
+    When a process dies, each item of its batch is tried again, alone and after all others.  An item whose process dies
+    again gets the result ``crashed(item, reason)``.  The processes end when this one does, even if it is killed.
+
+    Args:
+        batches: lists of items, which are sent to the processes.
+        make_worker: function of a module, called in each process; the worker gives one result for each item.
+        settings: its argument.
+        nj: how many processes at the most.
+        crashed: (item, reason) -> result of an item of which a process died.
 
     Raises:
         UserError: processes die before they begin, or whatever they work on, or are stopped from outside.
-        Exception: what a worker raises, with its traceback.
+        Exception: any error of a worker, with its traceback.
     """
-    todo = collections.deque((index, list(range(len(batch)))) for index, batch in enumerate(batches))
-    results = [{} for _ in batches]  # of each batch: {place in it: result}
-    processes, deaths, done = [], 0, False
+    todo = collections.deque(_Task(index, list(range(len(batch)))) for index, batch in enumerate(batches))
+    results: list[dict[int, Result]] = [{} for _ in batches]  # of each batch: {place in it: result}
+    processes: list[_Process[Item, Result]] = []
+    deaths, done = 0, False
     try:
         while todo or any(process.task for process in processes):
             busy = sum(process.task is not None for process in processes)
             while len(processes) < min(nj, len(todo) + busy):
                 processes.append(_Process(make_worker, settings))
             for process in processes:
-                if todo and process.begun and process.task is None:
+                if todo and process.ready and process.task is None:
                     process.give(batches, todo.popleft())
-            for process in _answering(processes):
+            for process in _reporting(processes):
                 task, items = process.task, process.items
                 message = process.receive()
                 if message is None:
                     processes.remove(process)
                     deaths += 1
                     reason = process.cause_of_death(always=deaths > MOST_DEATHS and not done)
-                    if len(items) > 1:
-                        todo.extend((task[0], [place]) for place in task[1])
+                    if task and len(items) > 1:
+                        todo.extend(_Task(task.batch, [place]) for place in task.places)
                         continue
-                    answer = [crashed(items[0], reason)]
+                    new = [crashed(items[0], reason)]
                 else:
-                    answer = process.answer(*message)
-                    if task is None:  # it has begun
-                        continue
-                    done = True
-                found = results[task[0]]
-                found.update(zip(task[1], answer, strict=True))
-                if len(found) == len(batches[task[0]]):
-                    yield task[0], [found[place] for place in range(len(found))]
+                    new = process.accept(message)
+                    done = done or task is not None
+                if task is None:  # the process is ready for one
+                    continue
+                found = results[task.batch]
+                found.update(zip(task.places, new, strict=True))
+                if len(found) == len(batches[task.batch]):
+                    yield task.batch, [found[place] for place in range(len(found))]
     finally:
         for process in processes:
             process.end()
 
 
-def _answering(processes):
-    """Wait; returns the processes that answered or died."""
-    answers = multiprocessing.connection.wait([process.pipe for process in processes])
-    return [process for process in processes if process.pipe in answers]
+def _reporting(processes: "list[_Process[Item, Result]]") -> "list[_Process[Item, Result]]":
+    """Wait for processes that sent a message or died, and return them."""
+    pipes = multiprocessing.connection.wait([process.pipe for process in processes])
+    return [process for process in processes if process.pipe in pipes]
 
 
-class _Process:
+class _Process(Generic[Item, Result]):
     """A process that works.
 
     Attributes:
-        pipe: its answers.
-        begun: whether its worker is made.
-        task: what it works on, (index of the batch, places in it), or None; ``items`` stand there.
+        pipe: its messages.
+        ready: whether its worker is made.
+        task: the task that it works on, or None.
+        items: those of the task.
     """
 
-    def __init__(self, make_worker, settings):
+    def __init__(self, make_worker: MakeWorker[Settings, Item, Result], settings: Settings) -> None:
         # spawn: no thread or lock of the parent is inherited in a bad state; a fork after torch's threads can hang
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, make_worker, settings), daemon=True)
         self._process.start()
         theirs.close()
-        self.begun, self.task, self.items = False, None, []
+        self.ready = False
+        self.task: _Task | None = None
+        self.items: list[Item] = []
 
-    def give(self, batches, task):
+    def give(self, batches: list[list[Item]], task: _Task) -> None:
         """Let it work on a task."""
-        self.task, self.items = task, [batches[task[0]][place] for place in task[1]]
-        with contextlib.suppress(OSError):  # dead: found when its answer is read
+        self.task, self.items = task, [batches[task.batch][place] for place in task.places]
+        with contextlib.suppress(OSError):  # dead: found when its message is read
             self.pipe.send(self.items)
 
-    def receive(self):
-        """Its message; None when it is dead."""
+    def receive(self) -> _Message | None:
+        """Return its message; None when it is dead."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionError):
             return None
 
-    def answer(self, answer, error, trace):
-        """The results in a message, None when it has begun; raises what the worker raised."""
-        if error is not None:
-            raise error from multiprocessing.pool.RemoteTraceback(trace)
-        self.begun, self.task, self.items = True, None, []
-        return answer
+    def accept(self, message: _Message) -> list[Result]:
+        """Return the results in a message, none when the worker is made; raise the worker's error."""
+        if message.error is not None:
+            raise message.error from _RemoteTraceback(message.trace)
+        self.ready, self.task, self.items = True, None, []
+        return message.results or []
 
-    def cause_of_death(self, always):
-        """Say why it died and what it had; returns the reason.
+    def cause_of_death(self, always: bool) -> str:
+        """Print why it died and on which items it worked; return the reason.
 
-        Raises UserError where that is not due to the items: it had none, ``always``, or it was stopped.
+        Args:
+            always: processes have died whatever they worked on.
+
+        Raises:
+            UserError: no item is to blame: it had none, or it was stopped, or ``always``.
         """
         self._process.join()
-        status = self._process.exitcode
+        status = self._process.exitcode or 0
         number = -status if status < 0 else status - 128  # orderly_end gives 128 + the signal
         what, action = _CAUSES.get(number, _CRASH)
         known = number in {*signal.Signals}
@@ -141,20 +184,20 @@ class _Process:
         print(f"a worker process {what}; it had: {names}", file=sys.stderr, flush=True)
         return f"the process that worked on it {what}: {action}"
 
-    def end(self):
-        """End it; what it was writing is removed."""
+    def end(self) -> None:
+        """End it, so that it removes a file that it is writing."""
         self.pipe.close()
-        if self.task is not None or not self.begun:
+        if self.task is not None or not self.ready:
             self._process.terminate()
         self._process.join(timeout=10)  # native code may take long to notice
         self._process.kill()
         self._process.join()
 
 
-def _serve(pipe, make_worker, settings):
-    """What a process does: it sends (results, exception, its traceback) when it begins, and for each batch."""
+def _serve(pipe: Connection, make_worker: MakeWorker[Settings, Item, Result], settings: Settings) -> None:
+    """Work in a process: make the worker, then serve the tasks that come through the pipe."""
 
-    def attempt(function, argument):
+    def attempt(function: Callable, argument: object) -> tuple[Any, Exception | None, str | None]:
         try:
             return function(argument), None, None
         except Exception as error:
@@ -163,27 +206,29 @@ def _serve(pipe, make_worker, settings):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its own
     _end_with_parent()
     with orderly_end(), contextlib.suppress(EOFError, OSError):  # the pipe ends where the parent wants no more
-        worker, *failure = attempt(make_worker, settings)
+        worker, error, trace = attempt(make_worker, settings)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        pipe.send((None, *failure))
+        pipe.send(_Message(None, error, trace))
         while True:
-            pipe.send(attempt(worker, pipe.recv()))
+            pipe.send(_Message(*attempt(worker, pipe.recv())))
 
 
-def _portable(error):
-    """``error`` itself where it can be sent, else one that says the same."""
+def _portable(error: Exception) -> Exception:
+    """Return ``error`` itself where it can be sent, else one that says the same."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _end_with_parent():
-    """Without this, a process whose parent was killed works on, for nobody."""
+def _end_with_parent() -> None:
+    """End this process when its parent is gone; it would work on, for nobody."""
 
-    def wait():
-        multiprocessing.parent_process().join()
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
         os._exit(1)  # native code may take long to notice

@@ -1,15 +1,15 @@
-"""Remarks on audio of which more is lost than its reader would notice.
+"""Remarks on audio that has lost more than its reader would notice.
 
-Found are four losses, in blocks of 0.1 s; audio may come in any pieces, so that files and streams are judged alike:
+Four losses are found, in blocks of 0.1 s.  Audio may come in any pieces, so files and streams are judged alike:
 
     nearly-silent     no three blocks reach -50 dB of full scale: to a model this is noise
-    channels-cancel   averaging takes the sound away in a tenth of the blocks or more: one is the other's negative
+    channels-cancel   averaging removes the sound of a tenth of the blocks or more: one channel is another's negative
     heavily-clipped   1 % of the samples or more lie on flat tops at the recording's own peak
     no-upper-band     nothing from 5 to 7.5 kHz, at a rate that has room for it: the sound was at 8 kHz before
 
-The levels were set on AN4, Mboshi, LJ Speech, FSDD and mini_espeak.  None of their recordings is called clipped or
-without an upper band; nearly all that were amplified by 20 dB or more are called clipped, all that went through 8 kHz
-(resampled by soxr, coded as MP3 or Ogg) without an upper band.
+The levels were set on AN4, Mboshi, LJ Speech, FSDD and mini_espeak.  None of their recordings gets the remark
+heavily-clipped or no-upper-band.  Amplified by 20 dB or more, nearly all get heavily-clipped; taken through 8 kHz
+(resampled by soxr, coded as MP3 or Ogg), all get no-upper-band.
 """
 
 import math
@@ -18,16 +18,16 @@ import numpy as np
 
 BLOCK_SECONDS = 0.1
 SILENT = -50.0  # dB of full scale, RMS of a block without its mean; speech is at -35 to -10
-SILENT_BLOCKS = 3  # that must be louder: a click is none
-CANCELLED = 0.2  # of the power that averaging leaves of channels that have nothing in common
+SILENT_BLOCKS = 3  # so many must be louder, because a click alone is no sound
+CANCELLED = 0.2  # share of the power that averaging leaves of channels that have nothing in common
 CANCELLED_SHARE = 0.1  # of the blocks that are not silent
-FLAT_SECONDS = 0.0002  # a flat top; tones of 50 Hz and more are rounder
-FLAT_STEP = 1.1 / 32768  # by which its samples may differ
-FLAT_PEAK = 0.1  # below it the steps of 16 bits make flat tops of round ones
-CLIPPED_SHARE = 0.01  # of the samples of blocks that are not silent
+FLAT_SECONDS = 0.0002  # shortest flat top; tones of 50 Hz and more are rounder
+FLAT_STEP = 1.1 / 32768  # samples of a flat top differ by no more
+FLAT_PEAK = 0.1  # below it the steps of 16 bits make round tops flat
+CLIPPED_SHARE = 0.01  # of the samples in blocks that are not silent
 LOW_BAND, HIGH_BAND = (300, 3400), (5000, 7500)  # Hz
 EMPTY = -55.0  # dB, power density of the upper band against the lower one's; recordings have -45 to 0
-FEWEST = 5  # blocks that are not silent, of which clipping and the upper band are judged
+FEWEST = 5  # clipping and the upper band are judged on so many blocks that are not silent, or more
 MOST_SPECTRA = 600  # blocks: the first minute of sound
 MOST_BLOCKS = 256  # computed at once
 
@@ -45,7 +45,7 @@ class Meter:
         self._size = max(1, round(BLOCK_SECONDS * rate))
         self._rest = np.zeros((0, channels), np.float32)  # less than a block
         self._loudest = np.zeros(0)  # powers of the loudest blocks, ascending
-        self._heard = self._cancelled = 0  # blocks that are not silent, and those of them that averaging silences
+        self._heard = self._cancelled = 0  # blocks that are not silent; how many of them averaging silences
         flat = max(3, round(FLAT_SECONDS * rate))
         self._tops = [_FlatTops(flat), _FlatTops(flat)]
         self._spectra, self._bands = 0, np.zeros(2)
@@ -62,7 +62,7 @@ class Meter:
                 self._rest = self._rest[whole * self._size :]
 
     def remarks(self) -> dict[str, str]:
-        """What there is to say of the audio so far: ``{kind: text}``; of less than half a block nothing."""
+        """Return the remarks on the audio so far, ``{kind: text}``; less than half a block gets none."""
         found, level = {}, self._level()
         if self._cancelled > CANCELLED_SHARE * self._heard:
             found["channels-cancel"] = (
@@ -77,7 +77,7 @@ class Meter:
         if self._spectra >= FEWEST and self._upper_band() < EMPTY:
             found["no-upper-band"] = (
                 f"nothing above {HIGH_BAND[0] // 1000} kHz, though at {self._rate} Hz: it was at 8 kHz before, like "
-                "telephone speech, of which a model for 16 kHz understands less"
+                "telephone speech, which a model for 16 kHz understands less well"
             )
         return found
 
@@ -105,7 +105,7 @@ class Meter:
         self._spectra += len(blocks)
 
     def _level(self) -> float | None:
-        """dB of full scale that a few blocks reach, -inf for digital silence; None for less than half a block."""
+        """Return the level, in dB of full scale, that SILENT_BLOCKS blocks reach; None for less than half a block."""
         if not len(self._loudest) and len(self._rest) < self._size / 2:
             return None
         power = self._loudest[0] if len(self._loudest) else _power(self._rest.mean(axis=1)[None])[0]
@@ -117,12 +117,12 @@ class Meter:
 
 
 def _power(blocks: np.ndarray) -> np.ndarray:
-    """Mean square of each block (k, samples, ...) without its mean (k, ...)."""
+    """Return the mean square (k, ...) of each block (k, samples, ...), without the block's mean."""
     return blocks.var(axis=1, dtype=np.float64)
 
 
 class _FlatTops:
-    """Counts the samples on flat tops of at least ``length`` samples at the highest value so far."""
+    """A count of the samples on flat tops of at least ``length`` samples at the highest value so far."""
 
     def __init__(self, length: int) -> None:
         self.count = 0

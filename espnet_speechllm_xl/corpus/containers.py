@@ -1,7 +1,7 @@
-"""Which kind of sound file some bytes begin, and the kinds that libsndfile lacks, read by PyAV.
+"""Kinds of sound files by their first bytes; a reader, by PyAV, of the kinds that libsndfile lacks.
 
 PyAV (``pip install av``) is optional; its wheels hold FFmpeg's decoders.  It gets an open file and the one demuxer that
-the first bytes call for: left to choose, FFmpeg also reads playlists, which may name any file or address.
+the first bytes call for.  FFmpeg must not choose: it also reads playlists, which may name any file or address.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -19,15 +20,15 @@ FRAME_HEADER = 7  # bytes; MPEG's has 4, ADTS's 7
 
 
 class Kind(NamedTuple):
-    """A kind of sound file: as a user calls it, and FFmpeg's demuxer where only PyAV reads it."""
+    """A kind of sound file."""
 
-    name: str
-    demuxer: str | None = None
+    name: str  # as a user calls it
+    demuxer: str | None = None  # FFmpeg's, where only PyAV reads the kind
 
 
 WAV, FLAC, MP3, AVI, AAC = Kind("WAV"), Kind("FLAC"), Kind("MP3"), Kind("AVI", "avi"), Kind("AAC", "aac")
 OGG, AU, W64, MP4 = Kind("Ogg"), Kind("AU"), Kind("W64"), Kind("MP4 (m4a, mp4, mov, 3gp)", "mov")
-# (offset, bytes, kind): the first that fits
+# (offset, bytes, kind): the first that fits counts
 MARKS = (
     (0, b"RIFF", WAV),
     (0, b"RF64", WAV),
@@ -56,25 +57,25 @@ RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8
 # G.726 only some); PCM, ADPCM, float, mu-law, A-law of AU.  Of others it says that the header is malformed.
 WAV_CODINGS = (0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x38, 0x55, 0xFFFE)
 AU_CODINGS = (1, 2, 3, 4, 5, 6, 7, 23, 25, 26, 27)
-OGG_CODINGS = re.compile(rb"\x7fFLAC|Speex   |\x80theora|fishead")  # those that it does not, or only some of
+OGG_CODINGS = re.compile(rb"\x7fFLAC|Speex   |\x80theora|fishead")  # it reads none or only some files of these
 READ = "WAV, FLAC, Ogg, MP3, AIFF, AU, CAF, SPHERE and, with PyAV (`pip install av`), m4a, mp4, webm, aac, amr"
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """The :class:`Kind` of the file that ``head`` begins; None: none that is known, or too few bytes to know it.
+    """Return the kind of the file that ``head`` begins; None: an unknown kind, or too few bytes to tell.
 
-    MP3 and AAC without a tag begin with a frame whose first bytes may as well be PCM: two frames in a row are no PCM.
+    MP3 and AAC without a tag begin with a frame, whose header may also be PCM.  Two frames in a row are no PCM.
     """
     for offset, mark, kind in MARKS:
         if head[offset : offset + len(mark)] == mark:
             return AVI if kind is WAV and head[8:12] == b"AVI " else kind
     first = _frame(head)
     second = _frame(head[first.length :]) if first else None
-    return first.kind if second and second[1:] == first[1:] else None
+    return first.kind if first and second and second[1:] == first[1:] else None
 
 
 def tag_bytes(head: bytes) -> int:
-    """Return the length of the ID3 tag that ``head`` begins with, behind which MP3 or AAC stands; 0: there is none."""
+    """Return the length of the ID3 tag that begins ``head``; MP3 or AAC stands behind it.  0: there is no tag."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
@@ -92,21 +93,21 @@ def is_foreign(kind: Kind, head: bytes) -> bool:
 
 
 def is_decided(head: bytes) -> bool:
-    """Whether no further bytes could change what :func:`kind_of` says."""
+    """Tell whether no further bytes could change the answer of :func:`kind_of`."""
     if first := _frame(head):
         return len(head) >= first.length + FRAME_HEADER
-    begun = [mark for offset, mark, _ in MARKS if len(head) < offset + len(mark) and mark.startswith(head[offset:])]
-    return not begun and not (head[:1] == b"\xff" and len(head) < FRAME_HEADER)
+    possible = [mark for offset, mark, _ in MARKS if len(head) < offset + len(mark) and mark.startswith(head[offset:])]
+    return not possible and not (head[:1] == b"\xff" and len(head) < FRAME_HEADER)
 
 
 class _Frame(NamedTuple):
     length: int  # bytes
     kind: Kind
-    shared: tuple  # what is the same in all frames of a file
+    shared: tuple[int, ...]  # fields of the header that all frames of a file share
 
 
 def _frame(head: bytes) -> _Frame | None:
-    """The frame of MPEG audio (layer II or III) or of AAC (ADTS) whose header begins here."""
+    """Read the header of a frame of MPEG audio (layer II or III) or of AAC (ADTS); None for any other bytes."""
     if len(head) < FRAME_HEADER or head[0] != 0xFF or head[1] < 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -129,7 +130,7 @@ def _adts_frame(head: bytes) -> _Frame | None:
 
 
 def is_installed() -> bool:
-    """Whether PyAV is there."""
+    """Tell whether PyAV is installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -138,26 +139,29 @@ def is_installed() -> bool:
 
 
 class Sound(NamedTuple):
-    """Decoded sound: float32 samples (n, channels), their rate in Hz, the seconds that the file promises or None."""
+    """Decoded sound."""
 
-    samples: np.ndarray
-    rate: int
-    promised: float | None
+    samples: NDArray[np.float32]  # (n, channels)
+    rate: int  # Hz
+    promised: float | None  # seconds that the file's index promises
 
 
 def read(stream: BinaryIO, kind: Kind, most: Callable[[int, int], float]) -> Sound:
     """Decode the first sound of an open container; a film without sound gives no samples.
 
     Args:
+        stream: the open file.
+        kind: of the file, with a demuxer.
         most: (rate in Hz, channels) -> samples after which decoding stops.
 
-    Raises ValueError with the reason: the file is damaged.
+    Raises:
+        ValueError: the file is damaged; the message is the reason.
     """
     import av
 
     pieces, rate, count = [np.zeros((0, 1), np.float32)], 1, 0
     try:
-        with av.open(stream, format=kind.demuxer) as container:
+        with av.open(stream, "r", format=kind.demuxer) as container:
             if not container.streams:
                 raise ValueError("its index is missing or cut off")
             for rate, piece in _pieces(container):
@@ -175,7 +179,7 @@ def _pieces(container: "InputContainer") -> Iterator[tuple[int, np.ndarray]]:
     """Yield rate (Hz) and samples (n, channels) of the first sound of a container, frame by frame."""
     import av
 
-    resampler = rate = None
+    resampler, rate = None, 0
     for frame in container.decode(audio=0) if container.streams.audio else ():
         if resampler is None:  # the frames say the rate more surely than the header does
             rate = frame.sample_rate
@@ -185,14 +189,14 @@ def _pieces(container: "InputContainer") -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _promised(container: "InputContainer", kind: Kind) -> float | None:
-    """Seconds of sound by the container's index, where it has one; of AAC and AMR FFmpeg only estimates them."""
+    """Return the seconds of sound by the container's index; None without one (FFmpeg only estimates AAC and AMR)."""
     import av
 
     if kind.name in ("AAC", "AMR") or not container.streams.audio:
         return None
     track = container.streams.audio[0]
-    if track.duration:
+    if track.duration and track.time_base:
         return float(track.duration * track.time_base)
-    if tag := TRACK_SECONDS.fullmatch(track.metadata.get("DURATION", "")):  # of Matroska, whose films have no other
+    if tag := TRACK_SECONDS.fullmatch(track.metadata.get("DURATION", "")):  # the only one in films of Matroska
         return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None

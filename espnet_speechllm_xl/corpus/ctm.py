@@ -1,11 +1,11 @@
 """Words with their times, and the CTM files that hold them.
 
-A line is ``utterance channel start duration word [confidence [type [speaker]]]`` in seconds (NIST's sclite manual; type
-and speaker as in its evaluations of rich transcription, read past).
-A CTM file cannot say that an utterance has no words: such utterances are not in the dictionary.
+A line is ``utterance channel start duration word [confidence [type [speaker]]]`` in seconds (NIST's sclite manual).
+Type and speaker stand in NIST's evaluations of rich transcription; they are not read.
+A CTM file cannot say that an utterance has no words, so such utterances are not in the dictionary.
 
-Aligners write entries that are no words of the transcript: silences, and signs for words that they do not know.
-``spoken`` finds the entries that stand for the words of a transcript.
+Aligners write entries that are no words of the transcript: silences, and signs for unknown words.
+:func:`spoken` finds the entries that stand for the words of a transcript.
 """
 
 import difflib
@@ -13,10 +13,10 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import (
@@ -33,34 +33,38 @@ from espnet_speechllm_xl.tokenization import words_of
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when it was said; ``start`` and ``end`` in seconds, ``confidence`` in 0 .. 1 or None."""
+    """A word and when it was said."""
 
     text: str
-    start: float
-    end: float
-    confidence: float | None = None
+    start: float  # seconds
+    end: float  # seconds
+    confidence: float | None = None  # 0 .. 1
     joined: bool = False  # no space stands before it, as in scripts that have none
 
 
-def joined_text(words) -> str:
-    """Join words (list of :class:`Word`) to their text."""
+WordTimes: TypeAlias = dict[str, list[Word]]  # by utterance
+Key = TypeVar("Key", str, tuple[str, str])  # of words: an utterance, or (recording, channel)
+
+
+def joined_text(words: Iterable[Word]) -> str:
+    """Join words to their text."""
     return "".join(word.text if word.joined or not index else f" {word.text}" for index, word in enumerate(words))
 
 
-def parted(words) -> list:
-    """Part timed words of any segmentation into those of tokenization.py; the parts of one share its times.
+def parted(words: Iterable[Word]) -> list[Word]:
+    """Split timed words of any segmentation into the words of tokenization.py; the parts of one share its times.
 
-    So texts without spaces can be compared whose words are letters, tokens, or those of a dictionary.
+    Texts without spaces can then be compared, whether their words are letters, tokens, or entries of a dictionary.
     """
     return [replace(word, text=part) for word in words for part in words_of(word.text)]
 
 
 def folded(text: str) -> str:
-    """``text`` without regard to case and to Unicode's ways to compose, for comparing."""
+    """Return ``text`` for comparing, without differences of case and of Unicode composition."""
     return unicodedata.normalize("NFC", text.casefold())
 
 
-# Written by Kaldi, MFA, HTK and others, in any case; an entry that the transcript has in its place is a word.
+# Kaldi, MFA, HTK and others write these, in any case.  Where the transcript has the same text, the entry is a word.
 SILENCES = tuple(
     "<eps> <epsilon> SIL <SIL> [SIL] !SIL <silence> SP <SP> NSN <s> </s> !ENTER !EXIT <p:> <noise> [noise] [laughter] "
     "<breath> [breath]".split()
@@ -73,11 +77,11 @@ UNKNOWN_WORDS = tuple("<UNK> [UNK] <OOV> [OOV] SPN <SPN> <SPOKEN_NOISE> [VOCALIZ
 
 @dataclass(frozen=True)
 class Spoken:
-    """The entries that stand for words; the texts of those ``passed_over`` and ``replaced``, counted."""
+    """The entries of an utterance that stand for words of its transcript."""
 
     words: list[Word]
-    passed_over: Counter = field(default_factory=Counter)
-    replaced: Counter = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)  # texts of the other entries, with their counts
+    replaced: Counter[str] = field(default_factory=Counter)  # signs that became the words they stand for
 
 
 def spoken(
@@ -86,11 +90,17 @@ def spoken(
     silences: Collection[str] = SILENCES,
     unknown: Collection[str] = UNKNOWN_WORDS,
 ) -> Spoken:
-    """The entries of an utterance that stand for the words of its transcript, as :class:`Spoken`.
+    """Find the entries of an utterance that stand for the words of its transcript.
 
-    Where entries and ``words`` differ, ``silences`` are passed over.  A sign for an ``unknown`` word becomes the word
-    that it stands for when as many entries as words are left there; where no word is, it is passed over, too.  All
-    else stays: whether the words are the transcript's is for the caller to see.
+    Entries and transcript are aligned.  Where they differ, silences are passed over.  A sign for an unknown word
+    becomes the transcript's word if as many entries as words are left there; where the transcript has no word, it is
+    passed over, too.  All other entries stay: the caller sees whether they are the transcript's words.
+
+    Args:
+        entries: those of the aligner, in order.
+        words: the transcript.
+        silences: texts of entries that are no words, in any case.
+        unknown: texts of entries that stand for unknown words, in any case.
     """
     quiet, signs = ({folded(text) for text in texts} for texts in (silences, unknown))
     texts = [folded(entry.text) for entry in entries]
@@ -111,12 +121,12 @@ def spoken(
 
 
 def matching(timed: Sequence[Word], words: Sequence[str]) -> list[Word] | None:
-    """The entries of ``timed`` for the ``words``, one each (:func:`spoken`); None when they are other words."""
+    """Return the entries of ``timed`` for the ``words``, one each (:func:`spoken`); None when the words differ."""
     found = spoken(timed, words).words
     return found if [folded(word.text) for word in found] == [folded(word) for word in words] else None
 
 
-def _number(value, name, where):
+def _number(value: str, name: str, where: str) -> float:
     try:
         return parse_seconds(value)  # a confidence lies within these limits, too
     except ValueError:
@@ -124,12 +134,18 @@ def _number(value, name, where):
         raise UserError(f"{where}: {name} '{value}' is not a number in {limits}: mend the line") from None
 
 
-def _fields(line):
-    # Only blanks and tabs part the fields: a word may hold other Unicode spaces (U+00A0).
+def _fields(line: str) -> list[str]:
+    # Only blanks and tabs separate the fields: a word may hold other Unicode spaces (U+00A0).
     return re.split(r"[ \t]+", line.strip(" \t"))
 
 
-def _parse_line(line, where):
+class _Line(NamedTuple):
+    utterance: str
+    channel: str
+    word: Word
+
+
+def _parse_line(line: str, where: str) -> _Line:
     fields = _fields(line)
     _refuse_bytes(line, where)
     if not 5 <= len(fields) <= 8:
@@ -146,7 +162,7 @@ def _parse_line(line, where):
     known = len(fields) > 5 and fields[5].upper() not in NO_CONFIDENCE
     confidence = _number(fields[5], "confidence", where) if known else None
     # Whole microseconds: 0.1 + 0.2 shall end at 0.3.
-    return fields[0], fields[1], Word(fields[4], start, round(start + duration, 6), confidence)
+    return _Line(fields[0], fields[1], Word(fields[4], start, round(start + duration, 6), confidence))
 
 
 def _lines(path: str | PathLike) -> Iterator[tuple[str, str]]:
@@ -156,31 +172,31 @@ def _lines(path: str | PathLike) -> Iterator[tuple[str, str]]:
 
 
 def nist_lines(path: str | PathLike) -> Iterator[tuple[str, str]]:
-    """Yield (``file:number``, line) of a CTM, STM or trn file; blank lines and ``;;`` comments are passed over.
+    """Yield (``file:number``, line) of a CTM, STM or trn file; blank lines and ``;;`` comments are left out.
 
-    Raises NotText when a line is not UTF-8, FileNotFoundError when there is no such file.
+    Raises:
+        NotText: a line is not UTF-8.
+        FileNotFoundError: there is no such file.
     """
     for where, line in _lines(path):
         _refuse_bytes(line, where)
         yield where, line
 
 
-def _refuse_bytes(line, where):
+def _refuse_bytes(line: str, where: str) -> None:
     if NOT_UTF8.search(line):
         raise NotText(f"{where}: bytes that are no UTF-8: {CONVERT}")
 
 
-def read_ctm(path):
-    """Read a CTM file: dictionary from utterance to its list of :class:`Word`, times in seconds.
+def read_ctm(path: str | PathLike) -> WordTimes:
+    """Read a CTM file: the words of each utterance, in their order.  Blank lines and ``;;`` comments are left out.
 
-    Blank lines and ``;;`` comments are passed over.  Raises UserError naming file and line when a line has
-    a wrong number of fields, an unusable number, a control character, or starts before the word above it in its
-    utterance; FileNotFoundError when there is no such file.
+    Raises:
+        UserError: a line has a wrong number of fields, an unusable number, a control character, or a word that starts
+            before the one above it in its utterance; the message names file and line.
+        FileNotFoundError: there is no such file.
     """
-    utterances, defects = scan_ctm(path)
-    if defects:
-        raise defects[0].error
-    return utterances
+    return _without_defects(*scan_ctm(path))
 
 
 class Unordered(UserError):
@@ -192,39 +208,45 @@ class NotText(UserError):
 
 
 class Defect(NamedTuple):
-    """A line of a CTM file that :func:`read_ctm` refuses: the utterance that it is of, the error that says why."""
+    """A line of a CTM file that :func:`read_ctm` refuses."""
 
-    utterance: str
-    error: UserError
+    utterance: str  # of the line
+    error: UserError  # says why
 
 
 def read_ctm_channels(path: str | PathLike) -> dict[tuple[str, str], list[Word]]:
-    """:func:`read_ctm` by (recording, channel)."""
-    utterances, defects = scan_ctm(path, lambda recording, channel: (recording, channel))
+    """Read a CTM file as :func:`read_ctm` does, but by (recording, channel)."""
+    return _without_defects(*_scan(path, lambda line: (line.utterance, line.channel)))
+
+
+def scan_ctm(path: str | PathLike) -> tuple[WordTimes, list[Defect]]:
+    """Read a CTM file leniently: the words that :func:`read_ctm` would return, and the defects of the lines.
+
+    An :class:`Unordered` word stays in its utterance, in the file's order; lines with other defects are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return _scan(path, lambda line: line.utterance)
+
+
+def _without_defects(words: dict[Key, list[Word]], defects: list[Defect]) -> dict[Key, list[Word]]:
     if defects:
         raise defects[0].error
-    return utterances
+    return words
 
 
-def _utterance(utterance, _channel):
-    return utterance
-
-
-def scan_ctm(path: str | PathLike, key_of: Callable[[str, str], object] = _utterance) -> tuple[dict, list[Defect]]:
-    """Read a CTM file leniently: its utterances as :func:`read_ctm` gives them, and the defects of its lines.
-
-    ``key_of`` makes a key of ``utterances`` from utterance and channel.
-    An :class:`Unordered` word is in its utterance, in the file's order; lines with other defects are left out.
-    Raises FileNotFoundError.
-    """
-    utterances, defects = {}, []
-    for where, line in _lines(path):
+def _scan(path: str | PathLike, key_of: Callable[[_Line], Key]) -> tuple[dict[Key, list[Word]], list[Defect]]:
+    utterances: dict[Key, list[Word]] = {}
+    defects: list[Defect] = []
+    for where, text in _lines(path):
         try:
-            utterance, channel, word = _parse_line(line, where)
+            line = _parse_line(text, where)
         except UserError as error:
-            defects.append(Defect(_fields(line)[0], error))
+            defects.append(Defect(_fields(text)[0], error))
             continue
-        words = utterances.setdefault(key_of(utterance, channel), [])
+        utterance, word = line.utterance, line.word
+        words = utterances.setdefault(key_of(line), [])
         if words and word.start < words[-1].start:
             what = f"'{word.text}' starts at {word.start} s, before '{words[-1].text}' ({words[-1].start} s)"
             advice = "sort the file (LC_ALL=C sort -s -k1,1 -k3,3n)"
@@ -233,8 +255,17 @@ def scan_ctm(path: str | PathLike, key_of: Callable[[str, str], object] = _utter
     return utterances, defects
 
 
-def format_word(utterance, word, channel=1):
-    """One CTM line, without its end of line; raises UserError as :func:`write_ctm`.  CTM counts channels from 1."""
+def format_word(utterance: str, word: Word, channel: int | str = 1) -> str:
+    """Format a word as a CTM line, without its end of line.
+
+    Args:
+        utterance: its id.
+        word: times are written to 1 ms.
+        channel: CTM counts channels from 1.
+
+    Raises:
+        UserError: the word is empty, holds a space or has impossible times.
+    """
     if not word.text or re.search(r"[ \t\r\n]", word.text + utterance):
         raise UserError(f"{utterance}: '{word.text}' cannot stand in a CTM file: it is empty or holds a space")
     if not 0 <= word.start <= word.end < math.inf:
@@ -245,14 +276,13 @@ def format_word(utterance, word, channel=1):
     return line if word.confidence is None else f"{line} {word.confidence:.4f}"
 
 
-def write_ctm(path, utterances):
-    """Write ``{utterance: [Word, ...]}`` as a CTM file, sorted by utterance (C locale), times to 1 ms.
+def write_ctm(path: str | PathLike, words: Mapping[Key, Sequence[Word]]) -> None:
+    """Write the words of utterances, or of pairs (recording, channel), as a CTM file in C order, whole or not at all.
 
-    An utterance may also be a pair, (recording, channel).  Raises UserError naming the utterance when a word is empty,
-    holds a space or has impossible times.
+    Raises:
+        UserError: a word is empty, holds a space or has impossible times; the message names the utterance.
     """
     with atomic_write(path) as stream:
-        for key in sorted(utterances):
-            utterance, channel = (key, 1) if isinstance(key, str) else key
-            for word in utterances[key]:
-                stream.write(format_word(utterance, word, channel) + "\n")
+        for key in sorted(words):
+            utterance, channel = (key, "1") if isinstance(key, str) else key
+            stream.writelines(format_word(utterance, word, channel) + "\n" for word in words[key])

@@ -6,10 +6,13 @@ import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
-from espnet_speechllm_xl.corpus.ctm import NotText, Unordered, scan_ctm, write_ctm
+from espnet_speechllm_xl.corpus.ctm import NotText, Unordered, WordTimes, scan_ctm, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import (
     BAD_SPEED,
     BYTES,
@@ -21,6 +24,7 @@ from espnet_speechllm_xl.corpus.kaldi import (
     WRITE_TEXT,
     KaldiError,
     Problem,
+    Table,
     fits,
     fix_command,
     parse_segment,
@@ -34,57 +38,78 @@ from espnet_speechllm_xl.corpus.kaldi import (
 )
 from espnet_speechllm_xl.files import CONVERT, atomic_write
 
+Tables: TypeAlias = dict[str, Table]  # of a directory, by the names of their files
 
-def _without_file(path, tables):
+
+def _entries_without_file(path: Path, tables: Tables) -> list[Problem]:
     if "segments" in tables:
         return [Problem(str(path / "segments"), "utterances are parts of recordings", 1, "")]
     absent = [f"'{name}': {entry}" for name, entry in tables["wav.scp"].items() if not Path(entry).is_file()]
     return [Problem(str(path / "wav.scp"), "entry is no file", len(absent), absent[0])] if absent else []
 
 
-def _mismatches(path, tables, need_text):
-    """Problems between the files of a directory; texts may be missing or empty unless ``need_text``."""
+def _problem_of_ids(file: Path, what: str, ids: Iterable[str]) -> list[Problem]:
+    """Return the problem that a file has with these ids, none where there are none."""
+    ids = sorted(ids)
+    return [Problem(str(file), what, len(ids), f"'{ids[0]}'")] if ids else []
 
-    def missing(name, what, ids):
-        ids = sorted(ids)
-        return [Problem(str(path / name), what, len(ids), f"'{ids[0]}'")] if ids else []
 
-    problems, segments = [], tables.get("segments")
-    heard = tables["wav.scp"] if segments is None else segments
-    audio = "wav.scp" if segments is None else "segments"
-    lost = []
-    for utterance, value in (segments or {}).items():
-        with contextlib.suppress(ValueError):  # of the line itself: said before
-            if parse_segment(value)[0] not in tables["wav.scp"]:
-                lost.append(utterance)
-    problems += missing("segments", "recording is not in wav.scp", lost)
+def _mismatches(path: Path, tables: Tables, need_text: bool) -> list[Problem]:
+    """Compare the files of a directory with one another; ``need_text``: missing and empty texts are problems."""
+    problems = _lost_recordings(path, tables)
+    audio = "segments" if "segments" in tables else "wav.scp"
+    with_audio = tables[audio].keys()
     for name in ("text", "utt2spk"):
         if name in tables:
+            ids, file = tables[name].keys(), path / name
             if need_text or name != "text":
-                problems += missing(name, f"utterance of {audio} is not here", heard.keys() - tables[name].keys())
-            problems += missing(name, f"utterance is not in {audio}", tables[name].keys() - heard.keys())
+                problems += _problem_of_ids(file, f"utterance of {audio} is not here", with_audio - ids)
+            problems += _problem_of_ids(file, f"utterance is not in {audio}", ids - with_audio)
     if need_text:
-        problems += missing("text", "empty text", [key for key, value in tables.get("text", {}).items() if not value])
-    several = [key for key, value in tables.get("utt2spk", {}).items() if len(value.split()) > 1]
-    problems += missing("utt2spk", "a speaker holds a blank", several)
+        empty = [utterance for utterance, text in tables.get("text", {}).items() if not text]
+        problems += _problem_of_ids(path / "text", "empty text", empty)
+    return problems + _problems_of_speakers(path, tables)
+
+
+def _lost_recordings(path: Path, tables: Tables) -> list[Problem]:
+    """Find segments whose recording has no audio."""
+    lost = []
+    for utterance, value in tables.get("segments", {}).items():
+        with contextlib.suppress(ValueError):  # a bad line, which is a problem of its own
+            if parse_segment(value).recording not in tables["wav.scp"]:
+                lost.append(utterance)
+    return _problem_of_ids(path / "segments", "recording is not in wav.scp", lost)
+
+
+def _problems_of_speakers(path: Path, tables: Tables) -> list[Problem]:
+    """Find names of several words, and speakers whose utterances differ between ``utt2spk`` and ``spk2utt``."""
+    several = [utterance for utterance, speaker in tables.get("utt2spk", {}).items() if len(speaker.split()) > 1]
+    problems = _problem_of_ids(path / "utt2spk", "a speaker holds a blank", several)
     if "utt2spk" in tables and "spk2utt" in tables:
         true, given = spk2utt(tables["utt2spk"]), tables["spk2utt"]
         wrong = [speaker for speaker in true.keys() | given.keys() if true.get(speaker) != given.get(speaker)]
-        problems += missing("spk2utt", "speaker's utterances are not those of utt2spk", wrong)
+        problems += _problem_of_ids(path / "spk2utt", "speaker's utterances are not those of utt2spk", wrong)
     return problems
 
 
-def check_dir(path, need_text=True, need_files=False):
-    """Every defect of a data directory, as a list of :class:`Problem`; [] for a good one.
+def check_dir(path: str | PathLike, need_text: bool = True, need_files: bool = False) -> list[Problem]:
+    """Find every defect of a data directory.
 
-    ``need_text`` False allows a directory without ``text`` and empty texts (test sets without reference).
-    ``need_files``: a dump, whose utterances are files of their own, no commands, archive offsets or segments, and of
-    known lengths.
+    Args:
+        path: of the directory.
+        need_text: whether a missing ``text`` and empty texts are defects; a set that is only decoded needs no text.
+        need_files: whether it must be a dump: each utterance is a file, not a command, an archive offset or a segment,
+            and its length is known.
+
+    Returns:
+        The problems, [] for a good directory.
 
     Raises:
         KaldiError: no such directory, or a file cannot be read.
     """
-    path, tables, problems = Path(path), {}, []
+    path = Path(path)
+    tables: Tables = {}
+    problems: list[Problem] = []
     if not path.is_dir():
         raise KaldiError(f"{path} does not exist: give a Kaldi data directory")
     required = ["wav.scp", "utt2spk", *(["text"] if need_text else []), *(["utt2num_samples"] if need_files else [])]
@@ -99,27 +124,28 @@ def check_dir(path, need_text=True, need_files=False):
     if "wav.scp" in tables:
         problems += _mismatches(path, tables, need_text)
         if need_files:
-            problems += _without_file(path, tables)
+            problems += _entries_without_file(path, tables)
     known = tables.get("text", tables.get("utt2spk", {}))
     return problems + _problems_of_times(path, known)
 
 
-def _problems_of_times(path: Path, known: dict) -> list[Problem]:
-    """Problems of ``ref.ctm``: its lines, and utterances that are not ``known``."""
-    if not (path / "ref.ctm").exists():
+def _problems_of_times(path: Path, known: Table) -> list[Problem]:
+    """Find bad lines of ``ref.ctm``, and its utterances that are not ``known``."""
+    file = path / "ref.ctm"
+    if not file.exists():
         return []
-    problems, (words, defects) = [], scan_ctm(path / "ref.ctm")
+    problems, (words, defects) = [], scan_ctm(file)
     if defects:
-        first = str(defects[0].error).removeprefix(f"{path / 'ref.ctm'}:")
-        problems.append(Problem(str(path / "ref.ctm"), "not words with their times", len(defects), f"line {first}"))
-    strange = sorted(words.keys() - known.keys())
-    if strange:
-        problems.append(Problem(str(path / "ref.ctm"), "unknown utterance", len(strange), f"'{strange[0]}'"))
-    return problems
+        first = str(defects[0].error).removeprefix(f"{file}:")
+        problems.append(Problem(str(file), "not words with their times", len(defects), f"line {first}"))
+    return problems + _problem_of_ids(file, "unknown utterance", words.keys() - known.keys())
 
 
-def _speakers(tables, utterances):
-    """utt2spk: as given, else from spk2utt, else every utterance is its own speaker.  Also says which."""
+def _speakers(tables: Tables, utterances: Iterable[str]) -> tuple[Table, str | None]:
+    """Return the speakers of utterances, and a remark where ``utt2spk`` does not give them.
+
+    ``spk2utt`` gives them then; without it every utterance is its own speaker.
+    """
     if "utt2spk" in tables:
         return tables["utt2spk"], None
     if "spk2utt" in tables:
@@ -128,30 +154,29 @@ def _speakers(tables, utterances):
     return {utterance: utterance for utterance in utterances}, "no utt2spk: every utterance became its own speaker"
 
 
-def _good_sources(tables):
-    """Utterances whose audio entry exists."""
+def _with_audio_entry(tables: Tables) -> set[str]:
+    """Return the utterances that have an entry in ``wav.scp``, directly or by ``segments``."""
     if "segments" not in tables:
         return set(tables["wav.scp"])
     good = set()
     for utterance, value in tables["segments"].items():
-        try:
-            if parse_segment(value)[0] in tables["wav.scp"]:
+        with contextlib.suppress(ValueError):
+            if parse_segment(value).recording in tables["wav.scp"]:
                 good.add(utterance)
-        except ValueError:
-            continue
     return good
 
 
-def _mended_tables(path: Path) -> tuple[dict, list[str]]:
-    """The tables of a directory without the defects of their lines, and a remark on each kind of them.
+def _mended_tables(path: Path) -> tuple[Tables, list[str]]:
+    """Return the tables of a directory without the defects of their lines, and a remark on each kind of defect.
 
-    Left as they are: ids, control characters in what is no text, and utterances with a bad segment or speed.  Lengths
-    that are no numbers are left out; nothing stands on them.
+    Ids, control characters outside of texts, and utterances with a bad segment or speed stay as they are.  Lengths
+    that are no numbers are left out, because nothing depends on them.
 
     Raises:
-        KaldiError: bytes that are no UTF-8.  In which encoding they are is for the user to say.
+        KaldiError: bytes that are no UTF-8; only the user knows their encoding.
     """
-    tables, remarks = {}, []
+    tables: Tables = {}
+    remarks: list[str] = []
     for name in (*TABLES, "spk2utt"):
         if not (path / name).exists() and name != "wav.scp":
             continue
@@ -171,8 +196,10 @@ def _mended_tables(path: Path) -> tuple[dict, list[str]]:
     return tables, remarks
 
 
-def _mended_times(path: Path) -> tuple[dict | None, list[str]]:
-    """The words of ``ref.ctm`` in the order of their times, and remarks; an utterance with a bad line has no times.
+def _mended_times(path: Path) -> tuple[WordTimes | None, list[str]]:
+    """Return the words of ``ref.ctm`` in the order of their times, and remarks.
+
+    An utterance with a bad line has no times.
 
     Raises:
         KaldiError: bytes that are no UTF-8.
@@ -180,7 +207,7 @@ def _mended_times(path: Path) -> tuple[dict | None, list[str]]:
     if not (path / "ref.ctm").exists():
         return None, []
     words, defects = scan_ctm(path / "ref.ctm")
-    unusable = {}
+    unusable: dict[str, Exception] = {}
     for defect in defects:
         if isinstance(defect.error, NotText):
             raise KaldiError(f"{defect.error}; the directory was left as it is")
@@ -193,13 +220,20 @@ def _mended_times(path: Path) -> tuple[dict | None, list[str]]:
     return good, remarks
 
 
-def fix_dir(path, need_text=True):
-    """Sort, drop what is unmatched, rebuild ``spk2utt``, mend what lines hold where that is safe.
+class Mended(NamedTuple):
+    """What :func:`fix_dir` did."""
 
-    Of a duplicated id the first line stays.  The old files go to ``DIR/.backup``, the next time to ``DIR/.backup.2``.
+    kept: list[str]  # utterances
+    dropped: Counter[str]  # how many utterances, by reason
+    remarks: list[str]
+    backup: Path  # directory of the old files
 
-    Returns:
-        (utterances kept, Counter of dropped utterances by reason, list of remarks, directory of the old files).
+
+def fix_dir(path: str | PathLike, need_text: bool = True) -> Mended:
+    """Sort the files of a directory, drop unmatched utterances, rebuild ``spk2utt``, mend lines where that is safe.
+
+    The first line of a duplicated id stays.  The old files go to ``DIR/.backup``, the next time to ``DIR/.backup.2``.
+
     Raises:
         KaldiError: no usable ``wav.scp``, no ``text`` although needed, bytes that are no UTF-8, or nothing would be
             left.
@@ -211,34 +245,41 @@ def fix_dir(path, need_text=True):
     if need_text and not any(tables["text"].values()):
         raise KaldiError(f"{path / 'text'} holds no words: remove it, or {WRITE_TEXT}")
     ctm, of_times = _mended_times(path)
-    good = _good_sources(tables)
-    speakers, remark = _speakers(tables, good)
+    with_audio = _with_audio_entry(tables)
+    tables["utt2spk"], remark = _speakers(tables, with_audio)
     remarks += [*of_times, *([remark] if remark else [])]
-    text, dropped, kept = tables.get("text", {}), Counter(), []
-    for utterance in sorted(_named(tables) | speakers.keys()):
-        if utterance not in good:
-            dropped["no-audio-entry"] += 1
-        elif need_text and utterance not in text:
-            dropped["no-text"] += 1
-        elif need_text and not text[utterance]:
-            dropped["empty-text"] += 1
-        elif len(speakers.get(utterance, "").split()) != 1:
-            dropped["no-speaker"] += 1
-        else:
-            kept.append(utterance)
+    reasons = {key: _reason_to_drop(key, tables, with_audio, need_text) for key in sorted(_all_ids(tables))}
+    kept = [utterance for utterance, reason in reasons.items() if reason is None]
+    dropped = Counter(reason for reason in reasons.values() if reason is not None)
     if not kept:
         raise KaldiError(f"{path}: no utterance is in all files ({_counts(dropped)}); the directory was left as it is")
     backup = _keep(path, [*tables, "ref.ctm"])
-    tables["utt2spk"] = speakers
     _write_selected(path, tables, kept, ctm)
-    return kept, dropped, remarks, backup
+    return Mended(kept, dropped, remarks, backup)
 
 
-def left_by_fix(path: str | Path, need_text: bool = True) -> list[Problem]:
-    """Return the problems that :func:`fix_dir` would leave in a directory, which is not touched.
+def _all_ids(tables: Tables) -> set[str]:
+    audio = tables["segments"] if "segments" in tables else tables["wav.scp"]
+    return audio.keys() | tables.get("text", {}).keys() | tables["utt2spk"].keys()
+
+
+def _reason_to_drop(utterance: str, tables: Tables, with_audio: set[str], need_text: bool) -> str | None:
+    """Return why an utterance cannot stay, as a short code for counting; None: it can."""
+    text = tables.get("text", {})
+    if utterance not in with_audio:
+        return "no-audio-entry"
+    if need_text and utterance not in text:
+        return "no-text"
+    if need_text and not text[utterance]:
+        return "empty-text"
+    return "no-speaker" if len(tables["utt2spk"].get(utterance, "").split()) != 1 else None
+
+
+def left_by_fix(path: str | PathLike, need_text: bool = True) -> list[Problem]:
+    """Return the problems that :func:`fix_dir` would leave in a directory; the directory is not touched.
 
     Raises:
-        KaldiError: it would refuse; the message says why.
+        KaldiError: :func:`fix_dir` would refuse the directory; the message says why.
     """
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -252,8 +293,8 @@ def left_by_fix(path: str | Path, need_text: bool = True) -> list[Problem]:
         return [item._replace(file=item.file.replace(folder, str(path))) for item in check_dir(folder, need_text)]
 
 
-def _keep(path, names):
-    """Copy files to a new directory below ``path``, which is returned."""
+def _keep(path: Path, names: Iterable[str]) -> Path:
+    """Copy files of a directory to a new one below it; return the new one."""
     backups = (path / f".backup{suffix}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))
     backup = next(folder for folder in backups if not folder.exists())
     backup.mkdir()
@@ -267,17 +308,12 @@ def _keep(path, names):
     return backup
 
 
-def _named(tables):
-    audio = tables["segments"] if "segments" in tables else tables["wav.scp"]
-    return set(audio) | set(tables.get("text", ()))
-
-
-def _counts(counter):
+def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counter.items())) or "0"
 
 
-def _write_selected(out, tables, utterances, ctm):
-    """Write the rows of ``utterances`` of all tables, and the recordings that they need."""
+def _write_selected(out: Path, tables: Tables, utterances: Iterable[str], ctm: WordTimes | None) -> None:
+    """Write the rows of some utterances of all tables, and the recordings that these need."""
     chosen = set(utterances)
     for name in TABLES:
         if name not in tables:
@@ -295,19 +331,26 @@ def _write_selected(out, tables, utterances, ctm):
         write_ctm(out / "ref.ctm", {key: value for key, value in ctm.items() if key in chosen})
 
 
-def _load(path):
+def _load(path: Path) -> tuple[Tables, WordTimes | None]:
     tables = {name: read_table(path / name) for name in TABLES if (path / name).exists()}
     for name in ("wav.scp", "utt2spk"):
         if name not in tables:
             todo = f"run {fix_command(path)}" if name == "utt2spk" else "give a Kaldi data directory"
             raise KaldiError(f"{path / name} does not exist: {todo}")
-    ctm = read_reference_times(path)
-    return tables, ctm
+    return tables, read_reference_times(path)
 
 
-def _fresh(out, source, mark=None):
-    """Refuse to write over the source, and over a directory without the file ``mark``, which this command would have
-    written there; drop tables of an earlier run that this one may not write."""
+def _clear(out: Path, source: Path, mark: str | None = None) -> None:
+    """Remove the tables of an earlier run from an output directory.
+
+    Args:
+        out: the directory.
+        source: directory that is read.
+        mark: name of a file that an earlier run of this command would have written; None: any directory may be cleared.
+
+    Raises:
+        KaldiError: ``out`` is the source, or another program wrote it.
+    """
     if out.resolve() == source.resolve():
         raise KaldiError(f"{out}: output and input are the same directory; choose another output")
     if mark and (out / "wav.scp").exists() and not (out / mark).exists():
@@ -316,13 +359,26 @@ def _fresh(out, source, mark=None):
         (out / name).unlink(missing_ok=True)
 
 
-def subset_dir(data, out, first=None, last=None, utterances=None):
-    """Copy part of a directory (Kaldi or dump): the first or last N utterances in C order, or listed ones.
+def subset_dir(
+    data: str | PathLike,
+    out: str | PathLike,
+    first: int | None = None,
+    last: int | None = None,
+    utterances: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Copy part of a directory (Kaldi or dump): the first utterances, the last ones, or listed ones.
 
-    The order is that of ``utt2spk``, like Kaldi's ``utils/subset_data_dir.sh --first``.
+    Args:
+        data: the directory.
+        out: the new one.
+        first: how many, counted from the first in C order; like Kaldi's ``utils/subset_data_dir.sh --first``, the ids
+            are those of ``utt2spk``.
+        last: how many, counted from the last in C order; used when ``first`` is None.
+        utterances: the listed ones; used instead of the numbers.
 
     Returns:
         (utterances written, listed utterances that ``data`` lacks).
+
     Raises:
         KaldiError: fewer utterances than asked for, none of the listed ones, or ``out`` equals ``data``.
     """
@@ -334,10 +390,10 @@ def subset_dir(data, out, first=None, last=None, utterances=None):
     if lost:
         what = f"{len(lost)} utterances lack audio, first '{lost[0]}'"
         raise KaldiError(f"{data}/utt2spk: {what}: run {fix_command(data)}")
-    absent = []
+    absent: list[str] = []
     if utterances is None:
         number = first if first is not None else last
-        if not 1 <= number <= len(known):
+        if number is None or not 1 <= number <= len(known):
             raise KaldiError(f"{data} has {len(known)} utterances, {number} were asked for: ask for 1 .. {len(known)}")
         chosen = known[:number] if first is not None else known[-number:]
     else:
@@ -345,7 +401,7 @@ def subset_dir(data, out, first=None, last=None, utterances=None):
         absent = sorted(set(utterances) - set(known))
         if not chosen:
             raise KaldiError(f"{data} has none of the {len(absent)} listed utterances; check the list")
-    _fresh(out, data)
+    _clear(out, data)
     _write_selected(out, tables, chosen, ctm)
     if (data / "feats_type").exists():
         with atomic_write(out / "feats_type") as stream:
@@ -353,9 +409,25 @@ def subset_dir(data, out, first=None, last=None, utterances=None):
     return chosen, absent
 
 
-def parse_factors(text):
-    """``"0.9 1.0 1.1"`` -> [(label, factor)]; labels as written.  Raises KaldiError for anything else."""
-    factors = []
+class Speed(NamedTuple):
+    """A speed at which audio is played."""
+
+    label: str  # as the user wrote it
+    factor: float  # 1.0: as recorded
+
+    @property
+    def prefix(self) -> str:
+        """Return the prefix of the ids of utterances and speakers at this speed."""
+        return "" if self.factor == 1 else f"sp{self.label}-"
+
+
+def parse_factors(text: str) -> list[Speed]:
+    """Read speed factors such as ``"0.9 1.0 1.1"``.
+
+    Raises:
+        KaldiError: one is no number in 0.1 .. 10, or there twice, or there are none.
+    """
+    speeds = []
     for label in text.replace(",", " ").split():
         try:
             factor = float(label)
@@ -363,55 +435,70 @@ def parse_factors(text):
             factor = math.nan
         if not 0.1 <= factor <= 10:
             raise KaldiError(f"speed factor '{label}' is not a number in 0.1 .. 10: give e.g. \"0.9 1.0 1.1\"")
-        factors.append((label, factor))
-    if len({factor for _, factor in factors}) != len(factors) or not factors:
+        speeds.append(Speed(label, factor))
+    if len({speed.factor for speed in speeds}) != len(speeds) or not speeds:
         raise KaldiError(f'speed factors "{text}": give each factor once, e.g. "0.9 1.0 1.1"')
-    return factors
+    return speeds
 
 
-def perturb_dir(data, out, factors):
-    """Speed perturbation as a directory: every utterance once per factor, with ``utt2speed`` and no new audio.
+def perturb_dir(data: str | PathLike, out: str | PathLike, factors: str) -> tuple[int, int]:
+    """Write a directory for speed perturbation: every utterance once per factor, with ``utt2speed``, no new audio.
 
     Ids of utterances and speakers get the prefix ``sp<factor>-`` (none for factor 1); durations and the times of
     ``ref.ctm`` are divided by the factor.  ``format`` plays the audio at that speed (tempo and pitch change).
 
     Args:
+        data: the directory.
+        out: the new one.
         factors: a string such as ``"0.9 1.0 1.1"``.
+
     Returns:
         (utterances read, utterances written).
+
     Raises:
         KaldiError: bad factors, a damaged directory, or one that is perturbed already.
     """
     data, out = Path(data), Path(out)
-    factors = parse_factors(factors)
+    speeds = parse_factors(factors)
     tables, ctm = _load(data)
     if "utt2speed" in tables:
         raise KaldiError(f"{data}/utt2speed exists: the directory is perturbed already; perturb the original instead")
     tables.pop("utt2num_samples", None)
     tables.pop("utt2parts", None)
-    new = {name: {} for name in ("utt2speed", *tables)}  # the mark first: after a kill the command knows its own
-    words = None if ctm is None else {}
-    for label, factor in factors:
-        prefix = "" if factor == 1 else f"sp{label}-"
-        for name, table in tables.items():
-            for key, value in table.items():
-                if name == "wav.scp" and "segments" in tables:
-                    new[name][key] = value
-                    continue
-                if name == "utt2spk":
-                    value = prefix + value
-                elif name == "utt2dur":
-                    value = f"{float(value) / factor:.4f}"
-                if prefix + key in new[name]:
-                    raise KaldiError(f"{data}/{name}: id '{prefix + key}' exists already; rename that utterance")
-                new[name][prefix + key] = value
-        new["utt2speed"].update({prefix + key: label for key in tables["utt2spk"]})
-        for key, items in (ctm or {}).items():
-            words[prefix + key] = [replace(i, start=i.start / factor, end=i.end / factor) for i in items]
-    _fresh(out, data, "utt2speed")
+    # `_clear`'s mark comes first: after a kill the command knows its own directory.
+    new: Tables = {"utt2speed": {speed.prefix + key: speed.label for speed in speeds for key in tables["utt2spk"]}}
+    for name, table in tables.items():
+        is_of_recordings = name == "wav.scp" and "segments" in tables
+        new[name] = table if is_of_recordings else _at_speeds(data / name, table, speeds)
+    _clear(out, data, "utt2speed")
     for name, table in new.items():
         write_table(out / name, table)
     write_table(out / "spk2utt", spk2utt(new["utt2spk"]))
-    if words is not None:
-        write_ctm(out / "ref.ctm", words)
+    if ctm is not None:
+        write_ctm(out / "ref.ctm", _times_at_speeds(ctm, speeds))
     return len(tables["utt2spk"]), len(new["utt2spk"])
+
+
+def _at_speeds(path: Path, table: Table, speeds: list[Speed]) -> Table:
+    """Return a table of utterances with the rows of each speed; ``path`` is that of its file."""
+    new: Table = {}
+    for speed in speeds:
+        for key, value in table.items():
+            if path.name == "utt2spk":
+                value = speed.prefix + value
+            elif path.name == "utt2dur":
+                value = f"{float(value) / speed.factor:.4f}"
+            if speed.prefix + key in new:
+                raise KaldiError(f"{path}: id '{speed.prefix + key}' exists already; rename that utterance")
+            new[speed.prefix + key] = value
+    return new
+
+
+def _times_at_speeds(words: WordTimes, speeds: list[Speed]) -> WordTimes:
+    return {
+        speed.prefix + utterance: [
+            replace(item, start=item.start / speed.factor, end=item.end / speed.factor) for item in items
+        ]
+        for speed in speeds
+        for utterance, items in words.items()
+    }

@@ -2,11 +2,11 @@
 
     dump/raw/<set>/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type[,ref.ctm]}
                    audio/<2 hex digits>/<utterance>.flac
-                   skipped           utterance, reason, message of everything that was left out
-                   remarks           utterance, what was noticed about its audio (audio.py)
-                   progress.jsonl    what is done, so that a killed run goes on where it was
+                   skipped           utterance, reason, message for every utterance that was left out
+                   remarks           utterance, remarks on its audio (audio.py)
+                   progress.jsonl    the utterances done, so that a killed run goes on where it stopped
 
-A job is one utterance made of one part (``format``) or of several with pauses between (``longform``).
+A job makes an utterance of one part (``format``), or of several with pauses between them (``longform``).
 ``feats_type`` is written last: where it exists, the dump is complete.
 """
 
@@ -16,22 +16,34 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypedDict
 from urllib.parse import quote
 
 import numpy as np
 import soundfile
 
-from espnet_speechllm_xl.corpus.audio import AudioError, backing_files, read_audio, to_int16, unreadable, write_flac
-from espnet_speechllm_xl.corpus.ctm import write_ctm
+from espnet_speechllm_xl.corpus.audio import (
+    AudioError,
+    Cache,
+    Notes,
+    backing_files,
+    read_audio,
+    to_int16,
+    unreadable,
+    write_flac,
+)
+from espnet_speechllm_xl.corpus.ctm import Word, WordTimes, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import (
     WRITE_TEXT,
     DataDir,
     KaldiError,
     Problem,
+    Source,
+    Table,
     read_data_dir,
     read_table,
     spk2utt,
@@ -42,6 +54,9 @@ from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.workers import over_processes
 
 BATCH = 8  # jobs handed to a process at once
+
+TimesOf: TypeAlias = Callable[[str, list[int]], list[Word] | None]  # (utterance, samples of its parts) -> its words
+Progress: TypeAlias = Callable[[int, int], object]  # (utterances done, all of them), called now and then
 
 
 @dataclass(frozen=True)
@@ -56,31 +71,50 @@ class Settings:
     gap_seconds: float = 0.0  # silence between the parts of a job
 
     @property
-    def gap(self):
-        """The pause between two parts in samples."""
+    def gap(self) -> int:
+        """Return the pause between two parts in samples."""
         return round(self.gap_seconds * self.sample_rate)
 
 
 class Job(NamedTuple):
-    """An utterance to write: its id, its :class:`kaldi.Source` parts, and their playback speed."""
+    """An utterance to write."""
 
     utterance: str
-    parts: tuple
-    speed: float = 1.0
+    parts: tuple[Source, ...]
+    speed: float = 1.0  # playback speed of the parts
+
+
+class Reason(NamedTuple):
+    """Why an utterance is left out."""
+
+    code: str  # for counting
+    message: str
+
+
+class Line(TypedDict, total=False):
+    """A line of the journal: an utterance that was written, with ``samples``, or one that failed, with ``reason``."""
+
+    utt: str
+    key: str  # see `_fingerprint`
+    samples: int
+    parts: list[int]  # samples of each
+    notes: Notes
+    reason: str
+    message: str
 
 
 @dataclass
 class Report:
-    """Counts of a run: ``total == written + sum(skipped.values())``; ``reused`` of them were done before."""
+    """Counts of a run: ``total == written + sum(skipped.values())``."""
 
     total: int = 0
     written: int = 0
-    reused: int = 0
-    seconds: float = 0.0
-    skipped: Counter = field(default_factory=Counter)
-    notes: Counter = field(default_factory=Counter)
+    reused: int = 0  # utterances that an earlier run had done
+    seconds: float = 0.0  # of the audio written
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    notes: Counter[str] = field(default_factory=Counter)  # by kind
 
-    def __str__(self):
+    def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         line = f"{self.total} in = {self.written} written + {sum(self.skipped.values())} skipped"
         line += f" ({reasons})" if reasons else ""
@@ -90,8 +124,8 @@ class Report:
         return line + (f"; notes: {notes}" if notes else "")
 
 
-def audio_path(out, utterance):
-    """File of an utterance under a dump; any id gives a valid, distinct name."""
+def audio_path(out: str | PathLike, utterance: str) -> Path:
+    """Return the path of an utterance's file in a dump; any id gives a valid, distinct name."""
     digest = hashlib.sha1(utterance.encode()).hexdigest()
     name = quote(utterance, safe="")
     if len(name) > 200:
@@ -99,8 +133,8 @@ def audio_path(out, utterance):
     return Path(out) / "audio" / digest[:2] / f"{name}.flac"
 
 
-def _fingerprint(job, settings):
-    """Changes when the result would: other source, other segment, other speed, other rate."""
+def _fingerprint(job: Job, settings: Settings) -> str:
+    """Return a digest that changes when the result would: by another source, segment, speed or rate."""
     files = [[path.stat() for path in backing_files(part.entry)] for part in job.parts]
     stats = [[number for stat in group for number in (stat.st_size, stat.st_mtime_ns)] or None for group in files]
     parts = [part if part.channel is not None else part[:3] for part in job.parts]
@@ -108,20 +142,23 @@ def _fingerprint(job, settings):
     return hashlib.sha1(json.dumps([parts, job.speed, how, stats]).encode()).hexdigest()
 
 
-def _length_reason(samples, settings):
+def _length_reason(samples: int, settings: Settings) -> Reason | None:
+    """Return why an utterance of so many samples is left out; None: it is not."""
     seconds = samples / settings.sample_rate
     if seconds < settings.min_seconds:
         shown, limit = beside(seconds, settings.min_seconds), settings.min_seconds
-        return "too-short", f"{shown} s is less than {limit} s (--min-seconds; of run.sh: --min-wav-duration)"
+        return Reason("too-short", f"{shown} s is less than {limit} s (--min-seconds; of run.sh: --min-wav-duration)")
     if seconds > settings.max_seconds:
         shown, limit = beside(seconds, settings.max_seconds), settings.max_seconds
-        return "too-long", f"{shown} s is more than {limit} s (--max-seconds; of run.sh: --max-wav-duration)"
+        return Reason("too-long", f"{shown} s is more than {limit} s (--max-seconds; of run.sh: --max-wav-duration)")
     return None
 
 
-def _make(job, settings, out, cache):
-    """Read, join, write one utterance.  Returns its line of the journal."""
-    notes, pieces, lengths = {}, [], []
+def _make(job: Job, settings: Settings, out: Path, cache: Cache) -> Line:
+    """Read, join and write an utterance; return its line of the journal."""
+    notes: Notes = {}
+    pieces: list[np.ndarray] = []
+    lengths: list[int] = []
     try:
         for part in job.parts:
             samples = read_audio(
@@ -144,15 +181,13 @@ def _make(job, settings, out, cache):
     }  # fmt: skip
 
 
-def _make_worker(shared):
-    """Worker of :func:`~espnet_speechllm_xl.workers.over_processes`: jobs -> their lines of the journal.
-
-    ``shared``: :class:`Settings` and the directory of the dump.
-    """
+def _make_worker(shared: tuple[Settings, Path]) -> Callable[[list[Job]], list[Line]]:
+    """Return the worker (jobs -> lines of the journal) for the settings and the directory of a dump."""
     settings, out = shared
 
-    def work(batch):
-        cache, lines = {}, []
+    def work(batch: list[Job]) -> list[Line]:
+        cache: Cache = {}
+        lines: list[Line] = []
         for job in batch:
             key = _fingerprint(job, settings)
             lines.append({**_make(job, settings, out, cache), "key": key})
@@ -161,9 +196,9 @@ def _make_worker(shared):
     return work
 
 
-def _read_journal(path):
-    """Lines of an earlier run by utterance; a line cut by a kill is ignored."""
-    done = {}
+def _read_journal(path: Path) -> dict[str, Line]:
+    """Return the lines of an earlier run by utterance, without a line that a kill cut."""
+    done: dict[str, Line] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
@@ -174,46 +209,46 @@ def _read_journal(path):
     return done
 
 
-def _usable(item, job, settings, out):
-    """Whether an earlier run's line still holds; failed utterances are always tried again."""
-    if not item or "samples" not in item or item["key"] != _fingerprint(job, settings):
+def _usable(line: Line | None, job: Job, settings: Settings, out: Path) -> bool:
+    """Tell whether an earlier run's line still holds; failed utterances are always tried again."""
+    if not line or "samples" not in line or line["key"] != _fingerprint(job, settings):
         return False
     path = audio_path(out, job.utterance)
-    return _length_reason(item["samples"], settings) is not None or (path.exists() and path.stat().st_size > 0)
+    return _length_reason(line["samples"], settings) is not None or (path.exists() and path.stat().st_size > 0)
 
 
-def _failed_before(item, job, settings):
-    """Whether an earlier run's line says that this very audio is unusable."""
-    return bool(item) and "reason" in item and item["key"] == _fingerprint(job, settings)
+def _failed_before(line: Line | None, job: Job, settings: Settings) -> bool:
+    """Tell whether an earlier run's line says that this very audio is unusable."""
+    return line is not None and "reason" in line and line["key"] == _fingerprint(job, settings)
 
 
-def _note_changes(out, journal, items):
-    """Add lines to the journal.  A dump whose failed utterances only failed again stays as it is, in use or not."""
-    if not items:
+def _add_to_journal(out: Path, lines: list[Line]) -> None:
+    """Add new lines to the journal, and unfinish the dump; without any, a finished dump stays finished."""
+    if not lines:
         return
     out.mkdir(parents=True, exist_ok=True)
     _unfinish(out)
-    lines = [json.dumps(item, ensure_ascii=False) for item in items]
-    with open(journal, "a", encoding="utf-8") as stream:
-        stream.write("\n".join(["", *lines, ""]))  # the first end is of a line that a kill cut
+    texts = [json.dumps(line, ensure_ascii=False) for line in lines]
+    with open(out / "progress.jsonl", "a", encoding="utf-8") as stream:
+        stream.write("\n".join(["", *texts, ""]))  # the first line feed ends a line that a kill cut
 
 
-def _results(jobs, settings, out, nj):
-    """Yield lists of journal lines, in any order; see :func:`~espnet_speechllm_xl.workers.over_processes`."""
+def _journal_lines(jobs: list[Job], settings: Settings, out: Path, nj: int) -> Iterator[list[Line]]:
+    """Do jobs; yield lists of their lines, in any order.  See :func:`~espnet_speechllm_xl.workers.over_processes`."""
     jobs = sorted(jobs, key=lambda job: (job.parts[0].entry, job.utterance))
     batches = [jobs[i : i + BATCH] for i in range(0, len(jobs), BATCH)]
     if nj == 0:
         yield from map(_make_worker((settings, out)), batches)
         return
 
-    def crashed(job, reason):
+    def crashed(job: Job, reason: str) -> Line:
         return {"utt": job.utterance, "reason": "crashed", "message": reason, "key": _fingerprint(job, settings)}
 
     yield from (lines for _, lines in over_processes(batches, _make_worker, (settings, out), nj, crashed))
 
 
-def _clean(out, wanted):
-    """Remove audio that the dump does not list, leftovers of killed runs, and the folders that are empty then."""
+def _clean(out: Path, wanted: set[str]) -> None:
+    """Remove audio that the dump does not list, leftovers of killed runs, and folders left empty."""
     for folder, _, names in os.walk(out / "audio", topdown=False):
         for name in names:
             if os.path.join(folder, name) not in wanted:
@@ -222,102 +257,160 @@ def _clean(out, wanted):
             os.rmdir(folder)
 
 
-def _unfinish(out):
-    """A dump in the making has no ``feats_type`` and no ``wav.scp``, so that nobody uses it."""
+def _unfinish(out: Path) -> None:
+    """Remove ``feats_type`` and ``wav.scp``, so that nobody uses a dump in the making."""
     (out / "feats_type").unlink(missing_ok=True)
     (out / "wav.scp").unlink(missing_ok=True)
 
 
-def make_dump(out, jobs, settings, *, utt2spk, text=None, ctm=None, skipped=None, nj=0, progress=None, extra=None):
+def make_dump(
+    out: str | PathLike,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    utt2spk: Table,
+    text: Table | None = None,
+    times_of: TimesOf | None = None,
+    skipped: Mapping[str, Reason] | None = None,
+    nj: int = 0,
+    progress: Progress | None = None,
+    extra: Mapping[str, Table] | None = None,
+) -> Report:
     """Write a dump; run again after a kill it goes on, and the result is the same.
 
     Args:
         out: the directory ``dump/raw/<set>``.
-        jobs: list of :class:`Job`, ids distinct.
-        utt2spk, text: tables by utterance; ``text`` None writes no ``text``.
-        ctm: None, or function (utterance, part lengths in samples) -> [ctm.Word] or None for none.
-        skipped: ``{utterance: (reason, message)}`` of what was left out before.
-        nj: processes; 0 works in this one, which dies with an input of which a library crashes.
-        progress: function (done, total), called now and then.
-        extra: ``{file name: table}`` written along, restricted to the utterances written.
-    Returns:
-        :class:`Report`.
+        jobs: the utterances; their ids are distinct.
+        settings: how audio is written.
+        utt2spk: speaker of each utterance.
+        text: text of each utterance; None writes no ``text``.
+        times_of: gives the words of ``ref.ctm``, None for an utterance without times; None writes no ``ref.ctm``.
+        skipped: utterances that were left out before.
+        nj: processes; 0 works in this one, which dies of an input that crashes a library.
+        progress: called now and then.
+        extra: ``{file name: table}`` of more tables; the rows of the written utterances are written.
+
     Raises:
         UserError: nothing could be written, or worker processes die whatever they work on.
     """
     out = Path(out)
     if (out / "wav.scp").exists() and not (out / "progress.jsonl").exists():
         raise KaldiError(f"{out} was not made by formatting: rename it, or remove it, to have a dump written there")
-    journal, before = out / "progress.jsonl", _read_journal(out / "progress.jsonl")
-    done = {
-        one.utterance: before[one.utterance] for one in jobs if _usable(before.get(one.utterance), one, settings, out)
-    }
-    todo = [job for job in jobs if job.utterance not in done]
-    report = Report(total=len(jobs) + len(skipped or {}), reused=len(done))
-    if not all(_failed_before(before.get(job.utterance), job, settings) for job in todo):
-        _unfinish(out)
-    for lines in _results(todo, settings, out, nj) if todo else ():
-        done.update((item["utt"], item) for item in lines)
-        _note_changes(out, journal, [item for item in lines if item != before.get(item["utt"])])
-        if progress:
-            progress(len(done), len(jobs))
-    skipped, lengths, failed = dict(skipped or {}), {}, {}
-    for job in jobs:
-        item = done[job.utterance]
-        if "reason" in item:
-            failed[job.utterance] = f"{item['reason']} {item['message']}"
-        reason = (item["reason"], item["message"]) if "reason" in item else _length_reason(item["samples"], settings)
-        if reason:
-            skipped[job.utterance] = reason
-            continue
-        lengths[job.utterance] = item["samples"]
-        report.notes.update(item["notes"].keys())
-    report.skipped.update(reason for reason, _ in skipped.values())
-    report.written, report.seconds = len(lengths), sum(lengths.values()) / settings.sample_rate
-    write_table(out / "skipped", {utterance: " ".join(why) for utterance, why in skipped.items()})
-    write_table(out / "failed", failed)
-    remarks = {utterance: done[utterance]["notes"].items() for utterance in lengths if done[utterance]["notes"]}
-    write_table(out / "remarks", {key: "; ".join(f"{kind}: {text}" for kind, text in remarks[key]) for key in remarks})
+    done, reused = _do(jobs, settings, out, nj, progress)
+    reasons = {job.utterance: _reason_to_skip(done[job.utterance], settings) for job in jobs}
+    lengths = {utterance: done[utterance]["samples"] for utterance, reason in reasons.items() if reason is None}
+    left_out = {**(skipped or {}), **{utterance: reason for utterance, reason in reasons.items() if reason}}
+    report = Report(
+        total=len(jobs) + len(skipped or {}),
+        written=len(lengths),
+        reused=reused,
+        seconds=sum(lengths.values()) / settings.sample_rate,
+        skipped=Counter(reason.code for reason in left_out.values()),
+        notes=Counter(kind for utterance in lengths for kind in done[utterance]["notes"]),
+    )
+    _write_remarks(out, left_out, lengths, done)
     if not lengths:
         _unfinish(out)
         raise KaldiError(f"{out}: no utterance could be written: {report}; see {out / 'skipped'}")
     tables = {"utt2spk": utt2spk, **({} if text is None else {"text": text}), **(extra or {})}
-    _finish(out, tables, lengths, done, ctm)
-    with atomic_write(journal) as stream:
+    _write_tables(out, tables, lengths, done, times_of)
+    with atomic_write(out / "progress.jsonl") as stream:
         stream.writelines(json.dumps(done[key], ensure_ascii=False) + "\n" for key in sorted(done))
     with atomic_write(out / "feats_type") as stream:
         stream.write("raw\n")
     return report
 
 
-def _finish(out, tables, lengths, done, ctm):
-    made = {*tables, "ref.ctm"} if ctm is not None else {*tables}
+def _do(
+    jobs: Sequence[Job], settings: Settings, out: Path, nj: int, progress: Progress | None
+) -> tuple[dict[str, Line], int]:
+    """Do the jobs that an earlier run has not done; return the lines of all, and how many were done before."""
+    before = _read_journal(out / "progress.jsonl")
+    done = {
+        job.utterance: before[job.utterance] for job in jobs if _usable(before.get(job.utterance), job, settings, out)
+    }
+    reused = len(done)
+    todo = [job for job in jobs if job.utterance not in done]
+    if not all(_failed_before(before.get(job.utterance), job, settings) for job in todo):
+        _unfinish(out)
+    for lines in _journal_lines(todo, settings, out, nj) if todo else ():
+        done.update((line["utt"], line) for line in lines)
+        _add_to_journal(out, [line for line in lines if line != before.get(line["utt"])])
+        if progress:
+            progress(len(done), len(jobs))
+    return done, reused
+
+
+def _reason_to_skip(line: Line, settings: Settings) -> Reason | None:
+    if "reason" in line:
+        return Reason(line["reason"], line["message"])
+    return _length_reason(line["samples"], settings)
+
+
+def _write_remarks(
+    out: Path, left_out: Mapping[str, Reason], lengths: Mapping[str, int], done: Mapping[str, Line]
+) -> None:
+    """Write the tables ``skipped``, ``failed`` (of unusable audio only) and ``remarks``."""
+    write_table(out / "skipped", {utterance: " ".join(reason) for utterance, reason in left_out.items()})
+    failed = {key: f"{line['reason']} {line['message']}" for key, line in done.items() if "reason" in line}
+    write_table(out / "failed", failed)
+    notes = {utterance: done[utterance]["notes"] for utterance in lengths if done[utterance]["notes"]}
+    texts = {key: "; ".join(f"{kind}: {text}" for kind, text in notes[key].items()) for key in notes}
+    write_table(out / "remarks", texts)
+
+
+def _write_tables(
+    out: Path,
+    tables: Mapping[str, Table],
+    lengths: Mapping[str, int],
+    done: Mapping[str, Line],
+    times_of: TimesOf | None,
+) -> None:
+    """Write the tables of the written utterances, ``wav.scp`` last; remove those of an earlier run."""
+    made = {*tables, "ref.ctm"} if times_of is not None else {*tables}
     for name in {"text", "ref.ctm", "utt2parts"} - made:
         (out / name).unlink(missing_ok=True)
     for name, table in tables.items():
         write_table(out / name, {utterance: table.get(utterance, "") for utterance in lengths})
     write_table(out / "spk2utt", spk2utt({utterance: tables["utt2spk"][utterance] for utterance in lengths}))
     write_table(out / "utt2num_samples", lengths)
-    if ctm is not None:
-        words = {utterance: ctm(utterance, done[utterance]["parts"]) for utterance in lengths}
+    if times_of is not None:
+        words = {utterance: times_of(utterance, done[utterance]["parts"]) for utterance in lengths}
         write_ctm(out / "ref.ctm", {utterance: items for utterance, items in words.items() if items})
     paths = {utterance: str(audio_path(out, utterance)) for utterance in lengths}
     _clean(out, set(paths.values()))
     write_table(out / "wav.scp", paths)
 
 
-def format_dir(data, out, settings=None, *, text_optional=False, nj=0, progress=None, clean=None):
+def format_dir(
+    data: str | PathLike,
+    out: str | PathLike,
+    settings: Settings | None = None,
+    *,
+    text_optional: bool = False,
+    nj: int = 0,
+    progress: Progress | None = None,
+    clean: Callable[[str], str] | None = None,
+) -> Report:
     """Make a dump from a Kaldi directory or an ESPnet dump.
 
-    Utterances are left out, listed in ``skipped`` and counted when they have no audio entry, no speaker,
-    no or empty text (unless ``text_optional``), unusable audio, or a length outside of the limits; those of unusable
-    audio are in ``failed``, too.
-    Without ``utt2spk`` every utterance is its own speaker.  Text is kept exactly, in Unicode NFC, but for control
-    characters; ``clean``, a function of a text, is applied to it and to the reference words: what is tokenised, aligned
-    and scored is the dump's text.
+    An utterance is left out, listed in ``skipped`` and counted when it has no audio entry, no speaker, no text or an
+    empty one (unless ``text_optional``), unusable audio, or a length outside of the limits.  Utterances with unusable
+    audio are listed in ``failed``, too.  Without ``utt2spk`` every utterance is its own speaker.  Texts stay exactly as
+    they are, but in Unicode NFC and without control characters.
 
-    Returns:
-        :class:`Report`.  Raises KaldiError (damaged directory, nothing written).
+    Args:
+        data: the directory.
+        out: the directory ``dump/raw/<set>``.
+        settings: how audio is written; None: the defaults.
+        text_optional: whether utterances need no text.
+        nj: processes; 0 works in this one.
+        progress: called now and then.
+        clean: applied to the texts and to the reference words, so that the cleaned text is tokenised, aligned and
+            scored.
+
+    Raises:
+        KaldiError: a damaged directory, or nothing could be written.
     """
     directory, settings = read_data_dir(data), settings or Settings()
     if clean:
@@ -329,26 +422,31 @@ def format_dir(data, out, settings=None, *, text_optional=False, nj=0, progress=
     utt2spk = directory.utt2spk
     if utt2spk is None:
         utt2spk = {utterance: utterance for utterance in directory.utterances}
-    text, skipped, jobs = directory.text or {}, {}, []
+    text, jobs = directory.text or {}, []
+    skipped: dict[str, Reason] = {}
     for utterance in directory.utterances:
         if utterance not in directory.sources:
-            skipped[utterance] = "no-audio-entry", "not in wav.scp (or segments), or its recording is not"
+            skipped[utterance] = Reason("no-audio-entry", "not in wav.scp (or segments), or its recording is not")
         elif utterance not in utt2spk:
-            skipped[utterance] = "no-speaker", "not in utt2spk"
+            skipped[utterance] = Reason("no-speaker", "not in utt2spk")
         elif not text_optional and utterance not in text:
-            skipped[utterance] = "no-text", "not in text"
+            skipped[utterance] = Reason("no-text", "not in text")
         elif not text_optional and not text[utterance]:
-            skipped[utterance] = "empty-text", "text is empty"
+            skipped[utterance] = Reason("empty-text", "text is empty")
         else:
             jobs.append(Job(utterance, (directory.sources[utterance],), directory.speed.get(utterance, 1.0)))
-    ctm = None if directory.ctm is None else lambda utterance, _: directory.ctm.get(utterance)
     return make_dump(
-        out, jobs, settings, utt2spk=utt2spk, text=directory.text, ctm=ctm, skipped=skipped, nj=nj, progress=progress
-    )
+        out, jobs, settings, utt2spk=utt2spk, text=directory.text, times_of=_times_as_read(directory.ctm),
+        skipped=skipped, nj=nj, progress=progress,
+    )  # fmt: skip
+
+
+def _times_as_read(words: WordTimes | None) -> TimesOf | None:
+    return None if words is None else lambda utterance, _: words.get(utterance)
 
 
 def _clean_texts(directory: DataDir, clean: Callable[[str], str]) -> None:
-    """Clean the texts and the reference words of a directory, in place; what a word becomes has the word's times."""
+    """Clean the texts and the reference words of a directory, in place; the words made of one keep its times."""
     if directory.text is not None:
         directory.text = {utterance: clean(text) for utterance, text in directory.text.items()}
     if directory.ctm is not None:
@@ -358,8 +456,8 @@ def _clean_texts(directory: DataDir, clean: Callable[[str], str]) -> None:
         }
 
 
-def foreign_audio(dump, sample_rate):
-    """A list of :class:`Problem`: files of a dump that are not mono audio at ``sample_rate`` Hz, by their headers."""
+def foreign_audio(dump: str | PathLike, sample_rate: int) -> list[Problem]:
+    """Find the files of a dump whose headers do not say mono audio at ``sample_rate`` Hz; return [] or one problem."""
     foreign = []
     for utterance, path in read_table(Path(dump) / "wav.scp").items():
         try:
@@ -373,28 +471,39 @@ def foreign_audio(dump, sample_rate):
     return [Problem(str(Path(dump) / "wav.scp"), what, len(foreign), foreign[0])] if foreign else []
 
 
-def group(utt2spk, factor, order="consecutive", seed=0):
-    """Lists of at most ``factor`` utterances of one speaker; every utterance once.
+def group(utt2spk: Table, factor: int, order: str = "consecutive", seed: int = 0) -> list[list[str]]:
+    """Group the utterances of each speaker; every utterance is in one group.
 
-    Only a speaker's last list may be shorter.  ``order``: "consecutive" takes them in C order, "shuffled" in
-    a random order that depends on ``seed`` and the speaker alone.
+    Args:
+        utt2spk: speaker of each utterance.
+        factor: utterances of a group; a speaker's last group may have fewer.
+        order: "consecutive" takes a speaker's utterances in C order, "shuffled" in a random order that depends on
+            ``seed`` and the speaker alone.
+        seed: of the random order.
     """
-    groups = []
-    for speaker, utterances in sorted(spk2utt(utt2spk).items()):
-        utterances = utterances.split()
+    groups: list[list[str]] = []
+    for speaker, listed in sorted(spk2utt(utt2spk).items()):
+        utterances = listed.split()
         if order == "shuffled":
             random.Random(f"{seed} {speaker}").shuffle(utterances)
         groups += [utterances[i : i + factor] for i in range(0, len(utterances), factor)]
     return groups
 
 
-def join_ctm(words, utterances, lengths, gap, sample_rate):
-    """Words of utterances that follow one another, in the time of the whole.
+def join_ctm(
+    words: WordTimes, utterances: Sequence[str], lengths: Sequence[int], gap: int, sample_rate: int
+) -> list[Word]:
+    """Return the words of utterances that follow one another, with times in the joined recording.
 
     Args:
-        words: ``{utterance: [ctm.Word]}``; lengths: samples of each; gap: samples between two.
+        words: of each utterance, with times in it.
+        utterances: those that are joined, in order.
+        lengths: samples of each.
+        gap: samples between two.
+        sample_rate: Hz.
     """
-    joined, offset = [], 0
+    joined: list[Word] = []
+    offset = 0
     for utterance, length in zip(utterances, lengths, strict=True):
         shift = offset / sample_rate
         joined += [replace(word, start=word.start + shift, end=word.end + shift) for word in words.get(utterance, ())]
@@ -403,18 +512,37 @@ def join_ctm(words, utterances, lengths, gap, sample_rate):
 
 
 def longform_dir(
-    source, out, factor, *, order="consecutive", across_speakers=False, seed=0, settings=None, nj=0, progress=None
-):
-    """Join ``factor`` utterances at a time (paper, table IV) into a new dump.
+    source: str | PathLike,
+    out: str | PathLike,
+    factor: int,
+    *,
+    order: str = "consecutive",
+    across_speakers: bool = False,
+    seed: int = 0,
+    settings: Settings | None = None,
+    nj: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Join utterances (paper, table IV) into a new dump.
 
-    They are of one speaker, so that a speaker's last group is shorter; with ``across_speakers`` all groups but the
-    last of the set are full, and a long utterance counts as its first speaker's.
+    A long utterance is named ``<first utterance>-x<factor>``; ``utt2parts`` lists its utterances.  Texts are joined by
+    a blank.  A long utterance has no reference times when one of its utterances has text but no words in ``ref.ctm``.
 
-    Long utterances are named ``<first utterance>-x<factor>``; ``utt2parts`` lists what they hold.  Texts are
-    joined by a blank.  A long utterance with a part that has text but no ``ref.ctm`` words has no reference times.
+    Args:
+        source: the dump that is read.
+        out: the new dump.
+        factor: utterances of a long one; a speaker's last long utterance may have fewer.
+        order: "consecutive" or "shuffled", see :func:`group`.
+        across_speakers: joins utterances of different speakers, too, and counts a long utterance as its first
+            speaker's; only the last long utterance of the set may have fewer.
+        seed: of the random order.
+        settings: how audio is written; None: the defaults.
+        nj: processes; 0 works in this one.
+        progress: called now and then.
 
     Returns:
-        :class:`Report` that counts long utterances.
+        Counts of long utterances.
+
     Raises:
         KaldiError: bad factor, damaged dump, an utterance without audio or speaker, audio that cannot be read.
     """
@@ -432,24 +560,32 @@ def longform_dir(
     speeds = {directory.speed.get(item, 1.0) for item in utt2spk}
     if len(speeds) > 1:
         raise KaldiError(f"{source} mixes speeds (utt2speed): run `format` first and join its dump")
-    jobs = [Job(name, tuple(directory.sources[i] for i in items), *speeds) for name, items in groups.items()]
-    ctm = None
-    if directory.ctm is not None:
-
-        def ctm(name, lengths):
-            items = groups[name]
-            if any(item not in directory.ctm and (text or {}).get(item) for item in items):
-                return None
-            return join_ctm(directory.ctm, items, lengths, settings.gap, settings.sample_rate)
-
+    speed = next(iter(speeds), 1.0)
+    jobs = [Job(name, tuple(directory.sources[i] for i in items), speed) for name, items in groups.items()]
     joined = None
     if text is not None:
         joined = {name: " ".join(filter(None, (text.get(i, "") for i in items))) for name, items in groups.items()}
     report = make_dump(
         out, jobs, settings, utt2spk={name: utt2spk[items[0]] for name, items in groups.items()}, text=joined,
-        ctm=ctm, nj=nj, progress=progress, extra={"utt2parts": {n: " ".join(i) for n, i in groups.items()}},
+        times_of=_joined_times(directory, groups, settings), nj=nj, progress=progress,
+        extra={"utt2parts": {name: " ".join(items) for name, items in groups.items()}},
     )  # fmt: skip
     if report.skipped:
         _unfinish(Path(out))
         raise KaldiError(f"{out}: {report}; every utterance must be in: mend what {Path(out) / 'skipped'} lists")
     return report
+
+
+def _joined_times(directory: DataDir, groups: Mapping[str, list[str]], settings: Settings) -> TimesOf | None:
+    """Return the function that gives the words of long utterances; None for a source without ``ref.ctm``."""
+    words, text = directory.ctm, directory.text or {}
+    if words is None:
+        return None
+
+    def times(name: str, lengths: list[int]) -> list[Word] | None:
+        items = groups[name]
+        if any(item not in words and text.get(item) for item in items):
+            return None
+        return join_ctm(words, items, lengths, settings.gap, settings.sample_rate)
+
+    return times

@@ -3,22 +3,23 @@
 A directory holds ``wav.scp`` (recording -> audio), optionally ``segments`` (utterance -> part of a
 recording), ``text``, ``utt2spk`` and optionally ``spk2utt``, ``utt2dur`` and ``ref.ctm`` (reference word
 times in seconds).  Two files are ours: ``utt2speed`` (playback speed that ``format`` applies) and
-``utt2parts`` (what a long utterance was joined from).  ESPnet's dumps are such directories too.
+``utt2parts`` (the utterances in a joined one).  ESPnet's dumps are such directories, too.
 
-Everything is UTF-8 and sorted as ``LC_ALL=C sort`` does; that is the order of code points, hence of
-Python strings.  Nothing here touches audio.
+All files are UTF-8, sorted as ``LC_ALL=C sort`` does: by code points, as Python sorts strings.
+Nothing here touches audio.
 """
 
 import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from espnet_speechllm_xl.corpus.ctm import read_ctm
+from espnet_speechllm_xl.corpus.ctm import WordTimes, read_ctm
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import (
     CONTROL_CHARACTER,
@@ -34,11 +35,14 @@ TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples"
 
 LENGTHS = ("utt2dur", "utt2num_samples")
 
+Table: TypeAlias = dict[str, str]  # the lines ``key value`` of a file, in its order
+
 BLANKS = " \t"
 
-OTHER_END = re.compile(r"([\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]*(\S+)")  # of a line, and the word behind it
+# An end of line other than the line feed, and the word behind it.
+OTHER_END = re.compile(r"([\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]*(\S+)")
 
-# Defects that our own reader can do with.
+# Defects that our own reader accepts.
 UNSORTED = "ids not sorted as LC_ALL=C sort does"
 CUT_ID = "id holds a blank of Unicode, at which ESPnet would cut it"
 CONTROL = "control character within the line, where some readers end it"
@@ -52,63 +56,83 @@ class KaldiError(UserError):
 
 
 class Source(NamedTuple):
-    """Where the audio of an utterance is: a ``wav.scp`` entry, and seconds of it (``end`` None: to the end)."""
+    """Where the audio of an utterance is."""
 
-    entry: str
-    start: float = 0.0
-    end: float | None = None
-    channel: int | None = None  # 0-based
+    entry: str  # of wav.scp
+    start: float = 0.0  # seconds
+    end: float | None = None  # seconds; None: to the end
+    channel: int | None = None  # from 0; None: all
+
+
+class Segment(NamedTuple):
+    """A part of a recording, as a line of ``segments`` has it."""
+
+    recording: str
+    start: float  # seconds
+    end: float | None  # seconds; None: to the end
+    channel: int | None  # from 0; None: all
 
 
 class Problem(NamedTuple):
-    """One kind of defect in one file: how often it occurs, and where first."""
+    """One kind of defect in one file."""
 
     file: str
     what: str
-    count: int
-    first: str
+    times: int  # how often it occurs
+    first: str  # where it occurs first; "": nowhere in particular
 
-    def __str__(self):
-        times = f" ({self.count} times, first: {self.first})" if self.count > 1 else f" ({self.first})"
-        return f"{self.file}: {self.what}{times if self.first else ''}"
+    def __str__(self) -> str:
+        where = f" ({self.times} times, first: {self.first})" if self.times > 1 else f" ({self.first})"
+        return f"{self.file}: {self.what}{where if self.first else ''}"
 
 
 class Joined(NamedTuple):
-    """A set of joined recordings: ``factor`` utterances of ``base`` in each; ``way`` as in ``local/longform.sh``."""
+    """A set of joined recordings."""
 
-    base: str
-    factor: int
-    way: str = ""
+    base: str  # name of the set whose utterances are joined
+    factor: int  # how many are in each recording
+    way: str = ""  # as in local/longform.sh: "" (consecutive), "speaker" or "shuffled"
 
 
-def joined(name):
-    """The :class:`Joined` that a set's name says (``test_10x``, ``test_2x_shuffled``), or None."""
+def joined(name: str) -> Joined | None:
+    """Read the name of a set of joined recordings (``test_10x``, ``test_2x_shuffled``); None for other names."""
     match = re.fullmatch(r"(.+)_(\d+)x(?:_(speaker|shuffled))?", name)
     return Joined(match[1], int(match[2]), match[3] or "") if match else None
 
 
-def _rows(path):
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield (line number, key, value) of a table; the value is '' where the line has only a key."""
     try:
         for number, line in text_lines(path):
             line = line.strip(BLANKS)
             cut = min((line.find(blank) for blank in BLANKS if blank in line), default=len(line))
             value = line[cut:].strip(BLANKS)
-            yield number, line[:cut], value if value.strip() else ""  # of nothing but other blanks of Unicode
+            yield number, line[:cut], value if value.strip() else ""  # strip() sees Unicode's other blanks, too
     except FileNotFoundError:
         raise KaldiError(f"{path} does not exist: give a Kaldi data directory") from None
     except OSError as error:
         raise KaldiError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def scan_table(path, empty_values=False):
-    """Read a table leniently: (first value of every key, list of problems)."""
-    table, found, previous, name = {}, {}, "", str(path)
+def scan_table(path: Path, empty_values: bool = False) -> tuple[Table, list[Problem]]:
+    """Read a table leniently: the first value of every key, and the problems.
 
-    def note(what, first):
-        found.setdefault(what, [0, first])[0] += 1
+    Args:
+        path: of the file.
+        empty_values: lines may lack the value, as the lines of a file named ``text`` always may.
 
-    kind = FIELDS.get(path.name)
+    Raises:
+        KaldiError: the file cannot be read.
+    """
+    table: Table = {}
+    found: dict[str, Problem] = {}
+    previous = ""
+
+    def note(what: str, first: str) -> None:
+        before = found.get(what, Problem(str(path), what, 0, first))
+        found[what] = before._replace(times=before.times + 1)
+
+    values = FIELDS.get(path.name)
     for number, key, value in _rows(path):
         if not key:
             note("blank line", f"line {number}")
@@ -129,19 +153,20 @@ def scan_table(path, empty_values=False):
         if not value and not empty_values and path.name != "text":
             note("line without a value", f"'{key}', line {number}")
             continue
-        if kind and not fits(kind, value):
-            note(f"not {kind.what}", f"'{key}', line {number}")
+        if values and not fits(values, value):
+            note(f"not {values.what}", f"'{key}', line {number}")
         if key < previous:
             note(UNSORTED, f"'{key}' after '{previous}', line {number}")
         table[key], previous = value, key
-    return table, [Problem(name, what, *rest) for what, rest in found.items()]
+    return table, list(found.values())
 
 
-def read_table(path, empty_values=False):
+def read_table(path: str | PathLike, empty_values: bool = False) -> Table:
     """Read ``key value`` lines into a dict, in the file's order.
 
     Args:
-        empty_values: lines may lack the value, as those of a file named ``text`` always may (empty hypotheses).
+        path: of the file.
+        empty_values: lines may lack the value, as the lines of a file named ``text`` always may (empty hypotheses).
 
     Raises:
         KaldiError: missing file, not UTF-8, blank line, duplicate key, or missing value.
@@ -159,15 +184,15 @@ def read_table(path, empty_values=False):
 
 
 def fix_command(directory: str | Path, need_text: bool = True) -> str:
-    """Return what can be typed, anywhere, to have the defects of a data directory mended; it may have no texts."""
+    """Return a command, good in any folder, that mends the defects of a data directory, with texts or without."""
     options = [] if need_text and (Path(directory) / "text").is_file() else ["--no-text-ok"]
     script = Path(__file__).resolve().parents[2] / "local" / "run.sh"
-    start = [str(script)] if script.is_file() else []  # not of an installed package
+    start = [str(script)] if script.is_file() else []  # an installed package has no scripts
     command = [*start, "python3", "-m", "espnet_speechllm_xl.bin.data", "check"]
     return shlex.join([*command, str(Path(directory).absolute()), "--fix", *options])
 
 
-def write_table(path, table):
+def write_table(path: str | PathLike, table: Mapping[str, object]) -> None:
     """Write a dict as ``key value`` lines in C order, whole or not at all."""
     with atomic_write(path) as stream:
         for key in sorted(table):
@@ -175,25 +200,33 @@ def write_table(path, table):
 
 
 def without_controls(text: str) -> str:
-    """``text`` in which control characters that stand for a blank or an end of line are blanks, others are gone.
+    """Return ``text`` without control characters: blanks and ends of line become a blank, the others nothing.
 
-    Those that stand for something in another encoding are left.
+    Characters that another encoding uses for signs stay.
     """
 
-    def other(found):
+    def replacement(found: re.Match[str]) -> str:
         return found[0] if OF_ANOTHER_ENCODING.match(found[0]) else " " if found[0].isspace() else ""
 
-    return CONTROL_CHARACTER.sub(other, text).strip(BLANKS)
+    return CONTROL_CHARACTER.sub(replacement, text).strip(BLANKS)
 
 
-def refuse_hidden_lines(path: Path, texts: dict, heard: dict) -> None:
-    """Raise KaldiError where another end of line has the line of one more utterance behind it.
+def refuse_hidden_lines(path: Path, texts: Table, with_audio: Container[str]) -> None:
+    """Refuse texts in which an end of line other than the line feed hides the line of another utterance.
 
     Mended as a blank, it would give the words of one utterance to another.
+
+    Args:
+        path: of the texts, for the message.
+        texts: by utterance.
+        with_audio: ids of the utterances that have audio.
+
+    Raises:
+        KaldiError: there is such a text.
     """
     for utterance, value in texts.items():
         for found in OTHER_END.finditer(value):
-            if found[2] in heard and found[2] not in texts:
+            if found[2] in with_audio and found[2] not in texts:
                 how = "tr '\\r' '\\n'" if found[1] == "\r" else "to line feeds"
                 raise KaldiError(
                     f"{path}: U+{ord(found[1]):04X} ends the line of '{utterance}', and that of '{found[2]}' follows: "
@@ -201,26 +234,34 @@ def refuse_hidden_lines(path: Path, texts: dict, heard: dict) -> None:
                 )
 
 
-def normalise_text(text):
-    """Text exactly as given but for control characters, in Unicode NFC, so that equal words are equal strings."""
+def normalise_text(text: str) -> str:
+    """Return a text in Unicode NFC, so that equal words are equal strings, and without control characters."""
     return unicodedata.normalize("NFC", without_controls(text))
 
 
-def read_text(path):
-    """:func:`read_table` of texts, in Unicode NFC as hypotheses are; in a foreign dump marks may stand apart."""
+def read_text(path: str | PathLike) -> Table:
+    """Read a table of texts, in Unicode NFC as hypotheses are: other programs may write accents as signs of their own.
+
+    Raises:
+        KaldiError: see :func:`read_table`; the text of a line may be empty.
+    """
     return {utterance: normalise_text(text) for utterance, text in read_table(path, empty_values=True).items()}
 
 
-def spk2utt(utt2spk):
-    """``{speaker: "utt1 utt2 ..."}`` with the utterances in C order."""
-    speakers = {}
+def spk2utt(utt2spk: Table) -> Table:
+    """Return ``{speaker: "utt1 utt2 ..."}`` with the utterances in C order."""
+    speakers: dict[str, list[str]] = {}
     for utterance in sorted(utt2spk):
         speakers.setdefault(utt2spk[utterance], []).append(utterance)
     return {speaker: " ".join(utterances) for speaker, utterances in speakers.items()}
 
 
-def read_reference_times(directory):
-    """``ref.ctm`` of a directory as :func:`ctm.read_ctm` gives it; None if there is none."""
+def read_reference_times(directory: Path) -> WordTimes | None:
+    """Read ``ref.ctm`` of a directory; None if there is none.
+
+    Raises:
+        KaldiError: see :func:`ctm.read_ctm`.
+    """
     path = directory / "ref.ctm"
     try:
         return read_ctm(path) if path.exists() else None
@@ -230,32 +271,30 @@ def read_reference_times(directory):
 
 @dataclass
 class DataDir:
-    """A data directory in memory.  ``None`` stands for a file that the directory lacks.
-
-    ``sources`` has the utterances whose audio is known; ``utterances`` has every id that any file names.
-    """
+    """A data directory in memory.  None stands for a file that the directory lacks."""
 
     path: Path
-    sources: dict
-    text: dict | None = None
-    utt2spk: dict | None = None
-    speed: dict = field(default_factory=dict)
-    ctm: dict | None = None
-    utterances: list = field(default_factory=list)
+    sources: dict[str, Source]  # of the utterances whose audio is known
+    text: Table | None = None
+    utt2spk: Table | None = None
+    speed: dict[str, float] = field(default_factory=dict)
+    ctm: WordTimes | None = None
+    utterances: list[str] = field(default_factory=list)  # every id that any file names
 
 
-def parse_segment(value):
-    """``recording start end [channel]`` -> (recording, start, end, channel); ValueError if bad.
+def parse_segment(value: str) -> Segment:
+    """Read ``recording start end [channel]``; Kaldi writes the end -1 for "to the end".
 
-    Kaldi writes the end -1 for "to the end".
+    Raises:
+        ValueError: anything else.
     """
-    recording, start, end, *channel = value.split()
-    start, end = parse_seconds(start), None if float(end) == -1 else parse_seconds(end)
+    recording, first, last, *channel = value.split()
+    start, end = parse_seconds(first), None if float(last) == -1 else parse_seconds(last)
     if not start < (math.inf if end is None else end) or len(channel) > 1:
         raise ValueError
     if channel and not re.fullmatch(r"[0-9]{1,5}", channel[0]):
         raise ValueError
-    return recording, start, end, int(channel[0]) if channel else None
+    return Segment(recording, start, end, int(channel[0]) if channel else None)
 
 
 def _parse_samples(value: str) -> int:
@@ -272,12 +311,13 @@ def _parse_speed(value: str) -> float:
 
 
 class Field(NamedTuple):
-    """What the values of a table are: a function that raises ValueError for others, and words for it."""
+    """What the values of a table are."""
 
-    parse: Callable
-    what: str
+    parse: Callable[[str], object]  # raises ValueError for other values
+    what: str  # for messages
 
 
+# Name of a file -> its values.
 FIELDS = {
     "segments": Field(
         parse_segment, "`utterance recording start end [channel]` with 0 <= start < end and a channel counted from 0"
@@ -291,7 +331,7 @@ BAD_SPEED = f"not {FIELDS['utt2speed'].what}"  # only the user knows what it was
 
 
 def fits(field: Field, value: str) -> bool:
-    """Whether a value is one of that table."""
+    """Tell whether a table of such values may hold this one."""
     try:
         field.parse(value)
     except ValueError:
@@ -299,28 +339,32 @@ def fits(field: Field, value: str) -> bool:
     return True
 
 
-def _optional(path):
+def _optional(path: Path) -> Table | None:
     return read_table(path) if path.exists() else None
 
 
-def _sources(recordings, segments):
+def _sources(recordings: Table, segments: Table | None) -> dict[str, Source]:
     if segments is None:
         return {utterance: Source(entry) for utterance, entry in recordings.items()}
-    sources = {}
-    for utterance, value in segments.items():
-        recording, *part = parse_segment(value)
-        if recording in recordings:
-            sources[utterance] = Source(recordings[recording], *part)
-    return sources
+    parts = {utterance: parse_segment(value) for utterance, value in segments.items()}
+    return {
+        utterance: Source(recordings[part.recording], part.start, part.end, part.channel)
+        for utterance, part in parts.items()
+        if part.recording in recordings
+    }
 
 
-def read_speeds(path):
-    """Read ``utt2speed``: playback factors, positive numbers.  Raises KaldiError otherwise; {} if missing."""
+def read_speeds(path: str | PathLike) -> dict[str, float]:
+    """Read ``utt2speed``: playback factors, 1.0 as recorded; {} if there is no such file.
+
+    Raises:
+        KaldiError: one is no number in 0.1 .. 10.
+    """
     return {utterance: float(value) for utterance, value in (_optional(Path(path)) or {}).items()}
 
 
-def read_data_dir(path):
-    """Read a Kaldi directory or an ESPnet dump; files need not be sorted nor agree with each other.
+def read_data_dir(path: str | PathLike) -> DataDir:
+    """Read a Kaldi directory or an ESPnet dump; its files need not be sorted, nor agree with each other.
 
     Raises:
         KaldiError: no ``wav.scp``, or a damaged table (see :func:`read_table`, :func:`refuse_hidden_lines`).
@@ -328,9 +372,9 @@ def read_data_dir(path):
     path = Path(path)
     recordings, segments = read_table(path / "wav.scp"), _optional(path / "segments")
     text, utt2spk = _optional(path / "text"), _optional(path / "utt2spk")
-    heard = recordings if segments is None else segments
-    refuse_hidden_lines(path / "text", text or {}, heard)
-    named = set(heard) | set(text or ()) | set(utt2spk or ())
+    with_audio = recordings if segments is None else segments
+    refuse_hidden_lines(path / "text", text or {}, with_audio)
+    named = set(with_audio) | set(text or ()) | set(utt2spk or ())
     return DataDir(
         path=path,
         sources=_sources(recordings, segments),
@@ -342,8 +386,12 @@ def read_data_dir(path):
     )
 
 
-def read_list(path):
-    """Ids listed in a file, the first word of each line, each once.  Raises KaldiError if there are none."""
+def read_list(path: str | PathLike) -> list[str]:
+    """Read a list of ids: the first word of each line, each once, in C order.
+
+    Raises:
+        KaldiError: the list cannot be read, or is empty.
+    """
     table, problems = scan_table(Path(path), empty_values=True)
     for problem in problems:
         if problem.what == BYTES:
@@ -353,6 +401,6 @@ def read_list(path):
     return sorted(table)
 
 
-def kind_of_reason(reason):
-    """The reason without its figures and symbols, for counting."""
+def kind_of_reason(reason: str) -> str:
+    """Return a reason without its figures and symbols, for counting."""
     return reason.split(" (")[0].split(":")[0]

@@ -1,22 +1,33 @@
-"""Sound in Kaldi archives: entries ``FILE:OFFSET`` or ``FILE:OFFSET[RANGE]``, and the bytes that they mean."""
+"""Sound in Kaldi archives: entries ``FILE:OFFSET`` or ``FILE:OFFSET[RANGE]``, and the bytes at their place."""
 
 import re
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 UNKNOWN_BYTES = 0x7FFF0000  # writers to a pipe do not know the length: sox puts 0x7ffff000 there, ffmpeg 0xffffffff
 ANOTHER = re.compile(rb"RIFF.{4}WAVE|fLaC\0\0\0\x22", re.S)
 
 
-def split(entry: str) -> tuple[str | None, int, str | None]:
-    """``x.ark:123[0:5]`` -> (file, offset, range or None); the file is None for anything else."""
+class Place(NamedTuple):
+    """A place in an archive."""
+
+    archive: str  # path
+    offset: int  # bytes
+    part: str | None  # such as "[0:5]", see `ranges`; None: all
+
+
+def parse_entry(entry: str) -> Place | None:
+    """Read an entry such as ``x.ark:123[0:5]``; None for any other kind of entry."""
     match = re.fullmatch(r"(.+):(\d+)(\[[\d:, ]*\])?", entry)
-    return (match[1], int(match[2]), match[3]) if match else (None, 0, None)
+    return Place(match[1], int(match[2]), match[3]) if match else None
 
 
 def ranges(text: str) -> list[tuple[int, int | None]]:
-    """``[0:51,3]`` -> [(0, 52), (3, 4)]: rows and columns as Python counts them (Kaldi's last is inclusive); None: all.
+    """Read ranges of rows and columns: ``[0:51,3]`` gives [(0, 52), (3, 4)].
 
-    Raises ValueError for more than rows and columns, for steps, and for a range that ends before it begins.
+    Kaldi's last number is inclusive, ours is exclusive as in Python; None: to the end.
+
+    Raises:
+        ValueError: more than rows and columns, steps, or a range that ends before it begins.
     """
     found = []
     for part in text.strip("[]").split(","):
@@ -29,7 +40,7 @@ def ranges(text: str) -> list[tuple[int, int | None]]:
 
 
 def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
-    """The bytes of the sound file (RIFF, FLAC, or in kaldiio's wrapping) at ``offset``; None: there is none."""
+    """Return the bytes of the sound file (RIFF, FLAC, or wrapped by kaldiio) at ``offset``; None: there is none."""
     stream.seek(offset)
     head = stream.read(8)
     size = None
@@ -38,7 +49,7 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
         size = -1 if size >= UNKNOWN_BYTES else size + 8
     elif head[:4] == b"fLaC":
         size = _most_flac_bytes(stream, offset)
-    elif head[:5] == b"AUDIO" and len(head) > 5:  # then: how many bytes the length has, the length, the file
+    elif head[:5] == b"AUDIO" and len(head) > 5:  # followed by: how many bytes the length has, the length, the file
         stream.seek(offset + 6)
         size = int.from_bytes(stream.read(head[5]), "little")
         offset = stream.tell()
@@ -49,9 +60,9 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
 
 
 def is_endless(content: bytes) -> bool:
-    """Whether the sound that ``content`` begins with has no length in its header, and others stand behind it.
+    """Tell whether the first sound of ``content`` has no length in its header, although other sounds follow it.
 
-    Where it ends is then unknown, and those behind it would be heard as a part of it.
+    Its end is then unknown, and the others would be read as a part of it.
     """
     data = content.find(b"data", 12, 4096)
     if content[:4] == b"RIFF":
@@ -62,13 +73,13 @@ def is_endless(content: bytes) -> bool:
 
 
 def is_matrix_at(stream: BinaryIO, offset: int) -> bool:
-    """Whether features (Kaldi's binary matrix, numpy's array) stand at ``offset``."""
+    """Tell whether features (Kaldi's binary matrix, numpy's array) stand at ``offset``."""
     stream.seek(offset)
     return stream.read(3).startswith((b"\0B", b"NPY"))
 
 
 def _most_flac_bytes(stream: BinaryIO, offset: int) -> int:
-    """How many bytes the FLAC stream at ``offset`` has at the most (RFC 9639: metadata blocks); -1: it does not say."""
+    """Return the most bytes that the FLAC stream at ``offset`` can have (RFC 9639: metadata blocks); -1: unknown."""
     stream.seek(offset + 8)
     info = stream.read(18)
     shortest, numbers = int.from_bytes(info[:2], "big"), int.from_bytes(info[10:], "big")

@@ -1,4 +1,4 @@
-"""What transcripts hold that recognisers stumble over, and how it is cleaned away.
+"""Remarks on transcripts that make recognisers stumble, and cleaners of texts.
 
 Tables are ``{utterance: text}``; every remark is one line.
 """
@@ -6,69 +6,73 @@ Tables are ``{utterance: text}``; every remark is one line.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from espnet_speechllm_xl.corpus.kaldi import Table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import CONVERT, NOT_UTF8, text_lines
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise
 
 # <noise>, [noise], (laughs), {breath}
 TAG = re.compile(r"<[^<>]{1,40}>|\[[^\[\]]{1,40}\]|\([^()]{1,40}\)|\{[^{}]{1,40}\}")
-RARE = 5  # what occurs less often is hardly learnt
-LISTED = 10  # of many symbols, so many are named
+RARE = 5  # a model hardly learns a symbol that occurs less often
+LISTED = 10  # so many of many symbols are named
 CASES = ("lower case", "UPPER CASE", "Both Cases")
 
 
-def remarks(name: str, texts: dict[str, str], rare: int = RARE, symbols: Sequence[str] = ()) -> list[str]:
-    """Say what stands out in the transcripts of the file ``name``: tags, digits, cases, symbols rarer than ``rare``.
+def remarks(name: str, texts: Table, rare: int = RARE, symbols: Sequence[str] = ()) -> list[str]:
+    """Remark on the transcripts of a file: on tags, digits, several cases, and rare symbols.
 
-    Tags that are among the ``symbols`` of ``--nlsyms`` do not.
+    Args:
+        name: of the file, for the remarks.
+        texts: the transcripts.
+        rare: a symbol that occurs less often is rare.
+        symbols: those of ``--nlsyms``; such tags are all right.
     """
-    tags, plain = Counter(), {}
-    with_tags, with_digits = [], []
-    for utterance, text in texts.items():
-        found = TAG.findall(text)
-        plain[utterance] = TAG.sub(" ", text) if found else text
-        found = [tag for tag in found if tag not in symbols]
-        tags.update(found)
-        with_tags += [utterance] if found else []
-        with_digits += [utterance] if any(map(str.isdigit, plain[utterance])) else []
+    tags = Counter(tag for text in texts.values() for tag in _tags(text, symbols))
+    plain = {utterance: TAG.sub(" ", text) for utterance, text in texts.items()}
     said = []
     if tags:
+        with_tags = [utterance for utterance, text in texts.items() if _tags(text, symbols)]
         listed = _listed(f"{tag} {count}" for tag, count in tags.most_common())
         said.append(f"{name}: tags in {_share(with_tags, texts)}: {listed}; --nlsyms makes each one token")
-    if with_digits:
+    if with_digits := [utterance for utterance, text in plain.items() if any(map(str.isdigit, text))]:
         advice = "one number has many readings: spell them out (in English --cleaner tacotron)"
         said.append(f"{name}: digits in {_share(with_digits, texts)}; {advice}")
-    said += _mixed_cases(name, plain)
-    counts = Counter(character for text in plain.values() for character in normalise(text).replace(" ", ""))
-    seldom = sorted((count, character) for character, count in counts.items() if count < rare)
-    if seldom:
-        listed = _listed(f"{shown(character)} {count}" for count, character in seldom)
-        said.append(f"{name}: {len(seldom)} of {len(counts)} symbols occur fewer than {rare} times: {listed}")
-    return said
+    return said + _mixed_cases(name, plain) + _rare_symbols(name, plain, rare)
 
 
-def _listed(items) -> str:
+def _tags(text: str, symbols: Sequence[str]) -> list[str]:
+    return [tag for tag in TAG.findall(text) if tag not in symbols]
+
+
+def _rare_symbols(name: str, texts: Table, rare: int) -> list[str]:
+    counts = Counter(character for text in texts.values() for character in normalise(text).replace(" ", ""))
+    found = sorted((count, character) for character, count in counts.items() if count < rare)
+    listed = _listed(f"{shown(character)} {count}" for count, character in found)
+    return [f"{name}: {len(found)} of {len(counts)} symbols occur fewer than {rare} times: {listed}"] if found else []
+
+
+def _listed(items: Iterable[str]) -> str:
     items = list(items)
     more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
     return ", ".join(items[:LISTED]) + more
 
 
-def _share(utterances: list, texts: dict) -> str:
+def _share(utterances: Sequence[str], texts: Table) -> str:
     return f"{len(utterances)} of {len(texts)} utterances (first '{utterances[0]}')"
 
 
 def shown(character: str) -> str:
-    """A symbol as itself, or as U+XXXX where nothing would be seen of it."""
+    """Return a symbol as itself, or as U+XXXX where it could not be seen."""
     seen = character.isprintable() and not unicodedata.category(character).startswith(("M", "Z"))
     return f"'{character}'" if seen else f"U+{ord(character):04X}"
 
 
-def _by_case(texts: dict[str, str]) -> dict[str, list]:
-    """The utterances that hold letters of each of :data:`CASES`; those without such letters are in none."""
-    found = {case: [] for case in CASES}
+def _by_case(texts: Table) -> dict[str, list[str]]:
+    """Return the utterances of each of :data:`CASES`; an utterance without upper or lower case is in none."""
+    found: dict[str, list[str]] = {case: [] for case in CASES}
     for utterance, text in texts.items():
         lower, upper = text != text.upper(), text != text.lower()
         if lower or upper:
@@ -76,7 +80,7 @@ def _by_case(texts: dict[str, str]) -> dict[str, list]:
     return found
 
 
-def _mixed_cases(name: str, texts: dict[str, str]) -> list[str]:
+def _mixed_cases(name: str, texts: Table) -> list[str]:
     groups = [(case, utterances) for case, utterances in _by_case(texts).items() if utterances]
     if len(groups) < 2:
         return []
@@ -84,14 +88,15 @@ def _mixed_cases(name: str, texts: dict[str, str]) -> list[str]:
     return [f"{name}: utterances in several cases: {listed}"]
 
 
-def case_of(texts: dict[str, str]) -> str | None:
-    """The one of :data:`CASES` that most utterances have; None where there are no cases."""
-    counts = {case: len(utterances) for case, utterances in _by_case(texts).items()}
-    return max(counts, key=counts.get) if any(counts.values()) else None
+def case_of(texts: Table) -> str | None:
+    """Return the one of :data:`CASES` that most utterances have; None where there are no cases."""
+    groups = _by_case(texts)
+    case = max(groups, key=lambda name: len(groups[name]))
+    return case if groups[case] else None
 
 
-def case_differences(sets: dict[str, dict[str, str]]) -> list[str]:
-    """Say which of the sets, by the names of their files, are not in the case of the first."""
+def case_differences(sets: Mapping[str, Table]) -> list[str]:
+    """Remark on the sets, by the names of their files, that are not in the case of the first one."""
     cases = {name: case_of({key: TAG.sub(" ", text) for key, text in texts.items()}) for name, texts in sets.items()}
     first, wanted = next(iter(cases.items()))
     advice = "words in another case count as errors: make them alike (--cleaner lower)"
@@ -102,25 +107,34 @@ def case_differences(sets: dict[str, dict[str, str]]) -> list[str]:
     ]
 
 
-def losses(name: str, texts: dict[str, str], tokenizer: Tokenizer) -> list[str]:
-    """Say which symbols of the transcripts no token gives back, and whether others come back otherwise."""
-    lost, without, others = Counter(), [], []
+def losses(name: str, texts: Table, tokenizer: Tokenizer) -> list[str]:
+    """Remark on symbols for which a tokenizer has no token, and on texts that their tokens do not give back.
+
+    Args:
+        name: of the file of the transcripts, for the remarks.
+        texts: the transcripts.
+        tokenizer: encodes them.
+    """
+    unknown: Counter[str] = Counter()
+    with_unknown: list[str] = []
+    changed: list[tuple[str, str, str]] = []  # utterance, text, text of its tokens
     for utterance, text in texts.items():
         text = normalise(text)
-        given = normalise(tokenizer.decode(tokenizer.encode(text)[0]))
-        unknown = tokenizer.unknown(text)
-        lost.update(unknown)
-        without += [utterance] if unknown else []
-        others += [(utterance, text, given)] if given != text and not unknown else []
+        decoded = normalise(tokenizer.decode(tokenizer.encode(text)[0]))
+        if characters := tokenizer.unknown(text):
+            unknown.update(characters)
+            with_unknown.append(utterance)
+        elif decoded != text:
+            changed.append((utterance, text, decoded))
     said = []
-    if lost:
-        listed = _listed(f"{shown(character)} {count}" for character, count in lost.most_common())
-        said.append(f"{name}: the tokenizer has no token for {listed}, in {_share(without, texts)}")
-    if others:
-        utterance, text, given = others[0]
+    if unknown:
+        listed = _listed(f"{shown(character)} {count}" for character, count in unknown.most_common())
+        said.append(f"{name}: the tokenizer has no token for {listed}, in {_share(with_unknown, texts)}")
+    if changed:
+        utterance, text, decoded = changed[0]
         said.append(
-            f"{name}: {len(others)} of {len(texts)} transcripts come back otherwise from their tokens, first "
-            f"'{utterance}': '{_cut(text)}' as '{_cut(given)}'; the difference counts as errors"
+            f"{name}: {len(changed)} of {len(texts)} transcripts come back otherwise from their tokens, first "
+            f"'{utterance}': '{_cut(text)}' as '{_cut(decoded)}'; the difference counts as errors"
         )
     return said
 
@@ -130,14 +144,14 @@ def _cut(text: str) -> str:
 
 
 def read_symbols(path: str) -> list[str]:
-    """The symbols of a file for ``--nlsyms``, one a line; [] for "" and "none".
+    """Read a file of symbols for ``--nlsyms``, one a line; [] for "" and "none".
 
     Raises:
         UserError: no such file, bytes that are no UTF-8, a blank within a symbol, or no symbol.
     """
     if path in ("", "none"):
         return []
-    symbols = {}
+    symbols: dict[str, None] = {}  # an ordered set
     if not Path(path).is_file():
         raise UserError(f"--nlsyms {path} is no file: give one with a symbol such as <noise> on each line")
     for number, line in text_lines(path):
@@ -152,12 +166,13 @@ def read_symbols(path: str) -> list[str]:
     return list(symbols)
 
 
-def cleaner(names: str, symbols: list[str]) -> Callable[[str], str]:
-    """Return what ``--cleaner`` does to a text: ESPnet's cleaners, ``lower`` or ``upper``, one after the other.
+def cleaner(names: str, symbols: Sequence[str]) -> Callable[[str], str]:
+    """Return the function of a text for ``--cleaner``: ESPnet's cleaners, ``lower`` or ``upper``, one after the other.
 
     Args:
         names: separated by blanks; "" and "none" leave a text as it is.
-        symbols: those of :func:`read_symbols`; they are left alone.
+        symbols: those of :func:`read_symbols`; they stay as they are.
+
     Raises:
         UserError: an unknown name, or a cleaner whose package is not installed.
     """
@@ -167,9 +182,9 @@ def cleaner(names: str, symbols: list[str]) -> Callable[[str], str]:
     longest_first = sorted(symbols, key=len, reverse=True)
     kept = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if symbols else None
 
-    def clean(text):
+    def clean(text: str) -> str:
         parts = kept.split(text) if kept else [text]
-        for index in range(0, len(parts), 2):  # the others are the symbols
+        for index in range(0, len(parts), 2):  # every second part is a symbol
             for step in steps if parts[index].strip() else ():
                 parts[index] = step(parts[index])
         return normalise(" ".join(parts))

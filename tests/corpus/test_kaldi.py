@@ -166,7 +166,7 @@ def spoil(data):
 def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     data = make(tmp_path / "d", LENGTHS, ctm=True)
     spoil(data)
-    problems = {(Path(item.file).name, item.what): (item.count, item.first) for item in directories.check_dir(data)}
+    problems = {(Path(item.file).name, item.what): (item.times, item.first) for item in directories.check_dir(data)}
     assert problems == {
         ("text", "ids not sorted as LC_ALL=C sort does"): (4, "'bob-1' after 'bob-2', line 2"),
         ("text", "duplicate id"): (1, "'ann-1', line 6"),
@@ -306,7 +306,7 @@ def test_segments_are_checked(tmp_path):
     for name in ("text", "utt2spk"):
         kaldi.write_table(data / name, {f"rec-{i}": "rec" for i in range(1, 6)})
     kaldi.write_table(data / "spk2utt", kaldi.spk2utt(kaldi.read_table(data / "utt2spk")))
-    found = {item.what: (item.count, item.first) for item in directories.check_dir(data)}
+    found = {item.what: (item.times, item.first) for item in directories.check_dir(data)}
     assert found == {
         f"not {kaldi.FIELDS['segments'].what}": (2, "'rec-3', line 3"),
         "recording is not in wav.scp": (1, "'rec-2'"),
@@ -357,7 +357,7 @@ def test_numbers_that_are_no_times_are_named_and_dropped(tmp_path, bad):
     (data / "utt2dur").write_text(f"rec-1 1\nrec-3 {bad}x\n")
     (data / "ref.ctm").write_text(f"rec-1 1 0 0.2 A\nrec-2 1 0 {bad}y B\nrec-3 1 0.5 0.1 C\nrec-3 1 0.2 0.1 D\n")
     what = {name: f"not {field.what}" for name, field in kaldi.FIELDS.items()}
-    found = {(Path(item.file).name, item.what): (item.count, item.first) for item in directories.check_dir(data)}
+    found = {(Path(item.file).name, item.what): (item.times, item.first) for item in directories.check_dir(data)}
     assert found[("segments", what["segments"])] == (2, "'rec-2', line 2")
     assert found[("utt2dur", what["utt2dur"])] == (1, "'rec-3', line 2")
     count, first = found[("ref.ctm", "not words with their times")]
@@ -374,7 +374,7 @@ def test_reference_times_are_put_in_order(tmp_path):
     lines = (data / "ref.ctm").read_text().splitlines()
     (data / "ref.ctm").write_text("\n".join([*lines[1::2], *lines[::2]]) + "\n")
     (problem,) = directories.check_dir(data)
-    assert (problem.count, Path(problem.file).name) == (5, "ref.ctm") and "'WORD0' starts at 0.1 s" in problem.first
+    assert (problem.times, Path(problem.file).name) == (5, "ref.ctm") and "'WORD0' starts at 0.1 s" in problem.first
     directories.fix_dir(data)
     assert (data / "ref.ctm").read_text().splitlines() == lines and directories.check_dir(data) == []
 
@@ -383,7 +383,7 @@ def test_bytes_that_are_no_utf8_are_all_named_and_nothing_is_guessed(tmp_path, c
     data = make(tmp_path / "d", LENGTHS, ctm=True)
     (data / "text").write_bytes((data / "text").read_bytes().replace(b"WORD1", b"caf\xe9").replace(b"WORD3", b"\xff"))
     (data / "ref.ctm").write_bytes((data / "ref.ctm").read_bytes().replace(b"WORD1", b"caf\xe9"))
-    found = {(Path(item.file).name, item.what): (item.count, item.first) for item in directories.check_dir(data)}
+    found = {(Path(item.file).name, item.what): (item.times, item.first) for item in directories.check_dir(data)}
     convert = "convert the file (iconv -f ENCODING -t UTF-8)"
     assert found == {
         ("text", "bytes that are no UTF-8"): (2, "line 2"),
