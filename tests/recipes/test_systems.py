@@ -101,8 +101,8 @@ def test_searches_of_stock_espnet_are_files_of_the_repository_and_of_the_recipe(
     own = recipe.recipe / "conf/espnet/decode_asr_ctc_mine.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text("beam_size: 2\n")
-    options = ["--system", "espnet_ctc", "--stop-stage", "decode", "--searches", "mine greedy", "--decode-args", "--nbest 2"]
-    calls = recipe.run("--stage", "tokens", *options)
+    options = ["--system", "espnet_ctc", "--stop-stage", "decode", "--searches", "mine greedy"]
+    calls = recipe.run("--stage", "tokens", *options, "--decode-args", "--nbest 2")
     assert summary(calls)[1:] == [
         "asr_inference conf/espnet/decode_asr_ctc_mine.yaml -> exp/asr_ctc_tiny/decode_mine: valid dev",
         "asr_inference conf/espnet/decode_asr_ctc_greedy.yaml -> exp/asr_ctc_tiny/decode_greedy: valid dev",
@@ -135,9 +135,11 @@ def test_help_lists_the_systems():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_its_configurations(system):
     """In all sizes of the recipes; a new system needs these files and a function in systems.sh."""
-    prefix = "espnet/train_asr_" + system.removeprefix("espnet_") + "_"
-    if not system.startswith("espnet_"):
-        prefix = "train_" if system in ("speechllm_xl", "nonstreaming", "nonstreaming_full", "reallm") else f"train_{system}_"
+    prefix = f"train_{system}_"
+    if system in ("speechllm_xl", "nonstreaming", "nonstreaming_full", "reallm"):
+        prefix = "train_"
+    elif system.startswith("espnet_"):
+        prefix = f"espnet/train_asr_{system.removeprefix('espnet_')}_"
     for size, folder in (("tiny", "conf"), ("paper", "conf"), ("an4", "egs2/an4/speechllm_xl1/conf")):
         assert yaml.safe_load((ROOT / folder / f"{prefix}{size}.yaml").read_text(encoding="utf-8"))
 

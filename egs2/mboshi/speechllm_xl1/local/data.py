@@ -2,7 +2,8 @@
 
     python3 local/data.py --downloads DIR --out DATA
 
-DIR (default: ``$SPEECHLLM_XL_DATA``, else ``downloads``) holds mboshi.tar, data/ and ref_alignments/, or a directory mboshi with them.
+DIR (default: ``$SPEECHLLM_XL_DATA``, else ``downloads``) holds mboshi.tar, data/ and ref_alignments/, or a directory
+mboshi with them.
 
 DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash, so that none is in both) and ``dev``
 (the corpus's own, for reporting); the audio goes to ``DATA/mboshi``.  Word times:
