@@ -106,7 +106,7 @@ def test_the_page_names_what_there_is():
         assert (ROOT / path).exists(), path
     template = ROOT / "egs2/TEMPLATE/speechllm_xl1"
     declared = "".join((template / f"{name}.sh").read_text(encoding="utf-8") for name in ("speechllm_xl", "options"))
-    for option in set(re.findall(r"--([a-z-]+)(?![\w-])", PAGE)) - {"help"}:
+    for option in set(re.findall(r"--([a-z][a-z-]*)(?![\w-])", PAGE)) - {"help"}:
         assert re.search(rf"^{option.replace('-', '_')}=", declared, re.MULTILINE), option
     script = (RECIPE / "run.sh").read_text(encoding="utf-8")
     for option in re.findall(r"^- `--([a-z-]+)", PAGE, re.MULTILINE):
