@@ -14,7 +14,7 @@ if [ -z "$work" ]; then
 fi
 mkdir -p "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
 work=$(cd "$work" && pwd -P)
-cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run*.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
+cp -r "$repo/egs2/mini_espeak/speechllm_xl1/"{run.sh,local} "$work/egs2/mini_espeak/speechllm_xl1/"
 ln -sfn "$repo/egs2/TEMPLATE" "$work/egs2/TEMPLATE" # the driver follows the link to the repository and its environment
 cp "$repo/.gitignore" "$work/"
 cd "$work/egs2/mini_espeak/speechllm_xl1" || exit 1
@@ -39,11 +39,10 @@ summary() {
 }
 
 # run LOG OPTION...: the recipe with a micro model; the end of the log is shown when it fails.
-script=run.sh
 run() {
   local log=$work/$1.log
   shift
-  if ! "./$script" --data-opts "--size tiny --nj 1" --vocab-size 60 --nj 1 --beam-size 2 --longform-factors 2 \
+  if ! ./run.sh --data-opts "--size tiny --nj 1" --vocab-size 60 --nj 1 --beam-size 2 --longform-factors 2 \
     --train-config "$repo/tests/conf/train_micro.yaml" --aligner-config "$repo/tests/conf/train_aligner_micro.yaml" \
     "$@" >"$log" 2>&1; then
     tail -n 30 "$log" | sed 's/^/  | /'
@@ -154,23 +153,23 @@ check "they need no aligner" says "$work/fourth.log" "stage 5: aligner: nothing 
 check "all utterances have them" same utterances 24 "$(lines exp/reference/aligned/train/char_ends)"
 check "a model on them" filled exp/reference/{1epoch.pth,valid.acc_text.ave.pth}
 
-# baseline SCRIPT TAG "SEARCHES" OPTION...: trained for an epoch on what is there, decoded with every search
+# baseline SYSTEM "SEARCHES" OPTION...: trained for an epoch on what is there, decoded with every search
 baseline() {
-  local script=$1 tag=$2 searches=$3 search
-  shift 3
-  run "$tag" --stage aligner --stop-stage pack --tag "$tag" "$@" || return 1
+  local tag=$1 searches=$2 search
+  shift 2
+  run "$tag" --system "$tag" --stage aligner --stop-stage pack --tag "$tag" "$@" || return 1
   for search in $searches; do
     filled "exp/$tag/decode_$search/"{dev,test,test_2x}/{text,decode.json,score_wer/result.txt} || return 1
     says "$results" "^|decode_$search/test_2x|" || return 1
   done
   filled "exp/$tag.zip"
 }
-check "CTC" baseline run_ctc.sh ctc "greedy prefix_beam" --train-config "$repo/tests/conf/train_ctc_micro.yaml"
-check "transducer" baseline run_transducer.sh transducer "greedy default alsd" --init ctc \
+check "CTC" baseline ctc "greedy prefix_beam" --train-config "$repo/tests/conf/train_ctc_micro.yaml"
+check "transducer" baseline transducer "greedy default alsd" --init ctc \
   --train-config "$repo/tests/conf/train_transducer_micro.yaml"
-check "chunked AED" baseline run_chunked_aed.sh chunked_aed "greedy alsd" \
+check "chunked AED" baseline chunked_aed "greedy alsd" \
   --train-config "$repo/tests/conf/train_chunked_aed_micro.yaml"
-check "CTC-prompt-LM" baseline run_ctc_prompt_lm.sh ctc_prompt_lm "greedy alsd" \
+check "CTC-prompt-LM" baseline ctc_prompt_lm "greedy alsd" \
   --train-config "$repo/tests/conf/train_ctc_prompt_lm_micro.yaml"
 check "a baseline needs no alignment" says "$work/transducer.log" "stage 6: align: nothing to do (--system transducer)"
 check "it began with the encoder of CTC" says exp/transducer/config.yaml "exp/ctc/valid.ter.ave.pth:acoustic:acoustic"
@@ -179,12 +178,12 @@ check "a start that is not there is refused" no_such_init
 check "and named" says "$work/none_such.log" "--init none_such: give aligner, none, or a model"
 check "a baseline from random weights" run init --stage train --stop-stage train --system ctc --init none --tag init \
   --train-config "$repo/tests/conf/train_ctc_micro.yaml"
-check "non-streaming SpeechLLM" baseline run_nonstreaming.sh nonstreaming "greedy alsd" --train-args "--max_epoch 1"
+check "non-streaming SpeechLLM" baseline nonstreaming "greedy alsd" --train-args "--max_epoch 1"
 check "one chunk holds all audio" says exp/nonstreaming/config.yaml "^    chunk: null"
 check "with a full-context encoder" run full --stage train --stop-stage decode --system nonstreaming_full --tag full \
   --train-args "--max_epoch 1"
 check "its segment is the utterance" says exp/full/config.yaml "^    segment: null"
-check "ReaLLM" baseline run_reallm.sh reallm "greedy alsd" --train-args "--max_epoch 1 --chunking_conf delay=12"
+check "ReaLLM" baseline reallm "greedy alsd" --train-args "--max_epoch 1 --chunking_conf delay=12"
 check "its chunks are 240 ms" says exp/reallm/config.yaml "^    chunk: 6"
 
 one_damaged_file() { # the recipe goes on, and its status tells
@@ -200,10 +199,37 @@ check "one damaged file stops nothing else" one_damaged_file
 
 clean() { # a clone after a run: `git status` shows nothing
   local new
-  git -C "$work" init -q && git -C "$work" add .gitignore 'egs2/*/*/run*.sh' 'egs2/*/*/local/*' egs2/TEMPLATE || return 1
+  git -C "$work" init -q && git -C "$work" add .gitignore 'egs2/*/*/run.sh' 'egs2/*/*/local/*' egs2/TEMPLATE || return 1
   new=$(git -C "$work" ls-files --others --exclude-standard egs2) || return 1
   [ -z "$new" ] || { printf '  | untracked: %s\n' "$new"; return 1; }
 }
 check "a clone stays clean" clean
+
+# Real speech where it is at hand: two of the digits, learnt from nothing by a micro CTC.
+digits() {
+  mkdir -p "$work/egs2/fsdd/speechllm_xl1" && cd "$work/egs2/fsdd/speechllm_xl1" || return 1
+  cp -r "$repo/egs2/fsdd/speechllm_xl1/"{run.sh,local} .
+  if ! ./run.sh --data-opts "--digits 2" --nj 1 --system ctc --init none --searches greedy --stop-stage score \
+    --train-config "$repo/tests/conf/train_ctc_micro.yaml" --train-args "--max_epoch 24" >"$work/digits.log" 2>&1; then
+    tail -n 30 "$work/digits.log" | sed 's/^/  | /'
+    return 1
+  fi
+}
+counted() { # 6 speakers, 50 takes of 2 digits each: 5 for the test, 5 for dev, 40 to train on
+  local set
+  for set in train:480 dev:60 test:60; do
+    same "${set%:*}" "${set#*:}" "$(lines "dump/raw/${set%:*}/text")" || return 1
+  done
+}
+learnt() { # words of the test set that are right, in percent
+  local right
+  right=$(sed -n '/^### WER/,/^### CER/s/^|decode_greedy\/test|60|60|\([0-9]*\)\..*/\1/p' exp/RESULTS.md)
+  [ "${right:-0}" -ge 70 ] || { echo "  | of zero and one, ${right:-?} % are right"; return 1; }
+}
+if [ -d "${SPEECHLLM_XL_DATA:-}/fsdd" ]; then
+  check "digits of real speakers" digits
+  check "all takes are in their sets" counted
+  check "seven of ten are right" learnt
+fi
 
 summary

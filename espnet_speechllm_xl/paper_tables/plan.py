@@ -4,7 +4,7 @@ All of it is declared in ``conf/paper_tables.yaml``; this module reads it and lo
 
     table   rows and sets (columns) as in the paper
     row     one system, decoded by one search
-    system  one training of a recipe's script; several rows and tables may share it, several seeds may repeat it
+    system  one training of a recipe; several rows and tables may share it, several seeds may repeat it
 
     exp/<tag>[_s<seed>]/decode_<search>/<set>/        seed 1 has the bare tag, as the recipe's own model
 """
@@ -23,10 +23,9 @@ from espnet_speechllm_xl.settings import from_dict, read_yaml
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "conf" / "paper_tables.yaml"
 
-# Options that this module gives to the recipes' scripts.
-OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "train-args", "asr-args",
-               "aligner-args", "expdir", "system", "alignment", "init", "train-config", "asr-config",
-               "decode-tag", "decode-args", "inference-args", "align-sets")  # fmt: skip
+# Options that this module gives to the recipes' run.sh.
+OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "train-args", "aligner-args", "expdir", "system", "size",
+               "alignment", "init", "train-config", "decode-tag", "decode-args", "align-sets")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Corpus:
     test: str
     directory: str  # of the recipe, from the root of the repository
     expdir: str = "exp"
-    options: list = field(default_factory=list)  # of all its scripts
+    options: list = field(default_factory=list)  # of run.sh
     aligner_args: str = ""
     train_args: str = ""  # of all its trainings
     system_args: dict = field(default_factory=dict)  # {system: more of them, of its own}
@@ -57,22 +56,20 @@ class Corpus:
 
 @dataclass(frozen=True)
 class System:
-    """One training: a script of the recipe with its options."""
+    """One training: a system of the recipe's run.sh, with more options."""
 
-    script: str
     tag: str  # directory in exp/
     only: list = field(default_factory=list)  # corpora whose tables have its rows; none: all
-    stage: str = "train"  # of the script, to begin with
+    system: str = "speechllm_xl"  # --system of run.sh
+    stage: str = "train"  # of run.sh, to begin with
     after: str | None = None  # system that is to be trained before
     options: list = field(default_factory=list)
     train_args: str = ""
-    train_option: str = "--train-args"  # of the script: takes options of ESPnet's training
-    decode_option: list = field(default_factory=lambda: ["--searches", "{search}"])  # of the script, and one search
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is SpeechLLM-XL, which ``run.sh`` trains; plots mark it."""
-        return self.script == "run.sh"
+        """Whether it is SpeechLLM-XL, which plots mark."""
+        return self.system == "speechllm_xl"
 
 
 @dataclass(frozen=True)
@@ -272,19 +269,18 @@ class Plan:
         one = self.systems[system]
         longform = any(joined(dataset) for _, dataset in self.decodings(system))
         train_args = f"{self._train_args(system)} --seed {seed}".strip()
-        decode, form = one.decode_option
-        searches = " ".join(form.replace("{search}", search) for search in self.searches(system))
         return [
-            *(f"./{one.script}", "--stage", one.stage, "--stop-stage", "longform" if longform else "decode"),
-            *("--tag", self._tag(system, seed), "--expdir", self.expdir, decode, searches),
-            *(one.train_option, train_args, *one.options, *self.corpus.options, *extra),
+            *("./run.sh", "--system", one.system),
+            *("--stage", one.stage, "--stop-stage", "longform" if longform else "decode"),
+            *("--tag", self._tag(system, seed), "--expdir", self.expdir, "--searches", " ".join(self.searches(system))),
+            *("--train-args", train_args, *one.options, *self.corpus.options, *extra),
         ]
 
 
 def check_extra(options):
-    """Raises UserError for an option of the recipes' scripts that the rows set themselves, and for no option."""
+    """Raises UserError for an option of run.sh that the rows set themselves, and for no option."""
     if options and not options[0].startswith("--"):
-        raise UserError(f"'{options[0]}' is no option: what is for the recipe's scripts goes after --, as --name value")
+        raise UserError(f"'{options[0]}' is no option: what is for the recipe's run.sh goes after --, as --name value")
     if "--dumpdir" in options:
         raise UserError("--dumpdir: the tables are scored against the recipe's own dump: give --kaldi-data DIR/raw")
     for option in options:
@@ -329,11 +325,7 @@ def _is_required(each):
 def _systems(path, content):
     """All of the YAML, ``{name: System}``."""
     systems = {name: _part(System, path, content, "systems", name) for name in content["systems"]}
-    for name, system in systems.items():
-        if len(system.decode_option) != 2:
-            raise UserError(
-                f"{path}: systems {name}: decode_option wants two entries, an option and a form with {{search}}"
-            )
+    for system in systems.values():
         for corpus in system.only:
             _known(path, "corpora", content["corpora"], corpus)
     return systems

@@ -52,6 +52,7 @@ from espnet_speechllm_xl.training.checks import (
     check_rate,
     check_statistics,
     check_values,
+    encoder_to_begin_with,
     has_normaliser,
     read_first_ints,
     read_token_list,
@@ -149,8 +150,13 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
-        """Train as ESPnet does; ``--init_param`` leaves nothing unloaded, no run resumes with other settings."""
+        """Train as ESPnet does; ``--init_param`` leaves nothing unloaded, no run resumes with other settings.
+
+        Where the YAML has no encoder_conf, the encoder's settings are those of the model that training begins with.
+        """
         cls.check_sections(args)
+        if not args.config or not read_yaml(args.config).get("encoder_conf"):
+            args.encoder_conf = {**encoder_to_begin_with(args.init_param, args.encoder), **args.encoder_conf}
         cls.check_options(args)
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)

@@ -142,6 +142,23 @@ def has_normaliser(init_param: str) -> bool:
     return target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in excluded
 
 
+def encoder_to_begin_with(init_params: list[str], encoder: str) -> dict[str, object]:
+    """Return the ``encoder_conf`` of the model whose encoder training begins with; an empty one where there is none.
+
+    Args:
+        init_params: ``FILE:SOURCE:TARGET[:EXCLUDED]`` each, as ``--init_param`` has them.
+        encoder: the kind, as ``--encoder`` has it; another model's settings are those of an encoder of the same kind.
+    """
+    for init_param in init_params:
+        path, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
+        config = Path(path).parent / "config.yaml"
+        if target in ("", "acoustic", "acoustic.encoder") and "encoder" not in excluded and config.is_file():
+            before = read_yaml(config)
+            if before.get("encoder") == encoder:
+                return check_mapping(before.get("encoder_conf") or {}, f"{config} encoder_conf")
+    return {}
+
+
 def check_init_features(init_param: str, features: Mapping[str, object]) -> None:
     """Raise ConfigError where the initial model has other features: its normaliser would not fit ``features``."""
     path = init_param.split(":")[0]

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from test_readme import DRIVER, ESPNET, SHARED, declared
+from test_readme import DRIVER, SHARED, declared
 
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.bin import paper_tables
@@ -49,9 +49,9 @@ corpora:
     train_args: --max_epoch 2
     system_args: {{ctc: --patience 5}}
 systems:
-  xl: {{script: run.sh, tag: "xl_{{size}}"}}
-  small: {{script: run.sh, tag: "xl_{{size}}_c16", train_args: --chunking_conf chunk=16}}
-  ctc: {{script: run_ctc.sh, tag: "ctc_{{size}}", options: [--train-config, "train_ctc_{{size}}.yaml"]}}
+  xl: {{tag: "xl_{{size}}"}}
+  small: {{tag: "xl_{{size}}_c16", train_args: --chunking_conf chunk=16}}
+  ctc: {{system: ctc, tag: "ctc_{{size}}", options: [--aligner-tag, "aligner_{{size}}"]}}
 tables:
   I:
     title: chunk size
@@ -124,7 +124,7 @@ def write(path, text):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A recipe with fake scripts, a dump of 40 utterances of 10 words, of 20 speakers, and its plan."""
+    """A recipe with a fake script, a dump of 40 utterances of 10 words, of 20 speakers, and its plan."""
     lines = [f"u{index:02d} {'a ' * 10}".rstrip() + "\n" for index in range(40)]
     for name in ("dev", "eval", "eval_2x"):
         write(tmp_path / "recipe/dump/raw" / name / "text", "".join(lines))
@@ -132,8 +132,7 @@ def recipe(tmp_path):
             tmp_path / "recipe/dump/raw" / name / "utt2spk",
             "".join(f"u{index:02d} s{index % (20 if name != 'dev' else 2)}\n" for index in range(40)),
         )
-    for name in ("run.sh", "run_ctc.sh"):
-        write(tmp_path / "recipe" / name, SCRIPT).chmod(0o755)
+    write(tmp_path / "recipe/run.sh", SCRIPT).chmod(0o755)
     write(tmp_path / "recipe/log1", EPOCH.format(1))
     write(tmp_path / "recipe/log2", EPOCH.format(1) + EPOCH.format(2))
     write(tmp_path / "plan.yaml", PLAN.format(directory=tmp_path / "recipe"))
@@ -173,19 +172,15 @@ CORPORA = [*yaml.safe_load(PLAN_FILE.read_text(encoding="utf-8"))["corpora"]]
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_plan_of_the_repository(corpus):
     plan = Plan(corpus)
-    known = {driver: declared(driver) | declared(SHARED) for driver in (DRIVER, ESPNET)}
+    known = declared(DRIVER) | declared(SHARED)
+    there = (ROOT / "egs2/TEMPLATE/speechllm_xl1/systems.sh").read_text(encoding="utf-8")
     tags = [plan.model(system).name for system in plan.systems]
     assert len(set(tags)) == len(tags)
     for system, one in plan.systems.items():
         options = {name.removeprefix("--").replace("-", "_") for name in plan.command(system)[1::2]}
-        assert options <= known[ESPNET if one.script == "run_espnet.sh" else DRIVER], system
+        assert options <= known and f"\nsystem_{one.system}() {{" in there, system
         assert "{" not in " ".join(plan.command(system))
-        for name in re.findall(r"train_\w+\.yaml", " ".join(one.options)):
-            kind = "conf/espnet" if name.startswith("train_asr_") else "conf"
-            assert any((folder / kind / name).is_file() for folder in (plan.directory, ROOT)), name
-    rows = [row for name in plan.corpus.tables for row in plan.tables[name].rows]
-    for row in rows:
-        assert (plan.directory / plan.systems[row.system].script).is_file(), row.system
+    assert f" --size {plan.corpus.size} " in (plan.directory / "run.sh").read_text(encoding="utf-8")
 
 
 def test_systems_of_the_repository_are_what_their_rows_say():
@@ -197,7 +192,7 @@ def test_systems_of_the_repository_are_what_their_rows_say():
         values.update({name: yaml.safe_load(value) for name, value in re.findall(r"_conf (\w+)=(\S+)", text)})
         return values
 
-    for row in (row for row in plan.tables["I"].rows if plan.systems[row.system].script == "run.sh"):
+    for row in (row for row in plan.tables["I"].rows if plan.systems[row.system].is_ours):
         values = chunking(row)
         assert values["chunk"] == values["segment"] == float(row.name.split()[0]) / 0.04
         assert values["chunk"] * values["context"] == 5.12 / 0.04
@@ -206,20 +201,18 @@ def test_systems_of_the_repository_are_what_their_rows_say():
         assert chunking(row) == {"segment": 32, "chunk": 32, "context": seconds if seconds is None else seconds / 1.28}
 
 
-VARIANTS = ("nonstreaming", "reallm")  # of SpeechLLM-XL, by options that the driver adds to the configuration of run.sh
+# Of SpeechLLM-XL, by options that systems.sh adds to its configuration.
+VARIANTS = ("nonstreaming", "nonstreaming_full", "reallm")
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_trainings_of_the_repository_take_their_options(corpus):
     plan, tried = Plan(corpus), 0
     for system, one in plan.systems.items():
-        if "--train-args" not in plan.command(system):
+        if one.system.startswith("espnet_"):
             continue
-        text = (plan.directory / one.script).read_text(encoding="utf-8")
-        task = (re.findall(r"--system (\w+)", text) or ["speechllm_xl"])[-1]
-        if task in VARIANTS:
-            task, text = "speechllm_xl", (plan.directory / "run.sh").read_text(encoding="utf-8")
-        name = (re.findall(r"--train-config (\S+)", f"{text} {' '.join(one.options)}") or ["train_tiny.yaml"])[-1]
+        task = "speechllm_xl" if one.system in VARIANTS else one.system
+        name = f"train_{plan.corpus.size}.yaml" if task == "speechllm_xl" else f"train_{task}_{plan.corpus.size}.yaml"
         (config,) = [folder / "conf" / name for folder in (plan.directory, ROOT) if (folder / "conf" / name).is_file()]
         options = plan.command(system, 3)
         options = shlex.split(options[options.index("--train-args") + 1])
@@ -246,8 +239,8 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         ("{ctc: --patience", "{las: --patience", "no 'las' in systems; there are: xl, small, ctc"),
         ("system: small", "system: large", "no 'large' in systems; there are: xl, small, ctc"),
         ("search: greedy, paper:", "serach: greedy, paper:", "row CTC lacks search"),
-        ("script: run_ctc.sh", "script: run_ctc.sh, decode_option: [--searches]", "decode_option wants two"),
-        ("script: run_ctc.sh", "script: run_ctc.sh, only: [toi]", "no 'toi' in corpora; there are: toy"),
+        ("system: ctc, tag", "script: run_ctc.sh, tag", "has no setting 'script'"),
+        ("system: ctc, tag", "system: ctc, only: [toi], tag", "no 'toi' in corpora; there are: toy"),
         ("size: tiny", "without: [xl]\n    size: tiny", "table I is left without its reference, '1.28 s'"),
         ("axis: chunk", "axes: chunk", "tables I has no setting 'axes'; did you mean 'axis'?"),
         ("size: tiny", "without_searches: [alds]\n    size: tiny", "no row has the search 'alds' of without_searches"),
@@ -268,7 +261,7 @@ def test_mistakes_in_a_plan_are_named(recipe, capsys, old, new, message):
 
 def test_rows_of_another_corpus_are_left_out(recipe):
     path = recipe.parent / "plan.yaml"
-    text = path.read_text(encoding="utf-8").replace("script: run_ctc.sh", "script: run_ctc.sh, only: [other]")
+    text = path.read_text(encoding="utf-8").replace("system: ctc, tag", "system: ctc, only: [other], tag")
     toy = yaml.safe_load(text)["corpora"]["toy"]
     path.write_text(text.replace("systems:\n", f"  other: {json.dumps(toy)}\nsystems:\n", 1), encoding="utf-8")
     assert [row.name for row in Plan("toy", path).tables["V"].rows] == ["XL"]
@@ -286,15 +279,15 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     printed = capsys.readouterr()
     assert "small, seed 1 failed with status 3" in printed.err and printed.err.count("\n") == 1
     calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
-    common = f"--nj 3 --downloads {os.path.abspath('D')}"  # the recipe's scripts run elsewhere
+    common = f"--nj 3 --downloads {os.path.abspath('D')}"  # run.sh runs elsewhere
     assert calls == [
         f"./run.sh --stop-stage align --expdir exp --align-sets eval --aligner-args --max_epoch 1 {common}",
-        "./run.sh --stage train --stop-stage longform --tag xl_tiny --expdir exp --searches alsd greedy "
-        f"--train-args --max_epoch 2 --seed 1 {common}",
-        "./run.sh --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp --searches alsd "
-        f"--train-args --max_epoch 2 --chunking_conf chunk=16 --seed 1 {common}",
-        "./run_ctc.sh --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
-        f"--train-args --max_epoch 2 --patience 5 --seed 1 --train-config train_ctc_tiny.yaml {common}",
+        "./run.sh --system speechllm_xl --stage train --stop-stage longform --tag xl_tiny --expdir exp "
+        f"--searches alsd greedy --train-args --max_epoch 2 --seed 1 {common}",
+        "./run.sh --system speechllm_xl --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp "
+        f"--searches alsd --train-args --max_epoch 2 --chunking_conf chunk=16 --seed 1 {common}",
+        "./run.sh --system ctc --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
+        f"--train-args --max_epoch 2 --patience 5 --seed 1 --aligner-tag aligner_tiny {common}",
     ]
     assert "# The paper's tables on toy" in (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
     assert command(recipe, "--list") == 0
@@ -360,9 +353,9 @@ def test_trainings_side_by_side(recipe, capsys, monkeypatch):
 
 def test_what_others_begin_with_comes_first(recipe, capsys):
     path = recipe.parent / "plan.yaml"
-    text = path.read_text(encoding="utf-8").replace('script: run.sh, tag: "xl_{size}_c16"', "after: ctc, {}")
+    text = path.read_text(encoding="utf-8").replace('tag: "xl_{size}_c16"', "after: ctc, {}")
     path.write_text(
-        text.replace("after: ctc, {}", 'script: run.sh, after: ctc, tag: "xl_{size}_c16"'), encoding="utf-8"
+        text.replace("after: ctc, {}", 'after: ctc, tag: "xl_{size}_c16"'), encoding="utf-8"
     )
 
     def called(*options):
@@ -422,26 +415,12 @@ def test_ctrl_c_starts_nothing_more(recipe):
     assert (recipe / "calls").read_text(encoding="utf-8").count("\n") == 2  # align and the first training
 
 
-def test_scripts_with_other_names_for_their_options(recipe):
-    path = recipe.parent / "plan.yaml"
-    other = (
-        "script: run_asr.sh, stage: tokens, train_option: --asr-args, "
-        'decode_option: [--configs, "decode_{search}.yaml"]'
-    )
-    path.write_text(path.read_text(encoding="utf-8").replace("script: run_ctc.sh", other), encoding="utf-8")
-    found = Plan("toy", path).command("ctc", 2)
-    assert found[:3] == ["./run_asr.sh", "--stage", "tokens"]
-    assert found[found.index("--configs") + 1] == "decode_greedy.yaml"
-    assert found[found.index("--asr-args") + 1] == "--max_epoch 2 --patience 5 --seed 2"
-    assert not {"--searches", "--train-args"} & set(found)
-
-
 def test_failures_of_the_runs_are_named(recipe, capsys):
-    (recipe / "run_ctc.sh").unlink()
+    (recipe / "run.sh").rename(recipe / "gone.sh")
     assert command(recipe, "--table", "V") == 1
     error = capsys.readouterr().err
-    assert "run_ctc.sh: No such file or directory" in error and error.count("\n") == 1
-    write(recipe / "run.sh", "#!/bin/sh\nexit 4\n")
+    assert "run.sh: No such file or directory" in error and error.count("\n") == 1
+    write(recipe / "run.sh", "#!/bin/sh\nexit 4\n").chmod(0o755)
     assert command(recipe, "--row", "small") == 1
     assert "data and alignments failed with status 4" in capsys.readouterr().err
 
@@ -1042,7 +1021,7 @@ def test_a_first_epoch_does_not_squeeze_the_others():
 
 def test_learning_curves_of_a_table_stand_beside_its_reference(recipe):
     path = recipe.parent / "plan.yaml"
-    systems = "".join(f'  s{index}: {{script: run_ctc.sh, tag: "s{index}"}}\n' for index in range(5))
+    systems = "".join(f'  s{index}: {{system: ctc, tag: "s{index}"}}\n' for index in range(5))
     rows = "".join(f"      - {{name: S{index}, system: s{index}, search: greedy}}\n" for index in range(5))
     text = PLAN.format(directory=recipe).replace("tables:\n  I:", f"{systems}tables:\n  I:") + rows
     # A row of table IV is one of V's, too, beside the same reference: it is drawn once.

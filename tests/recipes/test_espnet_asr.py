@@ -155,13 +155,13 @@ def recipe(toy_data, tmp_path_factory):
         "--nj",
         "1",
     ]
-    options += ["--dumpdir", "dump", "--asr-config", ROOT / "tests/conf/train_asr_ctc_micro.yaml"]
-    return folder, [*options, "--inference-configs", "decode_asr_ctc_greedy.yaml"]
+    options += ["--dumpdir", "dump", "--system", "espnet_ctc"]
+    return folder, [*options, "--train-config", ROOT / "tests/conf/train_asr_ctc_micro.yaml", "--searches", "greedy"]
 
 
 def test_all_stages(run_driver, recipe):
     folder, options = recipe
-    done = run_driver("espnet_asr.sh", folder, *options)
+    done = run_driver("speechllm_xl.sh", folder, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     model = folder / "exp/asr_ctc_micro"
     pieces = (folder / "data/tokens_train_char/tokens.txt").read_text().split()
@@ -179,14 +179,15 @@ def test_all_stages(run_driver, recipe):
     assert all((out / f"score_{kind}/result.txt").is_file() for kind in ("wer", "cer", "ter"))
     results = (folder / "exp/RESULTS.md").read_text()
     assert results.count("|decode_greedy/valid|4|") == 4  # three rates and the speed
-    assert "command: `espnet_asr.sh --train-set train" in results
+    assert "command: `speechllm_xl.sh --train-set train" in results
 
     text = (out / "text").stat().st_mtime_ns
-    again = run_driver("espnet_asr.sh", folder, *options, "--stage", "decode", "--stop-stage", "decode")
+    again = run_driver("speechllm_xl.sh", folder, *options, "--stage", "decode", "--stop-stage", "decode")
     assert again.returncode == 0 and "was decoded before by the same weights" in again.stdout, again.stderr
     assert (out / "text").stat().st_mtime_ns == text
 
-    other = run_driver("espnet_asr.sh", folder, *options, "--stage", "train", "--asr-args", "--seed 4 --max_epoch 9")
+    changed = ["--stage", "train", "--train-args", "--seed 4 --max_epoch 9"]
+    other = run_driver("speechllm_xl.sh", folder, *options, *changed)
     assert other.returncode != 0 and "was trained with another seed (was 3, is 4)" in other.stderr
     assert len(training.history(model)) == 3
 
@@ -194,10 +195,10 @@ def test_all_stages(run_driver, recipe):
 @pytest.mark.parametrize("system", ["transducer", "las", "contextual_block_conformer"])
 def test_the_other_systems_are_trained_and_decoded_with_their_searches(run_driver, recipe, system):
     folder, options = recipe
-    options = [*options, "--asr-config", ROOT / f"tests/conf/train_asr_{system}_micro.yaml", "--inference-configs", ""]
-    done = run_driver(
-        "espnet_asr.sh", folder, *options, "--inference-args", "--num_workers 0 --beam_size 3", "--stop-stage", "decode"
-    )
+    options = [*options, "--system", f"espnet_{system}", "--searches", ""]
+    options += ["--train-config", ROOT / f"tests/conf/train_asr_{system}_micro.yaml"]
+    options += ["--decode-args", "--num_workers 0 --beam_size 3", "--stop-stage", "decode"]
+    done = run_driver("speechllm_xl.sh", folder, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     model, wanted = folder / f"exp/asr_{system}_micro", read_table(folder / "dump/raw/valid/text").keys()
     searches = sorted(path.stem for path in (ROOT / "conf/espnet").glob(f"decode_asr_{system}_*.yaml"))
@@ -213,7 +214,7 @@ def test_the_other_systems_are_trained_and_decoded_with_their_searches(run_drive
 def trained(run_driver, recipe):
     """The recipe with a trained model, by whichever test is the first to want it."""
     folder, options = recipe
-    done = run_driver("espnet_asr.sh", folder, *options, "--stop-stage", "train")
+    done = run_driver("speechllm_xl.sh", folder, *options, "--stop-stage", "train")
     assert done.returncode == 0, done.stderr
     return recipe
 
@@ -230,7 +231,7 @@ def test_damaged_weights_ask_no_question_at_a_terminal(run_driver, trained, tmp_
     folder, options = trained
     copy = shutil.copytree(folder, tmp_path / "recipe", symlinks=True)
     (copy / "exp/asr_ctc_micro" / file).write_bytes(b"not weights\n" * 9)
-    done = run_driver("espnet_asr.sh", copy, *options, "--stage", stage, "--stop-stage", stage, terminal=True)
+    done = run_driver("speechllm_xl.sh", copy, *options, "--stage", stage, "--stop-stage", stage, terminal=True)
     assert done.returncode != 0 and message in done.stdout, done.stdout
     assert "Traceback" not in done.stdout and "Type exactly" not in done.stdout
 
@@ -242,7 +243,7 @@ def test_one_decoding_at_a_time(run_driver, trained):
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool, open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        command = ["espnet_asr.sh", folder, *options, "--stage", "decode", "--stop-stage", "decode"]
+        command = ["speechllm_xl.sh", folder, *options, "--stage", "decode", "--stop-stage", "decode"]
         second, begin = pool.submit(run_driver, *command), time.monotonic()
         # The kernel lists who waits for the lock; where it does not, the time must do.
         waits, locks = re.compile(rf"-> FLOCK .*:{lock.stat().st_ino} "), Path("/proc/locks")
@@ -256,8 +257,8 @@ def test_one_decoding_at_a_time(run_driver, trained):
 
 def test_a_dump_at_another_rate_is_refused(run_driver, recipe):
     folder, options = recipe
-    wrong = ["--tag", "narrow", "--asr-args", "--frontend_conf fs=8k", "--stop-stage", "stats"]
-    done = run_driver("espnet_asr.sh", folder, *options, *wrong)
+    wrong = ["--tag", "narrow", "--train-args", "--frontend_conf fs=8k", "--stop-stage", "train"]
+    done = run_driver("speechllm_xl.sh", folder, *options, *wrong)
     assert done.returncode != 0
     assert (
         "audio at 16000 Hz, but frontend_conf fs is 8000: give run.sh --sample-rate 8000" in done.stderr + done.stdout
@@ -267,31 +268,30 @@ def test_a_dump_at_another_rate_is_refused(run_driver, recipe):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--stage", "decode", "--valid-set", "none"], "run the data stage"),
+        (["--stage", "decode", "--valid-set", "none"], "run the stages before this one"),
         (["--stage", "decode", "--tag", "none"], "exp/none holds no valid.*.ave.pth: run the train stage"),
         (
-            ["--stage", "tokens", "--token-type", "bpe", "--vocab-size", "7"],
-            "data/tokens_train_bpe7/tokenizer.model is not there: run the data stage",
+            ["--stage", "train", "--token-type", "bpe", "--vocab-size", "7"],
+            "data/tokens_train_bpe7/tokenizer.model is not there: run the stages before this one",
         ),
         (["--token-type", "hf"], "give bpe, unigram or char"),
-        (["--asr-config", "nothing.yaml"], "no configuration nothing.yaml here"),
-        (["--train-config", "train_tiny.yaml"], "espnet_asr.sh --help lists them"),
+        (["--train-config", "nothing.yaml"], "no configuration nothing.yaml here"),
+        (["--asr-args", "--max_epoch 2"], "unknown option --asr-args; "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run_driver, trained, wrong, message):
     folder, options = trained
     (folder / "data/tokens_train_char").mkdir(parents=True, exist_ok=True)
     (folder / "data/tokens_train_char/tokenizer.model").touch()
-    done = run_driver("espnet_asr.sh", folder, *options, *wrong)
+    done = run_driver("speechllm_xl.sh", folder, *options, *wrong)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("corpus", ["an4", "librispeech", "mboshi", "mini_espeak"])
-@pytest.mark.parametrize("script", ["run.sh", "run_espnet.sh"])
-def test_recipes_give_options_that_the_driver_has(corpus, script):
+@pytest.mark.parametrize("corpus", ["an4", "fsdd", "librispeech", "mboshi", "mini_espeak"])
+def test_recipes_give_options_that_the_driver_has(corpus):
     # The recipe's own options are read before --help.
-    done = subprocess.run([ROOT / f"egs2/{corpus}/speechllm_xl1/{script}", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and f"usage: ./{script}" in done.stdout and "--train-set" in done.stdout, done.stderr
+    done = subprocess.run([ROOT / f"egs2/{corpus}/speechllm_xl1/run.sh", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: ./run.sh" in done.stdout and "--train-set" in done.stdout, done.stderr
 
 
 def test_every_system_has_searches_and_all_sizes():
@@ -346,13 +346,15 @@ def test_trainings_of_the_tables_take_their_options():
         plan = Plan(corpus)
         for system in plan.systems:
             options = dict(itertools.pairwise(plan.command(system, 3)))
-            if "--asr-args" not in options:
+            if not options["--system"].startswith("espnet_"):
                 continue
+            task = "asr_" + options["--system"].removeprefix("espnet_")
             folders = (plan.directory / "conf/espnet", ROOT / "conf/espnet")
-            path = next(found for folder in folders if (found := folder / options["--asr-config"]).is_file())
-            args = parser.parse_args(["--config", str(path), *shlex.split(options["--asr-args"])])
+            config = f"train_{task}_{plan.corpus.size}.yaml"
+            path = next(found for folder in folders if (found := folder / config).is_file())
+            args = parser.parse_args(["--config", str(path), *shlex.split(options["--train-args"])])
             assert args.seed == 3
-            for name in options["--inference-configs"].split():
-                assert any((folder / name).is_file() for folder in folders), name
+            for name in options["--searches"].split():
+                assert any((folder / f"decode_{task}_{name}.yaml").is_file() for folder in folders), name
             tried += 1
     assert tried >= 16

@@ -11,7 +11,7 @@ import soundfile
 from espnet_speechllm_xl.corpus.directories import check_dir
 from espnet_speechllm_xl.corpus.kaldi import read_table
 
-SCRIPT = Path(__file__).parents[2] / "egs2/librispeech/speechllm_xl1/local/data_prep.py"
+SCRIPT = Path(__file__).parents[2] / "egs2/librispeech/speechllm_xl1/local/data.py"
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def test_all_stages(tree, tmp_path):
     assert found == {("alsd", name): count for name, count in expected.items()}
 
     run(
-        "./run_espnet.sh", *data, "--asr-config", MICRO / "train_asr_ctc_micro.yaml",
-        "--inference-configs", "decode_asr_ctc_greedy.yaml", "--asr-args", "--max_epoch 1",
+        "./run.sh", "--system", "espnet_ctc", *data, "--train-config", MICRO / "train_asr_ctc_micro.yaml",
+        "--searches", "greedy", "--train-args", "--max_epoch 1",
     )  # fmt: skip
     assert not (recipe / "RESULTS.md").exists()
     text = (recipe / "exp/RESULTS.md").read_text()

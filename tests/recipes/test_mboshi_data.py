@@ -12,7 +12,7 @@ from espnet_speechllm_xl.corpus.ctm import Word, read_ctm
 from espnet_speechllm_xl.corpus.directories import check_dir
 from espnet_speechllm_xl.corpus.kaldi import read_table
 
-SCRIPT = Path(__file__).parents[2] / "egs2/mboshi/speechllm_xl1/local/data_prep.py"
+SCRIPT = Path(__file__).parents[2] / "egs2/mboshi/speechllm_xl1/local/data.py"
 TEXT = {
     "train": {"a_1": "wa ámitúúngá", "a_2": "ngá", "b_1": "wa ámitúúngá", "b_2": "twεrε ya"},
     "dev": {"a_3": "wó twεrε", "b_3": "ya poo"},

@@ -30,7 +30,7 @@ def load(name):
 
 sentences = load("sentences")
 synthesise = load("synthesise")
-make_corpus = load("make_corpus")
+data = load("data")
 
 
 def table(path):
@@ -43,10 +43,10 @@ def corpus(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("corpus") / "data"
     sizes = {"small": {"train": (40, 0), "dev": (20, 0), "test": (0, 60), "repeats": (0, 20)}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_corpus, "SIZES", sizes)
+        patch.setattr(data, "SIZES", sizes)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.syspath_prepend(LOCAL)  # where the processes find the script's module
-        assert make_corpus.main(["--out", str(out), "--nj", str(request.param)]) == 0
+        assert data.main(["--out", str(out), "--nj", str(request.param)]) == 0
     return out
 
 
@@ -55,7 +55,7 @@ _FIRST = {}
 
 def test_result_does_not_depend_on_jobs(corpus):
     found = {}
-    for name in make_corpus.SPLITS:
+    for name in data.SPLITS:
         for file in KALDI[1:]:
             found[name, file] = (corpus / name / file).read_text()
         for utterance, path in table(corpus / name / "wav.scp"):
@@ -66,7 +66,7 @@ def test_result_does_not_depend_on_jobs(corpus):
 
 
 def test_kaldi_files_are_sorted_and_agree(corpus):
-    for name in make_corpus.SPLITS:
+    for name in data.SPLITS:
         folder = corpus / name
         ids = [row[0] for row in table(folder / "text")]
         assert ids == sorted(set(ids))
@@ -82,7 +82,7 @@ def test_kaldi_files_are_sorted_and_agree(corpus):
 
 
 def test_audio_and_word_times(corpus):
-    for name in make_corpus.SPLITS:
+    for name in data.SPLITS:
         times = collections.defaultdict(list)
         for utterance, channel, start, duration, word in table(corpus / name / "ref.ctm"):
             assert channel == "1"
@@ -181,7 +181,7 @@ def test_speech_does_not_depend_on_what_was_said_before():
 
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_plan_of_the_full_corpus(size):
-    plans = {name: make_corpus.plan_set(name, size, 0, "audio") for name in make_corpus.SPLITS}
+    plans = {name: data.plan_set(name, size, 0, "audio") for name in data.SPLITS}
     texts = {name: {text for plan in plans[name] for text in plan.sentences} for name in plans}
     speakers = {name: {plan.voice.speaker for plan in plans[name]} for name in plans}
     variants = {name: {plan.voice.variant for plan in plans[name]} for name in plans}
@@ -208,7 +208,7 @@ def on_end(texts):
 
 
 def test_repeats_are_a_set_of_their_own_and_a_share_of_training():
-    plans = {name: make_corpus.plan_set(name, "small", 0, "audio") for name in make_corpus.SPLITS}
+    plans = {name: data.plan_set(name, "small", 0, "audio") for name in data.SPLITS}
     assert on_end(text for plan in plans["repeats"] for text in plan.sentences) > 0.3
     assert on_end(text for plan in plans["test"] for text in plan.sentences) < 0.01
     sentence_of = [text for plan in plans["train"] for text in plan.sentences]
@@ -233,34 +233,31 @@ def test_sentences_are_plain_words_and_seeded():
 
 
 def test_second_run_skips_and_repairs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(make_corpus, "SIZES", {"small": {name: (0, 12) for name in make_corpus.SPLITS}})
+    monkeypatch.setattr(data, "SIZES", {"small": {name: (0, 12) for name in data.SPLITS}})
     command = ["--out", str(tmp_path / "data"), "--nj", "1"]
-    assert make_corpus.main(command) == 0
+    assert data.main(command) == 0
     first = capsys.readouterr().out
-    assert make_corpus.main(command) == 0
+    assert data.main(command) == 0
     assert capsys.readouterr().out == first.replace(" speakers\n", " speakers (was complete)\n")
     path = Path(table(tmp_path / "data" / "test" / "wav.scp")[0][1])
     audio = path.read_bytes()
     path.unlink()
-    assert make_corpus.main(command) == 0
+    assert data.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("(was complete)") for line in lines] == [True, True, False, True]
     assert path.read_bytes() == audio
-    assert make_corpus.main([*command, "--seed", "2"]) == 0
+    assert data.main([*command, "--seed", "2"]) == 0
     assert "was complete" not in capsys.readouterr().out
 
 
-def test_wrong_options_and_data_script(tmp_path):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    run = subprocess.run([LOCAL / "data.sh", "--size", "huge"], cwd=tmp_path, env=environment, capture_output=True)
-    assert run.returncode == 2 and b"invalid choice: 'huge'" in run.stderr
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
-    (tmp_path / "bin" / "python3").chmod(0o755)
-    bare = {**environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=bare, capture_output=True)
-    assert run.returncode == 1 and run.stderr.decode().count("\n") == 1 and b"has no module numpy" in run.stderr
+def test_wrong_options_and_what_is_in_the_way(tmp_path):
+    def run(*options):
+        command = [sys.executable, LOCAL / "data.py", *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("--size", "huge")
+    assert done.returncode == 2 and "invalid choice: 'huge'" in done.stderr
     (tmp_path / "data").write_text("in the way")
-    run = subprocess.run([LOCAL / "data.sh"], cwd=tmp_path, env=environment, capture_output=True)
-    said = run.stderr.decode().splitlines()[-1]
-    assert run.returncode == 2 and said.startswith("make_corpus.py: data/local") and "what is in the way" in said
+    done = run()
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and said.startswith("mini_espeak data: data/local") and "what is in the way" in said

@@ -219,24 +219,21 @@ def test_one_run_names_all_sets_that_cannot_be_formatted(run_driver, kaldi_dir, 
     assert "stage 4" not in done.stdout
 
 
-@pytest.mark.parametrize("driver", ["speechllm_xl.sh", "espnet_asr.sh"])
-def test_where_the_data_is_must_be_said(run_driver, kaldi_dir, tmp_path, driver):
-    done = run_driver(driver, tmp_path / "one")
+@pytest.mark.parametrize("system", ["speechllm_xl", "espnet_ctc"])
+def test_where_the_data_is_must_be_said(run_driver, kaldi_dir, tmp_path, system):
+    run = ("speechllm_xl.sh", tmp_path / "one", "--system", system)
+    done = run_driver(*run)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "no local/data.sh here to make the data: give --kaldi-data DIR" in done.stderr
-    (tmp_path / "one/local").mkdir()
-    (tmp_path / "one/local/data.sh").touch()
-    assert "chmod +x local/data.sh" in run_driver(driver, tmp_path / "one").stderr
-    done = run_driver(driver, tmp_path / "one", "--dumpdir", tmp_path / "none")
+    assert "no local/data.py here to make the data: give --kaldi-data DIR" in done.stderr
+    done = run_driver(*run, "--dumpdir", tmp_path / "none")
     assert done.returncode == 2 and f"--dumpdir {tmp_path}/none: no such directory" in done.stderr
-    done = run_driver(driver, tmp_path / "one", "--kaldi-data", kaldi_dir)
+    done = run_driver(*run, "--kaldi-data", kaldi_dir)
     assert done.returncode == 2 and f"{kaldi_dir} is itself a set: give the directory" in done.stderr
 
 
 def test_links_to_the_scripts_work(tmp_path):
     """As ESPnet tells its users: a recipe's directory of their own, with links to the template's driver."""
-    template, recipe = ROOT / "egs2/TEMPLATE/speechllm_xl1", ROOT / "egs2/mini_espeak/speechllm_xl1"
-    targets = [template / "speechllm_xl.sh", template / "espnet_asr.sh", recipe / "local/data.sh"]
+    targets = [ROOT / "egs2/TEMPLATE/speechllm_xl1/speechllm_xl.sh"]
     targets += [ROOT / "local" / f"{name}.sh" for name in ("run", "longform", "paper_tables", "path", "cmd")]
     (tmp_path / "egs2/mine/asr1").mkdir(parents=True)
     for target in targets:
@@ -250,14 +247,14 @@ def test_links_to_the_scripts_work(tmp_path):
         return done.stdout
 
     mine = "egs2/mine/asr1"
-    for name in ("speechllm_xl", "espnet_asr", "longform", "paper_tables", "data"):
+    for name in ("speechllm_xl", "longform", "paper_tables"):
         assert "usage" in run(f"{mine}/{name}.sh", "--help") or name == "longform"
     for name in (f"{mine}/run.sh", "./twice.sh"):
         assert run(name, "printenv", "SPEECHLLM_XL_ROOT") == f"{ROOT}\n"
     sourced = run("bash", "-ec", f'. {mine}/path.sh; . {mine}/cmd.sh; realpath "$SPEECHLLM_XL_ROOT" "$slurm_conf"')
     assert sourced.split() == [str(ROOT), str(ROOT / "conf/slurm.conf")]
     assert f"usage: {mine}/speechllm_xl.sh [" in run(f"{mine}/speechllm_xl.sh", "--help")  # what can be typed
-    for script in sorted(ROOT.glob("egs2/*/speechllm_xl1/run*.sh")):
+    for script in sorted(ROOT.glob("egs2/*/speechllm_xl1/run.sh")):
         (tmp_path / script.parts[-3]).mkdir(exist_ok=True)
         (tmp_path / script.parts[-3] / script.name).symlink_to(script)
         assert "--train-set" in run(f"{script.parts[-3]}/{script.name}", "--help")
@@ -314,7 +311,7 @@ def test_mistakes_are_said_before_any_work(run_driver, tmp_path, options, says):
 def test_what_needs_no_aligner_needs_no_configuration_of_one(run_driver, tmp_path):
     (tmp_path / "one/conf").mkdir(parents=True)
     shutil.copy(ROOT / "conf/train_ctc_tiny.yaml", tmp_path / "one/conf/train_ctc_my.yaml")
-    options = ["--system", "ctc", "--train-config", "train_ctc_my.yaml", "--kaldi-data", tmp_path]
+    options = ["--system", "ctc", "--init", "none", "--train-config", "train_ctc_my.yaml", "--kaldi-data", tmp_path]
     done = run_driver("speechllm_xl.sh", tmp_path / "one", *options)
     assert "--train-set train: there is no" in done.stderr and "has: no set" in done.stderr
 
@@ -345,12 +342,10 @@ def test_audio_that_fails_is_named_at_the_end(run_driver, toy_data, tmp_path):
 
 
 def test_help_shows_the_values_of_the_recipe():
-    for corpus, script, value in (("an4", "run.sh", "train_nodev"), ("mboshi", "run_espnet.sh", "char")):
-        done = subprocess.run(
-            [ROOT / f"egs2/{corpus}/speechllm_xl1/{script}", "--help"], capture_output=True, text=True
-        )
-        option = "--train-set" if value == "train_nodev" else "--token-type"
-        assert re.search(rf"^  {option} {value} +# ", done.stdout, re.MULTILINE), done.stdout
+    for corpus, option, value in (("an4", "train-set", "train_nodev"), ("an4", "espnet-token-type", "char"),
+                                  ("mboshi", "token-type", "char")):  # fmt: skip
+        done = subprocess.run([ROOT / f"egs2/{corpus}/speechllm_xl1/run.sh", "--help"], capture_output=True, text=True)
+        assert re.search(rf"^  --{option} {value} +# ", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_a_dump_of_an_espnet_recipe_is_copied_elsewhere(run_driver, toy_data, tmp_path):
@@ -548,9 +543,8 @@ def test_options_reach_what_they_are_of(whole):
 
 
 def test_no_stage_can_ask_a_question(run_driver, tmp_path):
-    data = tmp_path / "recipe/local/data.sh"
+    data = tmp_path / "recipe/local/data.py"
     data.parent.mkdir(parents=True)
-    data.write_text("#!/bin/sh\nif [ -t 0 ]; then echo asks; else echo asks nobody; fi\n")
-    data.chmod(0o755)
+    data.write_text('import sys\nprint("asks" if sys.stdin.isatty() else "asks nobody")\n')
     done = run_driver("speechllm_xl.sh", tmp_path / "recipe", "--stop-stage", "data", terminal=True)
     assert done.returncode == 0 and done.stdout.endswith("stage 1: data\nasks nobody\n"), done.stdout

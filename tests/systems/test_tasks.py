@@ -190,6 +190,36 @@ def test_init_param_leaves_nothing_unloaded(toy_data, toy_stats, aligner, tmp_pa
     start(f"{file}:acoustic:acoustic", encoder_conf={"layers": 2}, ignore_init_mismatch=True)
 
 
+def test_an_encoder_conf_left_out_is_that_of_the_start(toy_data, toy_stats, aligner, tmp_path):
+    def start(name, options=(), **changes):
+        changes = {"max_epoch": 1, "encoder_conf": None, **changes}
+        return training.train(
+            "speechllm_xl", toy_data, tmp_path / name, toy_stats, [*begin_with(aligner), *options], **changes
+        )
+
+    def saved(directory):
+        return yaml.safe_load((directory / "config.yaml").read_text())["encoder_conf"]
+
+    before = saved(aligner)
+    out = start("exp")
+    assert saved(out) == before and before["dim"] == 16 and "conv_kernel" in before
+    assert load_model(out)[0].acoustic.encoder.config.dim == 16
+    # Single settings of the command line come on top; another size than that of the weights is the error it was.
+    assert saved(start("segment", ["--encoder_conf", "segment=4"])) == {**before, "segment": 4}
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        start("dim", ["--encoder_conf", "dim=32"])
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        start("own", encoder_conf={"ffn_dim": 48})
+    # It goes on, and not when the model that it began with has become another.
+    assert saved(start("exp", max_epoch=2)) == before
+    other = shutil.copytree(aligner, tmp_path / "other")
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    settings["encoder_conf"]["left_context"] = 16
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckpointError, match="another (encoder_conf left_context|init_param)"):
+        training.train("speechllm_xl", toy_data, out, toy_stats, begin_with(other), max_epoch=3, encoder_conf=None)
+
+
 def test_utterance_mvn_is_refused_with_the_reason(toy_data, toy_stats, tmp_path):
     with pytest.raises(ConfigError, match="a stream cannot know the mean"):
         training.train("ctc", toy_data, tmp_path / "exp", toy_stats, normalize="utterance_mvn")

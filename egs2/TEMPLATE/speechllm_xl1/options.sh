@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the drivers beside it share: the options of the data, how options and stages are read, where configurations lie.
-# Source it with the variables root and stages set, and the driver's own options, between the same two marks, in its
-# file; then call read_options "$@".
+# Of the driver beside it: the options of the data, how options and stages are read, where configurations lie. Source it
+# with the variables root and stages set, and the driver's own options, between the same two marks, in its file; then call
+# read_options "$@".
 # shellcheck disable=SC2034,SC2154  # set or used by the driver
 
 # shellcheck source=local/lock.sh
@@ -14,9 +14,9 @@ device=               # of aligning and decoding: cpu or cuda (default: cuda if 
 train_set=train       # names of the sets in data/
 valid_set=dev
 test_sets="test"
-downloads=            # where the corpus' archive is, passed to local/data.sh
-data_opts=            # further options of local/data.sh
-kaldi_data=           # take DIR/<set> instead of running local/data.sh
+downloads=            # where the corpus' archive is, passed to local/data.py
+data_opts=            # further options of local/data.py
+kaldi_data=           # take DIR/<set> instead of running local/data.py
 dumpdir=              # take this ESPnet dump (DIR/raw/<set>) instead of formatting; with --kaldi-data: write the dump there
 speed_perturb=        # e.g. "0.9 1.0 1.1"
 sample_rate=16000     # Hz, of the dump; other ones want the same in "--features_conf sample_rate=8000" of the trainings
@@ -25,6 +25,7 @@ max_wav_duration=30   # seconds
 cleaner=              # of texts when they are formatted: lower, upper, or ESPnet's tacotron, jaconv, ...; several: "jaconv lower"
 nlsyms=               # file of symbols, one a line (<noise>), each of which is one token
 token_type=bpe        # of the recogniser: bpe, unigram, char or hf
+espnet_token_type=    # of stock ESPnet's systems on this corpus, for the recipe's run.sh (default: --token-type)
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf
 expdir=exp
@@ -43,7 +44,7 @@ usage() {
   printf 'usage: %s [--option value ...]\n\nstages:' "$usage_name"
   local i
   for i in "${!stages[@]}"; do printf ' %d %s' $((i + 1)) "${stages[i]}"; done
-  printf '\n\noptions, with their values in this recipe:\n'
+  printf '\n\nsystems: %s\n\noptions, with their values in this recipe:\n' "$(list_systems)"
   local line name
   while IFS= read -r line; do
     name=${line%%=*}
@@ -57,7 +58,8 @@ usage() {
 
 # read_options "$@": sets the variables; command becomes, for RESULTS.md, the driver with the options that make a
 # difference, as they could be typed again; stage and stop_stage become numbers.  What stands before an argument -- is
-# the recipe's own, what follows its user's.
+# the recipe's own, what follows its user's.  Of an option given twice the last counts; options that hold further options
+# (--train-args) are joined.
 read_options() {
   local name
   note_own_tokens
@@ -67,7 +69,11 @@ read_options() {
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) usage; exit 0 ;;
-      --) note_own_tokens; shift ;;
+      --)
+        [[ " $* " != *" --system espnet_"* ]] || token_type=${espnet_token_type:-$token_type}
+        note_own_tokens
+        shift
+        ;;
       --*)
         name=${1#--}
         name=${name//-/_}
@@ -75,7 +81,10 @@ read_options() {
           die "unknown option $1; $usage_name --help lists them"
         fi
         [ $# -ge 2 ] || die "option $1 needs a value"
-        printf -v "$name" '%s' "$2"
+        case $name in
+          *_args | data_opts) printf -v "$name" '%s' "${!name:+${!name} }$2" ;;
+          *) printf -v "$name" '%s' "$2" ;;
+        esac
         case $name in stage | stop_stage | nj | downloads) ;; *) command+=$(printf ' %s %q' "$1" "$2") ;; esac
         shift 2
         ;;
@@ -136,11 +145,9 @@ check_source() {
   if [ -n "$from" ]; then
     [ -d "$from" ] || die "--$([ -n "$kaldi_data" ] && echo kaldi-data || echo dumpdir) $from: no such directory"
     [ ! -f "$from/wav.scp" ] || die "$from is itself a set: give the directory that holds the sets"
-  elif [ ! -f local/data.sh ]; then
-    die "no local/data.sh here to make the data: give --kaldi-data DIR, where DIR/<set> are Kaldi directories," \
+  elif [ ! -f local/data.py ]; then
+    die "no local/data.py here to make the data: give --kaldi-data DIR, where DIR/<set> are Kaldi directories," \
       "or --dumpdir DIR, an ESPnet dump; or work in the directory of a recipe"
-  elif [ ! -x local/data.sh ]; then
-    die "local/data.sh cannot be run: chmod +x local/data.sh"
   fi
 }
 

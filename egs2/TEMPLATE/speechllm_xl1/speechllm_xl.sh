@@ -3,6 +3,7 @@
 # (--name value) and calls it from the recipe's directory; a user's options come last, behind an argument --, and win.
 #
 #   ./run.sh                                everything but the latency stage, which streams all test sets
+#   ./run.sh --system ctc                   another system on the same data; systems.sh holds them
 #   ./run.sh --stage 5 --stop-stage 6       some stages; names work too: --stage aligner --stop-stage align
 #   ./run.sh --help                         the stages and options with their values
 set -euo pipefail
@@ -14,8 +15,9 @@ stages=(data perturb format tokens aligner align train decode score longform pac
 # options begin
 stage=1               # first stage, number or name
 stop_stage=pack       # last stage; latency comes after it: --stage latency --stop-stage latency
-system=speechllm_xl   # speechllm_xl; the same model as nonstreaming, nonstreaming_full, reallm; or another on the same
-                      # data: chunked_aed, ctc_prompt_lm, or without alignment ctc, transducer
+system=speechllm_xl   # one of the systems above; those that begin with espnet_ are stock ESPnet's
+size=tiny             # of the system: what its training configuration has in its name, train_<size>.yaml or
+                      # train_<system>_<size>.yaml
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
@@ -25,19 +27,20 @@ corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the re
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
 aligner_tag=          # of the experiment (default: aligner; with other tokens than the recipe's own, their name behind it)
 align_sets=           # to be aligned beside the training and the validation set, e.g. "test"
-train_config=         # YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
-                      # (default: train_tiny.yaml, of a baseline train_<system>_tiny.yaml)
+train_config=         # another YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
+                      # (of stock ESPnet: conf/espnet/)
 init=                 # encoder weights to start from: aligner, none, or a model in exp/ (default: the aligner's, where there
-                      # is one); an encoder of another depth takes the layers that both have
-corpus_args=          # ESPnet options of all systems' training on this corpus, for the recipe's run.sh
+                      # is one, of transducer ctc_<size>); an encoder of another depth takes the layers that both have
+corpus_args=          # ESPnet options of our systems' training on this corpus, for the recipe's run.sh
 train_args=           # further ESPnet options
-tag=                  # of the experiment (default: the system and the YAML's name, and behind them, with other tokens
-                      # than the recipe's own, as bpe500)
+tag=                  # of the experiment (default: the system and its size, and behind them, with other tokens than the
+                      # recipe's own, as bpe500)
 searches=             # decoded one after the other (default: "greedy alsd", of ctc "greedy prefix_beam", of transducer
-                      # "greedy default alsd"); alsd_ctc0.3 is alsd with --ctc-weight 0.3
+                      # "greedy default alsd", of stock ESPnet conf/espnet/decode_asr_<system>_<search>.yaml);
+                      # alsd_ctc0.3 is alsd with --ctc-weight 0.3
 corpus_searches=      # beside speechllm_xl's default ones, for the recipe's run.sh
-beam_size=8
-decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64"
+beam_size=8           # of stock ESPnet: as the YAML of the search has it
+decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-size 0.64", or of ESPnet's asr_inference
 decode_tag=           # appended to decode_<search>
 longform_factors="2 10"
 longform_ways=across  # how utterances are joined: across, speaker, shuffled (local/longform.sh)
@@ -47,47 +50,20 @@ latency_args=         # further options of speechllm-xl latency, e.g. "--chunk-s
 usage_name=run.sh
 # shellcheck source=egs2/TEMPLATE/speechllm_xl1/options.sh
 . "$here/options.sh"
+# shellcheck source=egs2/TEMPLATE/speechllm_xl1/systems.sh
+. "$here/systems.sh"
 read_options "$@"
 
-# task: the ESPnet task of the system; system_args: what makes it of the configuration.
-task=$system system_args='' aligned_system=1 default_searches="greedy alsd" known_searches="greedy alsd chunk_sync"
-one_chunk="--chunking_conf chunk=null --chunking_conf context=null --concat_conf max_lead_seconds=0"
-one_chunk+=" --search_conf max_tokens_per_chunk=1000" # it holds the whole text
-case $system in
-  speechllm_xl) default_searches+=" $corpus_searches" ;;
-  chunked_aed | ctc_prompt_lm) ;;
-  nonstreaming) task=speechllm_xl system_args=$one_chunk ;;
-  nonstreaming_full) # the encoder sees the whole utterance, too
-    task=speechllm_xl
-    system_args="$one_chunk --encoder_conf segment=null --encoder_conf left_context=0 --encoder_conf right_context=0"
-    ;;
-  reallm) # chunks of 240 ms, of which the encoder hands out five at a time
-    task=speechllm_xl
-    system_args="--chunking_conf chunk=6 --chunking_conf context=null --encoder_conf segment=30"
-    system_args+=" --encoder_conf left_context=30"
-    ;;
-  ctc) aligned_system='' default_searches="greedy prefix_beam" known_searches=$default_searches ;;
-  transducer)
-    aligned_system='' default_searches="greedy default alsd"
-    known_searches="$default_searches tsd nsc maes"
-    ;;
-  *) die "--system $system: there are speechllm_xl, nonstreaming, nonstreaming_full, reallm, chunked_aed," \
-    "ctc_prompt_lm, ctc, transducer" ;;
-esac
+choose_system
 searches=${searches:-$default_searches}
 for search in $searches; do
   plain=$search
-  [ -z "$aligned_system" ] || [[ ! $search =~ ^(.+)_ctc[0-9.]+$ ]] || plain=${BASH_REMATCH[1]}
+  [ -z "$needs_alignment" ] || [[ ! $search =~ ^(.+)_ctc[0-9.]+$ ]] || plain=${BASH_REMATCH[1]}
   [[ " $known_searches " = *" $plain "* ]] || die "--searches: $system has $known_searches, not '$search'"
 done
 [[ $alignment = ctc || $alignment = ctm:?* ]] || die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref"
-prefix=train_
-[ "$task" = speechllm_xl ] || prefix=train_${task}_
-train_config=${train_config:-${prefix}tiny.yaml}
-size=$(basename "$train_config" .yaml)
-size=${size#"$prefix"}
-train_config=$(conf "$train_config") || exit 2
-tag=${tag:-$(experiment "${system}_$size" "$(tokens_name "$token_type" "$vocab_size")" "$own_tokens")}
+train_config=$(conf "$train_config" "${espnet:+espnet}") || exit 2
+tag=${tag:-$(experiment "${model_name}_$size" "$(tokens_name "$token_type" "$vocab_size")" "$own_tokens")}
 aligner_tag=${aligner_tag:-$(experiment aligner "$(tokens_name "$aligner_token_type" "$aligner_vocab_size")" \
   "$own_aligner_tokens")}
 check_names
@@ -100,6 +76,10 @@ device_gpus=0 # for a job of aligning or decoding
 . "$root/local/path.sh"
 # shellcheck source=local/cmd.sh
 . "$root/local/cmd.sh"
+if [ -n "$espnet" ]; then
+  # shellcheck source=egs2/TEMPLATE/speechllm_xl1/espnet_asr.sh
+  . "$here/espnet_asr.sh"
+fi
 
 data_tool() { python3 -m espnet_speechllm_xl.bin.data "$@"; }
 speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
@@ -110,13 +90,16 @@ no_perturb='' no_format='' no_aligner=''
 [ -z "${cleaner#none}" ] || [ -z "$no_format" ] \
   || die "--cleaner $cleaner: the texts of $no_format are taken as they are: give --kaldi-data, too, to format them"
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
+if [ -z "$init" ]; then
+  init=$starts_from
+  [ "$init" != aligner ] || [ -z "$no_aligner" ] || init=none
+fi
 no_align=''
-if [ -z "$aligned_system" ]; then
-  init=${init:-none}
+if [ -z "$needs_alignment" ]; then
   no_align="--system $system"
   [ "$init" = aligner ] || no_aligner=$no_align
 fi
-init=${init:-$([ -n "$no_aligner" ] && echo none || echo aligner)}
+no_espnet=${espnet:+--system $system} # of the stages that stock ESPnet does not have
 if [ -z "$no_aligner" ]; then
   aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}" "" "give the aligner's by --aligner-config") || exit 2
 fi
@@ -159,7 +142,7 @@ if runs 1; then
     check_sets "$dump" "$train_data" --dump --sample-rate "$sample_rate"
   else
     # shellcheck disable=SC2086  # options are split on purpose
-    local/data.sh ${downloads:+--downloads "$downloads"} $data_opts
+    OMP_NUM_THREADS=1 python3 local/data.py ${downloads:+--downloads "$downloads"} $data_opts
   fi
 fi
 data=${kaldi_data:-data}
@@ -297,12 +280,16 @@ if runs 7; then
   esac
   [ -z "$weights" ] || start+=(--init_param "$weights:acoustic:acoustic")
   # The encoders of these systems have more layers than the aligner's.
-  [ -z "$weights" ] || [ -n "$aligned_system" ] || start+=(--ignore_init_mismatch true)
+  [ -z "$weights" ] || [ -n "$needs_alignment" ] || start+=(--ignore_init_mismatch true)
   from=$dump
-  [ -z "$aligned_system" ] || from=$aligned
+  [ -z "$needs_alignment" ] || from=$aligned
   # shellcheck disable=SC2086
-  train_model train "$train_config" "$tokens" "$model" "$from/$train_data" "$from/$valid_set" "$aligned_system" \
-    "${start[@]}" $corpus_args $system_args $train_args
+  if [ -n "$espnet" ]; then
+    train_espnet $train_args
+  else
+    train_model train "$train_config" "$tokens" "$model" "$from/$train_data" "$from/$valid_set" "$needs_alignment" \
+      "${start[@]}" $corpus_args $system_args $train_args
+  fi
 fi
 if [ "$stage" -le 8 ] && [ "$stop_stage" -ge 7 ]; then doubts "$model"; fi
 
@@ -313,6 +300,7 @@ decode() {
     segments=()
     [ ! -f "$data/$set/segments" ] || segments=(--segments "$data/$set/segments")
     for search in $searches; do
+      if [ -n "$espnet" ]; then decode_espnet "$search" "$set"; continue; fi
       joint=(--ctc-weight 0)
       [[ $search != *_ctc* ]] || joint=(--ctc-weight "${search##*_ctc}")
       out=$model/decode_$search$decode_tag/$set
@@ -335,7 +323,7 @@ if runs 9; then
   score
 fi
 
-if runs 10; then
+if runs 10 "$no_espnet"; then
   for set in $test_sets; do
     joined=$("$root/local/longform.sh" --dump "$dump/$set" --factors "$longform_factors" --ways "$longform_ways" --nj "$nj" \
       --sample-rate "$sample_rate")
@@ -345,7 +333,7 @@ if runs 10; then
   score
 fi
 
-if runs 11; then
+if runs 11 "$no_espnet"; then
   speechllm_xl pack --model "$model" --out "$model.zip"
   if [ -f "$results" ]; then
     log "word error rates (all of it: $results)"
@@ -355,7 +343,7 @@ if runs 11; then
   printf '  %q speechllm-xl transcribe FILE --model %q\n' "$root/local/run.sh" "$(realpath "$model.zip")"
 fi
 
-if runs 12; then
+if runs 12 "$no_espnet"; then
   for set in $test_sets; do
     out=$model/latency$decode_tag/$set
     if lacks_text "$dump/$set"; then

@@ -1,5 +1,8 @@
 """AN4 as Kaldi directories, with ESPnet's splits: train_nodev 848, train_dev 100, test 130 utterances.
 
+The archive is sought in ``--downloads``; without that option in ``$SPEECHLLM_XL_DATA/an4`` where the variable is set,
+else in ``downloads/``, into which it is fetched from its public address when it is not there.
+
 The archive names an utterance ``an251-fash-b``; Kaldi wants the speaker first: ``fash-an251-b``.  train_dev is
 the first 100 of the sorted train utterances, train_nodev the rest.
 """
@@ -121,7 +124,7 @@ def main(argv=None):
     parser.add_argument("--any-size", action="store_true", help="accept an archive of another size")
     args = parser.parse_args(argv)
     return guard.run(
-        lambda: build(locate(args.downloads, args.work), args.out, args.dev, args.any_size), "data_prep", bad_input=1
+        lambda: build(locate(args.downloads, args.work), args.out, args.dev, args.any_size), "an4 data", bad_input=1
     )
 
 

@@ -1,8 +1,9 @@
 """Mboshi (Godard et al., LREC 2018) as Kaldi directories with reference word times, from the data pack.
 
-    python3 local/data_prep.py --downloads DIR --out DATA
+    python3 local/data.py --downloads DIR --out DATA
 
-DIR holds mboshi.tar, data/ and ref_alignments/, or a directory mboshi with them.
+DIR (default: ``$SPEECHLLM_XL_DATA``, else ``downloads``) holds mboshi.tar, data/ and ref_alignments/, or a directory
+mboshi with them.
 
 DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash, so that none is in both) and ``dev``
 (the corpus's own, for reporting); the audio goes to ``DATA/mboshi``.  Word times:
@@ -15,6 +16,7 @@ DATA gets ``train``, ``valid`` (sentences cut from the corpus's train by a hash,
 
 import argparse
 import csv
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -97,7 +99,8 @@ def build(pack, out):
 def main(argv=None):
     """Command line.  Returns 0, or 1 (2: a full disk, no permission) with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--downloads", type=Path, required=True, help="holds mboshi.tar, data/ and ref_alignments/")
+    pack = Path(os.environ.get("SPEECHLLM_XL_DATA") or "downloads")
+    parser.add_argument("--downloads", type=Path, default=pack, help="holds mboshi.tar, data/ and ref_alignments/")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where the Kaldi directories go")
     args = parser.parse_args(argv)
     inner = args.downloads / "mboshi"

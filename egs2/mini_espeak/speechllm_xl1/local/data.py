@@ -1,6 +1,6 @@
 """Make the mini_espeak corpus: Kaldi data directories with reference word times.
 
-    python3 make_corpus.py --out data --size small --seed 1
+    python3 local/data.py --out data --size small --seed 1
 
 ``OUT/{train,dev,test,repeats}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``,
 seconds); the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on
@@ -246,7 +246,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
     parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
-    return guard.run(lambda: _make(options), "make_corpus.py", bad_input=1)
+    return guard.run(lambda: _make(options), "mini_espeak data", bad_input=1)
 
 
 def _make(options):
