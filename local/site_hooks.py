@@ -14,6 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 OUTSIDE = "repository/"  # where the site has the files that are not in docs/
 LINK = re.compile(r"(\]\()(?![a-z]+:|[#/])([^)#\s]+)((?:#[^)\s]*)?\))")
 EXAMPLE = re.compile(r"^((?:(?:>>>|\.\.\.) .*\n)(?:.+\n)*)", re.M)
+FIELD = re.compile(r'\boption\(.*?, "(.*)"\)$|  # (.*)$', re.M)
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod|exc|obj):`(~?)([\w.]+)`")
 
 
@@ -52,7 +53,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Let links that leave docs/, or come from outside, point to where the site has these files."""
     uri = page.file.src_uri
     if uri.startswith(("api/", OUTSIDE)):
-        page.meta.setdefault("search", {"boost": 0.4})  # who searches for a term wants the page that explains it
+        page.meta.setdefault("search", {"boost": 0.5 if uri.startswith("api/") else 0.2})  # who searches for a term wants the page that explains it
 
     def moved(match: re.Match[str]) -> str:
         for target in linked(uri, match[0]):
@@ -62,10 +63,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(moved, markdown)
 
 
+def described_fields(found: griffe.Class) -> Iterator[str]:
+    """Yield ``name: comment`` of each field of a dataclass that has a comment, or the help of an option."""
+    if any("dataclass" in str(decorator.value) for decorator in found.decorators):
+        for name, field in found.attributes.items():
+            comment = FIELD.search(field.source)
+            if comment and not field.has_docstring:
+                yield f"{name}: {comment[1] or comment[2]}"
+
+
 class DocstringMarkup(griffe.Extension):
     """Brings the markup of docstrings into Markdown: Sphinx's roles, blocks after two colons, Python examples.
 
-    A role (:class:`~package.Name`) becomes a link where the site has its target.
+    A role (:class:`~package.Name`) becomes a link where the site has its target. The fields of a dataclass are listed
+    with their comments.
     """
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
@@ -77,5 +88,8 @@ class DocstringMarkup(griffe.Extension):
             return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
 
         if obj.docstring:
+            fields = list(described_fields(obj)) if isinstance(obj, griffe.Class) else []
+            if fields and "Attributes:" not in obj.docstring.value:
+                obj.docstring.value += "\n\nAttributes:\n" + "\n".join(f"    {line}" for line in fields)
             text = EXAMPLE.sub(r"```pycon\n\1```\n", obj.docstring.value + "\n")
             obj.docstring.value = ROLE.sub(link, text.replace("::\n\n    ", ":\n\n    ")).rstrip()
