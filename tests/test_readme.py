@@ -251,7 +251,7 @@ def test_settings_exist():
     assert len(classes) > 10
     for page in PAGES:
         for text in code(page):
-            for name, setting in re.findall(r"(\w+_conf):? (\w+)", text):
+            for name, setting in re.findall(r"(\w+_conf)(?:: (?=\w+)| (?=\w+[:=]))(\w+)", text):
                 assert name not in classes or setting in classes[name].__dataclass_fields__, f"{page}: {name} {setting}"
 
 
