@@ -61,7 +61,7 @@ setup(
         "docs": [  # the documentation as a site: mkdocs serve
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.7,<10",
-            "mkdocstrings>=1.0,<2",
+            "mkdocstrings>=1.0.7,<2",  # the first for pymdown-extensions 13
             "mkdocstrings-python>=2.0,<3",
             RUFF,  # signatures of the reference
         ],
