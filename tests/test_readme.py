@@ -15,7 +15,7 @@ import yaml
 
 from espnet_speechllm_xl import config
 from espnet_speechllm_xl.bin import cli
-from espnet_speechllm_xl.systems import chunked_aed, ctc_prompt_lm, find_task
+from espnet_speechllm_xl.systems import TASKS, chunked_aed, ctc_prompt_lm, find_task
 
 REPO = Path(__file__).parent.parent
 PAGES = {
@@ -93,8 +93,8 @@ def options_of(parser):
 def command_options(command):
     """Names of the options of a command of speechllm-xl."""
     if command in ("train", "train-aligner"):
-        task = "speechllm_xl" if command == "train" else "ctc"
-        return options_of(find_task(task).get_parser()) | {"task"}
+        tasks = TASKS if command == "train" else ["ctc"]
+        return {name for task in tasks for name in options_of(find_task(task).get_parser())} | {"task"}
     parser = argparse.ArgumentParser()
     importlib.import_module(f"espnet_speechllm_xl.bin.{command.replace('-', '_')}").add_arguments(parser)
     return options_of(parser)
@@ -214,7 +214,8 @@ def test_every_option_belongs_to_something():
     known = driver_options() | FOREIGN_OPTIONS
     for command in cli.COMMANDS:
         known |= command_options(command)
-    for path in [*REPO.glob("local/*.sh"), *REPO.glob("local/*.py"), *REPO.glob("tests/*.sh"), *TEMPLATE.glob("*.sh")]:
+    patterns = ("local/*.sh", "local/*.py", "tests/*.sh", "egs2/*/*/*.sh", "egs2/*/*/local/*.py")
+    for path in (path for pattern in patterns for path in REPO.glob(pattern)):
         known |= set(re.findall(r"--([a-z][\w-]*)", path.read_text(encoding="utf-8")))
     for page in PAGES:
         named = {name for text in code(page) for name in re.findall(r"(?<![\w-])--([a-z][\w-]*\w)", text)}
