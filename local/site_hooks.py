@@ -52,8 +52,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links that leave docs/, or come from outside, point to where the site has these files."""
     uri = page.file.src_uri
+    # Who searches for a term wants the page that explains it.
     if uri.startswith(("api/", OUTSIDE)):
-        page.meta.setdefault("search", {"boost": 0.5 if uri.startswith("api/") else 0.2})  # who searches for a term wants the page that explains it
+        page.meta.setdefault("search", {"boost": 0.5 if uri.startswith("api/") else 0.2})
 
     def moved(match: re.Match[str]) -> str:
         for target in linked(uri, match[0]):

@@ -26,7 +26,7 @@ README = PAGES["README.md"]
 TEMPLATE = REPO / "egs2/TEMPLATE/speechllm_xl1"
 DRIVER = (TEMPLATE / "speechllm_xl.sh").read_text(encoding="utf-8")
 PACKAGE = REPO / "espnet_speechllm_xl"
-CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+CODE_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.M | re.S)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
 # Options of other programs that the pages call: sbatch, pip, pytest, mkdocs, TensorBoard, arecord, curl.
 FOREIGN_OPTIONS = {"extras", "gres", "logdir", "nodes", "ntasks-per-node", "pdb", "strict", "wait"}
@@ -117,7 +117,8 @@ def test_the_two_commands_stand_in_the_first_screen(name):
 
 def test_every_page_is_in_the_readme_and_on_the_site():
     pages = {page.removeprefix("docs/") for page in PAGES} - {"README.md"}
-    navigation = re.findall(r"[\w/]+\.md", str(yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    site = yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))
+    navigation = re.findall(r"[\w/]+\.md", str(site["nav"]))
     assert pages <= set(navigation) and len(navigation) == len(set(navigation))
     linked = set(re.findall(r"\(docs/([\w/]+\.md)", README))
     assert {page for page in pages if not page.startswith("api/")} - {"index.md"} <= linked
@@ -238,12 +239,9 @@ def test_systems_are_those_of_the_driver():
 
 def sections_of_the_configuration():
     """``{section: dataclass}`` of the table."""
-    rows = [row for row in cells(PAGES["docs/configuration.md"].split("\n## ")[0]) if re.fullmatch(r"`\w+_conf`", row[0])]
-    modules = (config, chunked_aed, ctc_prompt_lm)
-    return {
-        row[0].strip("`"): next(vars(module)[row[1].strip("`")] for module in modules if row[1].strip("`") in vars(module))
-        for row in rows
-    }
+    classes = {**vars(ctc_prompt_lm), **vars(chunked_aed), **vars(config)}
+    first = PAGES["docs/configuration.md"].split("\n## ")[0]
+    return {row[0].strip("`"): classes[row[1].strip("`")] for row in cells(first) if row[0].endswith("_conf`")}
 
 
 def test_settings_exist():
