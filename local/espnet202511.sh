@@ -49,7 +49,7 @@ install_without_pyworld() {
     old_pip install -r "$tmp/all.txt"
 }
 
-# list_requirements DISTRIBUTION EXTRA: what its installed metadata asks for, a line each.
+# list_requirements DISTRIBUTION EXTRAS: what its installed metadata asks for, a line each; commas between EXTRAS.
 list_requirements() {
   (cd "$tmp" && PYTHONPATH=$tmp/pip "$prefix/bin/python" - "$@" <<'PY'
 import sys
@@ -59,7 +59,7 @@ from pip._vendor.packaging.requirements import Requirement
 
 for line in requires(sys.argv[1]):
     asked = Requirement(line)
-    if asked.marker is None or asked.marker.evaluate({"extra": sys.argv[2]}):
+    if asked.marker is None or any(asked.marker.evaluate({"extra": extra}) for extra in sys.argv[2].split(",")):
         asked.marker = None
         print(asked)
 PY

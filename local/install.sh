@@ -2,7 +2,7 @@
 # Makes the Python environment of this repository, or completes the active one.
 set -euo pipefail
 
-usage="usage: local/install.sh [--extras test] [--python PYTHON]
+usage="usage: local/install.sh [--extras test|docs|test,docs] [--python PYTHON]
 
 Without an active environment: makes <repository>/.venv with PYTHON (default: the newest supported one among python3.13,
 python3.12, python3.11, python3.10, python3 and python that can make a virtual environment). Inside an active virtualenv
@@ -32,7 +32,10 @@ while [ $# -gt 0 ]; do
     *) say "unknown option $1; see local/install.sh --help"; exit 2 ;;
   esac
 done
-case $extras in "" | test) ;; *) say "--extras takes only 'test', not '$extras'"; exit 2 ;; esac
+known_extras="test docs"
+for extra in ${extras//,/ }; do
+  [[ " $known_extras " = *" $extra "* ]] || { say "--extras takes $known_extras, with a comma between, not '$extras'"; exit 2; }
+done
 
 cleanup() {
   [ -z "$job" ] || kill -- "-$job" 2>/dev/null || true
@@ -68,7 +71,11 @@ find_python() {
 # is_complete: the environment was finished for this repository, this setup.py and these extras, and still runs.
 is_complete() {
   [ -f "$stamp" ] && grep -qxF "repository $repo" "$stamp" && grep -qxF "setup $setup_sum" "$stamp" &&
-    { [ -z "$extras" ] || grep -qxF "extras $extras" "$stamp"; } && has_packages "$prefix/bin/python"
+    has_extras && has_packages "$prefix/bin/python"
+}
+has_extras() {
+  local extra
+  for extra in ${extras//,/ }; do grep -qxF "extras $extra" "$stamp" || return; done
 }
 
 # take_lock: one installation at a time in an environment; $mark stands there while one is under way or was killed.
@@ -269,7 +276,9 @@ main() {
   version=$(python_version "$prefix/bin/python")
   is_supported "$version" || die "$prefix has Python $version; needs $supported_range: remove it, then run this again"
   # What an earlier run installed stays installed: the stamp must go on naming it.
-  [ -n "$extras" ] || ! grep -qsxF "extras test" "$stamp" || extras="test"
+  for extra in $known_extras; do
+    [[ ,$extras, = *,$extra,* ]] || ! grep -qsxF "extras $extra" "$stamp" || extras+=${extras:+,}$extra
+  done
   echo started >&9
   rm -f "$stamp"
   : >"$log"
@@ -279,7 +288,8 @@ main() {
   install_packages
   [ "$own" = 1 ] || say_replaced
   versions=$(import_check 2>>"$log" | tail -n 1) || failed "the import check"
-  printf 'repository %s\nsetup %s\nextras %s\n' "$repo" "$setup_sum" "$extras" >"$stamp.new"
+  printf 'repository %s\nsetup %s\n' "$repo" "$setup_sum" >"$stamp.new"
+  for extra in ${extras//,/ }; do echo "extras $extra" >>"$stamp.new"; done
   mv "$stamp.new" "$stamp"
   rm -f "$mark"
   say "environment $prefix is ready: $versions ($((SECONDS - started)) s)"

@@ -6,7 +6,7 @@ import re
 from test_readme import PACKAGE, README, REPO
 
 GLOSSARY = (REPO / "docs/glossary.md").read_text(encoding="utf-8")
-PAGES = [REPO / "README.md", *REPO.glob("docs/*.md"), *REPO.glob("egs2/*/*/*.md")]
+PAGES = [REPO / "README.md", *REPO.glob("docs/**/*.md"), *REPO.glob("egs2/*/*/*.md")]
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.S)
 
 

@@ -198,6 +198,10 @@ def test_second_run_returns_at_once_until_something_changes(sandbox):
         file.write("# changed\n")
     done = sandbox.install()
     assert sandbox.pip_installs()[0].endswith("[test]"), "what was installed before must stay"
+    assert sandbox.install("--extras", "docs").returncode == 0
+    assert sandbox.pip_installs()[0].endswith("[docs,test]"), "as an extra beside another"
+    for args in [("--extras", "test,docs"), ("--extras", "docs"), ("--extras", "test")]:
+        assert sandbox.install(*args).returncode == 0 and sandbox.pip_installs() == []
     assert "making" not in done.stderr
 
 
@@ -387,7 +391,7 @@ def test_a_folder_that_is_no_environment_is_not_removed(sandbox):
     assert [path.name for path in sandbox.venv.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("args", [["--extra", "test"], ["--extras"], ["--extras", "docs"]])
+@pytest.mark.parametrize("args", [["--extra", "test"], ["--extras"], ["--extras", "tests"], ["--extras", "test,doc"]])
 def test_wrong_use_is_told(sandbox, args):
     done = sandbox.install(*args)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
@@ -426,7 +430,10 @@ def setup_arguments() -> dict:
 
 def test_every_requirement_is_bounded_and_met_here():
     arguments = setup_arguments()
-    every = [Requirement(line) for line in arguments["install_requires"] + arguments["extras_require"]["test"]]
+    extras = arguments["extras_require"]
+    for line in extras["docs"]:
+        assert {one.operator for one in Requirement(line).specifier} == {">=", "<"}, line
+    every = [Requirement(line) for line in arguments["install_requires"] + extras["test"]]
     for requirement in every:
         operators = {specifier.operator for specifier in requirement.specifier} - {"!="}
         assert operators in ({">=", "<"}, {"=="}), requirement

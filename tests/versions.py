@@ -1,4 +1,4 @@
-"""The versions that tests depend on most, of the environment that runs it: a row of the README's table.
+"""The versions that tests depend on most, of the environment that runs it: a row of the table in docs/installation.md.
 
 python tests/versions.py
 """

@@ -362,9 +362,10 @@ def test_alignment_of_the_trained_aligner_is_near_the_truth(aligner, toy_data, t
         assert 0 <= ends[-1] < timeline.frames(samples[name], training.RATE)
 
 
-def test_several_machines_as_in_the_readme(monkeypatch):
+def test_several_machines_as_in_the_documentation(monkeypatch):
     """ESPnet's launcher takes the options, and puts the second of two machines with four GPUs each behind the first."""
-    command = re.search(r"train \.\.\. (--ngpu .*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    command = re.search(r"train \.\.\. (--ngpu .*?)\n```", page, re.S)[1]
     options = shlex.split(command.replace("\\\n", " ").replace("$first", "gpu-node01"))
     config = ["--config", str(ROOT / "tests/conf/train_micro.yaml")]
     args = find_task("speechllm_xl").get_parser().parse_args([*config, *options])
