@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from espnet_speechllm_xl.errors import UserError, one_line
-from espnet_speechllm_xl.server.protocol import HttpProtocol, WebSocketProtocol
+from espnet_speechllm_xl.server.protocol import MOST_HEADER_BYTES, HttpProtocol, WebSocketProtocol
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.session import Session
 from espnet_speechllm_xl.server.transcription import transcribe
@@ -138,7 +139,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http=HttpProtocol,
+                http=functools.partial(HttpProtocol, handshake_seconds=service.config.handshake_seconds),
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 ws=WebSocketProtocol,
                 ws_max_size=2 * service.config.max_message_bytes,  # up to it a client is told what was wrong
                 ws_per_message_deflate=False,  # PCM hardly shrinks
