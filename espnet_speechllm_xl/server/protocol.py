@@ -36,7 +36,7 @@ class HttpProtocol(H11Protocol):
         self._handshake_seconds = handshake_seconds
         self._handshake_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request."""
         super().connection_made(transport)
         self._await_request()
@@ -111,8 +111,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _refusal(self) -> bytes:
         """Return the answer to a request for which websockets has none."""
-        reasons = [str(error) for error in (self.conn.handshake_exc, self.conn.handshake_exc.__cause__) if error]
-        text = f"The handshake cannot be read: {': '.join(reasons)}\n"
+        error = self.conn.handshake_exc
+        reason = error and error.__cause__ or error
+        text = f"The handshake cannot be read: {reason}.\n"
         return self.conn.reject(http.HTTPStatus.BAD_REQUEST, text).serialize()
 
     def send_receive_event_to_app(self) -> None:
