@@ -38,7 +38,7 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request."""
-        super().connection_made(transport)
+        super().connection_made(transport)  # type: ignore[arg-type]  # asyncio hands it a Transport
         self._await_request()
 
     def on_response_complete(self) -> None:
