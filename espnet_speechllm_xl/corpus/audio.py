@@ -142,7 +142,7 @@ def conform(
             "give numbers of shape (samples,) or (samples, channels)",
         )
     if samples.size == 0:
-        raise AudioError("empty", f"{name} holds no samples: record or copy it again, or remove it from the list")
+        raise _no_samples(name)
     samples = _to_float(samples)
     bad = int(np.count_nonzero(~np.isfinite(samples)))
     if bad:
@@ -321,6 +321,12 @@ def _load_archive(entry, archive, offset, part, notes):
             f"{entry}: its header says no length, as of what was written to a pipe, and other sounds follow it: make "
             "the archive of files (`sox IN OUT.wav`, not `sox IN -t wav -`)",
         )
+    if kaldi_archives.holds_another(content):
+        raise AudioError(
+            "cut-short",
+            f"{entry} is cut short: its header promises more samples than are there before the next sound begins; make "
+            "the archive again",
+        )
     if part is None:
         return content
     try:
@@ -478,6 +484,10 @@ def _cut_short(entry, promised, found):
     )
 
 
+def _no_samples(name: str) -> AudioError:
+    return AudioError("empty", f"{name} holds no samples: record or copy it again, or remove it from the list")
+
+
 def _too_long(entry, most):
     return AudioError(
         "too-long", f"{entry} is longer than {most}, or has too many channels for its length: cut it, make it mono"
@@ -505,6 +515,8 @@ def _span(entry, start, end, rate, total, notes):
     """First sample and number of samples of a segment, at least one; raises AudioError."""
     if start == 0 and end is None:
         return 0, total
+    if total == 0:
+        raise _no_samples(entry)
     first, last = round(start * rate), total if end is None else round(end * rate)
     if first >= total or last - total > timeline.OVERSHOOT_SECONDS * rate:
         raise AudioError(
