@@ -33,6 +33,9 @@ LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bi
 # In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those there are; RF64's frames.
 BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
+# W64's: of the whole file, and of the samples with the 24 bytes before them.  Of others (VOC, MATLAB) it has words only.
+W64_BYTES = re.compile(r"^riff : (\d+) \(should be (\d+)\).*^ *data : (\d+)", re.MULTILINE | re.DOTALL)
+TRUNCATED = re.compile(r"seems to be (?:a )?truncated", re.IGNORECASE)
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
 BLOCK = 1 << 20
 MP3_FRAME = 1152  # samples
@@ -505,6 +508,12 @@ def _check_length(entry, audio, content, notes):
     elif match := BYTES.search(audio.extra_info):
         if int(match[2]) < int(match[1]) < kaldi_archives.UNKNOWN_BYTES:
             promised = int(match[1]) * audio.frames // max(1, int(match[2]))
+    elif audio.format == "W64" and (match := W64_BYTES.search(audio.extra_info)):
+        missing, total = int(match[1]) - int(match[2]), int(match[3]) - 24
+        if 0 < missing < total < 1 << 40:
+            promised = total * audio.frames // (total - missing)
+    elif TRUNCATED.search(audio.extra_info):
+        raise AudioError("cut-short", f"{entry} is cut short: its end is missing; copy it again")
     elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it
         _note(notes, "no-end", entry, "the Ogg file has no end mark: it may be cut short")
     if promised is not None and promised > audio.frames:

@@ -247,6 +247,25 @@ def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
     assert caught.value.reason == "cut-short"
 
 
+@pytest.mark.parametrize(
+    "form, subtype, says",
+    [
+        ("W64", "PCM_16", "its header promises 16000 samples, 7974 are there"),
+        ("W64", "FLOAT", "its header promises 16000 samples, 7983 are there"),
+        ("W64", "MS_ADPCM", "its header promises 1[456]... samples"),
+        ("VOC", "PCM_16", "its end is missing"),
+    ],
+)
+def test_rarer_formats_are_not_read_to_where_they_were_cut_either(tmp_path, form, subtype, says):
+    soundfile.write(tmp_path / "t", as_float(speech()), RATE, format=form, subtype=subtype)
+    whole = (tmp_path / "t").read_bytes()
+    assert len(read_audio(tmp_path / "t", RATE)) >= RATE
+    (tmp_path / "t").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match=f"t is cut short: {says}") as caught:
+        read_audio(tmp_path / "t", RATE)
+    assert caught.value.reason == "cut-short"
+
+
 def test_an_ogg_file_without_its_end_is_remarked_on(tmp_path):
     """Recorders that are stopped in the middle leave whole pages."""
     path, notes = tmp_path / "t.ogg", {}
