@@ -33,8 +33,9 @@ LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bi
 # In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those there are; RF64's frames.
 BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
-# W64's: of the whole file, and of the samples with the 24 bytes before them.  Of others (VOC, MATLAB) it has words only.
+# W64's: of the whole file, and of the samples with the 24 bytes before them.
 W64_BYTES = re.compile(r"^riff : (\d+) \(should be (\d+)\).*^ *data : (\d+)", re.MULTILINE | re.DOTALL)
+# Of VOC and MATLAB's it has words only; it has them for whole GSM 6.10 in WAV, too.
 TRUNCATED = re.compile(r"seems to be (?:a )?truncated", re.IGNORECASE)
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
 BLOCK = 1 << 20
@@ -512,7 +513,7 @@ def _check_length(entry, audio, content, notes):
         missing, total = int(match[1]) - int(match[2]), int(match[3]) - 24
         if 0 < missing < total < 1 << 40:
             promised = total * audio.frames // (total - missing)
-    elif TRUNCATED.search(audio.extra_info):
+    elif audio.format in ("VOC", "MAT4", "MAT5") and TRUNCATED.search(audio.extra_info):
         raise AudioError("cut-short", f"{entry} is cut short: its end is missing; copy it again")
     elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it
         _note(notes, "no-end", entry, "the Ogg file has no end mark: it may be cut short")
