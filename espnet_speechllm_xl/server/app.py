@@ -99,7 +99,7 @@ def _open_to(app: Starlette, origins: tuple) -> CORSMiddleware:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # OpenAI's client sends some of its own
-        expose_headers=("retry-after", "x-ignored-fields"),
+        expose_headers=("retry-after", "x-ignored-fields", "x-remarks"),
         allow_private_network=True,
     )
 

@@ -492,6 +492,12 @@ def test_pages_of_origins_that_the_operator_names(speech2text, token):
         headers = {"Origin": page, **secret}
         refused = httpx.post(f"{server.http}/v1/audio/transcriptions", headers=headers, files={"audio": b""})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, page)  # it can be read
+        stereo = {"file": wav(np.zeros((8000, 2), np.int16))}
+        url = f"{server.http}/v1/audio/transcriptions"
+        answer = httpx.post(url, headers=headers, files=stereo, data={"language": "en"}, timeout=serving.TIMEOUT)
+        ours = {name for name in answer.headers if name.startswith("x-")}
+        assert ours == {"x-ignored-fields", "x-remarks"}
+        assert ours <= {*answer.headers["access-control-expose-headers"].split(", ")}  # what scripts may read
         with server.stream("" if token is None else "?token=secret", origin=page) as client:
             assert json.loads(client.recv(serving.TIMEOUT))["type"] == "ready"
         foreign = httpx.get(f"{server.http}/v1/models", headers={"Origin": "http://evil.example", **secret})
