@@ -36,7 +36,28 @@ SPACELESS = (
 )
 UTF8_LEADS = ((1, 0x00, 0x7F), (2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF4))  # bytes, first byte (least, most)
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-INSIDE = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # vowels of Thai and Lao that stand behind their consonant
+SMALL_KANA = re.compile("(HIRAGANA|KATAKANA) LETTER SMALL ")  # in the names of letters
+# Other letters that belong to the one before them: vowels behind their consonant, tones, finals, signs.
+FOLLOWING = frozenset(
+    "\u0e2f\u0e30\u0e32\u0e33\u0e45"  # Thai
+    "\u0eaf\u0eb0\u0eb2\u0eb3\u0ebd"  # Lao
+    "\u17dc"  # Khmer
+    "\u1963\u1964\u1965\u1966\u1967\u1968\u1969\u196a\u196b\u196c\u196d\u1970\u1971\u1972\u1973\u1974"  # Tai Le
+    "\u19b0\u19b1\u19b2\u19b3\u19b4\u19b8\u19b9\u19bb\u19bc\u19bd\u19be\u19bf\u19c0"  # New Tai Lue
+    "\u19c1\u19c2\u19c3\u19c4\u19c5\u19c6\u19c7\u19c8\u19c9"
+    "\u31b4\u31b5\u31b6\u31b7\u31bb"  # Bopomofo
+    "\uaab1\uaaba\uaabd\uaac0\uaac2"  # Tai Viet
+)
+# What the letter behind it belongs to.
+JOINING = frozenset(
+    "\u1039\u17d2\u1a60\u1b44\ua9c0"  # Myanmar, Khmer, Tai Tham, Balinese, Javanese: the next consonant is subjoined
+    "\u0e40\u0e41\u0e42\u0e43\u0e44"  # vowels written before their consonant (Logical_Order_Exception): Thai
+    "\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4"  # Lao
+    "\u19b5\u19b6\u19b7\u19ba"  # New Tai Lue
+    "\uaab5\uaab6\uaab9\uaabb\uaabc"  # Tai Viet
+    "\u200d\u2060"  # zero width joiner, word joiner
+)
+CONTEXT = 8  # tokens that hold the last letter and its marks, even where each is one of their bytes
 
 
 def _letters_of_bytes() -> dict[str, int]:
@@ -58,15 +79,29 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def begins_word(character: str) -> bool:
-    """Tell whether a character begins a word wherever it stands: a letter of a script without spaces.
+def begins_word(character: str, before: str = "") -> bool:
+    """Tell whether a character begins a word behind the text ``before``: a letter of a script without spaces.
 
     What the words of such a script are, only a dictionary knows; so each letter is one (as in the mixed error rate of
-    Chinese), with the marks, punctuation, digits and other letters that follow it.
+    Chinese), with the marks, punctuation, digits and other letters that follow it.  A letter that is written below
+    another one, a vowel before its consonant and one behind it are parts of one word.
     """
-    return _is_spaceless(character) and (
-        (unicodedata.category(character) == "Lo" and character not in INSIDE) or character == "\u3007"
-    )
+    return _may_begin_word(character) and not _joins_next(before)
+
+
+def _may_begin_word(character: str) -> bool:
+    if not _is_spaceless(character) or character in FOLLOWING:
+        return False
+    is_letter = unicodedata.category(character) == "Lo" or character == "\u3007"
+    return is_letter and not SMALL_KANA.search(unicodedata.name(character, ""))
+
+
+def _joins_next(text: str) -> bool:
+    """Tell whether the letter behind a text belongs to its last one; marks may stand between (Unicode's rule GB9c)."""
+    for character in reversed(text):
+        if character in JOINING or not unicodedata.combining(character):
+            return character in JOINING
+    return False
 
 
 def _is_spaceless(character: str) -> bool:
@@ -93,7 +128,8 @@ def word_edges(text: str) -> list[tuple[int, int, bool]]:
     edges = []
     for part in re.finditer(r"\S+", text):
         first, after = part.span()
-        begins = [first, *(index for index in range(first + 1, after) if begins_word(text[index])), after]
+        inner = (place for place in range(first + 1, after) if begins_word(text[place], text[first:place]))
+        begins = [first, *inner, after]
         edges += [(begin, end, begin > first) for begin, end in itertools.pairwise(begins)]
     return edges
 
@@ -282,11 +318,16 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def word_begins(tokenizer: Tokenizer, tokens: Sequence[int], index: int) -> bool:
-    """Tell whether a word begins at ``tokens[index]``; a letter behind a mark of space alone goes on with its word."""
+    """Tell whether a word begins at ``tokens[index]``.
+
+    A letter goes on with its word behind a mark of space alone, and behind what it belongs to (:func:`begins_word`).
+    """
     here, before = tokens[index], tokens[index - 1] if index else None
     if tokenizer.marks_space(here) or before is None:
         return True
-    return tokenizer.starts_word(here) and not lone_space(tokenizer, before)
+    if not tokenizer.starts_word(here) or lone_space(tokenizer, before):
+        return False
+    return not _joins_next(tokenizer.decode(tokens[max(0, index - CONTEXT) : index]))
 
 
 def lone_space(tokenizer: Tokenizer, token: int) -> bool:

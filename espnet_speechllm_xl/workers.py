@@ -33,6 +33,7 @@ _CAUSES: dict[int, tuple[str, str]] = {
     signal.SIGILL: ("crashed", "a library was built for another processor: install one for this"),
 }
 _CRASH = "crashed", "look at this input, or leave it out"
+_NOT_THE_INPUT = "a library of the environment fails, whatever the input: --nj 1 shows what it says"
 
 
 class _Task(NamedTuple):
@@ -180,7 +181,8 @@ class _Process(Generic[Item, Result]):
         if number in _STOPPED or not self.items or always:
             had = f" with {names}" if names else " before it began"
             others = f", as {MOST_DEATHS} others before anything was done" if always else ""
-            raise UserError(f"a worker process {what}{had}{others}: {action}")
+            advice = _NOT_THE_INPUT if number not in _CAUSES else action
+            raise UserError(f"a worker process {what}{had}{others}: {advice}")
         print(f"a worker process {what}; it had: {names}", file=sys.stderr, flush=True)
         return f"the process that worked on it {what}: {action}"
 

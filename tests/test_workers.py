@@ -92,12 +92,14 @@ def test_several_that_die(capfd):
 
 
 def test_processes_that_always_die_are_an_error(capfd):
-    with pytest.raises(UserError, match=r"a worker process crashed \(SIGSEGV\) with .*, as 3 others before anything"):
+    with pytest.raises(UserError, match=r"a worker process crashed \(SIGSEGV\) with .*, as 3 others .*: a library"):
         run(dict.fromkeys(EVERYTHING, signal.SIGSEGV))
     with pytest.raises(
         UserError, match=r"was killed, .*memory ran out \(SIGKILL\) before it began: give a smaller --nj"
     ):
         list(over_processes(BATCHES, dying, {"signal": signal.SIGKILL}, 2, batch_jobs.not_done))
+    with pytest.raises(UserError, match=r"crashed \(SIGSEGV\) before it began: a library .*, whatever the input: "):
+        list(over_processes(BATCHES, dying, {"signal": signal.SIGSEGV}, 2, batch_jobs.not_done))
 
 
 def test_one_that_is_stopped_from_outside_leaves_nothing_out():

@@ -48,6 +48,10 @@ LOUDEST = 32.0  # 30 dB above full scale: no float recording is that loud, 16-bi
 # In libsndfile's log: the bytes that the header of WAV, AIFF, 8SVX and AU promises, and those found; RF64's frames.
 BYTES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 FRAMES = re.compile(r"Calculated frame count \d+ does not match value from 'ds64' chunk of (\d+)")
+# W64's: of the whole file, and of the samples with the 24 bytes before them.
+W64_BYTES = re.compile(r"^riff : (\d+) \(should be (\d+)\).*^ *data : (\d+)", re.MULTILINE | re.DOTALL)
+# Of VOC and MATLAB's it has words only; it has them for whole GSM 6.10 in WAV, too.
+TRUNCATED = re.compile(r"seems to be (?:a )?truncated", re.IGNORECASE)
 NO_END_OF_OGG = re.compile(r"^Ogg ?: Last page lacks an end-of-stream bit", re.MULTILINE)
 BLOCK = 1 << 20
 MP3_FRAME = 1152  # samples
@@ -256,7 +260,7 @@ def _checked(samples: NDArray, name: str) -> NDArray:
             "give numbers of shape (samples,) or (samples, channels)",
         )
     if samples.size == 0:
-        raise AudioError("empty", f"{name} holds no samples: record or copy it again, or remove it from the list")
+        raise _no_samples(name)
     samples = _to_float(samples)
     bad = int(np.count_nonzero(~np.isfinite(samples)))
     if bad:
@@ -460,6 +464,12 @@ def _sound_at(entry: str, place: kaldi_archives.Place) -> bytes:
             f"{entry}: its header says no length, because it was written to a pipe, and other sounds follow it: make "
             "the archive of files (`sox IN OUT.wav`, not `sox IN -t wav -`)",
         )
+    if kaldi_archives.holds_another(content):
+        raise AudioError(
+            "cut-short",
+            f"{entry} is cut short: its header promises more samples than are there before the next sound begins; make "
+            "the archive again",
+        )
     return content
 
 
@@ -618,6 +628,10 @@ def _cut_short(entry: str, promised: int, found: int) -> AudioError:
     )
 
 
+def _no_samples(name: str) -> AudioError:
+    return AudioError("empty", f"{name} holds no samples: record or copy it again, or remove it from the list")
+
+
 def _too_long(entry: str, most: str) -> AudioError:
     return AudioError(
         "too-long", f"{entry} is longer than {most}, or has too many channels for its length: cut it, make it mono"
@@ -635,6 +649,12 @@ def _check_length(entry: str, audio: soundfile.SoundFile, content: bytes | Path,
     elif match := BYTES.search(audio.extra_info):
         if int(match[2]) < int(match[1]) < kaldi_archives.UNKNOWN_BYTES:
             promised = int(match[1]) * audio.frames // max(1, int(match[2]))
+    elif audio.format == "W64" and (match := W64_BYTES.search(audio.extra_info)):
+        missing, total = int(match[1]) - int(match[2]), int(match[3]) - 24
+        if 0 < missing < total < 1 << 40:
+            promised = total * audio.frames // (total - missing)
+    elif audio.format in ("VOC", "MAT4", "MAT5") and TRUNCATED.search(audio.extra_info):
+        raise AudioError("cut-short", f"{entry} is cut short: its end is missing; copy it again")
     elif NO_END_OF_OGG.search(audio.extra_info):  # some recorders never write it
         _note(notes, "no-end", entry, "the Ogg file has no end mark: it may be cut short")
     if promised is not None and promised > audio.frames:
@@ -650,6 +670,8 @@ def _span(
     """
     if start == 0 and end is None:
         return 0, total
+    if total == 0:
+        raise _no_samples(entry)
     first, last = round(start * rate), total if end is None else round(end * rate)
     if first >= total or last - total > timeline.OVERSHOOT_SECONDS * rate:
         raise AudioError(

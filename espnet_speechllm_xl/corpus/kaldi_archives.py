@@ -3,7 +3,9 @@
 import re
 from typing import BinaryIO, NamedTuple
 
+MOST_CHUNKS = 100  # of a RIFF file before its samples
 UNKNOWN_BYTES = 0x7FFF0000  # writers to a pipe do not know the length: sox puts 0x7ffff000 there, ffmpeg 0xffffffff
+WAV = re.compile(rb"RIFF.{4}WAVE", re.S)
 ANOTHER = re.compile(rb"RIFF.{4}WAVE|fLaC\0\0\0\x22", re.S)
 
 
@@ -45,8 +47,7 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
     head = stream.read(8)
     size = None
     if head[:4] in (b"RIFF", b"RF64"):
-        size = int.from_bytes(head[4:], "little")
-        size = -1 if size >= UNKNOWN_BYTES else size + 8
+        size = _riff_bytes(stream, offset)
     elif head[:4] == b"fLaC":
         size = _most_flac_bytes(stream, offset)
     elif head[:5] == b"AUDIO" and len(head) > 5:  # followed by: how many bytes the length has, the length, the file
@@ -57,6 +58,35 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
         return None
     stream.seek(offset)
     return stream.read(size)
+
+
+def _riff_bytes(stream: BinaryIO, offset: int) -> int:
+    """Return the length of the RIFF file at ``offset``; -1: it does not say.
+
+    Both the file and its samples have a length in the header; a writer that ends too soon, or cannot go back, leaves
+    either without.  As elsewhere that of the samples counts, where there is one.
+    """
+    stream.seek(offset + 4)
+    whole = int.from_bytes(stream.read(4), "little")
+    whole = -1 if whole >= UNKNOWN_BYTES else whole + 8
+    position = offset + 12
+    for _ in range(MOST_CHUNKS):
+        stream.seek(position)
+        head = stream.read(8)
+        begin, size = position + 8, int.from_bytes(head[4:], "little")
+        if len(head) < 8:
+            break
+        if head[:4] == b"data":
+            if size < UNKNOWN_BYTES:
+                return max(whole, begin + size - offset)
+            return whole if offset + whole > begin else -1
+        position = begin + size + size % 2
+    return whole
+
+
+def holds_another(content: bytes) -> bool:
+    """Whether another WAV file begins inside of the one that ``content`` is: it has less than its header promises."""
+    return content[:4] in (b"RIFF", b"RF64") and WAV.search(content, 12) is not None
 
 
 def is_endless(content: bytes) -> bool:

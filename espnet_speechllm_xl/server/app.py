@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from starlette.websockets import WebSocket
 
 from espnet_speechllm_xl.errors import UserError, one_line
 from espnet_speechllm_xl.server.limits import ServerConfig
-from espnet_speechllm_xl.server.protocol import HttpProtocol, WebSocketProtocol
+from espnet_speechllm_xl.server.protocol import MOST_HEADER_BYTES, HttpProtocol, WebSocketProtocol
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import Service
 from espnet_speechllm_xl.server.session import Session
@@ -105,7 +106,7 @@ def _open_to(app: Starlette, origins: Sequence[str]) -> CORSMiddleware:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),  # OpenAI's client sends some of its own
-        expose_headers=("retry-after", "x-ignored-fields"),
+        expose_headers=("retry-after", "x-ignored-fields", "x-remarks"),
         allow_private_network=True,
     )
 
@@ -150,7 +151,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http=HttpProtocol,
+                http=functools.partial(HttpProtocol, handshake_seconds=service.config.handshake_seconds),
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 ws=WebSocketProtocol,
                 ws_max_size=2 * service.config.max_message_bytes,  # twice: the session says what is wrong, up to here
                 ws_per_message_deflate=False,  # PCM hardly shrinks

@@ -33,6 +33,7 @@ class ServerConfig:
     allow_origin: tuple[str, ...] = option(
         (), "origin, scheme://name[:port], whose pages may use the server; may be given several times; '*': any"
     )
+    handshake_seconds: float = option(10.0, "a request's line and headers may take so long; then it is closed")
     max_streams: int = option(32, "live streams at a time; more are refused")
     max_message_bytes: int = option(1 << 20, "longest message of a stream")
     max_queue_seconds: float = option(10.0, "audio of a stream that may wait to be decoded; then it is not read on")

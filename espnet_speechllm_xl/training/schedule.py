@@ -86,7 +86,7 @@ def _check_points(shares: Sequence[float], rates: Sequence[float]) -> None:
     if len(shares) != len(rates) or len(shares) < 2:
         raise ConfigError(f"{where}: give as many rates as shares, two at least")
     if not all(isinstance(value, (int, float)) for value in (*shares, *rates)):
-        raise ConfigError(f"{where}: give numbers")
+        raise ConfigError(f"{where}: give numbers, such as 0.002 or 2.0e-3 (to YAML 2e-3 is text)")
     if shares[0] != 0 or shares[-1] != 1 or not all(a < b for a, b in itertools.pairwise(shares)):
         raise ConfigError(f"{where}: shares rise from 0 to 1")
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates):

@@ -247,6 +247,27 @@ def test_cut_files_of_other_kinds_are_noticed(tmp_path, kind):
     assert caught.value.reason == "cut-short"
 
 
+@pytest.mark.parametrize(
+    "form, subtype, says",
+    [
+        ("W64", "PCM_16", "its header promises 16000 samples, 7974 are there"),
+        ("W64", "FLOAT", "its header promises 16000 samples, 7983 are there"),
+        ("W64", "MS_ADPCM", "its header promises 1[456]... samples"),
+        ("VOC", "PCM_16", "its end is missing"),
+        ("WAV", "GSM610", "its header promises 1[56]... samples"),
+    ],
+)
+def test_rarer_formats_are_not_read_to_where_they_were_cut_either(tmp_path, form, subtype, says):
+    for length in (9000, RATE):  # GSM 6.10 pads blocks of 65 bytes to even ones
+        soundfile.write(tmp_path / "t", as_float(speech())[:length], RATE, format=form, subtype=subtype)
+        assert len(read_audio(tmp_path / "t", RATE)) >= length
+    whole = (tmp_path / "t").read_bytes()
+    (tmp_path / "t").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match=f"t is cut short: {says}") as caught:
+        read_audio(tmp_path / "t", RATE)
+    assert caught.value.reason == "cut-short"
+
+
 def test_an_ogg_file_without_its_end_is_remarked_on(tmp_path):
     """Recorders that are stopped in the middle leave whole pages."""
     path, notes = tmp_path / "t.ogg", {}
@@ -401,6 +422,54 @@ def test_a_sound_without_length_does_not_hold_those_behind_it_in_an_archive(tmp_
             read_audio(f"{tmp_path}/a.ark:4{part}", RATE)
         wanted = as_float(speech())[:100] if part else as_float(speech())
         np.testing.assert_array_equal(read_audio(f"{tmp_path}/a.ark:{len(file) + 8}{part}", RATE), wanted)
+
+
+def wav(samples, whole=None, data=None):
+    """The bytes of a 16-bit WAV file of int16 samples, with other lengths in its header."""
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, RATE, format="WAV", subtype="PCM_16")
+    file = bytearray(stream.getvalue())
+    for place, length in ((4, whole), (40, data)):
+        if length is not None:
+            file[place : place + 4] = length.to_bytes(4, "little")
+    return bytes(file)
+
+
+PIPED = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("part", ["", "[0:99]"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("whole, data", [(None, None), (0, 0), (8, 0), (36, 0), (PIPED, 0), (0, None)])
+def test_a_wav_file_without_samples_is_said_to_be_one_in_an_archive_too(tmp_path, whole, data, last, part):
+    empty, full = wav(speech()[:0], whole, data), wav(speech())
+    entries = [full, empty] if last else [empty, full]
+    archive = b"".join(b"u%d " % index + file for index, file in enumerate(entries))
+    (tmp_path / "a.ark").write_bytes(archive)
+    (tmp_path / "a.wav").write_bytes(empty)
+    places = {bool(index) == last: archive.index(b"u%d RIFF" % index) + 3 for index in (0, 1)}
+    archived, file = f"{tmp_path}/a.ark:{places[True]}{part}", f"{tmp_path}/a.wav"
+    for entry, end in ((archived, None), (file, None), (file, 0.5)):
+        with pytest.raises(AudioError, match="holds no samples") as raised:
+            read_audio(entry, RATE, end=end)
+        assert raised.value.reason == "empty"
+    np.testing.assert_array_equal(read_audio(f"{tmp_path}/a.ark:{places[False]}", RATE), as_float(speech()))
+
+
+@pytest.mark.parametrize("whole", [0, 8, 36, PIPED, None])
+def test_the_length_of_the_samples_counts_in_an_archive(tmp_path, whole):
+    file = wav(speech(), whole)
+    (tmp_path / "a.ark").write_bytes(b"one " + file + b"two " + wav(speech()[::-1]))
+    np.testing.assert_array_equal(read_audio(f"{tmp_path}/a.ark:4", RATE), as_float(speech()))
+
+
+@pytest.mark.parametrize("missing", [100, 1000, 2 * len(speech())])
+def test_a_sound_cut_short_in_an_archive_is_not_read_on_into_the_next(tmp_path, missing):
+    (tmp_path / "a.ark").write_bytes(b"one " + wav(speech())[:-missing] + b"two " + wav(speech()) * 2)
+    for part in ("", "[0:99]"):
+        with pytest.raises(AudioError, match="is cut short: its header promises more samples than are there") as raised:
+            read_audio(f"{tmp_path}/a.ark:4{part}", RATE)
+        assert raised.value.reason == "cut-short"
 
 
 def test_ranges_outside_of_the_recording(tmp_path):

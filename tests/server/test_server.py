@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 import math
@@ -304,6 +305,50 @@ def test_no_request_puts_a_traceback_into_the_log(server, caplog, pieces):
     assert_no_traceback(caplog)
 
 
+UPGRADE = (
+    b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+GET = b"GET /v1/stream HTTP/1.1\r\n"
+UNREADABLE = {
+    "a long line": (b"GET /v1/stream?token=" + b"x" * 9000 + b" HTTP/1.1\r\n" + UPGRADE + b"\r\n", 414, "8192 bytes"),
+    "a long header": (GET + UPGRADE + b"Cookie: " + b"x" * 9000 + b"\r\n\r\n", 431, "8192 bytes"),
+    "many headers": (GET + UPGRADE + b"".join(b"x-%d: y\r\n" % n for n in range(300)) + b"\r\n", 431, "128 headers"),
+    "a body": (GET + UPGRADE + b"Content-Length: 2\r\n\r\nhi", 400, "unsupported request body"),
+    "a body in chunks": (GET + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n", 400, "transfer codings"),
+    "long HTTP headers": (b"GET /health HTTP/1.1\r\nCookie: " + b"x" * 70000, 431, "65536 bytes"),
+}
+
+
+@pytest.mark.parametrize("request_bytes, status, says", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_handshake_that_cannot_be_read_is_answered(server, caplog, request_bytes, status, says):
+    with socket.create_connection(server.listener.getsockname(), serving.TIMEOUT) as client:
+        client.sendall(request_bytes)
+        answer = b"".join(iter(lambda: client.recv(10000), b"")).decode()  # to the end: the server closes
+    assert answer.startswith(f"HTTP/1.1 {status} ") and says in answer
+    assert_no_traceback(caplog)
+
+
+def test_a_handshake_that_is_never_completed_is_ended(speech2text, caplog):
+    begun = {
+        b"": b"",
+        GET + b"Host: local": b"HTTP/1.1 408 ",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + GET + b"Host": b"HTTP/1.1 200 OK",  # the second of two
+        # Answered without its body being read, which never comes whole:
+        b"POST /other HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc": b"HTTP/1.1 404 ",
+    }
+    with Running(speech2text, handshake_seconds=0.4) as strict:
+        with strict.stream() as stream:  # was completed: goes on
+            for sent, answer in begun.items():
+                with socket.create_connection(strict.listener.getsockname(), serving.TIMEOUT) as client:
+                    client.sendall(sent)
+                    received = b"".join(iter(functools.partial(client.recv, 10000), b""))
+                assert received.startswith(answer) and bool(received) == bool(answer)
+            send(stream, bytes(6400))
+            assert receive(stream)[0][-1]["type"] == "end"
+    assert_no_traceback(caplog)
+
+
 def ended(server):
     return sum(map(server.ended, ("disconnected", "bad-setting", "bad-rate")))
 
@@ -447,6 +492,12 @@ def test_pages_of_origins_that_the_operator_names(speech2text, token):
         headers = {"Origin": page, **secret}
         refused = httpx.post(f"{server.http}/v1/audio/transcriptions", headers=headers, files={"audio": b""})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, page)  # it can be read
+        stereo = {"file": wav(np.zeros((8000, 2), np.int16))}
+        url = f"{server.http}/v1/audio/transcriptions"
+        answer = httpx.post(url, headers=headers, files=stereo, data={"language": "en"}, timeout=serving.TIMEOUT)
+        ours = {name for name in answer.headers if name.startswith("x-")}
+        assert ours == {"x-ignored-fields", "x-remarks"}
+        assert ours <= {*answer.headers["access-control-expose-headers"].split(", ")}  # what scripts may read
         with server.stream("" if token is None else "?token=secret", origin=page) as client:
             assert json.loads(client.recv(serving.TIMEOUT))["type"] == "ready"
         foreign = httpx.get(f"{server.http}/v1/models", headers={"Origin": "http://evil.example", **secret})
@@ -1065,6 +1116,7 @@ def test_a_port_that_is_taken_is_one_line(capsys, server, tiny_model_dir):
         ({"allow_origin": ["*"]}, "allow_origin '*': any page could listen: give a --token"),
         ({"max_streams": 0}, "server max_streams must be positive"),
         ({"idle_seconds": -1.0}, "server idle_seconds must be positive"),
+        ({"handshake_seconds": 0.0}, "server handshake_seconds must be positive"),
     ],
 )
 def test_settings_are_checked(settings, says):

@@ -65,6 +65,7 @@ def test_a_resumed_schedule_goes_on_and_says_what_changed():
         ([0, 1], [0.0, -1.0], "not negative"),
         ([0, 1], [0.0, math.inf], "finite"),
         ([0, "half", 1], [0.0, 1.0, 0.0], "numbers"),
+        ([0, 1], ["2e-3", 1e-5], "numbers, such as 0.002 or 2.0e-3"),  # as YAML gives 2e-3
         (3, [0.0, 1.0], "lists"),
     ],
 )
