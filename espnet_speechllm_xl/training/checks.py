@@ -13,8 +13,9 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.experiment import CONFIG, read_config
 from espnet_speechllm_xl.files import NOT_UTF8, text_lines
-from espnet_speechllm_xl.settings import ConfigError, check_mapping, read_yaml, shown
+from espnet_speechllm_xl.settings import ConfigError, check_mapping, shown
 
 # ESPnet's own settings, beside the sections of config.py, that must not change in the middle of a training.
 TRAINING_SETTINGS = (
@@ -126,9 +127,9 @@ def has_normaliser(init_param):
 def check_init_features(init_param, features):
     """Raise ConfigError where the model that training begins with has other features, whose normaliser it brings."""
     path = init_param.split(":")[0]
-    config = Path(path).parent / "config.yaml"
-    before = (read_yaml(config) if config.is_file() else {}).get("features_conf") or {}
-    check_mapping(before, f"{config} features_conf")
+    directory = Path(path).parent
+    before = (read_config(directory) or {}).get("features_conf") or {}
+    check_mapping(before, f"{directory / CONFIG} features_conf")
     _check_features(path, before, features, "begin with a model of the same")
 
 
