@@ -11,7 +11,6 @@ A packed model holds the same settings and tokenizer, and its weights as ``model
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ def planned_chunk_size(path: str | Path, options: str = "") -> int | None:
 
     Args:
         path: YAML of the training, or the ``config.yaml`` of one.
-        options: further options of the training, as on a command line; only ``--chunking_conf`` matters.
+        options: further options of the training, parted by spaces; only ``--chunking_conf`` matters.
 
     Raises:
         UserError: the YAML cannot be read.
@@ -101,7 +100,7 @@ def planned_chunk_size(path: str | Path, options: str = "") -> int | None:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--chunking_conf", action=NestedDictAction, default=read_yaml(path).get("chunking_conf") or {})
-    conf = parser.parse_known_args(shlex.split(options))[0].chunking_conf
+    conf = parser.parse_known_args(options.split())[0].chunking_conf
     return chunk_size({"chunking_conf": {"chunk": ChunkingConfig.chunk, **conf}})
 
 
