@@ -12,6 +12,7 @@ from torch import nn
 
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.sequence import without_padding
 
 
 class AcousticModel(AbsESPnetModel):
@@ -77,7 +78,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
-        tokens = text.clamp(min=0)  # the collate function pads with a negative id
+        tokens = without_padding(text)
         hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
         loss, accuracies, targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}

@@ -19,6 +19,7 @@ from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts, tim
 from espnet_speechllm_xl.decoding.searches import log_add
 from espnet_speechllm_xl.model.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.systems.base_model import AcousticModel
 from espnet_speechllm_xl.systems.base_task import SpeechTask
 
@@ -50,7 +51,7 @@ class CTCModel(AcousticModel):
     def forward(self, speech, speech_lengths, text, text_lengths, **_):
         """ESPnet's ``(loss, stats, weight)``: mean loss of an utterance; token error rate when evaluating."""
         log_probs, counts = self.log_probs(speech, speech_lengths)
-        text = text.clamp(min=0)  # the collate function pads with a negative id
+        text = without_padding(text)
         loss = self.ctc.loss(log_probs, counts, text, text_lengths).mean()
         stats = {}
         if not self.training:

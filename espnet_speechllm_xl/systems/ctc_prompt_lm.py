@@ -46,7 +46,7 @@ from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.decoder_steps import Request, Result
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
-from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave
+from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave, without_padding
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
 from espnet_speechllm_xl.systems.base_model import AcousticModel
@@ -285,7 +285,7 @@ class CTCPromptLM(AcousticModel):
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
         frames, counts = self.acoustic(speech, speech_lengths)
-        tokens = text.clamp(min=0)  # the collate function pads with a negative id
+        tokens = without_padding(text)
         check_ends(counts, text_lengths, ends)
         chunking = self.chunking
         prompts = self.decoder.prompts(frames, counts, chunking.chunk)

@@ -16,10 +16,9 @@ from espnet_speechllm_xl.config import AugmentConfig
 from espnet_speechllm_xl.corpus.audio import with_gain
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
-from espnet_speechllm_xl.model.sequence import sequence_length
+from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, sequence_length
 from espnet_speechllm_xl.tokenization import normalise, word_spans
 
-PAD_TOKEN = -1
 MOST_LETTERS = 100  # of a word; what has more is a text that no spaces part
 
 
@@ -55,11 +54,7 @@ class Preprocessor:
                 ends = self._whole_words(utterance, ends, tokens)
             frames = int(timeline.frames(len(speech), self.sample_rate))
             ends = within_audio(ends, frames)
-            if max(ends, default=-1) >= frames:
-                raise DataError(
-                    f"{utterance}: a token ends at frame {max(ends)} but the audio has {frames} frames: "
-                    "the alignment belongs to other audio; run the align stage again"
-                )
+            refuse_late_end(utterance, max(ends, default=-1), frames, DataError)
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
 
