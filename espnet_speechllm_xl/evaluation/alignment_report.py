@@ -68,23 +68,7 @@ def alignment_report(
     with atomic_write(out_dir / "delay.json") as stream:
         json.dump(content, stream, ensure_ascii=False, indent=1)
         stream.write("\n")
-    rows = [
-        delay_row("all", groups["all"]),
-        delay_row("not last of the utterance", groups["non_final"]),
-        delay_row("last of the utterance", groups["final"]),
-    ]
-    lines = [
-        f"# {title}",
-        "",
-        "Word ends against the reference, in ms (negative: earlier than the reference). word-end delay: mean;",
-        "word-end delta: mean of the absolute differences; median: of the signed ones; p95: 95 % of the absolute",
-        "differences are within it.",
-        "",
-        *markdown_table(DELAY_HEAD, rows),
-        "",
-        f"Utterances: {total}, of them compared: {len(compared.matched)}, not compared: {len(compared.unmatched)}.",
-        *(f"- {reason}: {count}" for reason, count in reasons.items()),
-    ]
+    lines = _report_lines(title, groups, len(compared.matched), reasons)
     if compared.matched:
         plots.plot_delay_histogram(compared.non_final, compared.final, out_dir / "delay.png", title)
         lines += ["", "![delay](delay.png)"]
@@ -93,14 +77,43 @@ def alignment_report(
     return content
 
 
+def _report_lines(
+    title: str, groups: Mapping[str, metrics.Delay], matched: int, reasons: Mapping[str, int]
+) -> list[str]:
+    """Return the text of ``report.md`` on an alignment with a reference.
+
+    Args:
+        title: of the report.
+        groups: delays of ``all``, ``non_final`` and ``final`` words.
+        matched: utterances that were compared.
+        reasons: counts of the others by reason.
+    """
+    rows = [
+        delay_row("all", groups["all"]),
+        delay_row("not last of the utterance", groups["non_final"]),
+        delay_row("last of the utterance", groups["final"]),
+    ]
+    others = sum(reasons.values())
+    return [
+        f"# {title}",
+        "",
+        "Word ends against the reference, in ms (negative: earlier than the reference). word-end delay: mean;",
+        "word-end delta: mean of the absolute differences; median: of the signed ones; p95: 95 % of the absolute",
+        "differences are within it.",
+        "",
+        *markdown_table(DELAY_HEAD, rows),
+        "",
+        f"Utterances: {matched + others}, of them compared: {matched}, not compared: {others}.",
+        *(f"- {reason}: {count}" for reason, count in reasons.items()),
+    ]
+
+
 class _Picture(NamedTuple):
     utterance: str
     path: Path
 
 
-def write_report(
-    aligned: Path, dump: Path, chunk_size: int | None = None, num_plots: int = 3
-) -> tuple[str, list[str]]:
+def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_plots: int = 3) -> tuple[str, list[str]]:
     """Write ``report/`` in the directory of an aligned set.
 
     Args:

@@ -80,7 +80,13 @@ class NoTextError(UserError):
 
 
 def set_directory(model: Path, search: str, dataset: str) -> Path:
-    """Return the directory of a set that a search decoded with the training ``model``."""
+    """Return the directory of a decoded set.
+
+    Args:
+        model: directory of the training.
+        search: that decoded it.
+        dataset: name of the set.
+    """
     return model / f"decode_{search}" / dataset
 
 

@@ -83,9 +83,7 @@ class Results:
                 self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def _compared(
-        self, row: TableRow, reference: TableRow, column: str, unit: str
-    ) -> tuple[Cell | None, Cell | None]:
+    def _compared(self, row: TableRow, reference: TableRow, column: str, unit: str) -> tuple[Cell | None, Cell | None]:
         """Return the cells of two rows, None where one is missing; two rows of one system have only the seeds of both.
 
         Args:

@@ -283,6 +283,11 @@ def test_ter_with_the_model_of_the_experiment(tmp_path):
     assert decoded.scores["ter"].total == Counts(4, total, total, 0, 0, 1, 1)
     # Without a token file the text is split by the model: equal text, no error.
     assert results_report.score_decoded(exp / "tiny/decode_alsd/test_2x", dump).scores["ter"].total.errors == 0
+    # Letters that the model does not know are compared as they stand, though all have one id.
+    unknown = [REF.replace("home", letter) for letter in "\u6f22\u5b57"]
+    write(dump / "raw/test_10x/text", unknown[0])
+    write(exp / "tiny/decode_alsd/test_10x/text", unknown[1])
+    assert results_report.score_decoded(exp / "tiny/decode_alsd/test_10x", dump).scores["ter"].total.errors == 1
     # Nor are other blanks between the words any.
     reference = next(path for path in (dump / "raw/test_2x/text", dump / "test_2x/text") if path.is_file())
     write(reference, reference.read_text("utf-8").replace("the cat ", "the\u00a0cat\t"))
