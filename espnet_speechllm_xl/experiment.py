@@ -1,9 +1,9 @@
-"""The directory of a training, ``exp/<tag>/``: what lies in it, and the only reader of these names.
+"""The directory of a training, ``exp/<tag>/``: names of its files, and their only reader.
 
     config.yaml                         all settings of the training, written by ESPnet
     tokenizer.model  or  tokenizer/     the tokenizer: a sentencepiece file, or a Hugging Face directory
     <phase>.<criterion>.ave.pth         the mean of the best epochs' weights, which decoding takes
-    checkpoint.pth                      what a training goes on with
+    checkpoint.pth                      model and optimiser, with which a training goes on
 
 A packed model holds the same settings and tokenizer, and its weights as ``model.pth``.
 """

@@ -30,7 +30,7 @@ LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
 
 
 class ModelError(UserError):
-    """A model directory or packed file cannot be used; the message names it and what to do."""
+    """A model directory or packed file cannot be used; the message names it and says how to mend it."""
 
 
 def load_model(
@@ -84,7 +84,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _naming_weights(path: Path) -> Iterator[None]:
-    """Raise what goes wrong with the weights ``path`` in the block as ModelError."""
+    """Turn errors of the block about the weights ``path`` into ModelError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -193,7 +193,7 @@ def _read_config(directory: Path, wanted_task: str | None = None) -> tuple[argpa
 
 
 def _check_tokens(args: argparse.Namespace) -> None:
-    """Raise ConfigError unless token list and tokenizer are what training writes."""
+    """Raise ConfigError unless token list and tokenizer have the form that training writes."""
     tokens = args.token_list
     if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
         raise ConfigError(f"token_list: {shown(tokens)} is not a list of tokens")

@@ -169,7 +169,7 @@ def _listed(reasons: Mapping[str, int]) -> str:
 
 
 def _compare(aligned: Path, reference: Path, out: Path, left_out: Mapping[str, str]) -> str:
-    """Write the report on an alignment with a reference; return what to print of it."""
+    """Write the report on an alignment with a reference; return the line to print."""
     content = alignment_report(aligned / "words.ctm", reference, out, left_out, f"Alignment of {aligned.name}")
     utterances = content["utterances"]
     unmatched = _listed(utterances["unmatched"])
@@ -181,7 +181,7 @@ def _compare(aligned: Path, reference: Path, out: Path, left_out: Mapping[str, s
 
 
 def _without_reference(reference: Path, out: Path, audio: Collection[str], left_out: Mapping[str, str]) -> str:
-    """Write the report on an alignment without a reference; return what to print of it."""
+    """Write the report on an alignment without a reference; return the line to print."""
     for name in ("delay.json", "delay.png"):  # of an earlier run that had a reference
         (out / name).unlink(missing_ok=True)
     with_words = len(audio) - sum(utterance in left_out for utterance in audio)

@@ -116,7 +116,7 @@ def report(
         decoded: directory of the decoded set.
         dump: directory of the same set in the dump.
         times: ``{utterance: words}`` of the reference.
-        chunk_size: frames of a chunk; None: those of the decoding.
+        chunk_size: frames of a chunk; None: as the set was decoded.
         near: frames from a border that are just before or just after it.
 
     Raises:

@@ -197,7 +197,7 @@ class Delay:
     """Word ends against a reference (paper Table III), all in milliseconds; None without words.
 
     ``delay`` is the mean signed difference (negative: earlier than the reference), ``delta`` the mean absolute
-    difference; ``median`` is that of the signed differences, ``p95`` the 95th percentile of the absolute ones.
+    difference, ``median`` the median signed difference, ``p95`` the 95th percentile of the absolute differences.
     """
 
     words: int

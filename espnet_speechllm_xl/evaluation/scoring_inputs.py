@@ -1,4 +1,4 @@
-"""Read references and hypotheses of any toolkit, bring them to the same utterances, take out what is not scored.
+"""Read references and hypotheses of any toolkit, bring them to the same utterances, leave out parts not to be scored.
 
 The name of a file tells its kind: ``ref.trn``, ``test.ctm.filt``; a file of any other name is Kaldi's.
 
@@ -532,7 +532,7 @@ def _names(ids: Iterable[str], reference: Reference, is_trn: bool) -> dict[str, 
     Args:
         ids: in the file.
         reference: has the utterances.
-        is_trn: the ids are those of a trn file, ``speaker-utterance``.
+        is_trn: the ids come from a trn file, ``speaker-utterance``.
     """
     spoken = {f"{reference.speakers.get(name)}-{name}": name for name in reference.texts} if is_trn else {}
     known = {**spoken, **reference.aliases, **{name: name for name in reference.texts}}

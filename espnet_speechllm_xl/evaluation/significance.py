@@ -178,7 +178,7 @@ def error_rate(item: Blocks) -> Interval:
 
 
 def difference(item: Blocks, reference: Blocks, same_words: bool = True) -> Interval:
-    """Return the error rate of ``item`` minus that of ``reference`` with its interval.
+    """Return the difference of two error rates, ``item`` minus ``reference``, with its interval.
 
     Args:
         item: one system.

@@ -55,7 +55,7 @@ class SettledWord(Protocol):
 
 
 class StreamUpdate(Protocol):
-    """What a stream returns for a push."""
+    """Result of a push."""
 
     @property
     def words(self) -> Sequence[SettledWord]:
@@ -94,7 +94,7 @@ class Run:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Run":
-        """Return the run of which ``dataclasses.asdict`` made ``values``."""
+        """Return the run that ``dataclasses.asdict`` turned into ``values``."""
         words, chunks = tuple(Emission(**word) for word in values["words"]), tuple(values["chunk_seconds"])
         return cls(**{**values, "words": words, "chunk_seconds": chunks})
 

@@ -99,8 +99,8 @@ def training_summary(epochs: Epochs) -> TrainingSummary:
 def ended_in_warmup(epochs: Epochs, config: Mapping[str, Any]) -> bool:
     """Tell whether the learning rate was still rising at the end of a training.
 
-    The steps of the warm-up decide where the schedule counts them, else the mean rates of the epochs, of which the
-    last is then the highest.
+    The steps of the warm-up decide where the schedule counts them.  Else the mean rates of the epochs decide: at the
+    end of a warm-up the last is the highest.
 
     Args:
         epochs: of the training.

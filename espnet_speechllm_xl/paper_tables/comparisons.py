@@ -163,7 +163,7 @@ class Results:
         return decoded
 
     def difference(self, row: TableRow, reference: TableRow, column: str, unit: str) -> Difference | None:
-        """Return the rate of a row minus that of another, None where one is missing.
+        """Return the difference of two rows' rates, None where one is missing.
 
         Args:
             row: of the table.
@@ -181,7 +181,7 @@ class Results:
             return None
 
     def growth(self, row: TableRow, column: str, unit: str) -> Difference | None:
-        """Return the rate of joined recordings minus that of their utterances alone, paired; None without both.
+        """Return the paired difference of rates, joined recordings minus their utterances alone; None without both.
 
         Args:
             row: of the table.

@@ -34,7 +34,7 @@ OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "inference-configs", "t
 class Corpus:
     """A recipe, and the options of all trainings on its corpus."""
 
-    tables: list  # numbers of those that are made on it
+    tables: list  # numbers of its tables
     size: str  # stands for {size} in tags and options
     valid: str  # names of the sets
     test: str
@@ -123,7 +123,7 @@ class Plan:
         systems: ``{name: System}`` of those tables, with the corpus's size filled in.
 
     Raises:
-        UserError: the YAML or the corpus is missing, or the YAML names what is not there.
+        UserError: the YAML or the corpus is missing, or an entry of the YAML names one that is missing.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Plan:
         return list(dict.fromkeys(row.search for _, row in self.rows_of(system)))
 
     def decodings(self, system: str, search: str | None = None) -> list[tuple[str, str]]:
-        """Return the (search, set) pairs that the rows of a system need, or only those of one search."""
+        """Return the (search, set) pairs that the rows of a system need, or only the pairs of one search."""
         pairs = [
             (row.search, self.corpus.set_name(column)) for table, row in self.rows_of(system) for column in table.sets
         ]

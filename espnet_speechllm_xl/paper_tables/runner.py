@@ -1,5 +1,7 @@
 """Run the trainings and decodings that the tables lack."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shlex
@@ -10,11 +12,14 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.paper_tables.plan import Plan
-from espnet_speechllm_xl.paper_tables.records import Records
-from espnet_speechllm_xl.paper_tables.trainings import Trainings
+
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.paper_tables.plan import Plan
+    from espnet_speechllm_xl.paper_tables.records import Records
+    from espnet_speechllm_xl.paper_tables.trainings import Trainings
 
 Training = tuple[str, int]  # system and seed
 
@@ -65,7 +70,7 @@ def listing(records: Records, tables: Collection[str] | None, todo: Iterable[Tra
 def run(
     records: Records, todo: Iterable[Training], extra: Sequence[str] = (), dry_run: bool = False, jobs: int = 1
 ) -> list[str]:
-    """Train and decode what is not done, and record it.
+    """Train and decode all trainings that are not done, and record them.
 
     Args:
         records: of the corpus.
@@ -123,7 +128,7 @@ def run(
 
 
 def with_needed(trainings: Trainings, todo: Sequence[Training]) -> list[Training]:
-    """Return the trainings ``todo``; first come those that others begin with, if only for their weights."""
+    """Return the trainings ``todo``, and before them the trainings whose weights they begin with."""
     others = [trainings.plan.systems[system].after for system, _ in todo]
     needed: dict[Training, None] = dict.fromkeys((system, 1) for system in others if system)
     first = [pair for pair in needed if pair in todo or not trainings.progress(*pair).trained]

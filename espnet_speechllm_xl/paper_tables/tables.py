@@ -77,7 +77,7 @@ def _progress(results: Results, row: TableRow) -> str:
 
 
 def difference_table(results: Results, table: Table, unit: str) -> list[str]:
-    """Return the rates minus those of the table's reference row, paired; no lines without any.
+    """Return the paired differences of all rows to the table's reference row; no lines without any.
 
     Args:
         results: of the corpus.
@@ -95,7 +95,7 @@ def difference_table(results: Results, table: Table, unit: str) -> list[str]:
 
 
 def growth_table(results: Results, table: Table, unit: str) -> list[str]:
-    """Return the rates of joined recordings minus those of the same utterances alone; no lines without any.
+    """Return the paired differences of rates, joined recordings minus their utterances alone; no lines without any.
 
     Args:
         results: of the corpus.
