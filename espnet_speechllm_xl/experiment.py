@@ -89,6 +89,8 @@ def chunk_size(config: dict[str, Any] | None) -> int | None:
 def planned_chunk_size(path: str | Path, options: str = "") -> int | None:
     """Return the frames of a chunk in a training that has not begun; None for one infinite chunk.
 
+    The system must have chunks: a YAML that does not set them gives the default.
+
     Args:
         path: YAML of the training, or the ``config.yaml`` of one.
         options: further options of the training, parted by spaces; only ``--chunking_conf`` matters.
