@@ -1,59 +1,122 @@
-"""What lies in the directory of a trained model, and what it is called."""
+"""The directory of a training, ``exp/<tag>/``: names of its files, and their only reader.
 
+    config.yaml                         all settings of the training, written by ESPnet
+    tokenizer.model  or  tokenizer/     the tokenizer: a sentencepiece file, or a Hugging Face directory
+    <phase>.<criterion>.ave.pth         the mean of the best epochs' weights, which decoding takes
+    checkpoint.pth                      model and optimiser, with which a training goes on
+
+A packed model holds the same settings and tokenizer, and its weights as ``model.pth``.
+"""
+
+from __future__ import annotations
+
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import DamagedWeights, read_weights
 from espnet_speechllm_xl.settings import read_yaml
 
-CONFIG, TOKENIZER, WEIGHTS = "config.yaml", "tokenizer", "model.pth"
+if TYPE_CHECKING:
+    import torch
 
-
-def find_tokenizer(directory, args):
-    """The copy beside the weights, else the file that training used."""
-    for path in (directory / TOKENIZER, directory / f"{TOKENIZER}.model"):
-        if path.exists():
-            return path
-    return args.tokenizer
-
-
-def default_weights(directory, task):
-    phase, name, _ = task.criterion
-    average = f"{phase}.{name}.ave.pth"
-    others = sorted(path.name for path in directory.glob("valid.*.ave.pth"))  # of another best_model_criterion
-    if average not in others and len(others) == 1:
-        return others[0]
-    return average if average in others else WEIGHTS
-
-
-def stamp(model, *files):
-    """Changes when the weights (a directory's, or a packed file) or one of ``files`` do."""
-    model = Path(model)
-    weights = sorted(model.glob("[!.]*.pth")) if model.is_dir() else [model]
-    return [[str(file), file.stat().st_mtime_ns] for file in [*weights, *map(Path, files)] if file.exists()]
-
-
-def read_config(directory):
-    """``config.yaml`` of a training (dict), or None before there is one; raises UserError when it cannot be read."""
-    path = Path(directory) / "config.yaml"
-    if not path.is_file():
-        return None
-    return read_yaml(path, "it is truncated; restore it or train again")
-
+CONFIG, TOKENIZER, WEIGHTS, CHECKPOINT = "config.yaml", "tokenizer", "model.pth", "checkpoint.pth"
+SENTENCEPIECE = f"{TOKENIZER}.model"
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
 BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
 
 
-def count_parameters(directory):
-    """Number of trained values in the weights of an experiment directory; None where there are none.
+def own_tokenizer(directory: Path) -> Path | None:
+    """Return the copy of the tokenizer beside the weights, of either kind; None where there is none."""
+    paths = (directory / TOKENIZER, directory / SENTENCEPIECE)
+    return next((path for path in paths if path.exists()), None)
 
-    Weights that two modules share count once: they are matrices that are equal in every value.  Raises UserError
-    for a file that does not load.
+
+def find_tokenizer(directory: Path, args: argparse.Namespace) -> Path:
+    """Return the tokenizer beside the weights, else the file that training used (``args``: config.yaml)."""
+    return own_tokenizer(directory) or Path(args.tokenizer)
+
+
+def averaged_weights(directory: Path) -> list[Path]:
+    """List the averaged weights of a training in the order of their names, one file for each criterion."""
+    return sorted(directory.glob("valid.*.ave.pth"))
+
+
+def average_name(phase: str, criterion: str, part: str | None = None) -> str:
+    """Return the name of the file with averaged weights.
+
+    Args:
+        phase: "train" or "valid".
+        criterion: the figure by which the averaged epochs are the best.
+        part: ESPnet's name of an average that is made before the training has ended; None: the last one.
+    """
+    return ".".join(filter(None, (phase, criterion, "ave", part, "pth")))
+
+
+def default_weights(directory: Path, criterion: tuple[str, str, str]) -> str:
+    """Return the name of the weights to load: the average by ``criterion`` of the task, or the only other one."""
+    phase, name, _ = criterion
+    average = average_name(phase, name)
+    there = [path.name for path in averaged_weights(directory)]
+    if average not in there and len(there) == 1:  # another best_model_criterion was set
+        return there[0]
+    return average if average in there else WEIGHTS
+
+
+def stamp(model: str | Path, *files: str | Path) -> list[list]:
+    """Return a value that changes with the weights of a directory or packed file ``model``, or with ``files``."""
+    model = Path(model)
+    weights = sorted(model.glob("[!.]*.pth")) if model.is_dir() else [model]
+    return [[str(file), file.stat().st_mtime_ns] for file in [*weights, *map(Path, files)] if file.exists()]
+
+
+def read_config(directory: str | Path) -> dict[str, Any] | None:
+    """Return ``config.yaml`` of a training, or None before there is one; raise UserError when it cannot be read."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        return None
+    return read_yaml(path, "it is truncated; restore it or train again")
+
+
+def chunk_size(config: dict[str, Any] | None) -> int | None:
+    """Return the frames of a chunk by ``config.yaml``; None for one infinite chunk, and for a system without chunks."""
+    return ((config or {}).get("chunking_conf") or {}).get("chunk")
+
+
+def planned_chunk_size(path: str | Path, options: str = "") -> int | None:
+    """Return the frames of a chunk in a training that has not begun; None for one infinite chunk.
+
+    The system must have chunks: a YAML that does not set them gives the default.
+
+    Args:
+        path: YAML of the training, or the ``config.yaml`` of one.
+        options: further options of the training, parted by spaces; only ``--chunking_conf`` matters.
+
+    Raises:
+        UserError: the YAML cannot be read.
+    """
+    from espnet2.utils.nested_dict_action import NestedDictAction
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--chunking_conf", action=NestedDictAction, default=read_yaml(path).get("chunking_conf") or {})
+    conf = parser.parse_known_args(options.split())[0].chunking_conf
+    return chunk_size({"chunking_conf": {"chunk": ChunkingConfig.chunk, **conf}})
+
+
+def count_parameters(directory: str | Path) -> int | None:
+    """Return the number of trained values in the weights of a training; None where there are none.
+
+    Weights that two modules share count once: they are matrices that are equal in every value.
+
+    Raises:
+        UserError: a file does not load.
     """
     import torch
 
-    found = [path for path in sorted(Path(directory).glob("*.pth")) if path.name != "checkpoint.pth" and path.exists()]
+    found = [path for path in sorted(Path(directory).glob("*.pth")) if path.name != CHECKPOINT and path.exists()]
     if not found:
         return None
     try:
@@ -62,9 +125,9 @@ def count_parameters(directory):
         raise UserError(f"{found[0]} does not load ({error}): it is truncated; copy it again or train again") from error
     trained = [value for name, value in state.items() if name.rpartition(".")[2] not in BUFFERS]
     trained = [value for value in trained if value.is_floating_point()]
-    matrices = {}
+    different: dict[tuple[int, ...], list[torch.Tensor]] = {}  # by shape
     for value in trained:
-        alike = matrices.setdefault(tuple(value.shape), [])
+        alike = different.setdefault(tuple(value.shape), [])
         if value.dim() < 2 or not any(torch.equal(value, other) for other in alike):
             alike.append(value)
-    return sum(value.numel() for alike in matrices.values() for value in alike)
+    return sum(value.numel() for alike in different.values() for value in alike)

@@ -112,7 +112,7 @@ class Speech2Text:
         return self.model.acoustic.config.sample_rate
 
     def __call__(
-        self, audio: str | Path | npt.ArrayLike, sample_rate: float | None = None, channel: int | None = None
+        self, audio: str | Path | npt.ArrayLike, sample_rate: int | None = None, channel: int | None = None
     ) -> list[Transcript]:
         """Return the n-best list, best first.
 
@@ -126,7 +126,7 @@ class Speech2Text:
     def load(
         self,
         audio: str | Path | npt.ArrayLike,
-        sample_rate: float | None = None,
+        sample_rate: int | None = None,
         channel: int | None = None,
         notes: dict | None = None,
     ) -> npt.NDArray:

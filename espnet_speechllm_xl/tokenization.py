@@ -154,6 +154,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Return the ids of ``text`` and, for each, the end (exclusive) of its last character in ``text``."""
 
+    def split(self, text: str) -> list[str]:
+        """Return the tokens of ``text`` as they are written."""
+        return [self.pieces[token] for token in self.encode(text)[0]]
+
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids."""
@@ -214,6 +218,10 @@ class SentencePieceTokenizer(Tokenizer):
             # A byte piece inside a character has an empty surface there: it belongs to that character.
             ends.append(position if piece.surface else _inside(position, len(text)))
         return [piece.id for piece in pieces], ends
+
+    def split(self, text: str) -> list[str]:
+        """Return the tokens of ``text`` as they are written, an unknown one as the text that it stands for."""
+        return [piece.piece for piece in self._model.encode(text, out_type=self._parts).pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids; an unknown one is U+2047, without sentencepiece's spaces around it."""

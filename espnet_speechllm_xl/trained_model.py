@@ -1,4 +1,4 @@
-"""Models as training leaves them: loading a directory or a packed file, and packing one."""
+"""Load a trained model from its directory or a packed file, and pack one."""
 
 import argparse
 import contextlib
@@ -11,42 +11,54 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from espnet_speechllm_xl.errors import UserError, action, of_machine
-from espnet_speechllm_xl.experiment import CONFIG, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
+from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import TASKS, find_task
-from espnet_speechllm_xl.tokenization import load_tokenizer
+from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
 
-LATER_SECTIONS = ("augment_conf",)  # of config.yaml, that models of before do not have: their defaults
-# A packed file may unpack to so many bytes, and so many times its size besides: whoever packs with compression makes
-# weights 1.1 times smaller, YAML about 10 times.
+LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: they get the defaults
+# A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
+# times smaller and YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
 
 
 class ModelError(UserError):
-    """A model directory or packed file cannot be used; the message names it and what to do."""
+    """A model directory or packed file cannot be used; the message names it and says how to mend it."""
 
 
-def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"):
-    """Model, tokenizer and configuration of an experiment directory, ready to evaluate.
+def load_model(
+    directory: str | Path,
+    task: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> tuple[Any, Tokenizer, argparse.Namespace]:
+    """Load a model from the directory of its training, ready to evaluate.
 
     Args:
-        directory: holds ``config.yaml``, the tokenizer and the weights.
-        task: name of the task it must be of (tasks/); None: any.
+        directory: of the training (experiment.py).
+        task: name of the task that the model must have (systems/); None: any.
         weights: file name in the directory; None: the averaged best.
-        device, dtype: of the result.
+        device: "cpu", "cuda", ...
+        dtype: "float32", "float64", "float16" or "bfloat16".
+
+    Returns:
+        The model (a class of systems/), its tokenizer, and config.yaml as a namespace.
 
     Raises:
-        ModelError: something is missing, truncated, of another task, or does not fit the configuration.
+        ModelError: a file is missing or truncated, or the model has another task.
+        ConfigError: the configuration makes no model.
     """
     directory = Path(directory)
-    device, dtype = _device(device), _dtype(dtype)
-    args, task = _read_config(directory, task)
+    place, kind = _device(device), _dtype(dtype)
+    args, system = _read_config(directory, task)
     tokenizer = load_tokenizer(find_tokenizer(directory, args))
     args.stats_file = None  # mean and variance are in the weights
     if len(tokenizer.pieces) != len(args.token_list):
@@ -54,30 +66,30 @@ def load_model(directory, task=None, weights=None, device="cpu", dtype="float32"
             f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
             "they are of different trainings; copy the tokenizer that the model was trained with"
         )
-    path = directory / (weights or default_weights(directory, task))
+    path = directory / (weights or default_weights(directory, system.criterion))
     with _naming_weights(path):
         state = read_weights(path)
     try:
         with _no_larger_than(state):
-            model = task.build_model(args)
+            model = system.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
-    except Exception as error:  # sizes that memory cannot hold, settings of ESPnet's own parts: any kind
+    except Exception as error:  # memory and ESPnet's own parts raise any kind
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     with _naming_weights(path):
         model.load_state_dict(state, strict=True)
-    return _cast(model, dtype).to(device).eval(), tokenizer, args
+    return _cast(model, kind).to(place).eval(), tokenizer, args
 
 
 @contextlib.contextmanager
 def _naming_weights(path: Path) -> Iterator[None]:
-    """What is wrong with the weights of a file, in the block, raises ModelError."""
+    """Turn errors of the block about the weights ``path`` into ModelError."""
     try:
         yield
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: finish the training, or name the weights") from error
-    except (DamagedWeights, RuntimeError) as error:  # the latter where names or shapes do not fit
+    except (DamagedWeights, RuntimeError) as error:  # RuntimeError: names or shapes do not fit
         if of_machine(error):
             raise
         reason = " ".join(str(error).split())[:200].strip()
@@ -91,18 +103,19 @@ def _naming_weights(path: Path) -> Iterator[None]:
 def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
     """Raise ConfigError in the block as soon as it makes a model that is far larger than the weights ``state``.
 
-    Torch reserves memory for a weight, registers it and then fills it: what is refused in between has used none.
+    Torch reserves memory for a weight, registers it and then fills it.  A weight that is refused when it is registered
+    has used no memory.
     """
 
     def size(weight: torch.Tensor) -> int:
-        return max(weight.numel(), 64)  # else millions of layers with hardly a weight would pass
+        return max(weight.numel(), 64)  # so that millions of layers with hardly a weight do not pass
 
-    left = 4 * sum(map(size, state.values()))  # one may be registered again: when it is shared, replaced, adapted
+    left = 4 * sum(map(size, state.values()))  # a weight that is shared, replaced or adapted is registered again
     thread = threading.get_ident()
 
     def count(_module: torch.nn.Module, _name: str, weight: torch.Tensor | None) -> None:
         nonlocal left
-        if weight is None or threading.get_ident() != thread:  # others may make theirs
+        if weight is None or threading.get_ident() != thread:  # other threads may make their own models
             return
         left -= size(weight)
         if left < 0:
@@ -115,9 +128,9 @@ def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
         registered.remove()
 
 
-def _cast(model, dtype):
-    """The model in ``dtype``; features and their normalisation in float32 at least: half has too small a range."""
-    acoustic = model.acoustic
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Cast the model to ``dtype``, features and their normalisation to float32 at least: half has too small a range."""
+    acoustic: Any = model.acoustic
     wide = torch.promote_types(dtype, torch.float32)
     exact = [copy.deepcopy(part).to(wide) for part in (acoustic.log_mel, acoustic.normalizer)]
     model.to(dtype)
@@ -125,10 +138,10 @@ def _cast(model, dtype):
     return model
 
 
-def _device(name):
+def _device(name: str) -> torch.device:
     try:
         tensor = torch.zeros(1, device=name)
-        tensor.item()  # which a device that only knows shapes ("meta") cannot give
+        tensor.item()  # fails on a device that only knows shapes ("meta")
         return tensor.device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = " ".join(str(error).split())[:100]
@@ -137,15 +150,19 @@ def _device(name):
         ) from error
 
 
-def _dtype(name):
+def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, str(name), None)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16 or bfloat16")
     return dtype
 
 
-def _read_config(directory, wanted_task=None):
-    """``config.yaml`` as a namespace, and the task; raises ModelError, also unless it is of ``wanted_task``."""
+def _read_config(directory: Path, wanted_task: str | None = None) -> tuple[argparse.Namespace, Any]:
+    """Read ``config.yaml`` as a namespace, and find its task (a class of systems/).
+
+    Raises:
+        ModelError: the file is missing or truncated, or its task is not ``wanted_task``.
+    """
     path = directory / CONFIG
     if directory.is_file():
         raise ModelError(f"{directory} is a file: what is wanted here is the directory of a trained model")
@@ -161,7 +178,7 @@ def _read_config(directory, wanted_task=None):
         raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
     values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
     task, args = find_task(found), argparse.Namespace(**values)
-    # ESPnet writes "distributed" last: where it lacks, the end is missing, and some values may be cut too.
+    # ESPnet writes "distributed" last: without it the end of the file is missing, and some values may be cut too.
     choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
     wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
     missing = [name for name in wanted if name not in values]
@@ -176,7 +193,7 @@ def _read_config(directory, wanted_task=None):
 
 
 def _check_tokens(args: argparse.Namespace) -> None:
-    """Raise ConfigError unless token list and tokenizer are what training writes."""
+    """Raise ConfigError unless token list and tokenizer have the form that training writes."""
     tokens = args.token_list
     if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
         raise ConfigError(f"token_list: {shown(tokens)} is not a list of tokens")
@@ -184,23 +201,32 @@ def _check_tokens(args: argparse.Namespace) -> None:
         raise ConfigError(f"tokenizer: {shown(args.tokenizer)} is not the name of a file")
 
 
-def pack(directory, target, weights=None):
-    """One file to share: configuration, tokenizer and weights of an experiment directory (zip)."""
+def pack(directory: str | Path, target: str | Path, weights: str | None = None) -> None:
+    """Write one file to share (zip) with configuration, tokenizer and weights of a model.
+
+    Args:
+        directory: of the training.
+        target: the file to write.
+        weights: file name in the directory; None: the averaged best.
+
+    Raises:
+        ModelError: the model does not load.
+    """
     directory = Path(directory)
     args, task = _read_config(directory)
-    load_model(directory, None, weights)  # what does not load is not packed
+    load_model(directory, None, weights)  # a damaged model is not packed
     with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         archive.write(directory / CONFIG, CONFIG)
-        archive.write(directory / (weights or default_weights(directory, task)), WEIGHTS)
-        tokenizer = Path(find_tokenizer(directory, args))
+        archive.write(directory / (weights or default_weights(directory, task.criterion)), WEIGHTS)
+        tokenizer = find_tokenizer(directory, args)
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
         for file in files:
-            archive.write(file, f"{TOKENIZER}.model" if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
+            archive.write(file, SENTENCEPIECE if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
 
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Yield a model directory as it is; of a packed file a folder with its content, removed when the block ends."""
+    """Yield a model directory as it is, or a folder with the content of a packed file, removed when the block ends."""
     if not path.exists():
         raise ModelError(f"{path} does not exist: give a model directory or a packed file")
     if path.is_dir():
@@ -222,13 +248,13 @@ def unpacked(path: Path) -> Iterator[Path]:
             raise type(error)(str(error).replace(str(folder), str(path))) from error
 
 
-# What zipfile raises for a file that is none, is truncated, has a password, or is compressed in ways it does not know.
+# zipfile raises these for another file, a truncated one, one with a password, or an unknown compression.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 
 def _wanted(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
-    """The members of a packed model; raises ModelError where they would be far larger than a model is."""
-    names = re.compile(rf"{re.escape(CONFIG)}|{re.escape(WEIGHTS)}|{TOKENIZER}\.model|{TOKENIZER}/[^/\\]+")
+    """List the members of a packed model; raise ModelError where they would be far larger than a model is."""
+    names = re.compile(rf"{'|'.join(map(re.escape, (CONFIG, WEIGHTS, SENTENCEPIECE)))}|{TOKENIZER}/[^/\\]+")
     members = [member for member in archive.infolist() if names.fullmatch(member.filename)]
     size, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
     if size > LARGEST_FREE + LARGEST_RATIO * packed:
@@ -246,7 +272,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, pat
         with archive.open(member) as source, open(target, "wb") as stream:
             shutil.copyfileobj(source, stream)
     except OSError as error:
-        if error.errno is None:  # of the archive
+        if error.errno is None:  # the archive is damaged
             raise
         raise ModelError(
             f"{path} cannot be unpacked into {folder.parent} (TMPDIR), where {member.filename} takes "

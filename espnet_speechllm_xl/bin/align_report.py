@@ -11,6 +11,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.evaluation.alignment_report import write_report
+from espnet_speechllm_xl.experiment import planned_chunk_size
 
 
 def get_parser():
@@ -22,8 +23,14 @@ def get_parser():
     parser.add_argument("--aligned", required=True, metavar="DIR", help="made by speechllm-xl align")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/SET that was aligned")
     parser.add_argument(
-        "--chunk", type=at_least(int, 1), default=32, help="frames (40 ms) between the boundaries drawn (default 32)"
+        "--chunk",
+        type=at_least(int, 1),
+        metavar="FRAMES",
+        help="of 40 ms, between the boundaries drawn (default: those of --training, else of the experiment that the "
+        "aligned set lies in; none where it has no chunks)",
     )
+    parser.add_argument("--training", metavar="YAML", help="of the model that the alignment is for")
+    parser.add_argument("--training-args", metavar="TEXT", default="", help="further options of that training")
     parser.add_argument("--plots", type=at_least(int, 0), default=3, help="utterances to draw (default 3)")
     return parser
 
@@ -35,7 +42,10 @@ def main(argv=None):
 
 
 def _main(args):
-    summary, failures = write_report(Path(args.aligned), Path(args.dump), args.chunk, args.plots)
+    chunk_size = args.chunk
+    if chunk_size is None and args.training:
+        chunk_size = planned_chunk_size(args.training, args.training_args)
+    summary, failures = write_report(Path(args.aligned), Path(args.dump), chunk_size, args.plots)
     print(summary)
     for failure in failures:
         print(f"align_report: not drawn: {failure}", file=sys.stderr)

@@ -1,11 +1,10 @@
 """``decode``: transcribe a dump set into ESPnet's layout."""
 
-import json
 from pathlib import Path
 
 from espnet_speechllm_xl.bin import doubts
 from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, at_least, load_settings
-from espnet_speechllm_xl.evaluation.decoded_sets import WRITTEN, write_recordings, write_texts
+from espnet_speechllm_xl.evaluation import decoded_sets
 from espnet_speechllm_xl.sets.decode import (
     crashed,
     has_failed,
@@ -31,10 +30,9 @@ def add_arguments(parser):
 def main(args):
     """Decode; returns the exit code, 1 when some audio could not be read."""
     from espnet_speechllm_xl import experiment
-    from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
+    from espnet_speechllm_xl.corpus.kaldi import read_table
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_segments
-    from espnet_speechllm_xl.files import atomic_write
     from espnet_speechllm_xl.sets import batch_jobs
     from espnet_speechllm_xl.sets.audio import sample_counts
 
@@ -48,17 +46,17 @@ def main(args):
     stamp = experiment.stamp(args.model, dump / "progress.jsonl", dump / "wav.scp")
     settings = {"load": load_settings(args), "dump": str(dump), "stamp": stamp}
     task = {"settings": settings, "batches": batches}
-    before = batch_jobs.summary_of(out / "decode.json", task)
+    before = batch_jobs.summary_of(out / decoded_sets.INFO, task)
     if before and not before["failed"]:
         print(f"{out}: {before['utterances']} utterances were decoded before by the same weights and settings")
-        write_recordings(out, spans)
-        texts = read_table(out / "text") if (out / "text").is_file() else {}
+        decoded_sets.write_recordings(out, spans)
+        texts = decoded_sets.read_hypotheses(out) if decoded_sets.finished_ns(out) else {}
         doubts.say(doubts.of_hypotheses(texts, str(out)))
         return 0
 
     def begun():
-        for name in () if before else WRITTEN:  # lest hypotheses of other weights are scored before the end
-            (out / name).unlink(missing_ok=True)
+        if not before:
+            decoded_sets.remove_files(out)
 
     results = batch_jobs.run_batches(
         batches, make_worker, settings, out / ".parts", args.nj, f"decode {dump.name}", args.shard, begun, has_failed,
@@ -69,9 +67,9 @@ def main(args):
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if has_failed(item)}
     good = {utterance: item for utterance, item in done.items() if not has_failed(item)}
-    write_texts(out, good)
-    write_recordings(out, spans)
-    write_table(out / "failed", failed)
+    decoded_sets.write_texts(out, good)
+    decoded_sets.write_recordings(out, spans)
+    decoded_sets.write_failures(out, failed)
     summary = {
         "utterances": len(good),
         "failed": len(failed),
@@ -83,8 +81,7 @@ def main(args):
         "task": batch_jobs.digest(task),
         "remarks": remarks_on_audio(good),
     }
-    with atomic_write(out / "decode.json") as stream:
-        json.dump(summary, stream, indent=2)
+    decoded_sets.write_info(out, summary)
     if not failed:  # else the next run has to do less
         batch_jobs.finish(out / ".parts")
     print_summary(out, summary, failed)

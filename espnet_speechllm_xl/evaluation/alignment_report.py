@@ -3,28 +3,52 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from espnet_speechllm_xl.corpus.ctm import read_ctm
-from espnet_speechllm_xl.corpus.kaldi import kind_of_reason
+from espnet_speechllm_xl import experiment
+from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
+from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, spoken
+from espnet_speechllm_xl.corpus.kaldi import kind_of_reason, read_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, plots
-from espnet_speechllm_xl.evaluation.markdown import shown
+from espnet_speechllm_xl.evaluation.markdown import markdown_table, shown
 from espnet_speechllm_xl.files import atomic_write
 
-
-def delay_row(label, item):
-    cells = (shown(getattr(item, name), "{:.1f}") for name in ("delay", "delta", "median", "p95"))
-    return f"|{label}|{item.words}|{'|'.join(cells)}|"
+DELAY_HEAD = ("words", "number", "word-end delay", "word-end delta", "median", "p95")
+DRAWN_RATE = 16000  # Hz of the audio in the plots
 
 
-def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignment"):
-    """Compare word ends with a reference and write ``report.md``, ``delay.json`` and ``delay.png`` into ``out_dir``.
+def delay_row(label: str, item: metrics.Delay) -> list[str]:
+    """Return a row of a table with ``DELAY_HEAD``, in ms."""
+    figures = (getattr(item, name) for name in ("delay", "delta", "median", "p95"))
+    return [label, str(item.words), *(shown(figure, "{:.1f}") for figure in figures)]
 
-    ``words_ctm`` and ``ref_ctm``: CTM files; ``left_out``: ``{utterance: reason}`` of those that could not be aligned.
-    Returns the contents of the JSON file: ``delay_ms`` (mean signed difference of word ends, negative: early),
-    ``delta_ms`` (mean absolute difference), the same for ``non_final`` and ``final`` words, and the utterances:
-    matched + unmatched (by reason) = total.  Raises UserError naming the line of a CTM file that cannot be read.
+
+def alignment_report(
+    words_ctm: str | Path,
+    ref_ctm: str | Path,
+    out_dir: str | Path,
+    left_out: Mapping[str, str] | None = None,
+    title: str = "Alignment",
+) -> dict[str, Any]:
+    """Compare word ends with a reference and write ``report.md``, ``delay.json`` and ``delay.png``.
+
+    Args:
+        words_ctm: CTM of the alignment.
+        ref_ctm: CTM of the reference.
+        out_dir: directory to write into.
+        left_out: ``{utterance: reason}`` of utterances that could not be aligned.
+        title: of the report.
+
+    Returns:
+        The contents of the JSON file: ``delay_ms`` (mean signed difference of word ends, negative: early), ``delta_ms``
+        (mean absolute difference), the same for ``non_final`` and ``final`` words, and the utterances: matched +
+        unmatched (by reason) = total.
+
+    Raises:
+        UserError: a CTM file cannot be read; the message names the line.
     """
     out_dir = Path(out_dir)
     compared = metrics.end_differences(read_ctm(words_ctm), read_ctm(ref_ctm), left_out)
@@ -34,32 +58,17 @@ def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignmen
         "final": metrics.delay(compared.final),
     }
     reasons = dict(sorted(Counter(compared.unmatched.values()).items()))
-    content = {
+    figures = {
         name: {f"{key}_ms" if key != "words" else key: value for key, value in dataclasses.asdict(item).items()}
         for name, item in groups.items()
     }
     total = len(compared.matched) + len(compared.unmatched)
     utterances = {"total": total, "matched": len(compared.matched), "unmatched": reasons}
-    content = {**content.pop("all"), **content, "utterances": utterances, "unmatched": compared.unmatched}
+    content = {**figures.pop("all"), **figures, "utterances": utterances, "unmatched": compared.unmatched}
     with atomic_write(out_dir / "delay.json") as stream:
         json.dump(content, stream, ensure_ascii=False, indent=1)
         stream.write("\n")
-    lines = [
-        f"# {title}",
-        "",
-        "Word ends against the reference, in ms (negative: earlier than the reference). word-end delay: mean;",
-        "word-end delta: mean of the absolute differences; median: of the signed ones; p95: 95 % of the absolute",
-        "differences are within it.",
-        "",
-        "|words|number|word-end delay|word-end delta|median|p95|",
-        "|---|---|---|---|---|---|",
-        delay_row("all", groups["all"]),
-        delay_row("not last of the utterance", groups["non_final"]),
-        delay_row("last of the utterance", groups["final"]),
-        "",
-        f"Utterances: {total}, of them compared: {len(compared.matched)}, not compared: {len(compared.unmatched)}.",
-        *(f"- {reason}: {count}" for reason, count in reasons.items()),
-    ]
+    lines = _report_lines(title, groups, len(compared.matched), reasons)
     if compared.matched:
         plots.plot_delay_histogram(compared.non_final, compared.final, out_dir / "delay.png", title)
         lines += ["", "![delay](delay.png)"]
@@ -68,21 +77,58 @@ def alignment_report(words_ctm, ref_ctm, out_dir, left_out=None, title="Alignmen
     return content
 
 
-def write_report(aligned, dump, chunk=32, plots=3):
-    """Write ``aligned/report/``; returns the line to print and the list of plots that failed, each with the reason.
+def _report_lines(
+    title: str, groups: Mapping[str, metrics.Delay], matched: int, reasons: Mapping[str, int]
+) -> list[str]:
+    """Return the text of ``report.md`` on an alignment with a reference.
 
     Args:
-        aligned: directory made by ``speechllm-xl align``.
+        title: of the report.
+        groups: delays of ``all``, ``non_final`` and ``final`` words.
+        matched: utterances that were compared.
+        reasons: counts of the others by reason.
+    """
+    rows = [
+        delay_row("all", groups["all"]),
+        delay_row("not last of the utterance", groups["non_final"]),
+        delay_row("last of the utterance", groups["final"]),
+    ]
+    others = sum(reasons.values())
+    return [
+        f"# {title}",
+        "",
+        "Word ends against the reference, in ms (negative: earlier than the reference). word-end delay: mean;",
+        "word-end delta: mean of the absolute differences; median: of the signed ones; p95: 95 % of the absolute",
+        "differences are within it.",
+        "",
+        *markdown_table(DELAY_HEAD, rows),
+        "",
+        f"Utterances: {matched + others}, of them compared: {matched}, not compared: {others}.",
+        *(f"- {reason}: {count}" for reason, count in reasons.items()),
+    ]
+
+
+class _Picture(NamedTuple):
+    utterance: str
+    path: Path
+
+
+def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_plots: int = 3) -> tuple[str, list[str]]:
+    """Write ``report/`` in the directory of an aligned set.
+
+    Args:
+        aligned: directory made by ``speechllm-xl align``, ``exp/<tag>/aligned/<set>``.
         dump: the set that was aligned.
-        chunk: frames between the borders drawn.
-        plots: utterances drawn, evenly spaced in the list; at most all.
+        chunk_size: frames between the borders drawn; None: as the training ``exp/<tag>`` has them, no borders where
+            it has no chunks.
+        num_plots: utterances drawn, evenly spaced in the list; at most all.
+
+    Returns:
+        The line to print, and the plots that failed, each with the reason.
 
     Raises:
-        UserError: a file is missing or damaged, or the two directories are not of the same utterances.
+        UserError: a file is missing or damaged, or the two directories do not have the same utterances.
     """
-    from espnet_speechllm_xl.corpus.ctm import read_ctm
-    from espnet_speechllm_xl.corpus.kaldi import read_table
-
     audio = read_table(aligned / "wav.scp")
     failed = read_table(aligned / "failed")
     everything = read_table(dump / "text")
@@ -91,27 +137,39 @@ def write_report(aligned, dump, chunk=32, plots=3):
             f"{aligned} ({len(audio)} aligned, {len(failed)} failed) is not of {dump} ({len(everything)} utterances): "
             "run the align stage again"
         )
+    if chunk_size is None:
+        chunk_size = experiment.chunk_size(experiment.read_config(aligned.resolve().parents[1]))
     words = read_ctm(aligned / "words.ctm")
     out, reference = aligned / "report", dump / "ref.ctm"
     left_out = {utterance: "no words" for utterance in audio if utterance not in words}
     left_out.update((utterance, kind_of_reason(reason)) for utterance, reason in failed.items())
+    reference_words: Mapping[str, Sequence[Word]] = {}
     if reference.is_file():
-        line, theirs = _compare(aligned, reference, out, left_out), read_ctm(reference)
+        line, reference_words = _compare(aligned, reference, out, left_out), read_ctm(reference)
     else:
-        line, theirs = _without(reference, out, audio, left_out), {}
-    chosen = _spread(sorted(words), plots)
-    drawn, failures = _draw(chosen, audio, words, theirs, chunk, out)
-    _list_plots(out / "report.md", drawn)
-    return f"{aligned}: {line}; {len(drawn)} plots; see {out / 'report.md'}", failures
+        line = _without_reference(reference, out, audio, left_out)
+    pictures, failures = [], []
+    for number, utterance in enumerate(_spread(sorted(words), num_plots), 1):
+        path = out / f"utterance_{number}.png"
+        try:
+            _draw(path, utterance, audio[utterance], words[utterance], reference_words.get(utterance, ()), chunk_size)
+            pictures.append(_Picture(utterance, path))
+        except AudioError as error:
+            failures.append(f"{utterance}: {error}")
+    for path in {*out.glob("utterance_*.png")}.difference(picture.path for picture in pictures):
+        path.unlink()  # of an earlier run
+    _list_plots(out / "report.md", pictures)
+    return f"{aligned}: {line}; {len(pictures)} plots; see {out / 'report.md'}", failures
 
 
-def _listed(reasons):
-    """``3 not (2 too few frames, 1 empty text)`` of a Counter; ``0 not`` when it is empty."""
+def _listed(reasons: Mapping[str, int]) -> str:
+    """Write counts by reason: ``3 not (2 too few frames, 1 empty text)``; ``0 not`` when there are none."""
     names = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     return f"{sum(reasons.values())} not" + (f" ({names})" if names else "")
 
 
-def _compare(aligned, reference, out, left_out):
+def _compare(aligned: Path, reference: Path, out: Path, left_out: Mapping[str, str]) -> str:
+    """Write the report on an alignment with a reference; return the line to print."""
     content = alignment_report(aligned / "words.ctm", reference, out, left_out, f"Alignment of {aligned.name}")
     utterances = content["utterances"]
     unmatched = _listed(utterances["unmatched"])
@@ -122,9 +180,8 @@ def _compare(aligned, reference, out, left_out):
     return f"{delay}, {delta} over {content['words']} words; {counts}"
 
 
-def _without(reference, out, audio, left_out):
-    from espnet_speechllm_xl.files import atomic_write
-
+def _without_reference(reference: Path, out: Path, audio: Collection[str], left_out: Mapping[str, str]) -> str:
+    """Write the report on an alignment without a reference; return the line to print."""
     for name in ("delay.json", "delay.png"):  # of an earlier run that had a reference
         (out / name).unlink(missing_ok=True)
     with_words = len(audio) - sum(utterance in left_out for utterance in audio)
@@ -137,41 +194,42 @@ def _without(reference, out, audio, left_out):
     return f"no reference ({reference}), so no word-end delay; {counts}"
 
 
-def _spread(names, count):
-    """``count`` of ``names`` (all of them when fewer), evenly spaced."""
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    """Return ``count`` of ``names`` (all of them when fewer), evenly spaced."""
     count = min(count, len(names))
     return [names[index * len(names) // count] for index in range(count)]
 
 
-def _draw(chosen, audio, words, reference, chunk, out):
-    """Draw each chosen utterance; returns ``[(utterance, file)]`` and the failures."""
-    from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
-    from espnet_speechllm_xl.corpus.ctm import spoken
-    from espnet_speechllm_xl.evaluation.plots import plot_utterance
+def _draw(
+    path: Path,
+    utterance: str,
+    audio: str,
+    words: Sequence[Word],
+    reference: Sequence[Word],
+    chunk_size: int | None,
+) -> None:
+    """Draw an utterance with the ends of its words.
 
-    drawn, failures, rate = [], [], 16000
-    for number, utterance in enumerate(chosen, 1):
-        try:
-            samples = read_audio(audio[utterance], rate, notes={})
-        except AudioError as error:
-            failures.append(f"{utterance}: {error}")
-            continue
-        ends = [(word.text, word.end) for word in words[utterance]]
-        path = out / f"utterance_{number}.png"
-        theirs = spoken(reference.get(utterance, ()), [text for text, _ in ends]).words
-        plot_utterance(path, samples, rate, ends, chunk, theirs, title=utterance)
-        drawn.append((utterance, path))
-    kept = {path for _, path in drawn}
-    for path in out.glob("utterance_*.png"):
-        if path not in kept:
-            path.unlink()
-    return drawn, failures
+    Args:
+        path: of the picture.
+        utterance: its id, the title.
+        audio: file of the utterance.
+        words: of the alignment.
+        reference: the words with their times in the reference; may be empty.
+        chunk_size: frames between the borders drawn; None: no borders.
+
+    Raises:
+        AudioError: the audio cannot be read.
+    """
+    samples = read_audio(audio, DRAWN_RATE, notes={})
+    ends = [(word.text, word.end) for word in words]
+    theirs = spoken(reference, [word.text for word in words]).words
+    plots.plot_utterance(path, samples, DRAWN_RATE, ends, chunk_size, theirs, title=utterance)
 
 
-def _list_plots(report, drawn):
-    from espnet_speechllm_xl.files import atomic_write
-
+def _list_plots(report: Path, pictures: Sequence[_Picture]) -> None:
+    """Add the pictures to a report."""
     text = report.read_text(encoding="utf-8")
     with atomic_write(report) as stream:
         stream.write(text)
-        stream.writelines(f"\n`{utterance}`\n\n![{path.stem}]({path.name})\n" for utterance, path in drawn)
+        stream.writelines(f"\n`{utterance}`\n\n![{path.stem}]({path.name})\n" for utterance, path in pictures)

@@ -1,15 +1,20 @@
-"""Where the errors of a decoded set lie with respect to the borders of chunks, by reference word times.
+"""Errors of a decoded set by their place with respect to the borders of chunks, from reference word times.
 
-A word near a border may be lost, when both chunks leave it to the other, or come twice.
+A word near a border may be lost, when each of the two chunks leaves it to the other, or come twice.
 """
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl import experiment, timeline
 from espnet_speechllm_xl.corpus.ctm import Word, matching, parted
+from espnet_speechllm_xl.corpus.kaldi import read_text
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
+from espnet_speechllm_xl.evaluation.decoded_sets import read_hypotheses, read_info, training_directory
+from espnet_speechllm_xl.evaluation.markdown import markdown_table
 from espnet_speechllm_xl.tokenization import words_of
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
@@ -20,18 +25,24 @@ ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
 )
 
 
-def place(word, chunk, near):
-    """Which of ``PLACES`` a :class:`~espnet_speechllm_xl.corpus.ctm.Word` has; ``chunk`` and ``near`` in frames."""
+def place(word: Word, chunk_size: int, near: int) -> str:
+    """Return one of ``PLACES``.
+
+    Args:
+        word: with its times.
+        chunk_size: frames of a chunk.
+        near: frames from a border that are just before or just after it.
+    """
     first, last = timeline.frame_from(word.start), timeline.frame_at(word.end)
-    if timeline.chunk_of_frame(first, chunk) != timeline.chunk_of_frame(last, chunk):
+    if timeline.chunk_of_frame(first, chunk_size) != timeline.chunk_of_frame(last, chunk_size):
         return ACROSS
-    if timeline.place_in_chunk(last, chunk) >= chunk - near:
+    if timeline.place_in_chunk(last, chunk_size) >= chunk_size - near:
         return BEFORE
-    return AFTER if timeline.place_in_chunk(first, chunk) < near else ELSEWHERE
+    return AFTER if timeline.place_in_chunk(first, chunk_size) < near else ELSEWHERE
 
 
-def usable(timed: list[Word] | None, words: list[str]) -> tuple[list[Word] | None, str | None]:
-    """The reference times of the ``words`` of an utterance and None; or None and the reason why there are none."""
+def usable(timed: Sequence[Word] | None, words: list[str]) -> tuple[list[Word] | None, str | None]:
+    """Return the reference times of an utterance's ``words`` and None, or None and the reason why there are none."""
     if not timed:
         return None, "no reference times"
     matched = matching(parted(timed), words)
@@ -40,41 +51,54 @@ def usable(timed: list[Word] | None, words: list[str]) -> tuple[list[Word] | Non
 
 @dataclass(frozen=True)
 class BorderErrors:
-    """``counts``: ``{place: metrics.Counts}`` of the reference's words; ``insertions`` have no place.
+    """Errors of a set by place.
 
-    ``left_out``: ``{utterance: reason}`` of those that are not counted.
+    Attributes:
+        counts: ``{place: counts}`` of the reference's words.
+        insertions: of all places, as they have none.
+        left_out: ``{utterance: reason}`` of utterances that are not counted.
     """
 
-    counts: dict
+    counts: dict[str, metrics.Counts]
     insertions: int
-    left_out: dict
+    left_out: dict[str, str]
 
 
-def border_errors(references, hypotheses, times, chunk, near):
-    """The :class:`BorderErrors` of a set.
+def border_errors(
+    references: Mapping[str, str],
+    hypotheses: Mapping[str, str],
+    times: Mapping[str, Sequence[Word]],
+    chunk_size: int,
+    near: int,
+) -> BorderErrors:
+    """Count the errors of a set by place.
 
     Args:
-        references, hypotheses: ``{utterance: text}``.
-        times: ``{utterance: [ctm.Word]}`` of the reference.
-        chunk: frames of a chunk.
+        references: ``{utterance: text}``.
+        hypotheses: ``{utterance: text}``.
+        times: ``{utterance: words}`` of the reference.
+        chunk_size: frames of a chunk.
         near: frames from a border that are just before or just after it.
 
     Raises:
         UserError: a hypothesis has no reference, or ``near`` is not below half a chunk.
     """
-    if not 0 < 2 * near < chunk:
-        raise UserError(f"{near} frames near a boundary do not fit into a chunk of {chunk}: give fewer, at least 1")
-    split = ({name: words_of(text) for name, text in side.items()} for side in (references, hypotheses))
-    kinds, insertions, left_out = {name: Counter() for name in PLACES}, 0, {}
-    for utterance, scored in metrics.score(*split).utterances.items():
+    if not 0 < 2 * near < chunk_size:
+        raise UserError(
+            f"{near} frames near a boundary do not fit into a chunk of {chunk_size}: give fewer, at least 1"
+        )
+    left, right = ({name: words_of(text) for name, text in side.items()} for side in (references, hypotheses))
+    kinds: dict[str, Counter[str]] = {name: Counter() for name in PLACES}
+    insertions, left_out = 0, {}
+    for utterance, scored in metrics.score(left, right).utterances.items():
         timed, reason = usable(times.get(utterance), scored.reference)
-        if reason:
-            left_out[utterance] = reason
+        if timed is None:
+            left_out[utterance] = reason or ""
             continue
         words = iter(timed)
         for kind, wanted, _ in scored.pairs:
             if wanted is not None:
-                kinds[place(next(words), chunk, near)][kind] += 1
+                kinds[place(next(words), chunk_size, near)][kind] += 1
         insertions += scored.counts.insertions
     counts = {
         name: metrics.Counts(words=found.total(), correct=found["C"], substitutions=found["S"], deletions=found["D"])
@@ -83,51 +107,60 @@ def border_errors(references, hypotheses, times, chunk, near):
     return BorderErrors(counts, insertions, left_out)
 
 
-def report(decoded, dump, times, chunk, near):
-    """Lines of Markdown about a decoded set, and the number of utterances counted; raises UserError or OSError."""
-    from espnet_speechllm_xl.corpus.kaldi import read_text
-    from espnet_speechllm_xl.evaluation import metrics
-    from espnet_speechllm_xl.timeline import chunk_seconds
+def report(
+    decoded: Path, dump: Path, times: Mapping[str, Sequence[Word]], chunk_size: int | None, near: int
+) -> tuple[list[str], int]:
+    """Return lines of Markdown about a decoded set, and the number of utterances counted.
 
-    chunk = chunk_of_decoded(decoded) if chunk is None else chunk
+    Args:
+        decoded: directory of the decoded set.
+        dump: directory of the same set in the dump.
+        times: ``{utterance: words}`` of the reference.
+        chunk_size: frames of a chunk; None: as the set was decoded.
+        near: frames from a border that are just before or just after it.
+
+    Raises:
+        UserError: a file is damaged, or the set was decoded without chunks.
+        OSError: a file cannot be read.
+    """
+    size = chunk_size_of_decoded(decoded) if chunk_size is None else chunk_size
     references = read_text(dump / "text")
-    found = border_errors(references, read_text(decoded / "text"), times, chunk, near)
-    lines = ["|word|words|deleted (%)|substituted (%)|", "|---|---|---|---|"]
+    found = border_errors(references, read_hypotheses(decoded), times, size, near)
+    rows = []
     for name, counts in [*found.counts.items(), ("all", sum(found.counts.values(), start=metrics.Counts()))]:
         shares = (f"{counts.percent(part):.2f}" for part in (counts.deletions, counts.substitutions))
-        lines.append(f"|{name}|{counts.words}|{'|'.join(shares)}|")
-    lines += [
+        rows.append([name, str(counts.words), *shares])
+    lines = [
+        *markdown_table(["word", "words", "deleted (%)", "substituted (%)"], rows),
         "",
-        f"Chunks of {chunk_seconds(chunk):.2f} s; 'just' is within {chunk_seconds(near):.2f} s. "
+        f"Chunks of {timeline.chunk_seconds(size):.2f} s; 'just' is within {timeline.chunk_seconds(near):.2f} s. "
         f"Insertions: {found.insertions}. {count_rows(references, found.left_out)}",
     ]
     return lines + reason_rows(found.left_out), len(references) - len(found.left_out)
 
 
-def count_rows(utterances, left_out):
+def count_rows(utterances: Collection[str], left_out: Collection[str]) -> str:
+    """Say how many of all utterances are counted."""
     counted = len(utterances) - len(left_out)
     return f"Utterances: {len(utterances)}, counted: {counted}, left out: {len(left_out)}."
 
 
-def reason_rows(left_out):
-    from espnet_speechllm_xl.evaluation.metrics import some_names
-
+def reason_rows(left_out: Mapping[str, str]) -> list[str]:
+    """Name the utterances that are not counted, a line for each reason; ``left_out``: ``{utterance: reason}``."""
     reasons = sorted(set(left_out.values()))
-    named = {reason: some_names([name for name, why in left_out.items() if why == reason]) for reason in reasons}
+    named = {
+        reason: metrics.some_names([name for name, why in left_out.items() if why == reason]) for reason in reasons
+    }
     return [f"Left out, {reason}: {names}." for reason, names in named.items()]
 
 
-def chunk_of_decoded(decoded):
-    """Frames of the chunks that a set was decoded with, or its model's; raises UserError when there are none."""
-    from espnet_speechllm_xl.evaluation.decoded_sets import read_info
-    from espnet_speechllm_xl.experiment import read_config
-    from espnet_speechllm_xl.timeline import frames_from_seconds
-
-    seconds = read_info(decoded / "decode.json").get("settings", {}).get("chunk_size")
+def chunk_size_of_decoded(decoded: Path) -> int:
+    """Return the frames of the chunks of a decoding, or else of its model; raise UserError when there are none."""
+    seconds = read_info(decoded).get("settings", {}).get("chunk_size")
     if seconds is not None:
-        chunk = frames_from_seconds(seconds, "chunk size")
+        size = timeline.frames_from_seconds(seconds, "chunk size")
     else:
-        chunk = ((read_config(decoded.parent.parent) or {}).get("chunking_conf") or {}).get("chunk")
-    if chunk is None:
+        size = experiment.chunk_size(experiment.read_config(training_directory(decoded)))
+    if size is None:
         raise UserError(f"{decoded} was decoded without chunks, or its model is not above it: give --chunk FRAMES")
-    return chunk
+    return size

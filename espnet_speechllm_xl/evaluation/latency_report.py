@@ -1,11 +1,13 @@
-"""LATENCY.md: when the words of streams were emitted, and what they cost."""
+"""LATENCY.md: when the words of streams were emitted, and their compute time."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet_speechllm_xl.evaluation import metrics, plots
-from espnet_speechllm_xl.evaluation.alignment_report import delay_row
-from espnet_speechllm_xl.evaluation.markdown import made_lines, shown
+from espnet_speechllm_xl.evaluation.alignment_report import DELAY_HEAD, delay_row
+from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown
 from espnet_speechllm_xl.files import atomic_write
 
 _GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
@@ -17,16 +19,26 @@ chunk, segment and look-ahead. The end of a recording settles all that is open t
 words are delayed by no more than the silence after them, tail_seconds included.
 """
 
+Figures = Mapping[str, Any]  # of one chunk size: of stream_latency.summary, and its settings (latency_report)
 
-def latency_report(out_dir, setup, sizes, command=None, date=None):
+
+def latency_report(
+    out_dir: str | Path,
+    setup: Mapping[str, Any],
+    sizes: Sequence[Figures],
+    command: str | None = None,
+    date: str | None = None,
+) -> list[str]:
     """Write ``LATENCY.md``, ``latency.json`` and the accuracy-latency curve ``latency.png`` into ``out_dir``.
 
     Args:
         out_dir: directory.
-        setup: dict of what was measured, for JSON: ``model`` and ``set`` (the title), ``reference`` (CTM or None), ...
-        sizes: one dict for each chunk size: that of ``latency.summary`` with ``chunk_seconds``, ``context_seconds``
+        setup: settings of the measurement, for JSON: ``model`` and ``set`` (the title), ``reference`` (a CTM or None)
+            and others.
+        sizes: figures of each chunk size: of ``stream_latency.summary``, with ``chunk_seconds``, ``context_seconds``
             and ``algorithmic_seconds`` (None: infinite).
-        command: how it was made.
+        command: how the report was made, as a user would type it.
+        date: of the report; None: now.
 
     Returns the table of the chunk sizes, as lines.
     """
@@ -60,55 +72,53 @@ def latency_report(out_dir, setup, sizes, command=None, date=None):
     return table
 
 
-def _seconds(value):
+def _seconds(value: float | None) -> str:
     return "inf" if value is None else f"{value:g}"
 
 
-def latency_table(sizes):
-    """One row for each chunk size (``latency.summary`` with its settings): accuracy, delay of all words, speed."""
-    head = ("chunk (s)", "context (s)", "algorithmic latency (s)", "WER (%)")
-    head += ("emission delay P50 (ms)", "P90 (ms)")
-    head += ("compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped")
-    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+def latency_table(sizes: Sequence[Figures]) -> list[str]:
+    """Return the table of accuracy, delay of all words and speed, a row for each chunk size."""
+    head = ["chunk (s)", "context (s)", "algorithmic latency (s)", "WER (%)"]
+    head += ["emission delay P50 (ms)", "P90 (ms)"]
+    head += ["compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped"]
+    rows = []
     for size in sizes:
         times = (_seconds(size[f"{name}_seconds"]) for name in ("chunk", "context", "algorithmic"))
         delay, compute = size["delay_ms"]["all"], size["compute_ms_per_chunk"]
         values = [(size["wer"], "{:.1f}"), (delay["p50"], "{:.0f}"), (delay["p90"], "{:.0f}")]
         values += [(compute["p50"], "{:.1f}"), (compute["p99"], "{:.1f}"), (size["rtf"], "{:.3f}")]
-        measured = (shown(*value) for value in values)
-        lines.append(f"|{'|'.join((*times, *measured, str(size['capped'])))}|")
-    return lines
+        rows.append([*times, *(shown(*value) for value in values), str(size["capped"])])
+    return markdown_table(head, rows)
 
 
-def emission_table(sizes):
-    """Emission delays of each chunk size by the word's place in the utterance, on both clocks, in ms."""
+def emission_table(sizes: Sequence[Figures]) -> list[str]:
+    """Return the table of emission delays by the word's place in the utterance, on both clocks, in ms."""
     names = ("mean", "P50", "P90", "P99")
-    head = ("chunk (s)", "words", "number", *names, *(f"wall {name}" for name in names))
-    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    rows = []
     for size in sizes:
         for group, label in _GROUPS.items():
             both = [size[clock][group] for clock in ("delay_ms", "wall_delay_ms")]
             cells = [shown(item[name.lower()], "{:.0f}") for item in both for name in names]
-            lines.append(f"|{'|'.join((_seconds(size['chunk_seconds']), label, str(both[0]['count']), *cells))}|")
-    return lines
+            rows.append([_seconds(size["chunk_seconds"]), label, str(both[0]["count"]), *cells])
+    return markdown_table(["chunk (s)", "words", "number", *names, *(f"wall {name}" for name in names)], rows)
 
 
-def word_end_table(sizes):
-    """Paper Table III for the word times of streams, in ms."""
-    lines = ["|chunk (s)|words|number|word-end delay|word-end delta|median|p95|", "|---|---|---|---|---|---|---|"]
+def word_end_table(sizes: Sequence[Figures]) -> list[str]:
+    """Return paper Table III for the word times of streams, in ms."""
+    rows = []
     for size in sizes:
         for group, item in size["word_ends_ms"].items():
-            lines.append(f"|{_seconds(size['chunk_seconds'])}{delay_row(_GROUPS[group], metrics.Delay(**item))}")
-    return lines
+            rows.append([_seconds(size["chunk_seconds"]), *delay_row(_GROUPS[group], metrics.Delay(**item))])
+    return markdown_table(["chunk (s)", *DELAY_HEAD], rows)
 
 
-def counts_table(sizes):
-    """Which words of the reference were measured, and why the others were not."""
+def counts_table(sizes: Sequence[Figures]) -> list[str]:
+    """Return the table of the reference's words: measured, or not, with the reason."""
     reasons = sorted({reason for size in sizes for reason in size["words"]["left_out"]})
-    head = ("chunk (s)", "in the reference", "= measured", *(f"+ {reason}" for reason in reasons), "inserted besides")
-    lines = [f"|{'|'.join(head)}|", "|---" * len(head) + "|"]
+    head = ["chunk (s)", "in the reference", "= measured", *(f"+ {reason}" for reason in reasons), "inserted besides"]
+    rows = []
     for size in sizes:
         words = size["words"]
         counts = (words["reference"], words["measured"], *(words["left_out"].get(each, 0) for each in reasons))
-        lines.append(f"|{'|'.join(map(str, (_seconds(size['chunk_seconds']), *counts, words['inserted'])))}|")
-    return lines
+        rows.append([_seconds(size["chunk_seconds"]), *map(str, (*counts, words["inserted"]))])
+    return markdown_table(head, rows)

@@ -1,20 +1,31 @@
-"""Error rates, delays and speed, as numbers, which the reports of this room write down.
+"""Error rates, delays and speed as numbers; the reports of this room write them down.
 
-Error rates come from jiwer's Levenshtein alignment, where a substitution, a deletion and an insertion cost
-1 each, so Err is the fewest errors possible.  sclite weighs them 4, 3, 3 and now and then counts one more.
-Text is compared as it stands, in Unicode NFC; tags and case are taken away before, where asked to (scoring_inputs.py).
+Error rates come from jiwer's Levenshtein alignment.  A substitution, a deletion and an insertion cost 1 each, so Err is
+the fewest errors possible.  sclite weighs them 4, 3, 3 and now and then counts one more.
+Text is compared as it stands, in Unicode NFC.  Where asked to, scoring_inputs.py takes tags and case away before.
 """
 
-import math
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from espnet_speechllm_xl.corpus.ctm import matching, parted
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from espnet_speechllm_xl.corpus.ctm import Word, matching, parted
 from espnet_speechllm_xl.errors import UserError
+
+if TYPE_CHECKING:
+    from jiwer import AlignmentChunk
+
+# (kind, symbol of the reference or None, symbol of the hypothesis or None); kinds: C correct, S substituted, D deleted,
+# I inserted
+Pair = tuple[str, str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What an alignment of reference and hypothesis counted; counts add up with ``+``.
+    """Counts of an alignment of reference and hypothesis; they add up with ``+``.
 
     ``words`` are the symbols of the reference (words, characters or tokens): correct + substitutions + deletions.
     """
@@ -28,30 +39,30 @@ class Counts:
     wrong_sentences: int = 0
 
     @property
-    def errors(self):
-        """Substitutions + deletions + insertions."""
+    def errors(self) -> int:
+        """Return substitutions + deletions + insertions."""
         return self.substitutions + self.deletions + self.insertions
 
-    def __add__(self, other):
+    def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def percent(self, count):
-        """``count`` in percent of the reference's words: 0 of 0 is 0, anything else of 0 is infinite."""
+    def percent(self, count: int) -> float:
+        """Return ``count`` in percent of the reference's words: 0 of 0 is 0, anything else of 0 is infinite."""
         return percent(count, self.words)
 
     @property
-    def error_rate(self):
-        """Err in percent."""
+    def error_rate(self) -> float:
+        """Return Err in percent."""
         return self.percent(self.errors)
 
-    def rates(self):
-        """(Corr, Sub, Del, Ins, Err, S.Err) in percent, the columns of ESPnet's RESULTS.md."""
+    def rates(self) -> tuple[float, ...]:
+        """Return (Corr, Sub, Del, Ins, Err, S.Err) in percent, the columns of ESPnet's RESULTS.md."""
         counts = (self.correct, self.substitutions, self.deletions, self.insertions, self.errors)
         return (*(self.percent(count) for count in counts), percent(self.wrong_sentences, self.sentences))
 
 
-def percent(count, total):
-    """100 count / total; 0 of 0 is 0, anything else of 0 is infinite."""
+def percent(count: float, total: float) -> float:
+    """Return 100 count / total; 0 of 0 is 0, anything else of 0 is infinite."""
     if total:
         return 100 * count / total
     return math.inf if count else 0.0
@@ -59,42 +70,45 @@ def percent(count, total):
 
 @dataclass(frozen=True)
 class Scored:
-    """One utterance, compared.
+    """One utterance, compared; ``pairs`` is the alignment."""
 
-    ``pairs`` is the alignment: tuples (kind, reference symbol or None, hypothesis symbol or None) with kind
-    ``C`` correct, ``S`` substitution, ``D`` deletion, ``I`` insertion.
-    """
-
-    reference: list
-    hypothesis: list
-    pairs: list
+    reference: list[str]
+    hypothesis: list[str]
+    pairs: list[Pair]
     counts: Counts
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """All utterances of a set, their sum, and the ids without a hypothesis (all of whose symbols are deletions)."""
+    """All utterances of a set, and their sum; all symbols of ``missing`` utterances (no hypothesis) are deletions."""
 
-    utterances: dict
+    utterances: dict[str, Scored]
     total: Counts
-    missing: list = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
-def words(text):
-    """The words of a text: what stands between spaces (any Unicode space, as ESPnet splits)."""
+def words(text: str) -> list[str]:
+    """Split a text at its spaces (any Unicode space, as ESPnet splits)."""
     return text.split()
 
 
-def characters(text):
-    """The characters (code points) of a text; the space between two words is one ``<space>``."""
+def characters(text: str) -> list[str]:
+    """List the characters (code points) of a text; the space between two words is one ``<space>``."""
     return ["<space>" if symbol == " " else symbol for symbol in " ".join(words(text))]
 
 
-UNITS = {"words": words, "characters": characters}  # that errors of whole sets are counted in
+# Units of the errors of whole sets.
+UNITS: dict[str, Callable[[str], list[str]]] = {"words": words, "characters": characters}
 
 
-def check_speakers(utterances, speakers, title=""):
-    """Raise UserError, with the ``title`` before it, for utterances that the mapping ``speakers`` lacks."""
+def check_speakers(utterances: Iterable[str], speakers: Collection[str], title: str = "") -> None:
+    """Raise UserError for utterances that have no speaker.
+
+    Args:
+        utterances: their ids.
+        speakers: ids of all utterances that have a speaker.
+        title: stands before the message.
+    """
     absent = sorted(set(utterances) - set(speakers))
     if absent:
         start = f"{title}: " if title else ""
@@ -104,17 +118,17 @@ def check_speakers(utterances, speakers, title=""):
 _KINDS = {"equal": "C", "substitute": "S", "delete": "D", "insert": "I"}
 
 
-def _pairs(reference, hypothesis, chunks):
-    pairs = []
-    for chunk in chunks:
-        left = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        right = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        left, right = left or [None] * len(right), right or [None] * len(left)
-        pairs += [(_KINDS[chunk.type], *pair) for pair in zip(left, right, strict=True)]
+def _pairs(reference: list[str], hypothesis: list[str], spans: Iterable[AlignmentChunk]) -> list[Pair]:
+    pairs: list[Pair] = []
+    for span in spans:
+        left = reference[span.ref_start_idx : span.ref_end_idx]
+        right = hypothesis[span.hyp_start_idx : span.hyp_end_idx]
+        nothing = [None] * max(len(left), len(right))
+        pairs += [(_KINDS[span.type], *pair) for pair in zip(left or nothing, right or nothing, strict=True)]
     return pairs
 
 
-def _count(pairs):
+def _count(pairs: Sequence[Pair]) -> Counts:
     kinds = [pair[0] for pair in pairs]
     correct, substitutions, deletions, insertions = (kinds.count(kind) for kind in "CSDI")
     return Counts(
@@ -128,23 +142,32 @@ def _count(pairs):
     )
 
 
-def align_symbols(references, hypotheses):
-    """Align lists of symbols with jiwer; both arguments are lists of lists of strings, either may be empty.
-
-    Returns one list of pairs (see :class:`Scored`) for each.
-    """
+def align_symbols(references: list[list[str]], hypotheses: list[list[str]]) -> list[list[Pair]]:
+    """Align lists of symbols with jiwer, one pair of lists after the other; either may be empty."""
     import jiwer
 
-    # The lists are symbols already: jiwer's transforms would strip and split them once more.
-    output = jiwer.process_words(references, hypotheses, reference_transform=list, hypothesis_transform=list)
+    # jiwer's own transforms would strip and split the symbols once more; list() leaves them as they are.
+    leave: Any = list
+    output: Any = jiwer.process_words(
+        cast(Any, references), cast(Any, hypotheses), reference_transform=leave, hypothesis_transform=leave
+    )
     return [_pairs(*triple) for triple in zip(output.references, output.hypotheses, output.alignments, strict=True)]
 
 
-def score(references, hypotheses, what="hypotheses"):
-    """Compare ``{utterance: [symbol, ...]}`` dictionaries; returns a :class:`ScoredSet`, sorted by utterance.
+def score(
+    references: Mapping[str, Iterable[str]], hypotheses: Mapping[str, Iterable[str]], what: str = "hypotheses"
+) -> ScoredSet:
+    """Compare references and hypotheses, both ``{utterance: [symbol, ...]}``; sorted by utterance.
 
     A reference without a hypothesis counts as deletions only, and is listed in ``missing``.
-    A hypothesis without a reference raises UserError naming it (``what`` says where it comes from).
+
+    Args:
+        references: of all utterances.
+        hypotheses: of these utterances or fewer.
+        what: name of the hypotheses in the message of an error.
+
+    Raises:
+        UserError: a hypothesis has no reference.
     """
     extra = sorted(set(hypotheses) - set(references))
     if extra:
@@ -163,8 +186,8 @@ def score(references, hypotheses, what="hypotheses"):
     return ScoredSet(utterances, total, [name for name in names if name not in hypotheses])
 
 
-def some_names(names, most=5):
-    """The first names of a list, for a message."""
+def some_names(names: Sequence[object], most: int = 5) -> str:
+    """Write the first ``most`` names of a list for a message, and how many more there are."""
     shown = ", ".join(str(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -174,7 +197,7 @@ class Delay:
     """Word ends against a reference (paper Table III), all in milliseconds; None without words.
 
     ``delay`` is the mean signed difference (negative: earlier than the reference), ``delta`` the mean absolute
-    difference; ``median`` and ``p95`` (of the absolute difference) show what the means hide.
+    difference, ``median`` the median signed difference, ``p95`` the 95th percentile of the absolute differences.
     """
 
     words: int
@@ -184,8 +207,8 @@ class Delay:
     p95: float | None = None
 
 
-def delay(differences):
-    """:class:`Delay` of signed differences in seconds (alignment minus reference)."""
+def delay(differences: Sequence[float]) -> Delay:
+    """Return the :class:`Delay` of signed differences in seconds (alignment minus reference)."""
     if not differences:
         return Delay(0)
     # Sums over whole microseconds do not depend on the order of the words.
@@ -203,21 +226,30 @@ def delay(differences):
 class EndDifferences:
     """Differences of word ends, alignment minus reference, in seconds.
 
-    ``final`` are the last words of utterances, ``non_final`` all others; ``matched`` lists the utterances they come
-    from and ``unmatched`` names the reason of every other one.  matched + unmatched = all utterances of either side.
+    ``final`` are the last words of utterances, ``non_final`` all others.  ``matched`` lists the utterances they come
+    from; ``unmatched`` names the reason of every other one.  matched + unmatched = all utterances of either side.
     """
 
-    non_final: list
-    final: list
-    matched: list
-    unmatched: dict
+    non_final: list[float]
+    final: list[float]
+    matched: list[str]
+    unmatched: dict[str, str]
 
 
-def end_differences(words_by_utterance, reference, left_out=None):
-    """Compare the ends of words with a reference, both ``{utterance: [Word, ...]}`` (``ctm.py``).
+def end_differences(
+    words_by_utterance: Mapping[str, Sequence[Word]],
+    reference: Mapping[str, Sequence[Word]],
+    left_out: Mapping[str, str] | None = None,
+) -> EndDifferences:
+    """Compare the ends of words with a reference.
 
     An utterance counts only when both sides hold the same words (but for case, and for silences of the reference).
-    ``left_out`` maps utterances that the aligner gave up to its reason.  A word's end is the end of its last token.
+    A word's end is the end of its last token.
+
+    Args:
+        words_by_utterance: of the alignment.
+        reference: of any utterances.
+        left_out: ``{utterance: reason}`` of utterances that the aligner gave up.
     """
     left_out = left_out or {}
     result = EndDifferences([], [], [], {})
@@ -248,8 +280,8 @@ class Spread:
     p99: float | None = None
 
 
-def spread(values):
-    """:class:`Spread` of a list of numbers, in their unit."""
+def spread(values: Sequence[float]) -> Spread:
+    """Return the :class:`Spread` of numbers, in their unit."""
     if not values:
         return Spread(0)
     import numpy as np
@@ -257,6 +289,6 @@ def spread(values):
     return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 99)).tolist())
 
 
-def real_time_factor(seconds, audio_seconds):
-    """Time spent / duration of the audio, both in seconds; None without audio."""
+def real_time_factor(seconds: float, audio_seconds: float) -> float | None:
+    """Return time spent / duration of the audio, both in seconds; None without audio."""
     return seconds / audio_seconds if audio_seconds > 0 else None

@@ -1,28 +1,33 @@
 """Figures: learning curve, delay histogram, one utterance with tokens and chunks, error rates.
 
 Each function ``plot_...`` writes one PNG and returns its path; others return a figure for :func:`save`.  matplotlib is
-loaded when a figure is drawn.  All axes are linear; a value that would squeeze the others stands beyond the axis, as a
-triangle and a number.
+loaded when a figure is drawn.  All axes are linear; a value that would squeeze the others is drawn beyond the axis, as
+a triangle with its number.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.timeline import chunk_seconds
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
+    from espnet_speechllm_xl.corpus.ctm import Word
     from espnet_speechllm_xl.evaluation.significance import Interval
+    from espnet_speechllm_xl.evaluation.train_log import Epochs
 
 
 # A colour-blind safe order (Okabe and Ito 2008).
@@ -32,19 +37,23 @@ OURS, OTHERS = COLOURS[1], COLOURS[0]
 INCHES_PER_SECOND = 2.0
 SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
 PANELS = 4  # of a picture of learning curves
-HEADS = -0.9  # where the heads of a dot plot's columns stand, in rows; the first row is 0
+HEADS = -0.9  # place of the heads of a dot plot's columns, in rows; the first row is 0
 
 
-def _figure(width, height, rows=1, **kwargs):
-    # Figure without pyplot: no window system, no global state, and the Agg renderer for PNG.
+def _figure(width: float, height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+    """Return a figure of a size in inches, and its panels below each other, one for each of the ``ratios`` of heights.
+
+    Figure without pyplot: no window system, no global state, and the Agg renderer for PNG.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, 1, squeeze=False, **kwargs)[:, 0]
+    panels = figure.subplots(len(ratios), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": ratios})
+    return figure, [*panels[:, 0]]
 
 
-def save(figure, path):
-    """Write a figure as PNG, whole or not at all; returns its path."""
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all; return its path."""
     with atomic_write(path, "wb") as stream, warnings.catch_warnings():
         # A script that the font lacks shows as boxes; one warning per letter would flood the log.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -52,16 +61,24 @@ def save(figure, path):
     return Path(path)
 
 
-def plot_learning_curve(epochs, path, title="", keys=("loss", "acc")):
-    """Training and validation values over epochs, one panel for each of ``keys`` that the log has.
+def plot_learning_curve(
+    epochs: Epochs, path: str | Path, title: str = "", keys: Sequence[str] = ("loss", "acc")
+) -> Path:
+    """Draw training and validation values over epochs, one panel for each of ``keys`` that the log has.
 
-    ``epochs``: ``{epoch: {"train": {key: value}, "valid": {...}}}`` as ``train_log.read_train_log`` gives.
-    Raises UserError when none of the keys is there.
+    Args:
+        epochs: as ``train_log.read_train_log`` gives them.
+        path: of the picture.
+        title: of the picture.
+        keys: names of the values.
+
+    Raises:
+        UserError: the log has none of the values.
     """
     present = [key for key in keys if any(key in values for part in epochs.values() for values in part.values())]
     if not present:
         raise UserError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
-    figure, panels = _figure(7, 3.4 * len(present), len(present), sharex=True)
+    figure, panels = _figure(7, 3.4 * len(present), [1] * len(present))
     for panel, key in zip(panels, present, strict=True):
         _draw_curves(panel, epochs, key)
         panel.set_ylabel(key)
@@ -76,7 +93,7 @@ class Curves:
     """The trainings of one system, for :func:`plot_learning_curves`."""
 
     name: str
-    trainings: Sequence[dict]  # epochs of each seed, as plot_learning_curve takes them
+    trainings: Sequence[Epochs]  # of each seed
     ours: bool = False  # is SpeechLLM-XL
 
 
@@ -112,11 +129,18 @@ def _losses(system: Curves) -> list[float]:
 
 
 def _draw_system(panel: Axes, system: Curves, end: float, top: float) -> bool:
-    """Draw one system up to ``top``; returns whether a loss lies beyond ``end``: a triangle with its number."""
+    """Draw one system and tell whether a loss lies beyond the axis: a triangle with its number.
+
+    Args:
+        panel: to draw into.
+        system: its trainings.
+        end: losses above it lie beyond the axis.
+        top: greatest loss of the axis.
+    """
     for epochs in system.trainings:
         _draw_curves(panel, epochs, "loss")
     panel.set_ylim(0, 1.12 * top or 1)
-    beyond = {}
+    beyond: dict[int, list[float]] = {}
     for epochs in system.trainings:
         for epoch, parts in epochs.items():
             values = [part["loss"] for part in parts.values() if end < part.get("loss", math.nan) < math.inf]
@@ -139,23 +163,31 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _draw_curves(panel, epochs, key):
-    """Training and validation values of ``key`` over the epochs."""
+def _draw_curves(panel: Axes, epochs: Epochs, key: str) -> None:
+    """Draw training and validation values of ``key`` over the epochs."""
     for part, colour in zip(("train", "valid"), COLOURS, strict=False):
         values = [(epoch, epochs[epoch].get(part, {}).get(key, math.nan)) for epoch in sorted(epochs)]
         points = [point for point in values if math.isfinite(point[1])]
         if points:
-            label = {"train": "training", "valid": "validation"}[part]
-            label = label if label not in panel.get_legend_handles_labels()[1] else None
+            name = {"train": "training", "valid": "validation"}[part]
+            label = name if name not in panel.get_legend_handles_labels()[1] else None
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
     panel.grid(alpha=0.3)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = panel.xaxis.get_major_locator()  # a MaxNLocator
+    locator.set_params(integer=True)
 
 
-def plot_delay_histogram(non_final, final, path, title="", limit=0.4):
-    """Histogram of word-end differences in seconds (drawn in ms), final words of utterances apart.
+def plot_delay_histogram(
+    non_final: Sequence[float], final: Sequence[float], path: str | Path, title: str = "", limit: float = 0.4
+) -> Path:
+    """Draw the histogram of word-end differences, in ms, final words of utterances apart.
 
-    Differences beyond ``limit`` seconds are drawn in the outermost bars, so that all of them are seen.
+    Args:
+        non_final: differences in seconds.
+        final: differences of the last words, in seconds.
+        path: of the picture.
+        title: of the picture.
+        limit: seconds; larger differences are drawn in the outermost bars, so that all of them are seen.
     """
     figure, (panel,) = _figure(7, 3.8)
     edges = [1000 * limit * (step / 20 - 1) for step in range(41)]
@@ -175,33 +207,72 @@ def plot_delay_histogram(non_final, final, path, title="", limit=0.4):
     return save(figure, path)
 
 
-def _draw_tokens(figure_panel, tokens, shown):
+def _draw_tokens(panel: Axes, tokens: Sequence[tuple[str, float]], shown: float) -> None:
     for end, text in ((end, text) for text, end in tokens if end <= shown):
-        figure_panel.axvline(end, color=COLOURS[1], linewidth=0.9)
-        figure_panel.text(
+        panel.axvline(end, color=COLOURS[1], linewidth=0.9)
+        panel.text(
             end, 0.04, f"{text} ", rotation=90, ha="right", va="bottom", fontsize=9, color="black", parse_math=False
         )
-    figure_panel.set_ylim(0, 1)
-    figure_panel.set_yticks([])
-    figure_panel.set_ylabel("tokens")
+    panel.set_ylim(0, 1)
+    panel.set_yticks([])
+    panel.set_ylabel("tokens")
 
 
-def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), title="", max_seconds=20.0):
-    """Audio of one utterance with its token ends and chunk boundaries.
+def plot_utterance(
+    path: str | Path,
+    samples: npt.NDArray[np.float32],
+    sample_rate: int,
+    tokens: Sequence[tuple[str, float]],
+    chunk_size: int | None,
+    reference: Sequence[Word] = (),
+    title: str = "",
+    max_seconds: float = 20.0,
+) -> Path:
+    """Draw the audio of one utterance with its token ends and chunk boundaries.
 
-    ``samples``: (N,) floats in -1 .. 1 at ``sample_rate`` Hz; ``tokens``: (text, end in seconds) pairs; ``chunk``:
-    frames, or None for one chunk; ``reference``: words (``ctm.Word``) whose spans are drawn in a row of their own.
-    At most the first ``max_seconds`` are drawn, and the title says so.
+    Args:
+        path: of the picture.
+        samples: (N,) floats in -1 .. 1.
+        sample_rate: of the audio in Hz.
+        tokens: (text, end in seconds) pairs.
+        chunk_size: frames of a chunk; None: there are no boundaries.
+        reference: words whose spans are drawn in a row of their own.
+        title: of the picture.
+        max_seconds: the audio behind them is not drawn, and the title says so.
+
+    Raises:
+        UserError: the audio is empty.
+    """
+    if not len(samples) or max_seconds <= 0:
+        raise UserError(f"{title or path}: the audio is empty: nothing to plot")
+    return save(utterance_figure(samples, sample_rate, tokens, chunk_size, reference, title, max_seconds), path)
+
+
+def utterance_figure(
+    samples: npt.NDArray[np.float32],
+    sample_rate: int,
+    tokens: Sequence[tuple[str, float]],
+    chunk_size: int | None,
+    reference: Sequence[Word] = (),
+    title: str = "",
+    max_seconds: float = 20.0,
+) -> Figure:
+    """Return the figure of :func:`plot_utterance`.
+
+    Args:
+        samples: (N,) floats in -1 .. 1, N > 0.
+        sample_rate: of the audio in Hz.
+        tokens: (text, end in seconds) pairs.
+        chunk_size: frames of a chunk; None: there are no boundaries.
+        reference: words whose spans are drawn in a row of their own.
+        title: of the picture.
+        max_seconds: the audio behind them is not drawn, and the title says so.
     """
     total = len(samples) / sample_rate
     shown = min(total, max_seconds)
-    if shown <= 0:
-        raise UserError(f"{title or path}: the audio is empty: nothing to plot")
     samples = samples[: math.ceil(shown * sample_rate)]
     ratios = [2, 2, 1.2] + ([0.7] if reference else [])
-    figure, panels = _figure(
-        max(6.0, INCHES_PER_SECOND * shown), 6, len(ratios), sharex=True, gridspec_kw={"height_ratios": ratios}
-    )
+    figure, panels = _figure(max(6.0, INCHES_PER_SECOND * shown), 6, ratios)
     panels[0].plot([index / sample_rate for index in range(len(samples))], samples, color=COLOURS[0], linewidth=0.4)
     panels[0].set_ylabel("amplitude")
     with warnings.catch_warnings():
@@ -214,7 +285,7 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
     _draw_tokens(panels[2], tokens, shown)
     if reference:
         _draw_words(panels[3], reference, shown)
-    step = chunk_seconds(chunk)
+    step = chunk_seconds(chunk_size)
     borders = [] if math.isinf(step) else [index * step for index in range(1, math.ceil(shown / step - 1e-6))]
     for panel in panels:
         for border in borders:
@@ -223,13 +294,14 @@ def plot_utterance(path, samples, sample_rate, tokens, chunk, reference=(), titl
         if end <= shown:
             panels[0].axvline(end, color=COLOURS[1], linewidth=0.9)
     panels[-1].set_xlim(0, shown)
-    panels[-1].set_xlabel(f"seconds (solid: token ends; dashed: chunk boundaries, {step:g} s)")
+    dashed = f"; dashed: chunk boundaries, {step:g} s" if math.isfinite(step) else ""
+    panels[-1].set_xlabel(f"seconds (solid: token ends{dashed})")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
-    return save(figure, path)
+    return figure
 
 
-def _draw_words(panel, words, shown):
+def _draw_words(panel: Axes, words: Sequence[Word], shown: float) -> None:
     for index, word in enumerate(words):
         if word.start >= shown:
             break
@@ -240,10 +312,21 @@ def _draw_words(panel, words, shown):
     panel.set_ylabel("ref.")
 
 
-def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
-    """Bars of an error rate over lengths.
+def plot_length_bars(
+    path: str | Path,
+    lengths: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    title: str = "",
+    ylabel: str = "WER (%)",
+) -> Path:
+    """Draw bars of an error rate over lengths.
 
-    ``lengths``: labels such as ``1x``, ``10x``; ``series``: ``{name: [percent or None, ...]}``, one value a length.
+    Args:
+        path: of the picture.
+        lengths: labels such as ``1x``, ``10x``.
+        series: ``{name: [percent or None, ...]}``, one value for each length.
+        title: of the picture.
+        ylabel: name of the error rate.
     """
     figure, (panel,) = _figure(max(5.0, 1.2 * len(lengths) * max(1, len(series)) ** 0.7), 3.8)
     width = 0.8 / max(1, len(series))
@@ -269,8 +352,13 @@ def plot_length_bars(path, lengths, series, title="", ylabel="WER (%)"):
 def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, float]], title: str = "") -> Path:
     """Draw the accuracy-latency curve: WER over emission delay, a whisker from the median to the 90th percentile.
 
-    ``points``: (label, WER in percent, P50 in seconds, P90 in seconds), one for each chunk size; they are joined in
-    their order.  Returns the path; raises UserError when there is none.
+    Args:
+        path: of the picture.
+        points: (label, WER in percent, P50 in seconds, P90 in seconds), one for each chunk size, joined in their order.
+        title: of the picture.
+
+    Raises:
+        UserError: there are no points.
     """
     if not points:
         raise UserError(f"{title or path}: no word to measure the emission delay of: nothing to plot")
@@ -284,7 +372,7 @@ def latency_curve(points: Sequence[tuple[str, float, float, float]], title: str 
     panel.plot(medians, rates, color="grey", linewidth=1, zorder=1)
     for row, (label, rate, median, tail) in enumerate(points):
         panel.errorbar(
-            median, rate, xerr=[[0], [max(0, tail - median)]], color=COLOURS[row % len(COLOURS)],
+            median, rate, xerr=[[0.0], [max(0.0, tail - median)]], color=COLOURS[row % len(COLOURS)],
             marker=MARKERS[row % len(MARKERS)], linestyle="none", capsize=4, label=label,
         )  # fmt: skip
     panel.set_xlabel("emission delay, s (marker: median, whisker: to the 90th percentile)")
@@ -332,9 +420,9 @@ def dots(
 
     Args:
         rows: of the picture, at least one of them with a rate.
-        sets: names of the sets; the last is what the rows are sorted by.
+        sets: names of the sets; the rows are sorted by the last.
         title: of the picture.
-        rate: what the rates are, WER or CER.
+        rate: name of the rates, WER or CER.
         reference: name of the row that the others are compared with: a dotted line at its last rate.
         notes: head of the column of the rows' notes, "" for none.
         names: head of the column of the rows' names.
@@ -368,7 +456,14 @@ def dots(
 
 
 def _draw_row(panel: Axes, place: int, row: DotRow, end: float) -> None:
-    """Draw the dots of one row, a set below the other; triangles at the edge for what lies beyond ``end``."""
+    """Draw the dots of one row, a set below the other; triangles at the edge for rates beyond ``end``.
+
+    Args:
+        panel: to draw into.
+        place: of the row, from the top.
+        row: its rates.
+        end: greatest rate of the axis, in percent.
+    """
     step = 0.8 / (len(row.rates) + 1)
     for index, one in enumerate(row.rates):
         if one is None:
@@ -378,7 +473,7 @@ def _draw_row(panel: Axes, place: int, row: DotRow, end: float) -> None:
         if one.value > end:
             panel.plot(0.985, y, ">", color=colour, transform=panel.get_yaxis_transform(), markersize=7, clip_on=False)
             continue
-        low, high = (one.value if border is None else border for border in (one.low, one.high))
+        low, high = (one.value if end_of is None else end_of for end_of in (one.low, one.high))
         panel.errorbar(
             one.value, y, xerr=[[max(0, one.value - low)], [max(0, high - one.value)]], color=colour,
             marker=MARKERS[index % len(MARKERS)], markersize=5, capsize=3, elinewidth=1.2,
@@ -399,24 +494,37 @@ def _name_rows(panel: Axes, rows: Sequence[DotRow], head: str) -> None:
 
 
 def _write_columns(panel: Axes, rows: Sequence[DotRow], columns: Sequence[str]) -> None:
-    """Write the numbers at the right: a column for each set, and one for the notes if they have a head."""
+    """Write the numbers at the right: a column for each set, and one for the notes if they have a head.
+
+    Args:
+        panel: to write beside.
+        rows: of the picture.
+        columns: heads of the columns.
+    """
     for column, head in enumerate(columns):
         beside = (10 + 90 * column, 0)  # points
 
-        def write(text: str, y: float, beside: tuple[int, int] = beside, **style: str) -> None:
+        def write(text: str, y: float, beside: tuple[int, int] = beside, weight: str = "normal") -> None:
             panel.annotate(
                 text, (1, y), beside, xycoords=("axes fraction", "data"), textcoords="offset points",
-                va="center", fontsize=8, annotation_clip=False, parse_math=False, **style,
+                va="center", fontsize=8, annotation_clip=False, parse_math=False, fontweight=weight,
             )  # fmt: skip
 
-        write(head, HEADS, fontweight="bold")
+        write(head, HEADS, weight="bold")
         for place, row in enumerate(rows):
             one = row.rates[column] if column < len(row.rates) else None
             write(row.note if column >= len(row.rates) else one.text() if one else "missing", place)
 
 
 def _explain(figure: Figure, rows: Sequence[DotRow], sets: Sequence[str], reference: str | None) -> None:
-    """Draw the legend: whose colours, which sets the markers are, what the dotted line is."""
+    """Draw the legend: systems of the colours, sets of the markers, the dotted line.
+
+    Args:
+        figure: to draw into.
+        rows: of the picture.
+        sets: names of the sets.
+        reference: name of the dotted line; None: there is none.
+    """
     from matplotlib.lines import Line2D
 
     kinds = {row.ours for row in rows}
@@ -435,6 +543,6 @@ def _explain(figure: Figure, rows: Sequence[DotRow], sets: Sequence[str], refere
     _without_math(figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8))
 
 
-def _without_math(legend):
+def _without_math(legend: Legend) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,13 +1,15 @@
-"""RESULTS.md: what all decodings and trainings of a recipe came to, in ESPnet's form.
+"""RESULTS.md: the results of all decodings and trainings of a recipe, in ESPnet's form.
 
 |dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|
 """
 
 import datetime
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from espnet_speechllm_xl.corpus.kaldi import Joined, joined, read_table
+from espnet_speechllm_xl.corpus.kaldi import Joined, joined
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import plots
 from espnet_speechllm_xl.evaluation.decoded_sets import (
@@ -17,77 +19,105 @@ from espnet_speechllm_xl.evaluation.decoded_sets import (
     decoded_sets,
     natural_order,
     read_decoded,
+    read_tokens,
     real_time_factor,
+    training_directory,
 )
-from espnet_speechllm_xl.evaluation.markdown import made_lines, shown, write_between_marks
+from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, write_between_marks
+from espnet_speechllm_xl.evaluation.metrics import Counts
 from espnet_speechllm_xl.evaluation.score_directories import KINDS, score_set
-from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED
-from espnet_speechllm_xl.evaluation.train_log import read_train_log, training_summary
-from espnet_speechllm_xl.tokenization import normalise
+from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored
+from espnet_speechllm_xl.evaluation.train_log import Epochs, read_train_log, training_summary
+from espnet_speechllm_xl.experiment import own_tokenizer
+from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
 
 log = logging.getLogger(__name__)
 
 
-def score_table(rows):
-    """ESPnet's table; ``rows``: (dataset, :class:`Counts`) pairs."""
-    lines = ["|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|", "|---|---|---|---|---|---|---|---|---|"]
-    for name, counts in rows:
-        rates = "|".join(f"{rate:.1f}" for rate in counts.rates())
-        lines.append(f"|{name}|{counts.sentences}|{counts.words}|{rates}|")
-    return lines
+def score_table(rows: Iterable[tuple[str, Counts]]) -> list[str]:
+    """Return the lines of ESPnet's table; ``rows``: (dataset, its counts) pairs."""
+    head = ["dataset", "Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err"]
+    return markdown_table(
+        head,
+        (
+            [name, str(counts.sentences), str(counts.words), *(f"{rate:.1f}" for rate in counts.rates())]
+            for name, counts in rows
+        ),
+    )
 
 
-def speed_table(rows):
-    """Table of decoding speed; ``rows``: (dataset, contents of its ``decode.json``) pairs."""
-    lines = ["|dataset|Utt|audio (s)|decoding (s)|RTF|device|capped|failed|", "|---|---|---|---|---|---|---|---|"]
+def speed_table(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return the table of decoding speed; ``rows``: (dataset, contents of its ``decode.json``) pairs."""
+    head = ["dataset", "Utt", "audio (s)", "decoding (s)", "RTF", "device", "capped", "failed"]
+    found = []
     for name, info in rows:
-        times = (shown(info.get("audio_seconds"), "{:.1f}"), shown(info.get("seconds"), "{:.1f}"))
-        times += (shown(real_time_factor(info), "{:.3f}"),)
-        cells = [shown(info.get("utterances")), *times]
-        cells += [shown(info.get(key)) for key in ("device", "capped", "failed")]
-        lines.append(f"|{name}|{'|'.join(cells)}|")
-    return lines
+        seconds = [shown(info.get(key), "{:.1f}") for key in ("audio_seconds", "seconds")]
+        speed = shown(real_time_factor(info), "{:.3f}")
+        others = [shown(info.get(key)) for key in ("device", "capped", "failed")]
+        found.append([name, shown(info.get("utterances")), *seconds, speed, *others])
+    return markdown_table(head, found)
 
 
-def training_table(rows):
-    """Table of trainings; ``rows``: (model, epochs of :func:`read_train_log`) pairs."""
-    lines = ["|model|epochs|best epoch|valid loss|training time|", "|---|---|---|---|---|"]
+def training_table(rows: Iterable[tuple[str, Epochs]]) -> list[str]:
+    """Return the table of trainings; ``rows``: (model, its epochs as ``read_train_log`` gives them) pairs."""
+    found = []
     for name, epochs in rows:
-        count, best, loss, seconds = training_summary(epochs)
-        time = datetime.timedelta(seconds=round(seconds))
-        lines.append(f"|{name}|{count}|{shown(best)}|{shown(loss, '{:.3f}')}|{time}|")
-    return lines
+        summary = training_summary(epochs)
+        time = datetime.timedelta(seconds=round(summary.seconds))
+        found.append([name, str(summary.epochs), shown(summary.best_epoch), shown(summary.loss, "{:.3f}"), str(time)])
+    return markdown_table(["model", "epochs", "best epoch", "valid loss", "training time"], found)
 
 
-def _tokenize(model, table):
-    import sentencepiece
+def score_decoded(directory: str | Path, dump: str | Path, ignored: Ignored = NOTHING_IGNORED) -> Decoded:
+    """Score the set in ``<exp>/<model>/decode_*/<set>``, its tokens too where the model's tokenizer is there.
 
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    return {name: " ".join(processor.encode(normalise(text), out_type=str)) for name, text in table.items()}
+    Args:
+        directory: of the decoded set.
+        dump: holds the references.
+        ignored: parts of the texts that are not scored.
 
-
-def score_decoded(directory, dump, ignored=NOTHING_IGNORED):
-    """Score one ``<exp>/<model>/decode_*/<set>`` directory; returns :class:`Decoded`, raises UserError or OSError."""
-    directory = Path(directory)
-    references, hypotheses, speakers, info = read_decoded(directory, dump)
-    model = directory.parent.parent / "tokenizer.model"
-    tokens = (None, None)
-    if model.is_file():
-        emitted = directory / "token"
-        token_hypotheses = read_table(emitted, empty_values=True) if emitted.is_file() else _tokenize(model, hypotheses)
-        tokens = (_tokenize(model, references), token_hypotheses)
-    title = "/".join(directory.parts[-3:])
-    scores = score_set(references, hypotheses, speakers, directory, *tokens, title=title, ignored=ignored)
-    return Decoded(*directory.parts[-3:], scores, info)
-
-
-def length_series(decoded):
-    """WER of sets that differ in length only (``test``, ``test_2x``, ``test_10x``), for bars.
-
-    Returns ``{set: (["1x", "2x", ...], {decoding: [percent or None, ...]})}``, sets with two lengths or more; what
-    was joined in another way than the usual one is named ``test_shuffled``.
+    Raises:
+        UserError: the set cannot be scored.
+        OSError: a file cannot be read.
     """
-    found = {}
+    directory = Path(directory)
+    tables = read_decoded(directory, dump)
+    token_references = token_hypotheses = None
+    if path := own_tokenizer(training_directory(directory)):
+        tokenizer = load_tokenizer(path)
+        token_references = _tokens_of(tables.references, tokenizer)
+        token_hypotheses = read_tokens(directory)
+        if token_hypotheses is None:
+            token_hypotheses = _tokens_of(tables.hypotheses, tokenizer)
+    scores = score_set(
+        tables.references,
+        tables.hypotheses,
+        tables.speakers,
+        directory,
+        token_references,
+        token_hypotheses,
+        title="/".join(directory.parts[-3:]),
+        ignored=ignored,
+    )
+    model, decode, dataset = directory.parts[-3:]
+    return Decoded(model, decode, dataset, scores, tables.info)
+
+
+def _tokens_of(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Split texts into tokens with spaces between them."""
+    return {name: " ".join(tokenizer.split(normalise(text))) for name, text in texts.items()}
+
+
+Rates = dict[str, list[float | None]]  # of each decoding, in percent: one for each length
+
+
+def length_series(decoded: Iterable[Decoded]) -> dict[str, tuple[list[str], Rates]]:
+    """Group the WER of sets that differ in length only (``test``, ``test_2x``, ``test_10x``), for bars.
+
+    Returns ``{set: (["1x", "2x", ...], {decoding: [percent or None, ...]})}``, sets with two lengths or more.  Sets
+    that were joined in another way than the usual one are named after it: ``test_shuffled``.
+    """
+    found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
     for item in decoded:
         name = joined(item.dataset) or Joined(item.dataset, 1)
         rate = item.scores["wer"].total.error_rate
@@ -104,7 +134,7 @@ def length_series(decoded):
     return result
 
 
-def _model_lines(model, decoded, images):
+def _model_lines(model: str, decoded: Sequence[Decoded], images: Path) -> list[str]:
     lines = ["", f"## {model}"]
     for kind in KINDS:
         rows = [(item.name, item.scores[kind].total) for item in decoded if kind in item.scores]
@@ -119,7 +149,7 @@ def _model_lines(model, decoded, images):
     return lines
 
 
-def _training_lines(exp, images):
+def _training_lines(exp: str | Path, images: Path) -> list[str]:
     logs = {path.name: read_train_log(path) for path in sorted(Path(exp).iterdir()) if path.is_dir()}
     logs = {name: epochs for name, epochs in logs.items() if epochs}
     if not logs:
@@ -135,34 +165,57 @@ def _training_lines(exp, images):
     return lines
 
 
-def score_experiment(exp, dump, results, command=None, date=None, ignored=NOTHING_IGNORED):
-    """Score every decoded set below ``exp`` and write ``results`` (RESULTS.md), figures in ``images/`` beside it.
+class ScoredSets(NamedTuple):
+    """All sets of a recipe: each is scored, or named with a message (``{directory: message}``)."""
 
-    Returns (list of :class:`Decoded`, unfinished, untranscribed, failed), the latter three ``{directory: message}`` of
-    the sets that are not decoded to their end, which is no error while another training of ``exp`` decodes, of those
-    that have no transcripts, and of those that could not be scored; together they are all sets found, and those without
-    scores stand in RESULTS.md too.  ``command``: how the results were made; ``ignored``: what is not scored.  Raises
-    UserError when nothing is decoded.
+    decoded: list[Decoded]
+    unfinished: dict[str, str]  # not decoded to their end, as while another training decodes: no error
+    untranscribed: dict[str, str]  # without transcripts to score with: no error
+    failed: dict[str, str]
+
+
+def score_experiment(
+    exp: str | Path,
+    dump: str | Path,
+    results: str | Path,
+    command: str | None = None,
+    date: str | None = None,
+    ignored: Ignored = NOTHING_IGNORED,
+) -> ScoredSets:
+    """Score every decoded set below ``exp``; write RESULTS.md, and its figures into ``images/`` beside it.
+
+    Sets without scores stand in RESULTS.md too, with the reason.
+
+    Args:
+        exp: holds the directories of the trainings.
+        dump: holds the references.
+        results: the file to write.
+        command: how the results were made, as a user would type it.
+        date: of the results; None: now.
+        ignored: parts of the texts that are not scored.
+
+    Raises:
+        UserError: nothing is decoded.
     """
     directories = decoded_sets(exp, dump)
     if not directories:
         raise UserError(f"{exp}: no <model>/decode_*/<set>/text below it: run the decode stage, or mend --exp")
-    decoded, unfinished, untranscribed, failed = [], {}, {}, {}
+    found = ScoredSets([], {}, {}, {})
     for directory in directories:
         try:
-            decoded.append(score_decoded(directory, dump, ignored))
+            found.decoded.append(score_decoded(directory, dump, ignored))
         except (UserError, OSError) as error:
-            kinds = {UnfinishedError: unfinished, NoTextError: untranscribed}
-            kinds.get(type(error), failed)[str(directory)] = str(error)
+            kinds: dict[type, dict[str, str]] = {UnfinishedError: found.unfinished, NoTextError: found.untranscribed}
+            kinds.get(type(error), found.failed)[str(directory)] = str(error)
             log.warning(f"not scored: {error}")
     images = Path(results).parent / "images"
     lines = made_lines(command, date)
     lines += ["", f"WER and CER{ignored}."] if str(ignored) else []
-    for model in sorted({item.model for item in decoded}, key=natural_order):
-        lines += _model_lines(model, [item for item in decoded if item.model == model], images)
+    for model in sorted({item.model for item in found.decoded}, key=natural_order):
+        lines += _model_lines(model, [item for item in found.decoded if item.model == model], images)
     lines += _training_lines(exp, images)
-    if unscored := {**unfinished, **untranscribed, **failed}:
+    if unscored := {**found.unfinished, **found.untranscribed, **found.failed}:
         lines += ["", f"## Not scored: {len(unscored)} of {len(directories)} sets", ""]
         lines += [f"- {message}" for message in unscored.values()]
     write_between_marks(results, [*lines, ""], "scores", "speechllm-xl score", "# RESULTS")
-    return decoded, unfinished, untranscribed, failed
+    return found

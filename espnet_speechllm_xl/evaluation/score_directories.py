@@ -5,12 +5,13 @@
 
 import logging
 import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
-from espnet_speechllm_xl.evaluation.metrics import Counts
-from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, trn_line
+from espnet_speechllm_xl.evaluation.metrics import Counts, Pair, ScoredSet
+from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored, trn_line
 from espnet_speechllm_xl.files import atomic_write
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
@@ -18,24 +19,26 @@ KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
 log = logging.getLogger(__name__)
 
 
-def _width(text):
-    """Columns that a text takes in a terminal: combining marks none, wide letters two."""
+def _width(text: str) -> int:
+    """Count the columns of a text in a terminal: combining marks take none, wide letters two."""
     return sum(
         0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
     )
 
 
-def _cell(symbol, filler):
+def _cell(symbol: str | None, filler: str) -> str:
     if symbol is None:
         return filler
-    # A lone combining mark gets something to sit on (for show only; trn files hold the bare mark).
+    # A lone combining mark gets a circle to sit on (for show only; trn files hold the bare mark).
     return "\u25cc" + symbol if unicodedata.combining(symbol[0]) else symbol
 
 
-def alignment_text(pairs, columns=110):
-    """REF, HYP and Eval lines of one alignment, errors in upper-case kinds (S, D, I), wrapped at ``columns``."""
-    blocks, block, used = [], [], 0
+def alignment_text(pairs: Sequence[Pair], columns: int = 110) -> str:
+    """Write REF, HYP and Eval lines of one alignment, wrapped at ``columns``; Eval has S, D or I at each error."""
+    blocks: list[list[list[str]]] = []
+    block: list[list[str]] = []
+    used = 0
     for kind, reference, hypothesis in pairs:
         cells = (_cell(reference, "*"), _cell(hypothesis, "*"), "" if kind == "C" else kind)
         width = max(_width(cell) for cell in cells)
@@ -53,14 +56,21 @@ def alignment_text(pairs, columns=110):
     return "\n".join(rows)
 
 
-def _score_line(name, counts, width):
+def _score_line(name: str, counts: Counts, width: int) -> str:
     rates = " ".join(f"{rate:6.1f}" for rate in counts.rates())
     return f"| {name:<{width}} | {counts.sentences:6d} {counts.words:7d} | {rates} |"
 
 
-def result_text(scored, speakers, title, unit):
-    """The text of ``result.txt``: sum, table of speakers, alignments of the utterances with errors."""
-    by_speaker = {}
+def result_text(scored: ScoredSet, speakers: Mapping[str, str], title: str, unit: str) -> str:
+    """Return the text of ``result.txt``: sum, table of speakers, alignments of the utterances with errors.
+
+    Args:
+        scored: the comparison.
+        speakers: ``{utterance: speaker}``.
+        title: first words of the text.
+        unit: of the symbols: words, characters or tokens.
+    """
+    by_speaker: dict[str, Counts] = {}
     for utterance, item in scored.utterances.items():
         speaker = speakers[utterance]
         by_speaker[speaker] = by_speaker.get(speaker, Counts()) + item.counts
@@ -88,8 +98,18 @@ def result_text(scored, speakers, title, unit):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_score_dir(directory, scored, speakers, title, unit):
-    """Write ``ref.trn``, ``hyp.trn`` and ``result.txt`` of one comparison (:class:`metrics.ScoredSet`)."""
+def write_score_dir(
+    directory: str | Path, scored: ScoredSet, speakers: Mapping[str, str], title: str, unit: str
+) -> None:
+    """Write ``ref.trn``, ``hyp.trn`` and ``result.txt`` of one comparison.
+
+    Args:
+        directory: to write into.
+        scored: the comparison.
+        speakers: ``{utterance: speaker}``.
+        title: first words of ``result.txt``.
+        unit: of the symbols: words, characters or tokens.
+    """
     directory = Path(directory)
     for name, side in (("ref.trn", "reference"), ("hyp.trn", "hypothesis")):
         with atomic_write(directory / name) as stream:
@@ -100,32 +120,44 @@ def write_score_dir(directory, scored, speakers, title, unit):
 
 
 def score_set(
-    references,
-    hypotheses,
-    speakers,
-    out,
-    token_references=None,
-    token_hypotheses=None,
-    title=None,
-    ignored=NOTHING_IGNORED,
-):
+    references: Mapping[str, str],
+    hypotheses: Mapping[str, str],
+    speakers: Mapping[str, str],
+    out: str | Path,
+    token_references: Mapping[str, str] | None = None,
+    token_hypotheses: Mapping[str, str] | None = None,
+    title: str | None = None,
+    ignored: Ignored = NOTHING_IGNORED,
+) -> dict[str, ScoredSet]:
     """Score one set and write ``score_wer``, ``score_cer`` and (with tokens) ``score_ter`` below ``out``.
 
-    ``references`` and ``hypotheses``: ``{utterance: text}``; ``speakers``: ``{utterance: speaker}``; tokens are texts
-    of pieces with spaces between; ``ignored``: what is not scored of the texts (of tokens, all is).  Returns
-    ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.  A reference without hypothesis counts as deletions and is named in
-    a warning.  Raises UserError naming the utterances for a hypothesis without reference, and for a reference without
-    speaker.
+    A reference without hypothesis counts as deletions and is named in a warning.
+
+    Args:
+        references: ``{utterance: text}``.
+        hypotheses: ``{utterance: text}``.
+        speakers: ``{utterance: speaker}``.
+        out: directory.
+        token_references: ``{utterance: tokens with spaces between}``; None: tokens are not scored.
+        token_hypotheses: the same of the hypotheses.
+        title: names the set in messages and in ``result.txt``; None: ``out``.
+        ignored: parts of the texts that are not scored; all tokens are.
+
+    Returns:
+        ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.
+
+    Raises:
+        UserError: a hypothesis has no reference, or a reference no speaker; the message names the utterances.
     """
     title = title or str(out)
     if not references:
         raise UserError(f"{title}: the references are empty: give a text file with at least one utterance")
     metrics.check_speakers(references, speakers, title)
-    references, hypotheses = map(ignored.left_of_all, (references, hypotheses))
+    references, hypotheses = ignored.left_of_all(references), ignored.left_of_all(hypotheses)
 
-    def compare(left, right, split):
-        left, right = ({name: split(text) for name, text in side.items()} for side in (left, right))
-        return metrics.score(left, right, f"{title}: hypotheses")
+    def compare(left: Mapping[str, str], right: Mapping[str, str], split: Callable[[str], list[str]]) -> ScoredSet:
+        symbols = [{name: split(text) for name, text in side.items()} for side in (left, right)]
+        return metrics.score(symbols[0], symbols[1], f"{title}: hypotheses")
 
     scores = {kind: compare(references, hypotheses, getattr(metrics, KINDS[kind])) for kind in ("wer", "cer")}
     if token_references is not None and token_hypotheses is not None:

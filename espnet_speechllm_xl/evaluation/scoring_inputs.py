@@ -1,15 +1,15 @@
-"""References and hypotheses of any toolkit: read, brought to the same utterances, without what is not to be scored.
+"""Read references and hypotheses of any toolkit, bring them to the same utterances, leave out parts not to be scored.
 
-What a file holds is told by its name, ``ref.trn`` or ``test.ctm.filt``; of any other name it is Kaldi's.
+The name of a file tells its kind: ``ref.trn``, ``test.ctm.filt``; a file of any other name is Kaldi's.
 
     Kaldi   utterance words ...                                       a directory holds it as ``text``
     trn     words ... (speaker-utterance)                             sclite's, ESPnet's, our score directories'
     stm     recording channel speaker start end [<label>] words ...   times in seconds
     ctm     recording channel start duration word [confidence]        of recordings, or of utterances
 
-In trn and STM references ``{ a / b }`` is a choice, as sclite has it: what is nearest to the hypothesis counts.
-Braces without one are no words, as in sclite, but those of the words in them: ``{ laughs }`` is ``{laughs}``.
-Utterances of an STM and words in a recording of a CTM have places in time, no names: ``segments`` has both.
+In trn and STM references ``{ a / b }`` is a choice, as sclite has it: the alternative nearest to the hypothesis counts.
+Braces without a choice belong to the words in them, as in sclite: ``{ laughs }`` is ``{laughs}``.
+Utterances of an STM, and words in a recording of a CTM, have places in time but no names; ``segments`` has both.
 """
 
 import bisect
@@ -18,11 +18,11 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from espnet_speechllm_xl.corpus.ctm import SILENCES, Word, folded, nist_lines, read_ctm_channels
 from espnet_speechllm_xl.corpus.kaldi import normalise_text, parse_segment, read_table, read_text
@@ -43,23 +43,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ignored:
-    """What is not scored: ``tags`` (words in brackets), ``case``."""
+    """Parts of texts that are not scored: ``tags`` (words in brackets), ``case``."""
 
     tags: bool = False
     case: bool = False
 
     def left_of(self, text: str) -> str:
-        """``text`` without it, as it is compared."""
+        """Return ``text`` without these parts, as it is compared."""
         if self.tags:
             text = " ".join(TAG.sub(" ", text).split())
         return folded(text) if self.case else text
 
-    def left_of_all(self, texts: dict[str, str]) -> dict[str, str]:
-        """:meth:`left_of` of ``{utterance: text}``."""
+    def left_of_all(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Return ``{utterance: text}`` without these parts."""
         return {utterance: self.left_of(text) for utterance, text in texts.items()}
 
     def __str__(self) -> str:
-        """``, without tags and case``, for a title; nothing where all is scored."""
+        """Return ``, without tags and case``, for a title; nothing where all is scored."""
         names = [name for name in ("tags", "case") if getattr(self, name)]
         return f", without {' and '.join(names)}" if names else ""
 
@@ -76,7 +76,7 @@ class Span(NamedTuple):
     end: float
 
     def is_at(self, other: "Span") -> bool:
-        """Whether both are the same part, but for rounding; an infinite end is that of the recording, any end."""
+        """Tell whether both are the same part, but for rounding; an infinite end (of the recording) equals any end."""
         same_channel = self.channel == other.channel or None in (self.channel, other.channel)
         same_end = abs(self.end - other.end) <= SAME_TIME or math.inf in (self.end, other.end)
         same_start = abs(self.start - other.start) <= SAME_TIME
@@ -85,10 +85,15 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What a set is scored against: ``{utterance: text}``, ``{utterance: speaker}``, ``{utterance: Span}``.
+    """The reference side of a set.
 
-    ``spans`` are empty where they are not known.  ``aliases``: ``{other name: utterance}``, as trn files have them.
-    ``not_scored``: utterances whose STM says so; they have a span only.
+    Attributes:
+        path: of the file or directory.
+        texts: ``{utterance: text}``.
+        speakers: ``{utterance: speaker}``.
+        spans: ``{utterance: Span}``; empty where they are not known.
+        aliases: ``{other name: utterance}``, as trn files have them.
+        not_scored: utterances that an STM marks so; they have a span only.
     """
 
     path: str
@@ -100,12 +105,17 @@ class Reference:
 
     @property
     def has_alternatives(self) -> bool:
-        """Whether ``{ a / b }`` in the texts is a choice, as sclite reads it in trn and STM files."""
+        """Tell whether the texts have choices, ``{ a / b }``, as sclite reads them in trn and STM files."""
         marked = kind_of(self.path) in ("trn", "stm")
         return marked and any(ALTERNATIVES.search(text) for text in self.texts.values())
 
     def against(self, hypotheses: dict[str, str], ignored: Ignored = NOTHING_IGNORED) -> dict[str, str]:
-        """Return the texts to score ``hypotheses`` with: of alternatives those that cost the fewest word errors."""
+        """Return the texts to score hypotheses with; of alternatives the ones with the fewest word errors.
+
+        Args:
+            hypotheses: ``{utterance: text}``.
+            ignored: parts of the texts that are not scored.
+        """
         texts = ignored.left_of_all(self.texts)
         if not self.has_alternatives:
             return texts
@@ -113,22 +123,26 @@ class Reference:
 
 
 def kind_of(path: str | Path) -> str:
-    """``trn``, ``stm`` or ``ctm``, or ``kaldi`` for a file of another name and a directory."""
+    """Return ``trn``, ``stm`` or ``ctm``, or ``kaldi`` for a file of another name and a directory."""
     if Path(path).is_dir():
         return "kaldi"
     return next((part for part in reversed(Path(path).name.lower().split(".")) if part in NIST), "kaldi")
 
 
-# Alternatives: { a / b c / @ }, of which @ is no word; they may hold others.
+# Alternatives: { a / b c / @ }, where @ is no word.  An alternative may hold alternatives.
+
+Item = str | list[list]  # a word, or a choice: alternatives, each a list of items
+Chosen = tuple[Any, str] | None  # the words chosen so far: (all before the last, the last)
+Cell = tuple[int, Chosen]  # of the edit distance: errors, and the words that cost them
 
 
 def nearest(text: str, hypothesis: str) -> str:
-    """Return ``text`` with those of its alternatives that are the fewest word errors from ``hypothesis``."""
-    items, heard = _parts(text), hypothesis.split()
+    """Return ``text`` with the alternatives that are the fewest word errors from ``hypothesis``."""
+    items, hypothesis_words = _parts(text), hypothesis.split()
     if all(isinstance(item, str) for item in items):
         return text
-    cells = [(cost, None) for cost in range(len(heard) + 1)]  # errors up to each heard word; the words read so far
-    _, words = _read_on(cells, items, heard)[-1]
+    cells: list[Cell] = [(cost, None) for cost in range(len(hypothesis_words) + 1)]
+    _, words = _read_on(cells, items, hypothesis_words)[-1]
     chosen = []
     while words:
         words, word = words
@@ -136,12 +150,12 @@ def nearest(text: str, hypothesis: str) -> str:
     return " ".join(reversed(chosen))
 
 
-def _parts(text: str) -> list:
-    """Parse a text to words and groups of alternatives, which are lists of such lists.
+def _parts(text: str) -> list[Item]:
+    """Parse a text to words and choices.
 
-    Braces that hold no choice are those of a word (``{laughs}``), and so are all where they do not match.
+    Braces without a choice belong to a word (``{laughs}``); so do all braces of a text where they do not match.
     """
-    groups = [[[]]]
+    groups: list[list[list[Item]]] = [[[]]]
     for symbol in re.findall(r"[{}]|[^\s{}]+", text):
         if symbol == "{":
             groups.append([[]])
@@ -151,39 +165,47 @@ def _parts(text: str) -> list:
         elif len(groups) == 1:
             groups[0][0].append(symbol)
         else:
-            first, *others = [[word] if word not in ("", "@") else [] for word in symbol.split("/")]
+            first, *others = [list[Item]([word] if word not in ("", "@") else []) for word in symbol.split("/")]
             groups[-1][-1] += first
             groups[-1] += others
-    return groups[0][0] if len(groups) == 1 else text.split()
+    return groups[0][0] if len(groups) == 1 else [*text.split()]
 
 
-def _in_braces(items: list) -> list:
-    words = " ".join(items) if all(isinstance(item, str) for item in items) else ""
-    return f"{{{words}}}".split() if words else items
+def _in_braces(items: list[Item]) -> list[Item]:
+    words = [item for item in items if isinstance(item, str)]
+    return [*f"{{{' '.join(words)}}}".split()] if len(words) == len(items) and any(words) else items
 
 
 def _with_braces_joined(text: str) -> str:
-    """``text`` of a trn or STM file, reference or hypothesis, with its braces at the words in them."""
-    return NO_CHOICE.sub(lambda match: " ".join(_parts(match[0])), text)
+    """Return a text of a trn or STM file, reference or hypothesis, with its braces at the words in them."""
+    return NO_CHOICE.sub(lambda match: " ".join(map(str, _parts(match[0]))), text)
 
 
-def _read_on(cells: list[tuple], items: list, heard: list[str]) -> list[tuple]:
-    """Continue the edit distance ``cells`` by ``items``; each cell keeps the words that it came by."""
+def _read_on(cells: list[Cell], items: list[Item], hypothesis: list[str]) -> list[Cell]:
+    """Continue a row of the edit distance by items of the reference.
+
+    Args:
+        cells: errors up to each word of the hypothesis, each with the words of the reference that cost them.
+        items: of the reference.
+        hypothesis: its words.
+    """
     for item in items:
         if isinstance(item, str):
-            cells = _next_row(cells, item, heard)
+            cells = _next_row(cells, item, hypothesis)
         else:
-            ends = [_read_on(cells, choice, heard) for choice in item]
+            ends = [_read_on(cells, choice, hypothesis) for choice in item]
             cells = [min(each, key=itemgetter(0)) for each in zip(*ends, strict=True)]
     return cells
 
 
-def _next_row(cells: list[tuple], word: str, heard: list[str]) -> list[tuple]:
-    row = [(cells[0][0] + 1, (cells[0][1], word))]
-    for place, one in enumerate(heard):
+def _next_row(cells: list[Cell], word: str, hypothesis: list[str]) -> list[Cell]:
+    row: list[Cell] = [(cells[0][0] + 1, (cells[0][1], word))]
+    for place, other in enumerate(hypothesis):
         (diagonal, before), (above, read) = cells[place : place + 2]
         left, words = row[-1]
-        ways = (diagonal + (one != word), (before, word)), (above + 1, (read, word)), (left + 1, words)
+        ways: tuple[Cell, ...] = (
+            (diagonal + (other != word), (before, word)), (above + 1, (read, word)), (left + 1, words),
+        )  # fmt: skip
         row.append(min(ways, key=itemgetter(0)))
     return row
 
@@ -195,9 +217,15 @@ _WRITTEN = re.compile("%(28|29|7B|7D|3B|2A|5C|40|25)")
 
 
 def trn_line(words: Iterable[str], speaker: str, utterance: str) -> str:
-    """A line of a trn file, with its end.
+    r"""Return a line of a trn file, with its end.
 
-    What sclite reads as markup, or cuts off, is written as in URLs, ``(`` as ``%28``: ``( ) { } ; * \\``, a lone ``@``.
+    Letters that sclite reads as markup, or cuts off, are written as in URLs (``(`` is ``%28``): ``( ) { } ; * \``, and
+    a lone ``@``.
+
+    Args:
+        words: of the utterance.
+        speaker: of the utterance.
+        utterance: its id.
     """
     escaped = [_MISREAD.sub(lambda match: f"%{ord(match[0]):02X}", word) for word in (*words, f"{speaker}-{utterance}")]
     return f"{' '.join(escaped[:-1])}\t({escaped[-1]})\n"
@@ -208,13 +236,13 @@ def _unescaped(text: str) -> str:
 
 
 def read_trn(path: str | Path) -> dict[str, str]:
-    """``{speaker-utterance: text}`` of a trn file; raises UserError naming a line without an id, or with one again."""
+    """Read ``{speaker-utterance: text}`` of a trn file; raise UserError naming a line without an id of its own."""
     texts = {}
     for where, line in nist_lines(path):
         match = re.fullmatch(r"(.*?)\s*\(([^()\s]+)\)\s*", line, re.S)
         if match is None:
             raise UserError(f"{where}: a line of a trn file ends with (speaker-utterance): mend it, or rename the file")
-        # What was escaped is no markup: a word `{` stays one.
+        # Escaped letters are no markup: a word `{` stays a word.
         text, name = map(_unescaped, (_with_braces_joined(match[1]), match[2]))
         if name in texts:
             raise UserError(f"{where}: '{name}' comes a second time: remove one of the two lines")
@@ -223,10 +251,10 @@ def read_trn(path: str | Path) -> dict[str, str]:
 
 
 def speaker_of(name: str) -> str:
-    """The speaker in a trn file's ``speaker-utterance``.
+    """Return the speaker in a trn file's ``speaker-utterance``.
 
     Kaldi's utterances begin with their speaker, who then stands there twice (``s-1-s-1-a``: ``s-1``); else the speaker
-    is what comes before the first hyphen.
+    is all before the first hyphen.
     """
     match = re.fullmatch(r"(.+)-\1(?:[-_.].*)?", name)
     return match[1] if match else name.partition("-")[0]
@@ -248,7 +276,7 @@ class Turn(NamedTuple):
 
 
 def read_stm(path: str | Path) -> list[Turn]:
-    """The lines of an STM file; raises UserError naming a line that is none."""
+    """Read the lines of an STM file; raise UserError naming a line of another kind."""
     turns = []
     for where, line in nist_lines(path):
         fields = line.split(None, 5)
@@ -273,15 +301,15 @@ def _channel(name: str) -> str:
 
 
 def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str, Span]:
-    """Kaldi's ``segments``: ``{utterance: Span}``; raises UserError, also when it lacks one of ``utterances``."""
+    """Read Kaldi's ``segments``: ``{utterance: Span}``; raise UserError, also when it lacks one of ``utterances``."""
     spans = {}
     for utterance, value in read_table(path).items():
         try:
             recording, start, end, channel = parse_segment(value)
         except ValueError:
             raise UserError(f"{path}: '{utterance} {value}' is no segment of a recording: mend the line") from None
-        channel = None if channel is None else str(channel + 1)  # CTM and STM count from 1
-        spans[utterance] = Span(recording, channel, start, math.inf if end is None else end)
+        name = None if channel is None else str(channel + 1)  # CTM and STM count from 1
+        spans[utterance] = Span(recording, name, start, math.inf if end is None else end)
     absent = sorted(set(utterances) - spans.keys())
     if absent:
         raise UserError(f"{path} lacks {some_names(absent)} ({len(absent)} in all): give the segments of the set")
@@ -289,13 +317,14 @@ def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str,
 
 
 def _named_turns(turns: list[Turn], spans: dict[str, Span], path: str | Path) -> dict[str, Turn]:
-    """Turns by utterance: as the segment at its place is named, else after its place."""
-    by_recording, named = {}, {}
+    """Name each turn as the segment at its place, else after its place; raise UserError for two at one place."""
+    segments: dict[str, list[tuple[str, Span]]] = {}  # by recording
+    named: dict[str, Turn] = {}
     for utterance, span in spans.items():
-        by_recording.setdefault(span.recording, []).append((utterance, span))
+        segments.setdefault(span.recording, []).append((utterance, span))
     for turn in turns:
         place = turn.span
-        found = [name for name, span in by_recording.get(place.recording, ()) if span.is_at(place)]
+        found = [name for name, span in segments.get(place.recording, ()) if span.is_at(place)]
         name = found[0] if found else f"{place.recording}-{place.channel}-{place.start:.2f}-{place.end:.2f}"
         if name in named:
             raise UserError(f"{path}: two lines are at {name}: remove one, or mend its times")
@@ -305,9 +334,17 @@ def _named_turns(turns: list[Turn], spans: dict[str, Span], path: str | Path) ->
 
 # CTM
 
+Channels = dict[tuple[str, str], list[Word]]  # words by (recording, channel)
+
 
 def _texts_of_words(words: dict[str, list[Word]], known: set[str], path: str | Path) -> dict[str, str]:
-    """Texts of words; silences are passed over, unless they are in ``known``, the folded words of the reference."""
+    """Join words to texts, without silences; a warning names these.
+
+    Args:
+        words: ``{utterance: words}``.
+        known: folded words of the reference, which are no silences.
+        path: of the words' file.
+    """
     silent = {folded(name) for name in SILENCES} - known
     passed_over = Counter(word.text for each in words.values() for word in each if folded(word.text) in silent)
     if passed_over:
@@ -317,16 +354,26 @@ def _texts_of_words(words: dict[str, list[Word]], known: set[str], path: str | P
     return {name: normalise_text(" ".join(each)) for name, each in spoken.items()}
 
 
-def _words_by_utterance(channels: dict, reference: Reference, path: str | Path) -> dict[str, list[Word]]:
-    """Words of recordings by the utterance in whose time they lie, as sclite finds it.
+def _words_by_utterance(channels: Channels, reference: Reference, path: str | Path) -> dict[str, list[Word]]:
+    """Find for each word of a recording the utterance in whose time it lies, as sclite does.
 
-    A word belongs to the first utterance that ends after the word's middle, else to the last one: what was heard
-    between utterances counts as inserted.
+    A word belongs to the first utterance that ends after the word's middle, else to the last one.  So words between
+    utterances count as inserted.
+
+    Args:
+        channels: words by (recording, channel).
+        reference: has the spans of the utterances.
+        path: of the words' file.
+
+    Raises:
+        UserError: a recording or channel is not in the reference.
     """
-    places, heard, found = {}, Counter(recording for recording, _ in channels), {}
+    places: dict[str, list[tuple[float, float, str]]] = {}
+    found: dict[str, list[Word]] = {}
+    num_channels = Counter(recording for recording, _ in channels)
     for name, span in reference.spans.items():
         places.setdefault(span.recording, []).append((span.end, span.start, name))
-    absent = sorted(heard.keys() - places.keys())
+    absent = sorted(num_channels.keys() - places.keys())
     if absent:
         raise UserError(
             f"{path}: {some_names(absent)} not in {reference.path} ({len(absent)} in all): give a CTM of the same "
@@ -334,7 +381,7 @@ def _words_by_utterance(channels: dict, reference: Reference, path: str | Path) 
         )
     for (recording, channel), words in channels.items():
         here = sorted(places[recording])
-        if heard[recording] > 1 or len({reference.spans[name].channel for *_, name in here}) > 1:
+        if num_channels[recording] > 1 or len({reference.spans[name].channel for *_, name in here}) > 1:
             here = [place for place in here if reference.spans[place[2]].channel == _channel(channel)]
         if not here:
             raise UserError(f"{path}: channel {channel} of {recording} is not in {reference.path}: leave it out")
@@ -345,12 +392,13 @@ def _words_by_utterance(channels: dict, reference: Reference, path: str | Path) 
 
 
 def _read_ctm(path: str | Path, reference: Reference) -> dict[str, str]:
+    """Read a CTM of recordings or utterances as ``{utterance: text}``, named as in the reference."""
     channels = read_ctm_channels(path)
     names = _names({name for name, _ in channels}, reference, is_trn=False)
+    words: dict[str, list[Word]] = {}
     if reference.spans and not any(name in reference.texts for name in names.values()):
         words = _words_by_utterance(channels, reference, path)
     else:
-        words = {}
         for (name, _), each in channels.items():
             words.setdefault(names[name], []).extend(each)
         words = {name: sorted(each, key=lambda word: word.start) for name, each in words.items()}
@@ -358,9 +406,9 @@ def _read_ctm(path: str | Path, reference: Reference) -> dict[str, str]:
     return _texts_of_words(words, known, path)
 
 
-def by_recording(utterances: dict[str, list[Word]], spans: dict[str, Span]) -> dict[tuple[str, str], list[Word]]:
-    """Words of utterances by (recording, channel), in the recording's time, in order; all have ``spans``."""
-    found = {}
+def by_recording(utterances: dict[str, list[Word]], spans: dict[str, Span]) -> Channels:
+    """Move the words of utterances, all of which have ``spans``, to the time of their recordings, in order."""
+    found: Channels = {}
     for name, words in utterances.items():
         span = spans[name]
         moved = [replace(word, start=span.start + word.start, end=span.start + word.end) for word in words]
@@ -392,7 +440,7 @@ def _kaldi_texts(path: Path) -> dict[str, str]:
 
 
 def _other_kind(path: Path) -> str:
-    """Advice, where a file that is no Kaldi text by its name looks like another kind by its lines; else ''."""
+    """Advise to rename a file that is Kaldi's by its name and of another kind by its lines; '' for other files."""
     if kind_of(path) != "kaldi" or path.is_dir():
         return ""
     with contextlib.suppress(UserError, OSError):
@@ -405,14 +453,15 @@ def _other_kind(path: Path) -> str:
 def read_reference(
     path: str | Path, utt2spk: str | Path | None = None, segments: str | Path | None = None
 ) -> Reference:
-    """The :class:`Reference` of a file or directory; of a directory ``utt2spk`` and ``segments`` are those in it.
+    """Read the :class:`Reference` in a file or directory.
 
     Args:
-        utt2spk: speakers in place of those that a trn or STM file names.
-        segments: Kaldi's, where utterances lie in recordings.
+        path: of the file or directory.
+        utt2spk: Kaldi's table of speakers, in place of the ones that a trn or STM file names; None: the directory's.
+        segments: Kaldi's table of the utterances' places in recordings; None: the directory's.
 
     Raises:
-        UserError: a file is missing or damaged, or says no speakers and ``utt2spk`` is not given.
+        UserError: a file is missing or damaged, or names no speakers and ``utt2spk`` is not given.
     """
     path = _existing(path)
     if path.is_dir():
@@ -458,7 +507,7 @@ _REFERENCES = {"kaldi": _kaldi_reference, "trn": _trn_reference, "stm": _stm_ref
 
 
 def _name_in_table(name: str, speakers: dict[str, str]) -> str:
-    """The utterance that a trn file's id is of in ``utt2spk``; the id itself where it is of none."""
+    """Return the utterance of ``utt2spk`` that a trn file's id means; the id itself where there is none."""
     if name in speakers:
         return name
     cuts = [match.start() for match in re.finditer("-", name)]
@@ -472,13 +521,19 @@ def _refuse_twice(names: dict[str, str], path: Path) -> None:
 
 
 def _unique(aliases: dict[str, str]) -> dict[str, str]:
-    """``{alias: name}`` of ``{name: alias}``, of aliases that are of one only."""
+    """Return ``{alias: name}`` of ``{name: alias}``, without aliases that several names have."""
     counts = Counter(aliases.values())
     return {alias: name for name, alias in aliases.items() if alias and counts[alias] == 1}
 
 
 def _names(ids: Iterable[str], reference: Reference, is_trn: bool) -> dict[str, str]:
-    """``{id: utterance}`` for a hypothesis file; an id that is of no utterance stays as it is."""
+    """Return ``{id: utterance}`` for a file of hypotheses; an id of no utterance stays as it is.
+
+    Args:
+        ids: in the file.
+        reference: has the utterances.
+        is_trn: the ids come from a trn file, ``speaker-utterance``.
+    """
     spoken = {f"{reference.speakers.get(name)}-{name}": name for name in reference.texts} if is_trn else {}
     known = {**spoken, **reference.aliases, **{name: name for name in reference.texts}}
 
@@ -490,9 +545,10 @@ def _names(ids: Iterable[str], reference: Reference, is_trn: bool) -> dict[str, 
 
 
 def read_hypotheses(path: str | Path, reference: Reference) -> dict[str, str]:
-    """``{utterance: text}`` of a file or directory, its utterances named as in ``reference``.
+    """Read ``{utterance: text}`` from a file or directory, its utterances named as in ``reference``.
 
-    Raises UserError for a file that is missing, damaged, or not of the reference's set.
+    Raises:
+        UserError: a file is missing, damaged, or of another set than the reference.
     """
     path, kind = _existing(path), kind_of(path)
     if kind == "ctm":
@@ -507,7 +563,13 @@ def read_hypotheses(path: str | Path, reference: Reference) -> dict[str, str]:
 
 
 def _of_the_set(texts: dict[str, str], reference: Reference, path: Path) -> dict[str, str]:
-    """``texts`` without those that are not to be scored; raises UserError when none is of the reference."""
+    """Return texts without the ones that are not scored; raise UserError when none is of the reference.
+
+    Args:
+        texts: ``{utterance: text}``, named as in the reference.
+        reference: of the set.
+        path: of the texts' file.
+    """
     kept = {name: text for name, text in texts.items() if name not in reference.not_scored}
     if kept and reference.texts and not kept.keys() & reference.texts.keys():
         by_place = {kind_of(path), kind_of(reference.path)} & {"stm", "ctm"}

@@ -1,22 +1,28 @@
 """How late a stream's words come: emission times, delays against reference word ends, compute time.
 
-A word is *emitted* when it becomes settled (streams.py): never taken back from then on.
+A word is *emitted* when it becomes settled (streams.py): from then on the stream does not take it back.
 
-    audio clock   the audio that had been pushed by then: what chunks, look-ahead and search cost on any machine
+    audio clock   the audio pushed by then: the cost of chunks, look-ahead and search on any machine
     wall clock    the same if the audio arrives in real time: a push begins when its block has arrived and the push
-                  before it has ended, and lasts as long as it was measured to; a machine too slow falls behind
+                  before it has ended, and takes its measured time; a machine too slow falls behind
     delay         emission - end of the word in the reference
 
-Delays are of correct words only; :class:`Comparison` counts all others, each with its reason.
+Delays are measured for correct words only; :class:`Comparison` counts all others, each with its reason.
 """
 
 import functools
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.corpus.ctm import matching, parted
+from espnet_speechllm_xl.config import ChunkingConfig
+from espnet_speechllm_xl.corpus.ctm import Word, matching, parted
 from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.tokenization import words_of
 
@@ -26,38 +32,98 @@ class Emission:
     """A word that a stream settled; all times in seconds from the start of the audio."""
 
     text: str
-    start: float  # when it was said, as the stream reports it
+    start: float  # of the word, as the stream reports it
     end: float
     audio: float  # audio clock of its emission
     wall: float  # wall clock of its emission
+
+
+class SettledWord(Protocol):
+    """A word of a stream's update."""
+
+    @property
+    def text(self) -> str:
+        """Return the word."""
+
+    @property
+    def start(self) -> float:
+        """Return its start in seconds."""
+
+    @property
+    def end(self) -> float:
+        """Return its end in seconds."""
+
+
+class StreamUpdate(Protocol):
+    """Result of a push."""
+
+    @property
+    def words(self) -> Sequence[SettledWord]:
+        """Return the words that became settled."""
+
+
+class OpenStream(Protocol):
+    """A live stream, as :class:`~espnet_speechllm_xl.decoding.streams.Stream` is one."""
+
+    chunking: ChunkingConfig
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of audio that are decoded."""
+
+    @property
+    def capped(self) -> int:
+        """Return the number of chunks that reached max_tokens_per_chunk."""
+
+    def push(self, samples: npt.NDArray[np.float32]) -> StreamUpdate:
+        """Take samples (n,)."""
+
+    def close(self) -> StreamUpdate:
+        """Settle all that is open."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One recording, streamed."""
 
-    words: tuple  # of Emission
+    words: tuple[Emission, ...]
     audio_seconds: float
     seconds: float  # compute time of all pushes
-    chunk_seconds: tuple  # compute time of the push that completed each chunk
+    chunk_seconds: tuple[float, ...]  # compute time of the push that completed each chunk
     capped: int  # chunks that reached max_tokens_per_chunk
 
     @classmethod
-    def from_json(cls, values):
-        """The run of which ``dataclasses.asdict`` made ``values``."""
+    def from_json(cls, values: dict[str, Any]) -> "Run":
+        """Return the run that ``dataclasses.asdict`` turned into ``values``."""
         words, chunks = tuple(Emission(**word) for word in values["words"]), tuple(values["chunk_seconds"])
         return cls(**{**values, "words": words, "chunk_seconds": chunks})
 
 
-def stream_through(stream, samples, sample_rate, block, clock=time.perf_counter):
-    """Push ``samples`` (n,) in blocks of ``block`` samples through an open stream and close it; a :class:`Run`.
+def stream_through(
+    stream: OpenStream,
+    samples: npt.NDArray[np.float32],
+    sample_rate: int,
+    block: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Push audio through an open stream in blocks, as fast as it goes, and close it.
 
-    The audio is pushed as fast as it goes.  What is left at the end is settled by ``close``, at once after the last
-    block.  A push that completes n chunks counts as n pushes of equal compute time.
+    ``close`` comes at once after the last block.  A push that completes n chunks counts as n pushes of equal compute
+    time.
+
+    Args:
+        stream: without audio so far.
+        samples: (n,) audio.
+        sample_rate: of the audio in Hz.
+        block: samples of a push.
+        clock: tells the time in seconds.
     """
     blocks = [samples[start : start + block] for start in range(0, len(samples), block)]
-    steps = [*(functools.partial(stream.push, samples) for samples in blocks), stream.close]
-    words, per_chunk, total, finish, received, chunks = [], [], 0.0, 0.0, 0, 0
+    steps: list[Callable[[], StreamUpdate]] = [functools.partial(stream.push, samples) for samples in blocks]
+    steps.append(stream.close)
+    words: list[Emission] = []
+    per_chunk: list[float] = []
+    total, finish, received, chunks = 0.0, 0.0, 0, 0
     for step, new in zip(steps, [*map(len, blocks), 0], strict=True):
         begin = clock()
         update = step()
@@ -72,38 +138,40 @@ def stream_through(stream, samples, sample_rate, block, clock=time.perf_counter)
     return Run(tuple(words), len(samples) / sample_rate, total, tuple(per_chunk), stream.capped)
 
 
-def _chunks(stream):
-    """Chunks that the stream has decoded so far."""
+def _chunks(stream: OpenStream) -> int:
+    """Count the chunks that the stream has decoded so far."""
     return timeline.num_chunks(timeline.gap_frames(stream.seconds), stream.chunking.chunk)
 
 
 @dataclass(frozen=True)
 class Match:
-    """A correct word; ``first`` and ``last`` of its utterance in the reference.  Differences in seconds."""
+    """A correct word; differences in seconds."""
 
-    first: bool
+    first: bool  # of its utterance in the reference
     last: bool
     audio: float  # emission delay, audio clock
     wall: float  # emission delay, wall clock
-    end: float | None  # end as the stream reports it, minus the reference's; None without reference times
+    end: float | None  # its end by the stream, minus that in the reference; None without reference times
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Streamed words against the reference, each of whose words is in ``matches`` or counted in ``left_out``."""
+    """Streamed words against the reference; each of its words is in ``matches`` or counted in ``left_out``."""
 
     scored: metrics.ScoredSet
-    matches: list
-    left_out: Counter  # words of the reference by reason
+    matches: list[Match]
+    left_out: Counter[str]  # words of the reference by reason
 
 
-def compare(runs, texts, times=None):
-    """The :class:`Comparison` of streamed utterances with their reference.
+def compare(
+    runs: Mapping[str, Run], texts: Mapping[str, str], times: Mapping[str, Sequence[Word]] | None = None
+) -> Comparison:
+    """Compare streamed utterances with their reference.
 
     Args:
-        runs: ``{utterance: Run}``; an utterance of ``texts`` that is not there could not be read.
+        runs: by utterance; an utterance of ``texts`` without a run could not be read.
         texts: ``{utterance: text}``, the transcripts.
-        times: ``{utterance: [ctm.Word]}``, when those words ended; None: as the stream itself reports.
+        times: ``{utterance: words}``, with the ends of the words; None: the ends that the stream itself reports.
 
     Raises:
         UserError: an utterance of ``runs`` has no transcript.
@@ -118,7 +186,7 @@ def compare(runs, texts, times=None):
         emissions, index = iter(settled.get(utterance, ())), 0
         for kind, wanted, _ in item.pairs:
             emission = next(emissions) if kind != "D" else None
-            if kind == "C" and reason is None:
+            if emission is not None and kind == "C" and reason is None:
                 end = ends[index] if ends else emission.end
                 result.matches.append(_match(emission, end, index, len(item.reference), ends is not None))
             elif wanted is not None:
@@ -127,20 +195,23 @@ def compare(runs, texts, times=None):
     return result
 
 
-def _reference_ends(words, times, utterance):
-    """Ends of the reference's words and None, or None and the reason why there are none."""
+def _reference_ends(
+    words: Sequence[str], times: Mapping[str, Sequence[Word]] | None, utterance: str
+) -> tuple[list[float] | None, str | None]:
+    """Return the ends of the reference's words and None, or None and the reason why there are none."""
     if times is None:
         return None, None
     timed = times.get(utterance)
     if timed is None:
         return None, "correct, but without reference time"
-    matched = matching(parted(timed), words)
+    matched = matching(parted(timed), [*words])
     if matched is None:
         return None, "correct, but other words in the reference times"
     return [word.end for word in matched], None
 
 
-def _match(emission, end, index, count, timed):
+def _match(emission: Emission, end: float, index: int, count: int, timed: bool) -> Match:
+    """Return the match of word ``index`` of ``count``, which ends at ``end``; ``timed``: by the reference."""
     return Match(
         first=index == 0,
         last=index == count - 1,
@@ -150,16 +221,17 @@ def _match(emission, end, index, count, timed):
     )
 
 
-def _why(kind, reason, read):
+def _why(kind: str, reason: str | None, read: bool) -> str:
+    """Say why a word of the reference is not measured."""
     if not read:
         return "audio not read"
-    return {"S": "substituted", "D": "deleted", "C": reason}[kind]
+    return {"S": "substituted", "D": "deleted", "C": reason or ""}[kind]
 
 
-def summary(runs, comparison):
-    """Figures of one chunk size for JSON: numbers with their unit in the name, None where nothing was measured.
+def summary(runs: Mapping[str, Run], comparison: Comparison) -> dict[str, Any]:
+    """Return the figures of one chunk size for JSON: units in their names, None where nothing was measured.
 
-    ``runs``: ``{utterance: Run}``; ``comparison``: theirs.
+    ``runs`` by utterance, and their ``comparison`` with the reference.
     """
     matches, counts = comparison.matches, comparison.scored.total
     groups = {
@@ -192,5 +264,5 @@ def summary(runs, comparison):
     }
 
 
-def _milliseconds(seconds):
+def _milliseconds(seconds: Iterable[float]) -> dict[str, Any]:
     return asdict(metrics.spread([1000 * value for value in seconds]))

@@ -27,6 +27,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.visibility import PADDING
 
 IGNORE = -100  # target that does not count; torch's cross_entropy default
+PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a batch
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,41 @@ def sequence_length(num_frames: int, num_tokens: int) -> int:
     return num_frames + num_tokens
 
 
+def without_padding(text: Tensor) -> Tensor:
+    """Return token ids (B, U) of a batch with a real id, 0, in place of ``PAD_TOKEN``, which no embedding has."""
+    return text.clamp(min=0)
+
+
+def refuse_late_end(name: str, end: int, frames: int, kind: type[UserError] = UserError) -> None:
+    """Raise an error if a token ends after the audio.
+
+    Args:
+        name: of the utterance, in the message.
+        end: last frame of its last token.
+        frames: of its audio.
+        kind: of the error.
+    """
+    if end >= frames:
+        raise kind(
+            f"{name}: a token ends at frame {end} but the audio has {frames} frames: "
+            "the alignment belongs to other audio; run the align stage again"
+        )
+
+
 def check_ends(frame_lengths: Tensor, token_lengths: Tensor, ends: Tensor) -> None:
     """Raise UserError if a token ends after the last frame of its utterance.
 
     Args:
-        frame_lengths: (B,) encoder frames.
+        frame_lengths: (B,) frames.
         token_lengths: (B,) tokens.
-        ends: (B, U) last aligned frame of each token.
+        ends: (B, U) last frame of each token, any padding.
     """
+    if not ends.shape[1]:
+        return
     token_index = torch.arange(ends.shape[1], device=ends.device)[None]
-    late = (token_index < token_lengths[:, None]) & (ends >= frame_lengths[:, None])
-    if bool(late.any()):
-        worst = int(late.any(1).nonzero()[0])
-        raise UserError(
-            f"utterance {worst} of the batch: a token ends at frame {int(ends[worst].max())} but the audio has "
-            f"{int(frame_lengths[worst])} frames: the alignment belongs to other audio; run the align stage again"
-        )
+    last = torch.where(token_index < token_lengths[:, None], ends, -1).max(1).values
+    for index, (end, frames) in enumerate(zip(last.tolist(), frame_lengths.tolist(), strict=True)):
+        refuse_late_end(f"utterance {index} of the batch", end, frames)
 
 
 def build_sequence(

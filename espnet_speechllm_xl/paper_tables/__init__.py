@@ -1,1 +1,1 @@
-"""The paper's tables: what is planned, trained, recorded, compared.  Imports corpus and evaluation; never a model."""
+"""The paper's tables: plan, trainings, records, comparisons.  Imports corpus and evaluation; never a model."""

@@ -1,50 +1,77 @@
-"""The cells of the paper's tables: error rates of rows on sets, with intervals, and how they differ.
+"""The cells of the paper's tables: error rates of rows on sets, with intervals, and their differences.
 
-Read from the records of the trainings (``records.py``); how they are written down is ``tables.py``.
+Their numbers come from the records of the trainings (``records.py``); ``tables.py`` writes them down.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from espnet_speechllm_xl.corpus.kaldi import joined
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import significance
 from espnet_speechllm_xl.evaluation.significance import Interval
-from espnet_speechllm_xl.paper_tables.records import timing
+from espnet_speechllm_xl.paper_tables.plan import Plan, TableRow
+from espnet_speechllm_xl.paper_tables.records import DecodedSet, Record, Records, Timing, timing
 
 FEWEST_SEEDS = 3
+Rates = dict[int, float]  # error rate in percent by seed
 
 
 @dataclass
 class Cell:
-    """One row on one set: ``rates`` by seed (percent), ``blocks`` and ``interval`` of their mean, ``infos`` of
-    ``decode.json``, ``missing`` utterances without hypothesis (of all seeds together)."""
+    """One row on one set.
 
-    rates: dict
+    Attributes:
+        rates: of each seed.
+        blocks: errors, means over the seeds.
+        interval: of the mean error rate.
+        infos: contents of ``decode.json``, one for each seed.
+        missing: utterances without hypothesis, of all seeds together.
+    """
+
+    rates: Rates
     blocks: significance.Blocks
     interval: Interval
-    infos: list
+    infos: list[dict[str, Any]]
     missing: int
+
+
+class Difference(NamedTuple):
+    """An error rate minus another, with its interval, and both by seed."""
+
+    interval: Interval
+    rates: Rates
+    reference: Rates
 
 
 class Results:
     """The cells of a plan's tables, each made once.
 
     Args:
-        plan: :class:`~espnet_speechllm_xl.paper_tables.plan.Plan`.
-        records: :class:`~espnet_speechllm_xl.paper_tables.records.Records`.
+        plan: of the corpus.
+        records: of its trainings.
 
-    ``problems`` are messages about sets that could not be compared.
+    Attributes:
+        problems: messages about sets that could not be compared.
     """
 
-    def __init__(self, plan, records):
+    def __init__(self, plan: Plan, records: Records) -> None:
         self.plan, self.records = plan, records
-        self.problems = []
-        self._cells, self._references = {}, {}
+        self.problems: list[str] = []
+        self._cells: dict[tuple[str, str, str, str], Cell | None] = {}
+        self._references: dict[str, tuple[Path, str]] = {}  # by set: a record, the digest of its references
 
-    def cell(self, row, column, unit=None):
-        """The :class:`Cell` of a row and a column of its table, None where no seed is decoded or readable.
+    def cell(self, row: TableRow, column: str, unit: str | None = None) -> Cell | None:
+        """Return the cell of a row and a column of its table, None where no seed is decoded or readable.
 
-        ``unit``: that errors are counted in; None: the corpus's first.
+        Args:
+            row: of the table.
+            column: of the table.
+            unit: of the errors; None: the corpus's first.
         """
         unit = unit or self.plan.corpus.units[0]
         key = row.system, row.search, self.plan.corpus.set_name(column), unit
@@ -56,19 +83,53 @@ class Results:
                 self.problems.append(f"{row.system}, {key[2]}: {error}")
         return self._cells[key]
 
-    def _compared(self, row, reference, column, unit):
-        """The :class:`Cell` of each of two rows, None where one is missing; of one system only the seeds of both."""
-        ours, theirs = cells = [self.cell(one, column, unit) for one in (row, reference)]
-        if None in cells or row.system != reference.system or ours.rates.keys() == theirs.rates.keys():
-            return cells
+    def _compared(self, row: TableRow, reference: TableRow, column: str, unit: str) -> tuple[Cell | None, Cell | None]:
+        """Return the cells of two rows, None where one is missing; two rows of one system have only the seeds of both.
+
+        Args:
+            row: of the table.
+            reference: another row.
+            column: of the table.
+            unit: of the errors.
+        """
+        ours, theirs = self.cell(row, column, unit), self.cell(reference, column, unit)
+        if ours is None or theirs is None or row.system != reference.system or ours.rates.keys() == theirs.rates.keys():
+            return ours, theirs
         seeds, dataset = ours.rates.keys() & theirs.rates.keys(), self.plan.corpus.set_name(column)
         alone = joined(column) is None
-        return [self._averaged(one.system, one.search, dataset, unit, alone, seeds) for one in (row, reference)]
+        return (
+            self._averaged(row.system, row.search, dataset, unit, alone, seeds),
+            self._averaged(reference.system, reference.search, dataset, unit, alone, seeds),
+        )
 
-    def _averaged(self, system, search, dataset, unit, by_speaker, seeds=None):
-        trainings = {seed: one for seed, one in self.trainings(system).items() if seeds is None or seed in seeds}
-        found = {seed: self._decoded(system, seed, search, dataset, unit) for seed in trainings}
-        found = {seed: decoded for seed, decoded in found.items() if decoded is not None}
+    def _averaged(
+        self,
+        system: str,
+        search: str,
+        dataset: str,
+        unit: str,
+        by_speaker: bool,
+        seeds: Collection[int] | None = None,
+    ) -> Cell | None:
+        """Average the trainings of a system on a set, None where no seed is decoded.
+
+        Args:
+            system: name of the system.
+            search: that decoded the set.
+            dataset: name of the set.
+            unit: of the errors.
+            by_speaker: blocks may be speakers.
+            seeds: of the trainings; None: all.
+
+        Raises:
+            UserError: the trainings were scored on different references.
+        """
+        found: dict[int, DecodedSet] = {}
+        for seed in self.records_of(system):
+            if seeds is None or seed in seeds:
+                decoded = self._decoded(system, seed, search, dataset, unit)
+                if decoded is not None:
+                    found[seed] = decoded
         if not found:
             return None
         blocks = significance.blocks([decoded.counts[unit] for decoded in found.values()], by_speaker)
@@ -77,8 +138,19 @@ class Results:
         infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
 
-    def _decoded(self, system, seed, search, dataset, unit):
-        """The decoded set in the record of a training, None without (in that unit); all of a set have one reference."""
+    def _decoded(self, system: str, seed: int, search: str, dataset: str, unit: str) -> DecodedSet | None:
+        """Return the decoded set in the record of a training, None without one in that unit.
+
+        Args:
+            system: name of the system.
+            seed: of the training.
+            search: that decoded the set.
+            dataset: name of the set.
+            unit: of the errors.
+
+        Raises:
+            UserError: the set was scored on other references before.
+        """
         decoded = self.records.get(system, seed).decoded.get(f"{search}/{dataset}")
         if decoded is None or unit not in decoded.counts:
             return None
@@ -90,50 +162,62 @@ class Results:
             )
         return decoded
 
-    def difference(self, row, reference, column, unit):
-        """``(Interval, rates, rates)`` of a row minus another on a column, None where one is missing."""
+    def difference(self, row: TableRow, reference: TableRow, column: str, unit: str) -> Difference | None:
+        """Return the difference of two rows' rates, None where one is missing.
+
+        Args:
+            row: of the table.
+            reference: another row.
+            column: of the table.
+            unit: of the errors.
+        """
         try:
             ours, theirs = self._compared(row, reference, column, unit)
             if ours is None or theirs is None:
                 return None
-            return significance.difference(ours.blocks, theirs.blocks), ours.rates, theirs.rates
+            return Difference(significance.difference(ours.blocks, theirs.blocks), ours.rates, theirs.rates)
         except UserError as error:
             self.problems.append(f"{row.name} against {reference.name}, {column}: {error}")
             return None
 
-    def growth(self, row, column, unit):
-        """What joining does: ``(Interval, rates joined, rates alone)`` of a row on a joined column, None without both.
+    def growth(self, row: TableRow, column: str, unit: str) -> Difference | None:
+        """Return the paired difference of rates, joined recordings minus their utterances alone; None without both.
 
-        The interval is of the rate of the joined recordings minus that of the utterances they hold, paired.
+        Args:
+            row: of the table.
+            column: of joined recordings.
+            unit: of the errors.
         """
         whole = self.plan.corpus.set_name(column)
-        alone = joined(whole).base
-        found = {}
+        parsed = joined(whole)
+        alone = parsed.base if parsed else whole
+        found: dict[int, tuple[DecodedSet, DecodedSet]] = {}
         try:
-            for seed in self.trainings(row.system):
-                pair = [self._decoded(row.system, seed, row.search, name, unit) for name in (whole, alone)]
-                if all(pair):
-                    found[seed] = pair
+            for seed in self.records_of(row.system):
+                long = self._decoded(row.system, seed, row.search, whole, unit)
+                short = self._decoded(row.system, seed, row.search, alone, unit)
+                if long and short:
+                    found[seed] = long, short
             parts = self.records.parts(whole)
             if not parts or not found:
                 return None
-            sides = [[pair[side].counts[unit] for pair in found.values()] for side in (0, 1)]
             between = int(unit == "characters")
-            sides[1] = [significance.regrouped(counts, parts, between) for counts in sides[1]]
-            long, short = (significance.blocks(side, by_speaker=False) for side in sides)
-            rates = [{seed: pair[side].rate(unit) for seed, pair in found.items()} for side in (0, 1)]
-            return significance.difference(long, short), *rates
+            long_counts = [long.counts[unit] for long, _ in found.values()]
+            short_counts = [significance.regrouped(short.counts[unit], parts, between) for _, short in found.values()]
+            together, apart = (significance.blocks(side, by_speaker=False) for side in (long_counts, short_counts))
+            rates = ({seed: pair[side].rate(unit) for seed, pair in found.items()} for side in (0, 1))
+            return Difference(significance.difference(together, apart), *rates)
         except UserError as error:
             self.problems.append(f"{row.system}, {whole} against {alone}: {error}")
             return None
 
-    def trainings(self, system):
-        """``{seed: Record}`` of a system."""
+    def records_of(self, system: str) -> dict[int, Record]:
+        """Return the records of a system by seed."""
         return {seed: self.records.get(system, seed) for seed in self.records.seeds(system)}
 
-    def model(self, row):
-        """(:class:`Timing`, number of parameters) of a row's system, of the first seed that has them, else Nones."""
-        for seed, record in self.trainings(row.system).items():
+    def model(self, row: TableRow) -> tuple[Timing | None, int | None]:
+        """Return latency and number of parameters of a row's system, by the first seed that has them, else Nones."""
+        for seed, record in self.records_of(row.system).items():
             if record.config:
                 try:
                     return timing(record.config), record.parameters
@@ -143,8 +227,14 @@ class Results:
         return None, None
 
 
-def is_finding(difference, rates, reference):
-    """Whether a difference may be called one; ``rates`` and ``reference``: WER by seed of the two systems."""
+def is_finding(difference: Interval, rates: Mapping[int, float], reference: Mapping[int, float]) -> bool:
+    """Tell whether a difference of two systems is a finding.
+
+    Args:
+        difference: of their mean error rates.
+        rates: error rate of one system by seed.
+        reference: error rate of the other by seed.
+    """
     if not difference.excludes_zero or min(len(rates), len(reference)) < FEWEST_SEEDS:
         return False
     low, high = sorted((rates.values(), reference.values()), key=max)

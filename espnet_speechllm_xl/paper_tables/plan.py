@@ -1,6 +1,6 @@
-"""The rows of the paper's tables on a corpus: what the paper has, what is trained for them, how far that is.
+"""The rows of the paper's tables on a corpus: the paper's figures, and the trainings that ours come from.
 
-All of it is declared in ``conf/paper_tables.yaml``; this module reads it and looks into ``exp/``.
+All of it is declared in ``conf/paper_tables.yaml``; this module reads it.  ``trainings.py`` looks into ``exp/``.
 
     table   rows and sets (columns) as in the paper
     row     one system, decoded by one search
@@ -9,16 +9,17 @@ All of it is declared in ``conf/paper_tables.yaml``; this module reads it and lo
     exp/<tag>[_s<seed>]/decode_<search>/<set>/        seed 1 has the bare tag, as the recipe's own model
 """
 
-import re
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from espnet_speechllm_xl.corpus.kaldi import joined
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation.metrics import UNITS
-from espnet_speechllm_xl.evaluation.train_log import read_train_log, stopped_early
-from espnet_speechllm_xl.experiment import read_config
 from espnet_speechllm_xl.settings import from_dict, read_yaml
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "conf" / "paper_tables.yaml"
@@ -30,9 +31,9 @@ OWN_OPTIONS = ("stage", "stop-stage", "tag", "searches", "train-args", "aligner-
 
 @dataclass(frozen=True)
 class Corpus:
-    """A recipe, and what its corpus needs to be trained on."""
+    """A recipe, and the options of all trainings on its corpus."""
 
-    tables: list  # that are made on it
+    tables: list  # numbers of its tables
     size: str  # stands for {size} in tags and options
     valid: str  # names of the sets
     test: str
@@ -42,14 +43,14 @@ class Corpus:
     aligner_args: str = ""
     train_args: str = ""  # of all its trainings
     system_args: dict = field(default_factory=dict)  # {system: more of them, of its own}
-    units: list = field(default_factory=lambda: ["words"])  # that errors are counted in: words, characters
+    units: list = field(default_factory=lambda: ["words"])  # of the errors: words, characters
     without: list = field(default_factory=list)  # systems whose rows are left out
     without_searches: list = field(default_factory=list)  # searches whose rows are left out
     report: str = "TABLES.md"  # beside the records
-    is_the_papers: bool = False  # that the paper's figures are of
+    is_the_papers: bool = False  # the paper's figures were measured on it
 
-    def set_name(self, column):
-        """The name of a table's column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
+    def set_name(self, column: str) -> str:
+        """Return the set of a column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
         kind, joint, rest = column.partition("_")
         return {"valid": self.valid, "test": self.test}[kind] + joint + rest
 
@@ -68,12 +69,12 @@ class System:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is SpeechLLM-XL, which plots mark."""
+        """Tell whether it is SpeechLLM-XL, which plots mark."""
         return self.system == "speechllm_xl"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table; the paper's word error rates are texts, clean/other, None where it has none."""
 
     name: str
@@ -91,47 +92,17 @@ class Table:
 
     title: str
     sets: list
-    rows: list
+    rows: list  # of TableRow; in the YAML of dict
     reference: str  # name of the row with which the others are compared
-    plot: str  # rows: all sets; latency: the test set, and what the rows wait for; alignment: histogram
-    axis: str = ""  # what the names of the rows say, if not the system
+    plot: str  # rows: all sets; latency: the test set, and the latency of the rows; alignment: histogram
+    axis: str = ""  # head of the names of the rows, if these are not systems
 
-    def row(self, name):
-        """The row of that name."""
+    def row(self, name: str) -> TableRow:
+        """Return the row of that name."""
         return next(row for row in self.rows if row.name == name)
 
 
 PLOTS = ("rows", "latency", "alignment")
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a training and its decodings are; ``max_epoch`` is None before the training."""
-
-    epochs: int
-    max_epoch: int | None
-    decoded: int
-    wanted: int
-    stopped_early: bool = False  # by --patience
-
-    @property
-    def trained(self):
-        """Whether all epochs were made, or as many as ``--patience`` allowed."""
-        return self.max_epoch is not None and (self.stopped_early or self.epochs >= self.max_epoch)
-
-    @property
-    def done(self):
-        """Whether nothing is left to do."""
-        return self.trained and self.decoded == self.wanted
-
-    def __str__(self):
-        if self.max_epoch is None and not self.decoded:
-            return "missing"
-        if not self.trained and not self.decoded:
-            return f"training, epoch {self.epochs}/{self.max_epoch}"
-        if self.done:
-            return "decoded"
-        return f"epoch {self.epochs}/{self.max_epoch or '?'}, decoded {self.decoded} of {self.wanted} sets"
 
 
 class Plan:
@@ -149,10 +120,16 @@ class Plan:
         systems: ``{name: System}`` of those tables, with the corpus's size filled in.
 
     Raises:
-        UserError: the YAML or the corpus is missing, or the YAML names what is not there.
+        UserError: the YAML or the corpus is missing, or an entry of the YAML names one that is missing.
     """
 
-    def __init__(self, name, path=PLAN, directory=None, exp=None):
+    def __init__(
+        self,
+        name: str,
+        path: str | Path = PLAN,
+        directory: str | Path | None = None,
+        exp: str | Path | None = None,
+    ) -> None:
         content = _read(path)
         self.name = name
         self.corpus = _part(Corpus, path, content, "corpora", name)
@@ -162,16 +139,24 @@ class Plan:
         for each in [*self.corpus.system_args, *self.corpus.without]:
             _known(path, "systems", systems, each)
         self.tables = self._own_tables(path, content, systems)
-        used = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
-        used.update(dict.fromkeys(filter(None, (_known(path, "systems", systems, each).after for each in used))))
+        used: dict[str, None] = dict.fromkeys(row.system for table in self.tables.values() for row in table.rows)
+        used.update(dict.fromkeys(filter(None, [_known(path, "systems", systems, each).after for each in used])))
         self.systems = {each: self._sized(_known(path, "systems", systems, each)) for each in used}
         self.directory = Path(directory) if directory else ROOT / self.corpus.directory
         self.expdir = str(exp or self.corpus.expdir)
         self.exp = self.directory / self.expdir
         self.dump = self.directory / "dump"
 
-    def _own_tables(self, path, content, systems):
-        """The corpus's tables, with the rows that it has."""
+    def _own_tables(
+        self, path: str | Path, content: Mapping[str, Any], systems: Mapping[str, System]
+    ) -> dict[str, Table]:
+        """Return the corpus's tables, with the rows that it has.
+
+        Args:
+            path: of the YAML.
+            content: of the YAML.
+            systems: all of the YAML.
+        """
         where, corpus = f"{path}: corpora {self.name}", self.corpus
         tables = {number: _table(path, content, number) for number in corpus.tables}
         searches = {row.search for table in tables.values() for row in table.rows}
@@ -190,95 +175,68 @@ class Plan:
             tables[number] = replace(table, rows=rows)
         return tables
 
-    def _sized(self, system):
-        def sized(text):
+    def _sized(self, system: System) -> System:
+        def sized(text: str) -> str:
             return text.replace("{size}", self.corpus.size)
 
         return replace(system, tag=sized(system.tag), options=[*map(sized, system.options)])
 
-    def rows_of(self, system):
-        """All (table, row) pairs that need a system."""
+    def rows_of(self, system: str) -> list[tuple[Table, TableRow]]:
+        """Return all (table, row) pairs that need a system."""
         return [(table, row) for table in self.tables.values() for row in table.rows if row.system == system]
 
-    def searches(self, system):
-        """The searches that the rows of a system need, in their order."""
+    def searches(self, system: str) -> list[str]:
+        """Return the searches that the rows of a system need, in their order."""
         return list(dict.fromkeys(row.search for _, row in self.rows_of(system)))
 
-    def decodings(self, system, search=None):
-        """The (search, set) pairs that the rows of a system need, or those of one search."""
+    def decodings(self, system: str, search: str | None = None) -> list[tuple[str, str]]:
+        """Return the (search, set) pairs that the rows of a system need, or only the pairs of one search."""
         pairs = [
             (row.search, self.corpus.set_name(column)) for table, row in self.rows_of(system) for column in table.sets
         ]
         return [pair for pair in dict.fromkeys(pairs) if search in (None, pair[0])]
 
-    def model(self, system, seed=1):
-        """The directory of a training."""
-        return self.exp / self._tag(system, seed)
-
-    def _tag(self, system, seed):
+    def tag(self, system: str, seed: int = 1) -> str:
+        """Return the name of a training's directory."""
         return self.systems[system].tag + (f"_s{seed}" if seed != 1 else "")
 
-    def trainings(self):
-        """Names of the directories in ``exp/``."""
-        return [path.name for path in self.exp.glob("*/")]
-
-    def seeds_in(self, system, names):
-        """The seeds of a system, in order, whose directories are among ``names``."""
-        form = re.compile(re.escape(self.systems[system].tag) + r"(?:_s(\d+))?")
-        return sorted({int(match[1] or 1) for match in map(form.fullmatch, names) if match})
-
-    def decoded(self, system, search, dataset, seed=1):
-        """The directory of a decoded set, or None where it is not there, not whole, or of weights before a training
-        that went on."""
-        model = self.model(system, seed)
-        directory = model / f"decode_{search}" / dataset
-        summary = directory / "decode.json"
-        if not summary.is_file() or not (directory / "text").is_file():
-            return None
-        newer = [path for path in model.glob("valid.*.ave.pth") if path.stat().st_mtime_ns > summary.stat().st_mtime_ns]
-        return None if newer else directory
-
-    def state(self, system, seed=1, search=None):
-        """The :class:`State` of a training; ``search``: which of its decodings count, None: all."""
-        directory = self.model(system, seed)
-        pairs = self.decodings(system, search)
-        decoded = sum(self.decoded(system, *pair, seed) is not None for pair in pairs)
-        config = read_config(directory)
-        epochs = config and self.max_epoch(system, config.get("max_epoch"))
-        return State(len(read_train_log(directory)), epochs, decoded, len(pairs), stopped_early(directory))
-
-    def max_epoch(self, system, trained_for):
-        """How many epochs a training is to have: those it was ``trained_for``, or more if the YAML has more now."""
-        named = re.findall(r"--max_epoch[ =](\d+)", self._train_args(system))
-        return max([*filter(None, [trained_for]), *map(int, named[-1:])], default=None)
-
-    def _train_args(self, system):
+    def train_args(self, system: str) -> str:
+        """Return ESPnet's options of a training."""
         own = self.systems[system].train_args, self.corpus.system_args.get(system)
         return " ".join(filter(None, [self.corpus.train_args, *own]))
 
-    def preparation(self, extra=()):
-        """Command (list) for what all trainings share: data, tokens, aligner, alignments."""
+    def preparation(self, extra: Iterable[str] = ()) -> list[str]:
+        """Return the command for data, tokens, aligner and alignments, which all trainings share.
+
+        ``extra``: more options.
+        """
         options = ["--aligner-args", self.corpus.aligner_args] if self.corpus.aligner_args else []
         place = ["--expdir", self.expdir]
         if any(row.aligned for table in self.tables.values() for row in table.rows):
             place += ["--align-sets", self.corpus.test]  # where the alignment is measured
         return ["./run.sh", "--stop-stage", "align", *place, *options, *self.corpus.options, *extra]
 
-    def command(self, system, seed=1, extra=()):
-        """Command (list) that trains and decodes; run again, it goes on where it was.  ``extra``: more options."""
+    def command(self, system: str, seed: int = 1, extra: Iterable[str] = ()) -> list[str]:
+        """Return the command that trains and decodes; run again, it goes on where it was.
+
+        Args:
+            system: name of the system.
+            seed: of the training.
+            extra: more options.
+        """
         one = self.systems[system]
         longform = any(joined(dataset) for _, dataset in self.decodings(system))
-        train_args = f"{self._train_args(system)} --seed {seed}".strip()
+        train_args = f"{self.train_args(system)} --seed {seed}".strip()
         return [
             *("./run.sh", "--system", one.system),
             *("--stage", one.stage, "--stop-stage", "longform" if longform else "decode"),
-            *("--tag", self._tag(system, seed), "--expdir", self.expdir, "--searches", " ".join(self.searches(system))),
+            *("--tag", self.tag(system, seed), "--expdir", self.expdir, "--searches", " ".join(self.searches(system))),
             *("--train-args", train_args, *one.options, *self.corpus.options, *extra),
         ]
 
 
-def check_extra(options):
-    """Raises UserError for an option of run.sh that the rows set themselves, and for no option."""
+def check_extra(options: Sequence[str]) -> None:
+    """Raise UserError for an option of run.sh that the rows set themselves, and for no option."""
     if options and not options[0].startswith("--"):
         raise UserError(f"'{options[0]}' is no option: what is for the recipe's run.sh goes after --, as --name value")
     if "--dumpdir" in options:
@@ -288,7 +246,7 @@ def check_extra(options):
             raise UserError(f"{option} is set by the rows: leave it out, or change it in {PLAN.name}")
 
 
-def _read(path):
+def _read(path: str | Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except FileNotFoundError as error:
@@ -299,31 +257,33 @@ def _read(path):
     return content
 
 
-def _part(cls, path, content, section, name):
-    """One entry of a section as its dataclass."""
+def _part(cls: type[T], path: str | Path, content: Mapping[str, Any], section: str, name: str) -> T:
+    """Return the entry ``name`` of a section of the YAML as the dataclass ``cls``."""
     return _made(cls, path, f"{section} {name}", _known(path, section, content[section], name))
 
 
-def _known(path, section, entries, name):
-    """The entry of that name, of those of a section."""
+def _known(path: str | Path, section: str, entries: Mapping[str, T], name: str) -> T:
+    """Return the entry ``name`` of a section of the YAML; raise UserError when there is none."""
     if name not in entries:
         raise UserError(f"{path}: no '{name}' in {section}; there are: {', '.join(map(str, entries))}")
     return entries[name]
 
 
-def _made(cls, path, what, values):
-    lacking = [each.name for each in fields(cls) if _is_required(each) and (values or {}).get(each.name) is None]
+def _made(cls: type[T], path: str | Path, what: str, values: Mapping[str, Any] | None) -> T:
+    """Make a dataclass of an entry of the YAML; raise UserError, which names it as ``what``, for a missing field."""
+    given, dataclass_of = values or {}, cast(Any, cls)
+    lacking = [each.name for each in fields(dataclass_of) if _is_required(each) and given.get(each.name) is None]
     if lacking:
         raise UserError(f"{path}: {what} lacks {', '.join(lacking)}: add it")
     return from_dict(cls, values, f"{path}: {what}")
 
 
-def _is_required(each):
+def _is_required(each: Field) -> bool:
     return each.default is MISSING and each.default_factory is MISSING
 
 
-def _systems(path, content):
-    """All of the YAML, ``{name: System}``."""
+def _systems(path: str | Path, content: Mapping[str, Any]) -> dict[str, System]:
+    """Return all systems of the YAML by their names."""
     systems = {name: _part(System, path, content, "systems", name) for name in content["systems"]}
     for system in systems.values():
         for corpus in system.only:
@@ -331,9 +291,9 @@ def _systems(path, content):
     return systems
 
 
-def _table(path, content, number):
+def _table(path: str | Path, content: Mapping[str, Any], number: str) -> Table:
     table = _part(Table, path, content, "tables", number)
-    rows = [_made(Row, path, f"tables {number}, row {values.get('name')}", values) for values in table.rows]
+    rows = [_made(TableRow, path, f"tables {number}, row {values.get('name')}", values) for values in table.rows]
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: table {number} has two rows of the same name: rename one")

@@ -1,38 +1,42 @@
-"""What stays of the trainings of the paper's tables when their directories are gone: one JSON file a training.
+"""Records of the trainings of the paper's tables, which outlast their directories: one JSON file a training.
 
-A record holds what ``TABLES.md`` shows of a training: its latency and size, its learning curve, the errors of every
-utterance of the sets it decoded, and where and when that was made.  Records can be committed, so that rows which were
-trained on other days or machines stand in one table and are compared utterance by utterance.
+A record holds all that ``TABLES.md`` shows of a training: its latency and size, its learning curve, the errors of every
+utterance of its decoded sets, and where and when it was made.  Records can be committed.  So rows that were trained on
+other days or machines stand in one table and are compared utterance by utterance.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import decoded_sets, markdown, metrics, significance
-from espnet_speechllm_xl.evaluation.train_log import read_train_log, stopped_early
+from espnet_speechllm_xl.evaluation.significance import Counted
+from espnet_speechllm_xl.evaluation.train_log import Epochs, read_train_log, stopped_early
 from espnet_speechllm_xl.experiment import count_parameters, read_config
 from espnet_speechllm_xl.files import atomic_write, copy_file
-from espnet_speechllm_xl.paper_tables.plan import State
+from espnet_speechllm_xl.paper_tables.plan import Plan
+from espnet_speechllm_xl.paper_tables.trainings import Progress, Trainings
 from espnet_speechllm_xl.settings import from_dict
 
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """A decoded set: what it counted, and how fast it was."""
+    """Errors and speed of a decoded set."""
 
     references: str  # digest of the reference texts
-    counts: dict  # {"words" or "characters": {utterance: [errors, symbols of the reference, speaker]}}
+    counts: dict[str, dict[str, Counted]]  # {"words" or "characters": {utterance: (errors, symbols, speaker)}}
     missing: int  # utterances without hypothesis, all of whose symbols count as deletions
-    info: dict  # decode.json
+    info: dict[str, Any]  # decode.json
 
-    def rate(self, unit="words"):
-        """Error rate in percent."""
+    def rate(self, unit: str = "words") -> float:
+        """Return the error rate in percent."""
         rows = self.counts[unit].values()
         return metrics.percent(sum(row[0] for row in rows), sum(row[1] for row in rows))
 
@@ -41,42 +45,47 @@ class DecodedSet:
 class Record:
     """One training and its decodings."""
 
-    made: dict = field(default_factory=dict)  # report.environment(), when it was last added to
-    config: dict = field(default_factory=dict)  # the parts of config.yaml that say what a system waits for
+    made: dict[str, str] = field(default_factory=dict)  # markdown.environment() of its last change
+    config: dict[str, Any] = field(default_factory=dict)  # the parts of config.yaml that make the latency
     max_epoch: int | None = None
     parameters: int | None = None
     stopped_early: bool = False  # by --patience, before max_epoch
-    epochs: dict = field(default_factory=dict)  # read_train_log
-    decoded: dict = field(default_factory=dict)  # {"<search>/<set>": DecodedSet}
+    epochs: Epochs = field(default_factory=dict)
+    decoded: dict[str, DecodedSet] = field(default_factory=dict)  # by "<search>/<set>"
 
 
 class Records:
     """The records of a plan's trainings, in a directory; a training in ``exp/`` comes before its record.
 
     Args:
-        plan: :class:`~espnet_speechllm_xl.paper_tables.plan.Plan`.
+        plan: of the corpus.
         directory: of the records.
 
-    ``problems`` are messages about what could not be read.
+    Attributes:
+        trainings: those in ``exp/``.
+        problems: messages about files that could not be read.
+        replaced: paths of records that were of other trainings.
     """
 
-    def __init__(self, plan, directory):
-        self.plan, self.directory = plan, Path(directory)
-        self.problems = []
-        self.replaced = []  # paths of records of other trainings
-        self._kept, self._delays, self._parts = {}, {}, {}
+    def __init__(self, plan: Plan, directory: str | Path) -> None:
+        self.plan, self.trainings, self.directory = plan, Trainings(plan), Path(directory)
+        self.problems: list[str] = []
+        self.replaced: list[Path] = []
+        self._kept: dict[tuple[str, int], Record] = {}
+        self._delays: dict[str, tuple[dict[str, Any], Path | None]] = {}
+        self._parts: dict[str, dict[str, list[str]]] = {}
 
-    def path(self, system, seed):
-        """File of a training's record."""
-        return self.directory / f"{self.plan.model(system, seed).name}.json"
+    def path(self, system: str, seed: int) -> Path:
+        """Return the file of a training's record."""
+        return self.directory / f"{self.plan.tag(system, seed)}.json"
 
-    def seeds(self, system):
-        """The seeds of which there is a training or a record, in order."""
+    def seeds(self, system: str) -> list[int]:
+        """Return the seeds that have a training or a record, in order."""
         names = [path.stem for path in self.directory.glob("*.json")]
-        return self.plan.seeds_in(system, [*names, *self.plan.trainings()])
+        return self.trainings.seeds_in(system, [*names, *self.trainings.names()])
 
-    def get(self, system, seed):
-        """The :class:`Record` as it was last written, or an empty one."""
+    def get(self, system: str, seed: int) -> Record:
+        """Return the record as it was last written, or an empty one."""
         key = system, seed
         if key not in self._kept:
             try:
@@ -86,28 +95,35 @@ class Records:
                 self._kept[key] = Record()
         return self._kept[key]
 
-    def state(self, system, seed=1, search=None):
-        """How far a training is (:meth:`Plan.state`): of ``exp/``, or of its record where that is all there is.
+    def progress(self, system: str, seed: int = 1, search: str | None = None) -> Progress:
+        """Return how far a training is, by ``exp/``, or by its record where there is nothing else.
 
-        Raises UserError when its config.yaml cannot be read.
+        Args:
+            system: name of the system.
+            seed: of the training.
+            search: whose decodings count; None: all.
+
+        Raises:
+            UserError: its config.yaml cannot be read.
         """
-        if self.plan.model(system, seed).is_dir():
-            return self.plan.state(system, seed, search)
+        if self.trainings.directory(system, seed).is_dir():
+            return self.trainings.progress(system, seed, search)
         record, wanted = self.get(system, seed), self.plan.decodings(system, search)
         decoded = sum("/".join(pair) in record.decoded for pair in wanted)
-        epochs = self.plan.max_epoch(system, record.max_epoch) if record.epochs else record.max_epoch
-        return State(len(record.epochs), epochs, decoded, len(wanted), record.stopped_early)
+        epochs = self.trainings.max_epoch(system, record.max_epoch) if record.epochs else record.max_epoch
+        return Progress(len(record.epochs), epochs, decoded, len(wanted), record.stopped_early)
 
-    def update(self, system, seed):
+    def update(self, system: str, seed: int) -> None:
         """Write the record of a training that is in ``exp/``.
 
-        What is not there is kept from the record before, unless that is of another training of the same name; its
-        decodings are not kept when the training went on since.
+        Parts that are not in ``exp/`` are kept from the record before, unless that is of another training of the same
+        name.  Decodings are not kept when the training went on since.
         """
-        directory, old = self.plan.model(system, seed), self.get(system, seed)
+        directory, old = self.trainings.directory(system, seed), self.get(system, seed)
         if not directory.is_dir():
             return
-        epochs, described = read_train_log(directory), {}
+        epochs = read_train_log(directory)
+        described: dict[str, Any] = {}
         try:
             config = read_config(directory)
             if config:
@@ -115,7 +131,7 @@ class Records:
         except UserError as error:
             self.problems.append(f"{directory.name}: {error}")
         another = _is_another(old, described, epochs)
-        if another and old.decoded and not self.plan.state(system, seed).done:
+        if another and old.decoded and not self.trainings.progress(system, seed).done:
             self.problems.append(
                 f"{self.path(system, seed)} is kept: {directory} is another training, and not done: go on with it "
                 "(--row), or remove it"
@@ -130,34 +146,34 @@ class Records:
             if found is not None:
                 decoded[f"{search}/{dataset}"] = found
         record = replace(record, **described, decoded=decoded, epochs=epochs or record.epochs)
-        # as text, in which a nan of the log is equal to itself
+        # Compared as text, in which a nan of the log is equal to itself.
         if _as_json(record) != _as_json(old) and (record.epochs or decoded):
             self._kept[system, seed] = record = replace(record, made=markdown.environment())
             write_record(self.path(system, seed), record)
 
-    def _decoded(self, system, seed, search, dataset):
-        """The :class:`DecodedSet` in ``exp/``, scored anew only when it was decoded anew; None where there is none."""
-        directory = self.plan.decoded(system, search, dataset, seed)
+    def _decoded(self, system: str, seed: int, search: str, dataset: str) -> DecodedSet | None:
+        """Score a decoded set in ``exp/``, if it was decoded anew; None where there is none."""
+        directory = self.trainings.decoded(system, search, dataset, seed)
         if directory is None:
             return None
         try:
-            *tables, info = decoded_sets.read_decoded(directory, self.plan.dump)
-            before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(tables[0])
+            tables = decoded_sets.read_decoded(directory, self.plan.dump)
+            before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(tables.references)
             units = self.plan.corpus.units
-            if before and (before.info, before.references, [*before.counts]) == (info, digest, units):
+            if before and (before.info, before.references, [*before.counts]) == (tables.info, digest, units):
                 return before
-            return _scored(units, *tables, info, digest, f"{directory}: hypotheses")
+            return _scored(units, tables, digest, f"{directory}: hypotheses")
         except (UserError, OSError) as error:
             self.problems.append(str(error))
             return None
 
-    def delays(self, aligned):
-        """``(contents of delay.json, histogram or None)`` of the alignment in ``exp/<aligned>``, or of its record."""
+    def delays(self, aligned: str) -> tuple[dict[str, Any], Path | None]:
+        """Return the contents of delay.json and the histogram of the alignment in ``exp/<aligned>``, or its record."""
         if aligned not in self._delays:
             self._delays[aligned] = self._read_delays(aligned)
         return self._delays[aligned]
 
-    def _read_delays(self, aligned):
+    def _read_delays(self, aligned: str) -> tuple[dict[str, Any], Path | None]:
         figures, histogram = (self.directory / f"{aligned}_{name}" for name in ("delay.json", "delay.png"))
         made = self.plan.exp / aligned / "aligned" / self.plan.corpus.test / "report"
         for source, kept in ((made / "delay.json", figures), (made / "delay.png", histogram)):
@@ -170,8 +186,8 @@ class Records:
             found = {}
         return found, histogram if histogram.is_file() else None
 
-    def parts(self, dataset):
-        """``{recording of a joined set: [utterances that it holds]}``, of the dump or its record; empty without."""
+    def parts(self, dataset: str) -> dict[str, list[str]]:
+        """Return ``{recording of a joined set: [its utterances]}`` by the dump or its record; empty without both."""
         if dataset not in self._parts:
             made, kept = self.plan.dump / "raw" / dataset / "utt2parts", self.directory / f"{dataset}_utt2parts"
             if made.is_file():
@@ -181,8 +197,8 @@ class Records:
         return self._parts[dataset]
 
 
-def read_record(path):
-    """The :class:`Record` in a file, an empty one where there is no file; raises UserError for a damaged one."""
+def read_record(path: str | Path) -> Record:
+    """Read a record, an empty one where there is no file; raise UserError for a damaged one."""
     if not Path(path).is_file():
         return Record()
     try:
@@ -194,8 +210,8 @@ def read_record(path):
         raise UserError(f"{path} is no record of a training ({error}): remove it, or restore it") from error
 
 
-def write_record(path, record):
-    """Write a :class:`Record` as JSON, an utterance a line."""
+def write_record(path: str | Path, record: Record) -> None:
+    """Write a record as JSON, an utterance a line."""
     text = _as_json(record)
     lines = text.replace("],", "],\n")
     try:
@@ -206,34 +222,48 @@ def write_record(path, record):
         stream.write(lines + "\n")
 
 
-def _as_json(record):
+def _as_json(record: Record) -> str:
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
-def _is_another(old, described, epochs):
-    """Whether a training differs from the recorded one: in its configuration, or in its first epoch's figures."""
+def _is_another(old: Record, described: Mapping[str, Any], epochs: Epochs) -> bool:
+    """Tell whether a training differs from the recorded one in its configuration or in the figures of its first epoch.
+
+    Args:
+        old: the record.
+        described: fields of a record by the training's directory.
+        epochs: by the training's log.
+    """
     if "config" in described and old.config and described["config"] != old.config:
         return True
     first = min(epochs.keys() & old.epochs.keys(), default=None)
     return first is not None and json.dumps(epochs[first]) != json.dumps(old.epochs[first])
 
 
-def _digest(references):
+def _digest(references: Mapping[str, str]) -> str:
     lines = "\n".join(f"{name} {references[name]}" for name in sorted(references))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _scored(units, references, hypotheses, speakers, info, digest, what):
-    """The :class:`DecodedSet` of tables by utterance; ``what`` names the hypotheses in errors."""
-    counts, missing = {}, []
+def _scored(units: Sequence[str], tables: decoded_sets.ScoringTables, digest: str, what: str) -> DecodedSet:
+    """Count the errors of a decoded set.
+
+    Args:
+        units: of the errors: words, characters.
+        tables: references and hypotheses.
+        digest: of the references.
+        what: name of the hypotheses in the message of an error.
+    """
+    counts: dict[str, dict[str, Counted]] = {}
+    missing: list[str] = []
     for unit in units:
-        counts[unit], scored = significance.counted(references, hypotheses, speakers, unit, what)
+        counts[unit], scored = significance.counted(tables.references, tables.hypotheses, tables.speakers, unit, what)
         missing = scored.missing
-    return DecodedSet(digest, counts, len(missing), info)
+    return DecodedSet(digest, counts, len(missing), tables.info)
 
 
-def _described(config, directory):
-    """The fields of a record that ``config.yaml`` and the weights tell; raises UserError."""
+def _described(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Return the fields of a record by ``config.yaml`` and the weights; raise UserError."""
     parts = {name: config[name] for name in ("encoder", "encoder_conf", "chunking_conf") if name in config}
     timing(parts)
     found = {"config": parts, "max_epoch": config.get("max_epoch"), "stopped_early": stopped_early(directory)}
@@ -243,7 +273,7 @@ def _described(config, directory):
 
 @dataclass(frozen=True)
 class Timing:
-    """What a system waits for, in seconds; infinite: all audio; None: the system has no such thing."""
+    """Latency of a system and its parts, in seconds; infinite: all audio; None: the system has no such part."""
 
     segment: float
     look_ahead: float
@@ -252,8 +282,8 @@ class Timing:
     latency: float
 
 
-def timing(config):
-    """:class:`Timing` of a ``config.yaml`` (dict), ours or stock ESPnet's."""
+def timing(config: Mapping[str, Any]) -> Timing:
+    """Return the latency of a ``config.yaml``, ours or stock ESPnet's."""
     conf = config.get("encoder_conf") or {}
     if config.get("encoder") == "emformer":
         encoder = from_dict(EncoderConfig, conf, "encoder_conf")
@@ -262,7 +292,7 @@ def timing(config):
         size, hop, ahead = (conf.get(name, default) for name, default in
                             (("block_size", 40), ("hop_size", 16), ("look_ahead", 16)))  # fmt: skip
         seconds = timeline.FRAME_SECONDS
-        # Nothing comes out before the whole first block is in, which reaches further back than the later ones' hop.
+        # The first output comes after the whole first block, which is longer than the hop of the later ones.
         return Timing(hop * seconds, ahead * seconds, None, None, size * seconds)
     else:
         encoder = EncoderConfig(segment=None, left_context=0, right_context=0)

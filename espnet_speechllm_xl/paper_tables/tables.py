@@ -1,11 +1,12 @@
 """TABLES.md: the paper's tables with our rows beside the paper's, intervals, sizes, speed, and a plot for each.
 
-What the tables are stands in ``plan.py`` and its YAML, their numbers come from ``comparisons.py``.  What is not
-decoded yet is shown as missing; rows of which there is no training are named below their table.
+``plan.py`` and its YAML declare the tables; their numbers come from ``comparisons.py``.  Sets that are not decoded yet
+are shown as missing.  Rows without a training are named below their table.
 """
 
 import datetime
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from espnet_speechllm_xl.evaluation import decoded_sets, markdown, plots, signif
 from espnet_speechllm_xl.evaluation.markdown import markdown_table
 from espnet_speechllm_xl.evaluation.train_log import training_summary
 from espnet_speechllm_xl.files import copy_file
-from espnet_speechllm_xl.paper_tables.comparisons import FEWEST_SEEDS, Results, is_finding
-from espnet_speechllm_xl.paper_tables.plan import Row, Table
+from espnet_speechllm_xl.paper_tables.comparisons import FEWEST_SEEDS, Difference, Results, is_finding
+from espnet_speechllm_xl.paper_tables.plan import Plan, Table, TableRow
+from espnet_speechllm_xl.paper_tables.records import Record, Records
 
 OTHER_CORPUS = """
 The corpus here is not the paper's: the paper has LibriSpeech, whose figures (clean/other) stand beside ours for
@@ -39,8 +41,14 @@ time / duration of the audio, on the first test column.
 RATES = {"words": "WER", "characters": "CER"}
 
 
-def rate_table(results, table, unit):
-    """The paper's WER and our rate for every row and set; last, how far the trainings of the row are."""
+def rate_table(results: Results, table: Table, unit: str) -> list[str]:
+    """Return the paper's WER and our rate for every row and set, and the progress of the row's trainings.
+
+    Args:
+        results: of the corpus.
+        table: of the paper.
+        unit: of the errors.
+    """
     plan = results.plan
     head = [f"system ({RATES[unit]})"]
     for column in table.sets:
@@ -51,70 +59,84 @@ def rate_table(results, table, unit):
         for column, paper in zip(table.sets, row.paper or [None] * len(table.sets), strict=True):
             cell = results.cell(row, column, unit)
             cells += [paper or "-", cell.interval.text() if cell else "missing"]
-        rows.append([*cells, _states(results, row)])
+        rows.append([*cells, _progress(results, row)])
     return markdown_table([*head, "state"], rows)
 
 
-def _states(results, row):
-    """``decoded``, or what is left to do for a row: its trainings, and its search."""
+def _progress(results: Results, row: TableRow) -> str:
+    """Say ``decoded``, or how far the trainings of a row and its decodings are."""
     texts = []
     for seed in results.records.seeds(row.system) or [1]:
         try:
-            texts.append((seed, str(results.records.state(row.system, seed, row.search))))
-        except UserError:  # an unreadable config.yaml is named by Records.update
+            texts.append((seed, str(results.records.progress(row.system, seed, row.search))))
+        except UserError:  # Records.update names an unreadable config.yaml
             texts.append((seed, "unreadable"))
     if len({text for _, text in texts}) == 1:
         return texts[0][1]
     return "; ".join(f"seed {seed}: {text}" for seed, text in texts)
 
 
-def difference_table(results, table, unit):
-    """Rate minus that of the table's reference row, paired, for every other row and set; no lines without any."""
+def difference_table(results: Results, table: Table, unit: str) -> list[str]:
+    """Return the paired differences of all rows to the table's reference row; no lines without any.
+
+    Args:
+        results: of the corpus.
+        table: of the paper.
+        unit: of the errors.
+    """
     rows, reference = [], table.row(table.reference)
     for row in (row for row in table.rows if row is not reference):
         found = [results.difference(row, reference, column, unit) for column in table.sets]
-        rows.append([row.name, *("missing" if one is None else _marked(*one) for one in found)])
+        rows.append([row.name, *map(_marked, found)])
     if all(cell == "missing" for row in rows for cell in row[1:]):
         return []
     head = [f"{RATES[unit]} minus {reference.name}", *(results.plan.corpus.set_name(column) for column in table.sets)]
     return markdown_table(head, rows)
 
 
-def growth_table(results, table, unit):
-    """Rate of joined recordings minus that of the same utterances alone; no lines without any."""
+def growth_table(results: Results, table: Table, unit: str) -> list[str]:
+    """Return the paired differences of rates, joined recordings minus their utterances alone; no lines without any.
+
+    Args:
+        results: of the corpus.
+        table: of the paper.
+        unit: of the errors.
+    """
     columns = [column for column in table.sets if joined(column)]
     if not columns:
         return []
     found = {row.name: [results.growth(row, column, unit) for column in columns] for row in table.rows}
-    if not any(cell for cells in found.values() for cell in cells):
+    if not any(difference for differences in found.values() for difference in differences):
         return []
-    rows = [[name, *("missing" if cell is None else _marked(*cell) for cell in cells)] for name, cells in found.items()]
+    rows = [[name, *map(_marked, differences)] for name, differences in found.items()]
     names = [results.plan.corpus.set_name(column) for column in columns]
     return markdown_table([f"{RATES[unit]} minus the same system's on the utterances alone", *names], rows)
 
 
-def _marked(difference, rates, reference):
-    """A difference with its interval, bold when it is a finding."""
-    text = difference.text("{:+.1f}")
-    return f"**{text}**" if is_finding(difference, rates, reference) else text
+def _marked(difference: Difference | None) -> str:
+    """Write a difference with its interval, bold when it is a finding."""
+    if difference is None:
+        return "missing"
+    text = difference.interval.text("{:+.1f}")
+    return f"**{text}**" if is_finding(*difference) else text
 
 
-def _seconds(value):
+def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f}" if math.isfinite(value) else "all"
 
 
-def _time(seconds):
+def _time(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _test_column(table):
+def _test_column(table: Table) -> str:
     return next(column for column in table.sets if column.startswith("test"))
 
 
-def system_table(results, table):
-    """Sizes, times and speed of the rows, and what the paper says about them."""
+def system_table(results: Results, table: Table) -> list[str]:
+    """Return sizes, times and speed of the rows, beside the paper's where it has them."""
     head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)"]
     head += ["algorithmic latency (s)", "RTF", "epochs", "training time"]
     head.append(f"{RATES[results.plan.corpus.units[0]]} of each seed")
@@ -130,7 +152,8 @@ def system_table(results, table):
     return markdown_table(head, rows)
 
 
-def _size_cells(results, row):
+def _size_cells(results: Results, row: TableRow) -> list[str]:
+    """Return parameters, segment, look-ahead, chunk, context and latency of a row."""
     times, count = results.model(row)
     cells = ["-" if count is None else f"{count / 1e6:.2f}"]
     if times is None:
@@ -138,15 +161,15 @@ def _size_cells(results, row):
     return cells + [_seconds(getattr(times, name)) for name in ("segment", "look_ahead", "chunk", "context", "latency")]
 
 
-def _run_cells(results, row, column):
-    """RTF, epochs, training time (mean of the seeds), WER by seed."""
+def _run_cells(results: Results, row: TableRow, column: str) -> list[str]:
+    """Return RTF, epochs, training time (mean of the seeds) and WER by seed of a row; RTF and WER on a column."""
     cell = results.cell(row, column)
-    factors = [decoded_sets.real_time_factor(info) for info in cell.infos] if cell else []
-    factors = [factor for factor in factors if factor is not None]
-    logs = [record.epochs for record in results.trainings(row.system).values()]
+    found = [decoded_sets.real_time_factor(info) for info in cell.infos] if cell else []
+    factors = [factor for factor in found if factor is not None]
+    logs = [record.epochs for record in results.records_of(row.system).values()]
     summaries = [training_summary(log) for log in logs if log]
-    epochs = sorted({str(summary[0]) for summary in summaries}, key=int)
-    seconds = sum(summary[3] for summary in summaries) / len(summaries) if summaries else None
+    epochs = sorted({str(summary.epochs) for summary in summaries}, key=int)
+    seconds = sum(summary.seconds for summary in summaries) / len(summaries) if summaries else None
     return [
         f"{sum(factors) / len(factors):.3f}" if factors else "-",
         ", ".join(epochs) or "-",
@@ -155,8 +178,8 @@ def _run_cells(results, row, column):
     ]
 
 
-def alignment_table(results, table):
-    """Paper Table III: word ends of the alignments against the reference, on the test set."""
+def alignment_table(results: Results, table: Table) -> list[str]:
+    """Return paper Table III: word ends of the alignments against the reference, on the test set."""
     rows = []
     for row in (row for row in table.rows if row.aligned):
         (found, _), paper = results.records.delays(row.aligned), row.paper_alignment or {}
@@ -173,8 +196,8 @@ def alignment_table(results, table):
     return [*markdown_table(head, rows), "", note]
 
 
-def _notes(results, table):
-    """What the intervals are made of, and what is doubtful about the sets."""
+def _notes(results: Results, table: Table) -> list[str]:
+    """Describe the blocks of the intervals, and name utterances without hypothesis."""
     lines, parts = [], []
     for column in table.sets:
         found = {row.name: results.cell(row, column) for row in table.rows}
@@ -191,8 +214,15 @@ def _notes(results, table):
 # Plots
 
 
-def _plot(results, table, path, title):
-    """Draw a table's plot; None where nothing can be drawn yet."""
+def _plot(results: Results, table: Table, path: Path, title: str) -> Path | None:
+    """Draw a table's plot; None where nothing can be drawn yet.
+
+    Args:
+        results: of the corpus.
+        table: of the paper.
+        path: of the picture.
+        title: of the picture.
+    """
     if table.plot == "alignment":
         return _copied_histogram(results, table, path)
     columns = [_test_column(table)] if table.plot == "latency" else table.sets
@@ -204,56 +234,58 @@ def _plot(results, table, path, title):
     return plots.save(plots.dots(rows, sets, title, rate, table.reference, notes, table.axis or "system"), path)
 
 
-def _dot_row(results: Results, row: Row, columns: list[str]) -> plots.DotRow:
+def _dot_row(results: Results, row: TableRow, columns: Sequence[str]) -> plots.DotRow:
     """Return a row of the plot; its note is the worst-case algorithmic latency."""
     cells, times = [results.cell(row, column) for column in columns], results.model(row)[0]
     note = "-" if times is None else "all audio" if math.isinf(times.latency) else f"{times.latency:.2f} s"
     ours = results.plan.systems[row.system].is_ours
-    return plots.DotRow(row.name, [cell and cell.interval for cell in cells], ours, note)
+    return plots.DotRow(row.name, [cell.interval if cell else None for cell in cells], ours, note)
 
 
-def _copied_histogram(results, table, path):
+def _copied_histogram(results: Results, table: Table, path: Path) -> Path | None:
     drawn = [results.records.delays(row.aligned)[1] for row in table.rows if row.aligned]
     return next((copy_file(source, path) for source in drawn if source), None)
 
 
-def _table_lines(results, number, images):
+def _table_lines(results: Results, number: str, images: Path) -> list[str]:
+    """Return the section of a table; its pictures' names begin with ``images``."""
     plan, table = results.plan, results.plan.tables[number]
-    begun = [row for row in table.rows if row.name == table.reference or results.trainings(row.system)]
-    absent = [row.name for row in table.rows if row not in begun]
-    table = replace(table, rows=begun)
+    trained = [row for row in table.rows if row.name == table.reference or results.records_of(row.system)]
+    absent = [row.name for row in table.rows if row not in trained]
+    table = replace(table, rows=trained)
     title = f"Table {number}: {table.title}"
     lines = ["", f"## {title}", "", f"`local/paper_tables.sh --corpus {plan.name} --table {number}`"]
     made = rate_table, difference_table, growth_table
     parts = [part(results, table, unit) for unit in plan.corpus.units for part in made]
     if table.plot == "alignment":
         parts.append(alignment_table(results, table))
-    parts += [absent and [f"Not trained: {'; '.join(absent)}."], _notes(results, table), system_table(results, table)]
+    parts.append([f"Not trained: {'; '.join(absent)}."] if absent else [])
+    parts += [_notes(results, table), system_table(results, table)]
     for part in filter(None, parts):
         lines += ["", *part]
     drawn = _plot(results, table, images.parent / f"{images.name}_{number}.png", f"{title} ({plan.name})")
-    drawn = f"![{title}]({drawn.parent.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."
-    return [*lines, "", drawn]
+    picture = f"![{title}]({drawn.parent.name}/{drawn.name})" if drawn else "No plot yet: nothing is decoded."
+    return [*lines, "", picture]
 
 
-def _training_lines(results, images):
-    """Every training: when it was made and from which commit, how it went; and the learning curves."""
-    found = {}
+def _training_lines(results: Results, images: Path) -> list[str]:
+    """Return the section of all trainings and their learning curves; these pictures' names begin with ``images``."""
+    found: dict[str, Record] = {}
     for system in results.plan.systems:
-        for seed, record in results.trainings(system).items():
+        for seed, record in results.records_of(system).items():
             if record.epochs:
-                found[results.plan.model(system, seed).name] = record
+                found[results.plan.tag(system, seed)] = record
     if not found:
         return []
     rows = []
     for name, record in found.items():
         count, best, loss, seconds = training_summary(record.epochs)
         day, commit = record.made.get("date", "-")[:10], record.made.get("git hash", "-")
-        loss = "-" if loss is None else f"{loss:.3f}"
-        rows.append([name, day, commit[:10], f"{count}/{record.max_epoch}", str(best or "-"), loss, _time(seconds)])
+        figures = [f"{count}/{record.max_epoch}", str(best or "-"), markdown.shown(loss, "{:.3f}"), _time(seconds)]
+        rows.append([name, day, commit[:10], *figures])
     head = ["training", "recorded", "at commit", "epochs", "best epoch", "valid loss", "training time"]
     lines = ["", "## Trainings", "", *markdown_table(head, rows)]
-    shown = set()
+    shown: set[tuple[str, str]] = set()
     for number in sorted(results.plan.tables):
         for place, systems in enumerate(_compared_curves(results, results.plan.tables[number], shown), 1):
             path = plots.plot_learning_curves(systems, images.parent / f"{images.name}_{number}_curves_{place}.png")
@@ -262,10 +294,13 @@ def _training_lines(results, images):
     return lines
 
 
-def _compared_curves(results: Results, table: Table, shown: set) -> list[list[plots.Curves]]:
+def _compared_curves(results: Results, table: Table, shown: set[tuple[str, str]]) -> list[list[plots.Curves]]:
     """Group the systems of a table, ``plots.PANELS`` to a picture, its reference the first in each.
 
-    ``shown``: pairs of a reference and a system that stand in a picture; those of this table are added.
+    Args:
+        results: of the corpus.
+        table: of the paper.
+        shown: pairs of a reference and a system that have a picture; the pairs of this table are added.
     """
     reference, others = table.row(table.reference).system, []
     for system in dict.fromkeys(row.system for row in table.rows):
@@ -278,24 +313,28 @@ def _compared_curves(results: Results, table: Table, shown: set) -> list[list[pl
 
 
 def _curves(results: Results, system: str) -> plots.Curves | None:
-    logs = [record.epochs for record in results.trainings(system).values() if record.epochs]
+    logs = [record.epochs for record in results.records_of(system).values() if record.epochs]
     plan = results.plan
-    return plots.Curves(plan.model(system).name, logs, plan.systems[system].is_ours) if logs else None
+    return plots.Curves(plan.tag(system), logs, plan.systems[system].is_ours) if logs else None
 
 
-def write_tables(plan, records, out, command=None, date=None):
-    """Write ``out`` (TABLES.md) and its plots, ``images/tables_<number>.png`` beside it; text of people's is kept.
+def write_tables(
+    plan: Plan, records: Records, out: str | Path, command: str | None = None, date: str | None = None
+) -> list[str]:
+    """Write TABLES.md and its plots, ``images/tables_<number>.png`` beside it; text that people wrote is kept.
 
     Args:
-        plan: :class:`~espnet_speechllm_xl.paper_tables.plan.Plan`.
-        records: :class:`~espnet_speechllm_xl.paper_tables.records.Records`.
-        out: file.
-        command, date: how and when it was made (``report.made_lines``).
+        plan: of the corpus.
+        records: of its trainings.
+        out: the file to write.
+        command: how it was made, as a user would type it.
+        date: of the tables; None: now.
 
-    Returns the messages about what could not be read; they stand at the end of ``out`` too.
+    Returns:
+        Messages about files that could not be read; they stand at the end of the tables too.
     """
     out, results = Path(out), Results(plan, records)
-    images = out.parent / "images" / out.stem.lower()  # and what follows
+    images = out.parent / "images" / out.stem.lower()  # the names of all pictures begin so
     introduction = "" if plan.corpus.is_the_papers else OTHER_CORPUS
     introduction += INTRODUCTION.format(
         draws=significance.DRAWS, speakers=significance.FEWEST_SPEAKERS, seeds=FEWEST_SEEDS

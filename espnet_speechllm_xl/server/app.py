@@ -148,10 +148,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        http = functools.partial(HttpProtocol, handshake_seconds=service.config.handshake_seconds)
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http=functools.partial(HttpProtocol, handshake_seconds=service.config.handshake_seconds),
+                http=cast("type[asyncio.Protocol]", http),
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 ws=WebSocketProtocol,
                 ws_max_size=2 * service.config.max_message_bytes,  # twice: the session says what is wrong, up to here

@@ -17,6 +17,7 @@ import torch
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation.border_errors import count_rows, reason_rows
+from espnet_speechllm_xl.evaluation.markdown import markdown_table
 from espnet_speechllm_xl.model.alignment import from_word_times, token_ends, within_audio
 from espnet_speechllm_xl.model.sequence import IGNORE
 from espnet_speechllm_xl.tokenization import normalise, word_spans
@@ -149,10 +150,10 @@ def model_report(model, dump, times, chunk, near, device):
 
 
 def _table(found, near):
-    lines = ["|frames|words|written|`$` instead|taken up, if left out|lost|", "|---" * 6 + "|"]
+    rows = []
     for distance in [*range(near), "all"]:
         chosen = [word for word in found if distance in ("all", word.distance)]
         columns = ([getattr(word, name) for word in chosen] for name in ("written", "ended", "taken_up", "lost"))
         shares = (f"{sum(column) / len(column):.3f}" if column else "-" for column in columns)
-        lines.append(f"|{distance}|{len(chosen)}|{'|'.join(shares)}|")
-    return lines
+        rows.append([str(distance), str(len(chosen)), *shares])
+    return markdown_table(["frames", "words", "written", "`$` instead", "taken up, if left out", "lost"], rows)

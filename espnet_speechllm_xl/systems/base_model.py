@@ -16,6 +16,7 @@ from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.sequence import without_padding
 
 Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
 
@@ -112,7 +113,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
-        tokens = text.clamp(min=0)  # the collate function pads with a negative id
+        tokens = without_padding(text)
         hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
         loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}

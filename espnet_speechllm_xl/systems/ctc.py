@@ -22,6 +22,7 @@ from espnet_speechllm_xl.decoding.searches import log_add
 from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
 from espnet_speechllm_xl.systems.base_task import SpeechTask
 from espnet_speechllm_xl.tokenization import Tokenizer
@@ -63,7 +64,7 @@ class CTCModel(AcousticModel):
             text_lengths: (B,)
         """
         log_probs, counts = self.log_probs(speech, speech_lengths)
-        text = text.clamp(min=0)  # the collate function pads with a negative id
+        text = without_padding(text)
         loss = self.ctc.loss(log_probs, counts, text, text_lengths).mean()
         stats: dict[str, Tensor] = {}
         if not self.training:

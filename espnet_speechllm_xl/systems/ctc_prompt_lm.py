@@ -60,7 +60,7 @@ from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request,
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
 from espnet_speechllm_xl.model.sequence import Sequence as DecoderSequence
-from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave
+from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave, without_padding
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
@@ -309,7 +309,7 @@ class CTCPromptLM(AcousticModel):
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
         frames, counts = self.acoustic(speech, speech_lengths)
-        tokens = text.clamp(min=0)  # the collate function pads with a negative id
+        tokens = without_padding(text)
         check_ends(counts, text_lengths, ends)
         chunking = self.chunking
         prompts = self.decoder.prompts(frames, counts, chunking.chunk)

@@ -24,6 +24,7 @@ from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
 from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts
 from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.settings import ConfigError, check_names
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
 from espnet_speechllm_xl.systems.base_task import SpeechTask, encoder_choices
@@ -69,7 +70,7 @@ class TransducerModel(AcousticModel):
             text_lengths: (B,)
         """
         frames, counts = self.acoustic(speech, speech_lengths)
-        text = text.clamp(min=0)  # the collate function pads with a negative id
+        text = without_padding(text)
         loss = self._loss(frames, counts, text, text_lengths)
         stats = {"loss_transducer": loss.detach()}
         if self.ctc is not None:

@@ -18,10 +18,9 @@ from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig
 from espnet_speechllm_xl.corpus.audio import with_gain
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
-from espnet_speechllm_xl.model.sequence import sequence_length
+from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, sequence_length
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
-PAD_TOKEN = -1
 MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
 
 Arrays = dict[str, np.ndarray]  # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames
@@ -81,11 +80,7 @@ class Preprocessor:
                 ends = self._whole_words(utterance, ends, tokens)
             num_frames = int(timeline.frames(len(speech), self.sample_rate))
             ends = within_audio(ends, num_frames)
-            if max(ends, default=-1) >= num_frames:
-                raise DataError(
-                    f"{utterance}: a token ends at frame {max(ends)} but the audio has {num_frames} frames: "
-                    "the alignment belongs to other audio; run the align stage again"
-                )
+            refuse_late_end(utterance, max(ends, default=-1), num_frames, DataError)
             arrays["ends"] = np.asarray(ends, dtype=np.int64)
         return arrays
 

@@ -14,8 +14,9 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.experiment import CONFIG, read_config
 from espnet_speechllm_xl.files import NOT_UTF8, text_lines
-from espnet_speechllm_xl.settings import ConfigError, check_mapping, read_yaml, shown
+from espnet_speechllm_xl.settings import ConfigError, check_mapping, shown
 
 # ESPnet's own settings that must not change in the middle of a training, as the sections of config.py must not.
 TRAINING_SETTINGS = (
@@ -151,20 +152,20 @@ def encoder_to_begin_with(init_params: list[str], encoder: str) -> dict[str, obj
     """
     for init_param in init_params:
         path, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
-        config = Path(path).parent / "config.yaml"
-        if target in ("", "acoustic", "acoustic.encoder") and "encoder" not in excluded and config.is_file():
-            before = read_yaml(config)
-            if before.get("encoder") == encoder:
-                return check_mapping(before.get("encoder_conf") or {}, f"{config} encoder_conf")
+        if target not in ("", "acoustic", "acoustic.encoder") or "encoder" in excluded:
+            continue
+        before = read_config(Path(path).parent) or {}
+        if before.get("encoder") == encoder:
+            return check_mapping(before.get("encoder_conf") or {}, f"{Path(path).parent / CONFIG} encoder_conf")
     return {}
 
 
 def check_init_features(init_param: str, features: Mapping[str, object]) -> None:
     """Raise ConfigError where the initial model has other features: its normaliser would not fit ``features``."""
     path = init_param.split(":")[0]
-    config = Path(path).parent / "config.yaml"
-    before = (read_yaml(config) if config.is_file() else {}).get("features_conf") or {}
-    check_mapping(before, f"{config} features_conf")
+    directory = Path(path).parent
+    before = (read_config(directory) or {}).get("features_conf") or {}
+    check_mapping(before, f"{directory / CONFIG} features_conf")
     _check_features(path, before, features, "begin with a model of the same features_conf")
 
 

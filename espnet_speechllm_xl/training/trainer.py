@@ -31,6 +31,7 @@ from espnet2.train.reporter import Reporter, SubReporter, aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_speechllm_xl.errors import UserError, of_machine
+from espnet_speechllm_xl.experiment import CHECKPOINT, average_name
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.training import compat
 from espnet_speechllm_xl.training.schedule import LinearShares
@@ -308,8 +309,7 @@ def average_best(
             else first
             for key, first in states[0].items()
         }
-        middle = f".{suffix}" if suffix else ""
-        _atomic_save(mean, Path(output_dir) / f"{phase}.{name}.ave{middle}.pth")
+        _atomic_save(mean, Path(output_dir) / average_name(phase, name, suffix))
     if suffix is None:
         _tidy(reporter, Path(output_dir), best_model_criterion, count)
 
@@ -411,7 +411,7 @@ def keep_settings(directory: Path, settings: Mapping[str, object], resume: bool)
     """
     file = directory / "settings.json"
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    if not resume or not (directory / "checkpoint.pth").exists() or not file.exists():
+    if not resume or not (directory / CHECKPOINT).exists() or not file.exists():
         with atomic_write(file) as stream:
             json.dump(settings, stream, indent=1)
         return

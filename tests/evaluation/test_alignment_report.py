@@ -10,7 +10,7 @@ from espnet_speechllm_xl.bin import align_report, cli
 from espnet_speechllm_xl.corpus import kaldi
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import write_table
-from espnet_speechllm_xl.evaluation import alignment_report
+from espnet_speechllm_xl.evaluation import alignment_report, plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXT = {"s1-a": "the cat sat", "s1-b": "go home", "s2/c": "straße $5", "s2-d": "unheard", "s2-e": "stop now"}
@@ -120,6 +120,39 @@ def test_bad_input(tmp_path, dump, capsys):
         with pytest.raises(SystemExit) as exit_code:
             align_report.main([*options, *wrong])
         assert exit_code.value.code == 2
+
+
+def dashed(figure):
+    """Seconds of the dashed lines in a picture of an utterance."""
+    return [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+
+
+def test_borders_are_those_of_the_experiment(tmp_path, dump, monkeypatch):
+    out = aligned_from(dump, tmp_path / "ours.ctm", tmp_path / "exp/xl/aligned/test")
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    options = ["--aligned", str(out), "--dump", str(dump), "--plots", "1"]
+
+    def borders(*more):
+        assert align_report.main([*options, *map(str, more)]) == 0
+        return dashed(drawn[-1]), drawn[-1].axes[-1].get_xlabel()
+
+    assert borders() == ([], "seconds (solid: token ends)")  # nothing is known of the training
+    config = tmp_path / "exp/xl/config.yaml"
+    config.write_text("chunking_conf: {chunk: 16}\n")
+    seconds, label = borders()
+    assert seconds == pytest.approx([0.64, 1.28, 1.92]) and label.endswith("; dashed: chunk boundaries, 0.64 s)")
+    config.write_text("chunking_conf: {chunk: null}\n")
+    assert borders()[0] == []
+    config.write_text("task: ctc\n")  # an aligner has no chunks
+    assert borders()[0] == []
+    # The training that it aligns for may not have begun.
+    (tmp_path / "train.yaml").write_text("chunking_conf: {context: 2}\n")
+    training = "--training", tmp_path / "train.yaml"
+    assert borders(*training)[0] == pytest.approx([1.28])  # the default
+    assert borders(*training, "--training-args", " --seed 3 --chunking_conf chunk=25")[0] == pytest.approx([1.0])
+    assert borders(*training, "--training-args", " --chunking_conf chunk=null")[0] == []
+    assert borders(*training, "--chunk", 10)[0] == pytest.approx([0.4, 0.8, 1.2, 1.6])
 
 
 def test_plots_are_spread():

@@ -3,11 +3,13 @@ import math
 
 import numpy as np
 import pytest
+from test_tokenization import save_hugging_face
 
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus.ctm import Word
 from espnet_speechllm_xl.evaluation import decoded_sets, plots, results_report, score_directories
 from espnet_speechllm_xl.evaluation.metrics import Counts
+from espnet_speechllm_xl.tokenization import load_tokenizer
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -281,11 +283,45 @@ def test_ter_with_the_model_of_the_experiment(tmp_path):
     assert decoded.scores["ter"].total == Counts(4, total, total, 0, 0, 1, 1)
     # Without a token file the text is split by the model: equal text, no error.
     assert results_report.score_decoded(exp / "tiny/decode_alsd/test_2x", dump).scores["ter"].total.errors == 0
+    # Letters that the model does not know are compared as they stand, though all have one id.
+    unknown = [REF.replace("home", letter) for letter in "\u6f22\u5b57"]
+    write(dump / "raw/test_10x/text", unknown[0])
+    write(exp / "tiny/decode_alsd/test_10x/text", unknown[1])
+    assert results_report.score_decoded(exp / "tiny/decode_alsd/test_10x", dump).scores["ter"].total.errors == 1
     # Nor are other blanks between the words any.
     reference = next(path for path in (dump / "raw/test_2x/text", dump / "test_2x/text") if path.is_file())
     write(reference, reference.read_text("utf-8").replace("the cat ", "the\u00a0cat\t"))
     assert "\u00a0" in reference.read_text("utf-8")
     assert results_report.score_decoded(exp / "tiny/decode_alsd/test_2x", dump).scores["ter"].total.errors == 0
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_ter_with_a_hugging_face_tokenizer(tmp_path, byte_level):
+    exp, dump = recipe(tmp_path)
+    sentences = ["the cat sat", "go home", "the cat sit", "go home now", "b\u0254\u0301 ra"] * 20
+    tokenizer = load_tokenizer(save_hugging_face(exp / "tiny/tokenizer", sentences, byte_level))
+    directory = exp / "tiny/decode_alsd/test"
+    texts = [line.partition(" ")[::2] for line in REF.splitlines()]
+    tokens = {name: [tokenizer.pieces[token] for token in tokenizer.encode(text)[0]] for name, text in texts}
+    total = sum(map(len, tokens.values()))
+    tokens["s1-b"] = tokens["s1-b"][:-1] + ["wrong"]
+    tokens["s2-c"].append("more")
+    write(directory / "token", "".join(f"{name} {' '.join(values)}\n" for name, values in tokens.items()))
+    assert results_report.score_decoded(directory, dump).scores["ter"].total == Counts(4, total, total - 1, 1, 0, 1, 2)
+    # Without a token file the text is split by the tokenizer.
+    assert results_report.score_decoded(exp / "tiny/decode_alsd/test_2x", dump).scores["ter"].total.errors == 0
+    assert run("--exp", exp, "--dump", dump, "--results", tmp_path / "RESULTS.md") == 0
+    lines = (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    rows = lines[lines.index("### TER") :]
+    assert f"|decode_alsd/test_2x|4|{total}|100.0|0.0|0.0|0.0|0.0|0.0|" in rows
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path):
+    exp, dump = recipe(tmp_path)
+    write(exp / "tiny/tokenizer.model", "no model")
+    found = results_report.score_experiment(exp, dump, tmp_path / "RESULTS.md")
+    assert not found.decoded and len(found.failed) == 6
+    assert all("tokenizer.model is not a sentencepiece model" in message for message in found.failed.values())
 
 
 def test_length_series():

@@ -29,6 +29,7 @@ from espnet_speechllm_xl.evaluation.significance import Interval
 from espnet_speechllm_xl.paper_tables import comparisons, records
 from espnet_speechllm_xl.paper_tables.plan import PLAN as PLAN_FILE
 from espnet_speechllm_xl.paper_tables.plan import Plan, check_extra
+from espnet_speechllm_xl.paper_tables.trainings import Trainings
 from espnet_speechllm_xl.settings import from_dict
 from espnet_speechllm_xl.systems import find_task
 
@@ -174,7 +175,7 @@ def test_plan_of_the_repository(corpus):
     plan = Plan(corpus)
     known = declared(DRIVER) | declared(SHARED)
     there = (ROOT / "egs2/TEMPLATE/speechllm_xl1/systems.sh").read_text(encoding="utf-8")
-    tags = [plan.model(system).name for system in plan.systems]
+    tags = [plan.tag(system) for system in plan.systems]
     assert len(set(tags)) == len(tags)
     for system, one in plan.systems.items():
         options = {name.removeprefix("--").replace("-", "_") for name in plan.command(system)[1::2]}
@@ -330,7 +331,8 @@ def test_one_row_several_seeds_and_a_dry_run(recipe, capsys):
     assert list(rows_of(made, "I")) == ["system (WER)", "---", "1.28 s", "system"]  # the reference
     assert "\nNot trained: 0.64 s.\n" in made
     plan = Plan("toy", recipe.parent / "plan.yaml")
-    assert plan.seeds_in("ctc", plan.trainings()) == [1, 3] and plan.seeds_in("xl", plan.trainings()) == []
+    there = Trainings(plan)
+    assert there.seeds_in("ctc", there.names()) == [1, 3] and there.seeds_in("xl", there.names()) == []
 
 
 def test_trainings_side_by_side(recipe, capsys, monkeypatch):

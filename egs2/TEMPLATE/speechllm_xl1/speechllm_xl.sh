@@ -260,7 +260,8 @@ if runs 6 "$no_align"; then
     else
       speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     fi
-    python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set"
+    python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set" \
+      --training "$train_config" --training-args="$corpus_args $system_args $train_args"
   done
   unlock
 fi
