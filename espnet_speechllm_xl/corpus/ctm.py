@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import (
@@ -51,7 +51,20 @@ def joined_text(words: Iterable[Word]) -> str:
     return "".join(word.text if word.joined or not index else f" {word.text}" for index, word in enumerate(words))
 
 
-def parted(words: Iterable[Word]) -> list[Word]:
+class TimedText(Protocol):
+    """A dataclass of a text with times: a :class:`Word`, or what a stream settled."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """Return the text."""
+
+
+Timed = TypeVar("Timed", bound=TimedText)
+
+
+def parted(words: Iterable[Timed]) -> list[Timed]:
     """Split timed words of any segmentation into the words of tokenization.py; the parts of one share its times.
 
     Texts without spaces can then be compared, whether their words are letters, tokens, or entries of a dictionary.
