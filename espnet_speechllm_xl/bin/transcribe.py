@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_model_arguments, load_settings
 from espnet_speechllm_xl.config import EACH
 from espnet_speechllm_xl.decoding.output_formats import FORMATS, TIMED, recording_id
-from espnet_speechllm_xl.sets.audio import of_length
+from espnet_speechllm_xl.sets.audio import remark_on_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def _recordings(
 def _transcribe(
     speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
 ) -> None:
-    if remark := of_length(speech2text, file, samples):
+    if remark := remark_on_length(speech2text, file, samples):
         _say(remark)
     (nbest,) = speech2text.transcribe_batch([samples])
     if nbest[0].capped:
