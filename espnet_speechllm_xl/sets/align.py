@@ -220,15 +220,16 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[list]]:
 
     def work(utterances: list[str]) -> list[list]:
         recordings, reasons = audio.usable(utterances)
-        results: dict[str, Alignment | None] = {name: f"{UNUSABLE}: {reason}" for name, reason in reasons.items()}
+        results: dict[str, Alignment] = {name: f"{UNUSABLE}: {reason}" for name, reason in reasons.items()}
         if recordings:
             speech = [(name, torch.as_tensor(recording.samples)) for name, recording in recordings.items()]
-            for name, (alignment, reason) in zip(recordings, batch_jobs.as_memory_allows(align, speech), strict=True):
-                results[name] = alignment if reason is None else f"{UNUSABLE}: {reason}"
+            pairs = batch_jobs.as_memory_allows(align, speech)
+            for name, (alignment, reason) in zip(recordings, pairs, strict=True):
+                results[name] = f"{UNUSABLE}: {reason}" if alignment is None else alignment
         return [[utterance, results[utterance]] for utterance in utterances]
 
     def align(speech: list[tuple[str, torch.Tensor]]) -> list[Alignment]:
-        utterances, recordings = zip(*speech, strict=True)
+        utterances, recordings = [name for name, _ in speech], [samples for _, samples in speech]
         lengths = torch.tensor([len(samples) for samples in recordings])
         padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
         with torch.no_grad():

@@ -75,7 +75,8 @@ class SetAudio:
 
         if reason := self.why_unlisted(utterance):
             raise AudioError("missing", reason)
-        file, remarks = self._files[utterance], {}
+        file = self._files[utterance]
+        remarks: dict[str, str] = {}
         return Recording(file, read_audio(file, self.sample_rate, notes=remarks), remarks)
 
     def usable(self, utterances: Iterable[str]) -> tuple[dict[str, Recording], dict[str, str]]:

@@ -198,6 +198,7 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
     """Return a worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one object each."""
     import numpy as np
 
+    from espnet_speechllm_xl.corpus.audio import AudioError
     from espnet_speechllm_xl.inference import Speech2Text
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
@@ -211,10 +212,12 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
     measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
 
     def work(utterances: list[str]) -> list[dict[str, Any]]:
-        recordings, reasons = audio.usable(utterances)
-        items = {utterance: crashed(utterance, reason) for utterance, reason in reasons.items()}
-        for utterance, recording in recordings.items():
-            items[utterance] = {"utterance": utterance, "run": measured(recording.samples)}
-        return [items[utterance] for utterance in utterances]
+        items = []
+        for utterance in utterances:
+            try:
+                items.append({"utterance": utterance, "run": measured(audio.read(utterance).samples)})
+            except AudioError as error:
+                items.append(crashed(utterance, str(error)))
+        return items
 
     return work

@@ -1,1 +1,1 @@
-"""Batches, schedules, checks of options and the trainer.  Imports corpus and model; never a system."""
+"""Tokenizers, batches, schedules, checks of options and the trainer.  Imports corpus and model; never a system."""
