@@ -4,11 +4,12 @@ Each source yields blocks (N,) of samples.  When a source has ended, ``remarks``
 its audio.
 """
 
+import io
 import queue
 import sys
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from espnet_speechllm_xl.errors import UserError
 
@@ -62,9 +63,9 @@ def of_standard_input(
     from espnet_speechllm_xl.corpus.raw_pcm import Pcm
 
     pcm = Pcm(encoding, rate, sample_rate)
-    size = round(BLOCK_SECONDS * pcm.bytes_per_second)
+    stdin, size = cast(io.BufferedReader, sys.stdin.buffer), round(BLOCK_SECONDS * pcm.bytes_per_second)
     try:
-        while data := sys.stdin.buffer.read1(size):
+        while data := stdin.read1(size):
             yield pcm.samples(data)
         if pcm.bytes_left:
             remarks[CUT_SAMPLE] = "the last sample is cut and left out"
