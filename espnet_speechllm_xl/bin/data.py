@@ -5,12 +5,8 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argument, at_least, pause
-
-if TYPE_CHECKING:
-    from espnet_speechllm_xl.corpus.dump import Settings
 
 
 class Progress:
@@ -48,7 +44,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _check_one(directory: str, args: argparse.Namespace) -> int:
-    from espnet_speechllm_xl.corpus.directories import check_dir, fix_dir
+    from espnet_speechllm_xl.corpus.directories import advice_for, check_dir, fix_dir
     from espnet_speechllm_xl.corpus.dump import foreign_audio
 
     need_text = not args.no_text_ok
@@ -68,29 +64,11 @@ def _check_one(directory: str, args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        advice = _advice(directory, need_text, args.dump)
+        advice = advice_for(directory, need_text, args.dump)
         print(f"{directory}: {len(problems)} problem{'s' * (len(problems) > 1)}; {advice}", file=sys.stderr)
         return 1
     print(f"{directory}: good")
     return 0
-
-
-def _advice(directory: str, need_text: bool, is_dump: bool) -> str:
-    """Return what helps with the problems of a directory: a command, if one does."""
-    from espnet_speechllm_xl.corpus.directories import check_dir, left_by_fix
-    from espnet_speechllm_xl.corpus.kaldi import KaldiError, fix_command
-
-    if is_dump and not check_dir(directory, need_text):
-        return (
-            "run it where the dump's paths begin, or give --kaldi-data DIR/raw, which makes a copy: in dump/, or, "
-            "where that is the ESPnet dump itself, in another --dumpdir"
-        )
-    try:
-        left = left_by_fix(directory, need_text)
-    except KaldiError as error:
-        return f"--fix cannot mend them: {error}"
-    mends = fix_command(directory, need_text)
-    return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {mends}"
 
 
 def _perturb(args: argparse.Namespace) -> int:
@@ -115,18 +93,12 @@ def _subset(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, **more: Any) -> "Settings":
-    from espnet_speechllm_xl.corpus.dump import Settings
-
-    return Settings(sample_rate=args.sample_rate, **more)
-
-
 def _format(args: argparse.Namespace) -> int:
-    from espnet_speechllm_xl.corpus.dump import format_dir
+    from espnet_speechllm_xl.corpus.dump import Settings, format_dir
     from espnet_speechllm_xl.corpus.transcripts import cleaner, read_symbols
 
-    settings = _settings(
-        args, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
+    settings = Settings(
+        args.sample_rate, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
         resample=not args.no_resample,
     )  # fmt: skip
     report = format_dir(
@@ -142,11 +114,11 @@ def _format(args: argparse.Namespace) -> int:
 
 
 def _longform(args: argparse.Namespace) -> int:
-    from espnet_speechllm_xl.corpus.dump import longform_dir
+    from espnet_speechllm_xl.corpus.dump import Settings, longform_dir
 
     report = longform_dir(
         args.dump, args.out, args.factor, order=args.order, across_speakers=args.across_speakers, seed=args.seed,
-        settings=_settings(args, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
+        settings=Settings(args.sample_rate, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
     )  # fmt: skip
     print(f"{args.dump} -> {args.out}, {args.factor} at a time: {report}")
     return 0

@@ -56,7 +56,7 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
 def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
     """Declare an option for each field of a configuration dataclass whose fields say their help."""
     for field in dataclasses.fields(cls):
-        kind: dict[str, Any] = {"type": field.type, "default": field.default}
+        kind: dict[str, Any] = {"type": str if field.default is None else field.type, "default": field.default}
         if isinstance(field.default, tuple):  # given several times
             kind = {"action": "append", "default": list(field.default)}
         default = "" if field.default in (None, ()) else " (default %(default)s)"
