@@ -122,6 +122,33 @@ def test_wrong_use_is_2(capsys, argv, says):
     assert (code, out) == (2, "") and says in error
 
 
+@pytest.mark.parametrize("command", ["data", "tokens", "doubts", "align-report", "border-report"])
+def test_recipes_may_start_the_module_of_a_command(command):
+    module = f"espnet_speechllm_xl.bin.{command.replace('-', '_')}"
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: speechllm-xl {command} ")
+
+
+def test_one_table_of_exit_codes(capsys, tmp_path):
+    absent = tmp_path / "absent"
+    (tmp_path / "text").write_text("")
+    for code, argv in (
+        (1, ["data", "check", absent]),
+        (1, ["data", "subset", "--data", absent, "--out", tmp_path / "out", "--first", "1"]),
+        (1, ["align-report", "--aligned", absent, "--dump", absent]),
+        (1, ["border-report", "--decoded", absent, "--dump", absent]),
+        (2, ["tokens", "--text", tmp_path / "text", "--out", tmp_path / "out"]),
+        (2, ["score", "--exp", absent, "--dump", absent, "--results", tmp_path / "RESULTS.md"]),
+        (2, ["tables", "--corpus", "none"]),
+        (2, ["pack", "--model", absent, "--out", tmp_path / "out"]),
+    ):
+        found, printed, error = run(capsys, *argv)
+        assert (found, printed) == (code, "") and one_line(error), argv
+        assert argv[:2] == ["data", "check"] or error.startswith("speechllm-xl: error: "), argv
+    listed = run(capsys, "--help")[1].partition("exit codes:")[2]
+    assert re.findall(r"^  (\d+) ", listed, re.M) == ["0", "1", "2", "3", "130"]
+
+
 def test_train_without_options_is_wrong_use(capsys):
     assert run(capsys, "train")[0] == 2
     code, out, _ = run(capsys, "train-aligner", "-h")

@@ -237,7 +237,7 @@ def test_a_set_without_text_is_good_where_that_is_said(tmp_path, capsys):
     capsys.readouterr()
     assert main(["check", str(data), "--no-text-ok"]) == 1
     (command,) = re.findall("this mends them: (.*)", capsys.readouterr().err)
-    assert main(shlex.split(command)[4:]) == 0
+    assert main(shlex.split(command)[5:]) == 0
 
 
 @pytest.mark.parametrize(
