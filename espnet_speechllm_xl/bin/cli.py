@@ -31,8 +31,8 @@ COMMANDS = {
     "tables": "train and decode what the paper's tables need on a corpus, and write TABLES.md",
     "pack": "make one file of a trained model",
 }
-JUDGES_OF_DATA = ("data", "align-report", "border-report")  # data that they cannot use is a failed input
-UNTIDY = ("train", "train-aligner", "tables")  # their processes have to end by themselves
+JUDGES_OF_DATA = ("data", "align-report", "border-report")  # unusable data is a failed input, not wrong use
+UNTIDY = ("train", "train-aligner", "tables")  # the processes that they start have to end by themselves
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.argv = argv  # as typed, for reports
     assert module is not None, "the parser knows no other command"
-    logging.basicConfig(format=f"speechllm-xl {name}: %(message)s")  # remarks look like what the commands say
+    logging.basicConfig(format=f"speechllm-xl {name}: %(message)s")  # remarks look like the lines of the commands
     return _run(lambda: module.main(args), name, "speechllm-xl: error")
 
 

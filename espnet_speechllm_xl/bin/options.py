@@ -54,7 +54,7 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
-    """Declare an option for each field of a configuration dataclass whose fields say their help."""
+    """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):
         kind: dict[str, Any] = {"type": str if field.default is None else field.type, "default": field.default}
         if isinstance(field.default, tuple):  # given several times
@@ -82,7 +82,7 @@ def load_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def at_least(kind: type[Number], low: float) -> Callable[[str], Number]:
-    """Return an argparse type: a number not below ``low``; a whole one has a limit that no use comes near."""
+    """Return an argparse type: a number not below ``low``, and a whole number no larger than any use needs."""
 
     def number(text: str) -> Number:
         value = kind(text)
@@ -97,7 +97,7 @@ def at_least(kind: type[Number], low: float) -> Callable[[str], Number]:
 
 
 def add_rare_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare how much is said of what transcripts hold; the default is ``transcripts.RARE``."""
+    """Declare how much is said about the contents of transcripts; the default is ``transcripts.RARE``."""
     from espnet_speechllm_xl.corpus.transcripts import RARE
 
     parser.add_argument(
@@ -108,14 +108,14 @@ def add_rare_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def duration(text: str) -> float:
-    """Read seconds above 0 that are a time; an argparse type."""
+    """Read a duration in seconds, above 0; an argparse type."""
     if not 0 < float(text) <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is no duration above 0 and up to {LONGEST_SECONDS:.0f} s")
     return float(text)
 
 
 def pause(text: str) -> float:
-    """Read seconds that are a time, or 0; an argparse type."""
+    """Read a duration in seconds, or 0; an argparse type."""
     return 0.0 if float(text) == 0 else duration(text)
 
 

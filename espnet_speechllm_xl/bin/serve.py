@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; returns 0 when what had been sent by then is done."""
+    """Serve until SIGTERM or Ctrl-C; returns 0 when the audio sent by then is done."""
     config = load_config(args, ServerConfig)
     _say(f"loading {args.model} ...")
     from espnet_speechllm_xl.inference import Speech2Text

@@ -97,4 +97,4 @@ def _transcribe(
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")
     sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1, channel))
-    sys.stdout.flush()  # what is done is not lost with the rest
+    sys.stdout.flush()  # finished text is not lost when a later file fails

@@ -104,7 +104,7 @@ def align_by_model(
         return AlignedSet(before["aligned"], before["total"], Counter(), done_before=True)
 
     def remove_others() -> None:
-        for name in () if before else (*WRITTEN, *COPIED):  # lest a training takes another aligner's
+        for name in () if before else (*WRITTEN, *COPIED):  # lest a training takes the tables of another aligner
             (out / name).unlink(missing_ok=True)
 
     results = batch_jobs.run_batches(
@@ -170,7 +170,7 @@ def _write_set(
     report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": found.unusable}
     with atomic_write(out / "report.json") as stream:
         json.dump({**report, "task": task and batch_jobs.digest(task)}, stream)
-    if not found.unusable:  # else the next run has to do less
+    if not found.unusable:  # else the next run takes over the finished batches
         batch_jobs.finish(out / ".parts")
     return found
 

@@ -97,7 +97,16 @@ class ChunkwiseModel(Protocol):
         ends: torch.Tensor,
         chunking: ChunkingConfig,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden values (B, L, D) and targets (B, L) of texts whose tokens end in known frames."""
+        """Return hidden values (B, L, D) and targets (B, L) of texts whose tokens end in known frames.
+
+        Args:
+            frames: (B, T, D) of the encoder.
+            counts: (B,) frames of each recording.
+            tokens: (B, U) token ids.
+            lengths: (B,) tokens of each text.
+            ends: (B, U) the frame in which each token ends.
+            chunking: settings of the chunks.
+        """
 
 
 def border_words(

@@ -109,7 +109,7 @@ def _write_set(
     }
     with atomic_write(out / "decode.json") as stream:
         json.dump(summary, stream, indent=2)
-    if not failed:  # else the next run has to do less
+    if not failed:  # else the next run takes over the finished batches
         batch_jobs.finish(out / ".parts")
     return DecodedSet({utterance: item["nbest"][0]["text"] for utterance, item in good.items()}, failed, summary)
 

@@ -1,4 +1,4 @@
-"""How a model stands quiet and loud recordings of a dump set, and audio that is cut where its last word ends.
+"""How well a model hears quiet and loud recordings of a dump set, and audio that is cut where its last word ends.
 
 Shape legend: ``N`` samples.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from espnet_speechllm_xl.inference import Speech2Text
 
-PADDING_SECONDS = 0.1  # of zeros behind cut audio, as users have added who missed the last word
+PADDING_SECONDS = 0.1  # of zeros behind cut audio: users who missed the last word have added them
 
 
 class Utterance(NamedTuple):
