@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in ("train", "train-aligner"):  # their options are ESPnet's
         from espnet_speechllm_xl.bin import train
 
-        return _run(lambda: train.main(name, list(argv[1:])), name, f"speechllm-xl {name}: error")
+        return _run(lambda: train.main(name, list(argv[1:])), name)
     parser = argparse.ArgumentParser(
         prog="speechllm-xl",
         description="Streaming decoder-only speech recognition (SpeechLLM-XL).",
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.argv = argv  # as typed, for reports
     assert module is not None, "the parser knows no other command"
     logging.basicConfig(format=f"speechllm-xl {name}: %(message)s")  # remarks look like the lines of the commands
-    return _run(lambda: module.main(args), name, "speechllm-xl: error")
+    return _run(lambda: module.main(args), name)
 
 
-def _run(command: Callable[[], int | None], name: str, program: str) -> int:
+def _run(command: Callable[[], int | None], name: str) -> int:
     def checked() -> int | None:
         from espnet_speechllm_xl.training.compat import check_stack
 
@@ -81,7 +81,7 @@ def _run(command: Callable[[], int | None], name: str, program: str) -> int:
         return command()
 
     bad_input = guard.SOME_FAILED if name in JUDGES_OF_DATA else guard.WRONG_USE
-    return guard.run(checked, program, bad_input, tidy=name not in UNTIDY)
+    return guard.run(checked, "speechllm-xl: error", bad_input, tidy=name not in UNTIDY)
 
 
 if __name__ == "__main__":
