@@ -4,7 +4,7 @@
 #   speaker    consecutive utterances of one speaker, whose last recording may be shorter     <set>_<N>x_speaker
 #   shuffled   utterances in random order                                                     <set>_<N>x_shuffled
 #   local/longform.sh --dump dump/raw/test --factors "2 10" --ways "speaker shuffled" --nj 4
-# --gap-seconds 0.5, --seed 1 and --sample-rate 8000 are those of `bin.data longform`.  Prints the names of the sets.
+# --gap-seconds 0.5, --seed 1 and --sample-rate 8000 are those of `speechllm-xl data longform`.  Prints the names of the sets.
 set -euo pipefail
 
 dump='' factors="2 10" ways="across" nj=1 more=()
@@ -49,7 +49,7 @@ for way in $ways; do
   for factor in $factors; do
     out=${dump}_${factor}x$suffix
     pooled_cmd "$nj" "$(dirname "$dump")/../log/longform_$(basename "$out").log" \
-      python3 -m espnet_speechllm_xl.bin.data longform --dump "$dump" --out "$out" --factor "$factor" \
+      python3 -m espnet_speechllm_xl data longform --dump "$dump" --out "$out" --factor "$factor" \
       ${options[0]+"${options[@]}"} ${more[0]+"${more[@]}"} >&2
     basename "$out"
   done

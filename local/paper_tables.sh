@@ -7,4 +7,4 @@
 set -euo pipefail
 # shellcheck source=local/path.sh
 . "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/path.sh"
-exec python3 -m espnet_speechllm_xl.bin.paper_tables "$@"
+exec python3 -m espnet_speechllm_xl tables "$@"

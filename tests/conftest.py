@@ -59,11 +59,12 @@ def sentencepiece_model(tmp_path_factory, sentences):
 @pytest.fixture(scope="session")
 def tiny_tokens(tmp_path_factory):
     """A BPE tokenizer of 40 pieces: ``tokenizer.model`` and ``tokens.txt``."""
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     out = tmp_path_factory.mktemp("tokens")
     (out / "text").write_text("".join(f"u{i:02d} {line}\n" for i, line in enumerate(tiny.SENTENCES)), "utf-8")
-    assert tokens.main(["--text", str(out / "text"), "--out", str(out), "--type", "bpe", "--vocab-size", "40"]) == 0
+    options = ["--text", str(out / "text"), "--out", str(out), "--type", "bpe", "--vocab-size", "40"]
+    assert cli.main(["tokens", *options]) == 0
     return out
 
 

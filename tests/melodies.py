@@ -30,12 +30,12 @@ def train(folder):
     As in the recipes' configurations, its features are relative to the level, silence follows every recording,
     training examples have any level, and some end with their last letter.
     """
-    from espnet_speechllm_xl.bin.tokens import main
+    from espnet_speechllm_xl.bin.cli import main
 
     for part, count in (("train", 250), ("valid", 8)):
         training.write_set(folder / part, count, seed=len(part), make=melody)
     tokens = folder / "tokens"
-    assert main(["--text", str(folder / "train/text"), "--out", str(tokens), "--type", "char"]) == 0
+    assert main(["tokens", "--text", str(folder / "train/text"), "--out", str(tokens), "--type", "char"]) == 0
     data = training.ToyData(folder / "train", folder / "valid", tokens / "tokenizer.model", tokens / "tokens.txt")
     features = {"features_conf": {"level_seconds": 2.0, "tail_frames": 6}}
     stats = training.train("ctc", data, folder / "stats", **features)

@@ -18,7 +18,7 @@ ROOMS = {
     "systems": {"corpus", "model", "decoding", "training"},
     "evaluation": {"corpus"},
     "paper_tables": {"corpus", "evaluation"},
-    "sets": {"corpus", "model", "evaluation"},
+    "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
     "bin": {"corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"},
 }

@@ -195,14 +195,14 @@ def test_words_of_the_writing_system(text, words):
 
 @pytest.fixture(scope="module")
 def unspaced_tokenizers(tmp_path_factory):
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     out, made = tmp_path_factory.mktemp("unspaced"), {}
     lines = [f"{index} {text}\n" for index, text in enumerate(UNSPACED)]
     (out / "text").write_text("".join(lines), encoding="utf-8")
     for kind, size in (("char", 1), ("bpe", 200)):
         options = ["--text", str(out / "text"), "--out", str(out / kind), "--type", kind, "--vocab-size", str(size)]
-        assert tokens.main(options) == 0
+        assert cli.main(["tokens", *options]) == 0
         made[kind] = load_tokenizer(out / kind / "tokenizer.model")
     import sentencepiece
 
@@ -377,31 +377,32 @@ def test_a_sentencepiece_model_that_is_no_utf8(tmp_path, sentencepiece_model):
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_symbols_of_a_long_transcript_are_learnt(tmp_path, kind):
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     lines = [f"u{index} a b c ab bc abc\n" for index in range(20)]
     (tmp_path / "text").write_text("".join([*lines, f"v {'ab ' * 2000}\u00df\n"]), encoding="utf-8")
     options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "8"]
-    assert tokens.main(options) == 0
+    assert cli.main(["tokens", *options]) == 0
     assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("a \u00df") == ""
 
 
 def test_transcripts_of_a_digit_each(tmp_path):
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     (tmp_path / "text").write_text("u1 zero\nu2 one\n")
-    assert tokens.main(["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", "char"]) == 0
+    options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", "char"]
+    assert cli.main(["tokens", *options]) == 0
     assert load_tokenizer(tmp_path / "out/tokenizer.model").unknown("zero one") == ""
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_the_name_of_the_unknown_symbol_may_be_a_word(tmp_path, kind):
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     lines = [f"u{index} ab <unk> bc \u2047\n" for index in range(9)]
     (tmp_path / "text").write_text("".join(lines), encoding="utf-8")
     options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "14"]
-    assert tokens.main(options) == 0
+    assert cli.main(["tokens", *options]) == 0
     tokenizer = load_tokenizer(tmp_path / "out/tokenizer.model")
     ids, _ = tokenizer.encode("ab <unk> bc")
     assert tokenizer.unknown("ab <unk> bc \u2047") == "" and tokenizer.decode(ids) == "ab <unk> bc"
@@ -411,7 +412,7 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
     from espnet_speechllm_xl.training.checks import read_token_list
 
     tokenizer = AutoTokenizer.from_pretrained(save_hugging_face(tmp_path / "made", sentences, True))
@@ -423,20 +424,19 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
     (tmp_path / "text").write_text("u1 a\n")
     out = tmp_path / "out"
     for source in (tmp_path / "hf", out / "tokenizer"):  # the second is what the first left
-        assert (
-            tokens.main(["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(source)]) == 0
-        )
+        options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(source)]
+        assert cli.main(["tokens", *options]) == 0
         assert (
             len(read_token_list(out / "tokens.txt")) == len(tokenizer) == len(load_tokenizer(out / "tokenizer").pieces)
         )
     kept = sorted(path.name for path in (out / "tokenizer").iterdir())
     assert kept == sorted(path.name for path in (tmp_path / "hf").iterdir() if path.suffix in (".json", ".jinja"))
     options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(tmp_path / "text")]
-    assert tokens.main(options) == 2
+    assert cli.main(["tokens", *options]) == 2
 
 
 def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     (tmp_path / "latin1").write_bytes("u1 caf\xe9\n".encode("latin-1"))
     (tmp_path / "empty").write_text("u1\n")
@@ -445,6 +445,6 @@ def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
         ("latin1", "latin1: bytes that are no UTF-8 (line 1): convert the file"),
         ("empty", "no transcr"),
     ):
-        assert tokens.main(["--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+        assert cli.main(["tokens", "--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1

@@ -87,11 +87,12 @@ def write_set(
 
 def make_data(folder: Path) -> ToyData:
     """Write 12 + 4 utterances and a tokenizer below ``folder``."""
-    from espnet_speechllm_xl.bin.tokens import main
+    from espnet_speechllm_xl.bin.cli import main
 
     write_set(folder / "train", 12, seed=1)
     write_set(folder / "valid", 4, seed=2)
-    assert main(["--text", str(folder / "train/text"), "--out", str(folder / "tokens"), "--type", "char"]) == 0
+    options = ["--text", str(folder / "train/text"), "--out", str(folder / "tokens"), "--type", "char"]
+    assert main(["tokens", *options]) == 0
     return ToyData(folder / "train", folder / "valid", folder / "tokens/tokenizer.model", folder / "tokens/tokens.txt")
 
 

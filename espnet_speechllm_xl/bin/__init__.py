@@ -1,1 +1,1 @@
-"""Commands: each parses its options, calls another room and prints.  cli.py finds them; nothing imports them."""
+"""Commands: each parses its options, calls another room and prints.  cli.py finds them; no other room imports them."""

@@ -1,28 +1,15 @@
 """``align``: end frames of every character of a dump set, by the CTC aligner or from reference word times."""
 
-import json
-from collections import Counter
+import argparse
 from pathlib import Path
 
-from espnet_speechllm_xl.bin import doubts
+from espnet_speechllm_xl.bin.doubts import say
 from espnet_speechllm_xl.bin.options import add_jobs_arguments, at_least
 from espnet_speechllm_xl.corpus.ctm import SILENCES, UNKNOWN_WORDS
-from espnet_speechllm_xl.corpus.kaldi import kind_of_reason
-from espnet_speechllm_xl.sets.align import (
-    COPIED,
-    UNUSABLE,
-    WRITTEN,
-    alignments_from_ctm,
-    crashed,
-    is_unusable,
-    make_worker,
-    move_alignments,
-    write_alignments,
-)
 
 
-def add_arguments(parser):
-    """Options of the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument("--dump", required=True, help="dump set to align (dump/raw/SET)")
     parser.add_argument("--out", required=True, help="directory for the aligned set")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -48,77 +35,33 @@ def add_arguments(parser):
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
 
 
-def main(args):
-    """Write the aligned set: Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``,
-    ``failed`` (utterance and reason), ``report.json``; returns the exit code, 1 when some audio could not be read."""
-    from espnet_speechllm_xl import experiment
-    from espnet_speechllm_xl.corpus.kaldi import read_table
+def main(args: argparse.Namespace) -> int:
+    """Write the aligned set; returns the exit code, 1 when some audio could not be read."""
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.files import atomic_write
-    from espnet_speechllm_xl.sets import batch_jobs
-    from espnet_speechllm_xl.sets.audio import sample_counts
+    from espnet_speechllm_xl.evaluation.doubts import of_training
+    from espnet_speechllm_xl.sets import align
 
     dump, out = Path(args.dump), Path(args.out)
-    samples = sample_counts(dump) if args.model else {}
-    text, task = read_table(dump / "text"), None
     if args.model:
-        batches = batch_jobs.batches_by_length(
-            {utterance: samples.get(utterance, 0) for utterance in text}, args.batch_size
-        )
-        settings = {
-            "model": args.model,
-            "weights": args.weights,
-            "device": args.device,
-            "dump": str(dump),
-            "stamp": experiment.stamp(args.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp"),
-        }
-        task = {"settings": settings, "batches": batches, "text": args.text and read_table(args.text)}
         if not args.shard:  # else each of many would say it, and then the run that puts them together
-            doubts.say(doubts.of_training(Path(args.model)))
-        before = batch_jobs.summary_of(out / "report.json", task)
-        if before and not before.get("unusable", before["failed"]):
-            print(f"{out}: {before['aligned']} of {before['total']} utterances were aligned before by the same weights")
-            return 0
-
-        def begun():
-            for name in () if before else (*WRITTEN, *COPIED):  # lest a training takes another aligner's
-                (out / name).unlink(missing_ok=True)
-
-        title = f"align {dump.name}"
-        results = batch_jobs.run_batches(
-            batches, make_worker, settings, out / ".parts", args.nj, title, args.shard, begun, is_unusable, crashed
-        )
-        if args.shard:
-            return 0
-        aligned = dict(results)
+            say(of_training(Path(args.model)))
+        aligner = align.Aligner(args.model, args.weights, args.device)
+        found = align.align_by_model(dump, out, aligner, args.text, args.batch_size, args.nj, args.shard)
     elif args.shard:
         raise UserError("--shard divides the work of a --model; word times of a --ctm are only copied")
     else:
-        aligned = alignments_from_ctm(args.ctm, text, args.silences, args.unknown_words)
-    if args.text:
-        move_alignments(aligned, text, read_table(args.text))
-        text = read_table(args.text)
-    for name in COPIED:
-        usable = {utterance for utterance, result in aligned.items() if not isinstance(result, str)}
-        absent = usable - read_table(dump / name).keys()
-        aligned.update(dict.fromkeys(absent, f"not in {name}"))
-    failed = {utterance: result for utterance, result in sorted(aligned.items()) if isinstance(result, str)}
-    good = {utterance: result for utterance, result in sorted(aligned.items()) if not isinstance(result, str)}
-    if not good:
-        reason = next(iter(failed.values()), "no utterances")
-        raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
-    reasons = Counter(map(kind_of_reason, failed.values()))
-    write_alignments(dump, out, text, good, failed)
-    report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": reasons[UNUSABLE]}
-    with atomic_write(out / "report.json") as stream:
-        json.dump({**report, "task": task and batch_jobs.digest(task)}, stream)
-    if not reasons[UNUSABLE]:  # else the next run has to do less
-        batch_jobs.finish(out / ".parts")
-    listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(reasons.items()))
-    print(f"{out}: {len(good)} of {len(aligned)} utterances aligned{listed}")
-    return 1 if reasons[UNUSABLE] else 0
+        found = align.align_by_word_times(dump, out, args.ctm, args.silences, args.unknown_words, args.text)
+    if found is None:
+        return 0
+    counts = f"{out}: {found.aligned} of {found.total} utterances"
+    if found.done_before:
+        print(f"{counts} were aligned before by the same weights")
+        return 0
+    listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(found.reasons.items()))
+    print(f"{counts} aligned{listed}")
+    return 1 if found.unusable else 0
 
 
 def _listed(text: str) -> list[str]:
-    """The entries of a list, parted by commas or blanks."""
+    """Return the entries of a list that commas or blanks part."""
     return text.replace(",", " ").split()

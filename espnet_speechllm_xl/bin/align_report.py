@@ -1,4 +1,4 @@
-"""``python3 -m espnet_speechllm_xl.bin.align_report``: how good an aligned set is, in figures and pictures.
+"""``align-report``: how good an aligned set is, in figures and pictures.
 
 ``ALIGNED/report/`` gets ``report.md`` and ``utterance_N.png`` (audio, word ends, chunk borders); where the dump has
 reference word times (``ref.ctm``) also ``delay.json`` and ``delay.png`` (paper Table III).
@@ -8,18 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import at_least
-from espnet_speechllm_xl.evaluation.alignment_report import write_report
-from espnet_speechllm_xl.experiment import planned_chunk_size
 
 
-def get_parser():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python3 -m espnet_speechllm_xl.bin.align_report",
-        description="Compare an aligned set with reference word times, if any, and plot a few utterances.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument("--aligned", required=True, metavar="DIR", help="made by speechllm-xl align")
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/SET that was aligned")
     parser.add_argument(
@@ -32,25 +25,24 @@ def get_parser():
     parser.add_argument("--training", metavar="YAML", help="of the model that the alignment is for")
     parser.add_argument("--training-args", metavar="TEXT", default="", help="further options of that training")
     parser.add_argument("--plots", type=at_least(int, 0), default=3, help="utterances to draw (default 3)")
-    return parser
 
 
-def main(argv=None):
-    """Write the report; returns 0, 1 when a file is missing, damaged or cannot be drawn (one line on stderr)."""
-    args = get_parser().parse_args(argv)
-    return guard.run(lambda: _main(args), "align_report", bad_input=1)
+def main(args: argparse.Namespace) -> int:
+    """Write the report; returns 0, or 1 when an utterance could not be drawn."""
+    from espnet_speechllm_xl.evaluation.alignment_report import write_report
+    from espnet_speechllm_xl.experiment import planned_chunk_size
 
-
-def _main(args):
     chunk_size = args.chunk
     if chunk_size is None and args.training:
         chunk_size = planned_chunk_size(args.training, args.training_args)
     summary, failures = write_report(Path(args.aligned), Path(args.dump), chunk_size, args.plots)
     print(summary)
     for failure in failures:
-        print(f"align_report: not drawn: {failure}", file=sys.stderr)
+        print(f"speechllm-xl align-report: not drawn: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from espnet_speechllm_xl.bin import cli
+
+    sys.exit(cli.main(["align-report", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""``python3 -m espnet_speechllm_xl.bin.border_report``: what goes wrong at the borders of chunks.
+"""``border-report``: what goes wrong at the borders of chunks.
 
 Of a decoded set, how many errors lie there; of a model, whether a chunk takes up a word that the one before left out.
 """
@@ -7,22 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import at_least
-from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.evaluation.border_errors import report
-from espnet_speechllm_xl.sets.border_probabilities import model_report
-
-PROGRAM = "border_report"
 
 
-def get_parser():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python3 -m espnet_speechllm_xl.bin.{PROGRAM}",
-        description="Print the errors of a decoded set by the place of the words with respect to the chunk boundaries, "
-        "or what a model thinks of the words that end just before one.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--decoded", metavar="DIR", help="exp/<model>/decode_*/<set>")
     what.add_argument("--model", help="model directory, or a file made by speechllm-xl pack")
@@ -39,25 +28,23 @@ def get_parser():
         metavar="FRAMES",
         help="from a boundary that are near it (default %(default)s)",
     )
-    return parser
 
 
-def main(argv=None):
-    """Print the report; returns 0, 1 when a file is missing or damaged or nothing could be counted."""
-    args = get_parser().parse_args(argv)
-    return guard.run(lambda: _main(args), PROGRAM, bad_input=1)
-
-
-def _main(args):
+def main(args: argparse.Namespace) -> int:
+    """Print the report; returns 0, or 1 when nothing could be counted."""
     from espnet_speechllm_xl.corpus.ctm import read_ctm
+    from espnet_speechllm_xl.errors import UserError
+    from espnet_speechllm_xl.evaluation import border_errors
 
+    dump = Path(args.dump)
     try:
-        dump = Path(args.dump)
-        settings = dump, read_ctm(args.reference or dump / "ref.ctm"), args.chunk, args.near
+        times = read_ctm(args.reference or dump / "ref.ctm")
         if args.model:
-            lines, counted = model_report(args.model, *settings, args.device)
+            from espnet_speechllm_xl.sets.border_probabilities import model_report
+
+            lines, counted = model_report(args.model, dump, times, args.chunk, args.near, args.device)
         else:
-            lines, counted = report(Path(args.decoded), *settings)
+            lines, counted = border_errors.report(Path(args.decoded), dump, times, args.chunk, args.near)
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename} is not there: give --dump a formatted set (word times: its ref.ctm, or --reference), "
@@ -68,4 +55,6 @@ def _main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from espnet_speechllm_xl.bin import cli
+
+    sys.exit(cli.main(["border-report", *sys.argv[1:]]))

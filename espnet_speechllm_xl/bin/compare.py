@@ -1,13 +1,20 @@
 """``speechllm-xl compare``: error rates of decoded sets with intervals, and the others' differences to the first."""
 
+import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
 
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.evaluation.metrics import Counts
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Reference
+    from espnet_speechllm_xl.evaluation.significance import Blocks
 
-def add_arguments(parser):
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     text = f"{HYPOTHESES_HELP}; the first is the one that the others are compared with"
     parser.add_argument("hypotheses", nargs="*", metavar="DECODED", help=text)
@@ -19,16 +26,16 @@ def add_arguments(parser):
     )
 
 
-def _counted(name, reference, args):
-    """The ``significance.Blocks`` and the ``metrics.Counts`` of a decoded set."""
+def _counted(name: str, reference: "Reference", args: argparse.Namespace) -> "tuple[Blocks, Counts]":
+    """Count the errors of a decoded set."""
     from espnet_speechllm_xl.corpus.kaldi import joined
     from espnet_speechllm_xl.evaluation import metrics, significance
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_hypotheses
 
     ignored = Ignored(args.ignore_tags, args.ignore_case)
-    heard = ignored.left_of_all(read_hypotheses(name, reference))
-    texts = reference.against(heard, ignored)
-    rows, scored = significance.counted(texts, heard, reference.speakers, args.unit, f"{name}: hypotheses")
+    hypotheses = ignored.left_of_all(read_hypotheses(name, reference))
+    texts = reference.against(hypotheses, ignored)
+    rows, scored = significance.counted(texts, hypotheses, reference.speakers, args.unit, f"{name}: hypotheses")
     if scored.missing:
         few = metrics.some_names(scored.missing)
         print(f"{name}: {len(scored.missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
@@ -37,8 +44,12 @@ def _counted(name, reference, args):
     return significance.blocks([rows], by_speaker=not several), scored.total
 
 
-def main(args):
-    """Print a table; returns 0.  Raises UserError for files that are missing, or not of the set."""
+def main(args: argparse.Namespace) -> int:
+    """Print a table; returns 0.
+
+    Raises:
+        UserError: a file is missing, or not of the set.
+    """
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation import significance
     from espnet_speechllm_xl.evaluation.markdown import markdown_table

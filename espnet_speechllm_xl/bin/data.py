@@ -1,4 +1,4 @@
-"""Kaldi directories and dumps: ``python3 -m espnet_speechllm_xl.bin.data check|perturb|format|subset|longform``."""
+"""``data``: check, perturb, format, subset and longform, on Kaldi directories and dumps."""
 
 import argparse
 import os
@@ -6,19 +6,19 @@ import sys
 import time
 from pathlib import Path
 
-from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argument, at_least, pause
 
 
 class Progress:
     """A line on stderr every ``every`` seconds, and one at the end if there was any before."""
 
-    def __init__(self, what, every=10.0):
+    def __init__(self, what: str, every: float = 10.0):
         self.what, self.every = what, every
         self.begin = self.last = time.monotonic()
         self.shown = False
 
-    def __call__(self, done, total):
+    def __call__(self, done: int, total: int) -> None:
+        """Say that so many utterances of ``total`` are done, where it is time to."""
         now = time.monotonic()
         if now - self.last < self.every and not (self.shown and done == total):
             return
@@ -27,14 +27,14 @@ class Progress:
         print(f"{self.what}: {done}/{total} utterances, about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def _check(args):
+def _check(args: argparse.Namespace) -> int:
     """Check the directories, one after the other, and say what stands out in their texts."""
     from espnet_speechllm_xl.corpus.kaldi import scan_table
     from espnet_speechllm_xl.corpus.transcripts import case_differences, remarks
 
     worst, texts = 0, {}
     for directory in args.directories:
-        worst = max(worst, _check_one(argparse.Namespace(**vars(args), directory=directory)))
+        worst = max(worst, _check_one(directory, args))
         file = Path(directory) / "text"
         if file.exists() and args.rare:
             texts[str(file)] = scan_table(file)[0]
@@ -43,53 +43,35 @@ def _check(args):
     return worst
 
 
-def _check_one(args):
-    from espnet_speechllm_xl.corpus.directories import check_dir, fix_dir
+def _check_one(directory: str, args: argparse.Namespace) -> int:
+    from espnet_speechllm_xl.corpus.directories import advice_for, check_dir, fix_dir
     from espnet_speechllm_xl.corpus.dump import foreign_audio
 
     need_text = not args.no_text_ok
-    if args.fix and check_dir(args.directory, need_text):
-        kept, dropped, remarks, backup = fix_dir(args.directory, need_text)
+    if args.fix and check_dir(directory, need_text):
+        kept, dropped, remarks, backup = fix_dir(directory, need_text)
         for remark in remarks:
             print(remark)
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         total = sum(dropped.values())
         print(
-            f"{args.directory}: {len(kept) + total} in = {len(kept)} kept + {total} dropped"
+            f"{directory}: {len(kept) + total} in = {len(kept)} kept + {total} dropped"
             f"{f' ({reasons})' if reasons else ''}; old files in {backup}"
         )
-    problems = check_dir(args.directory, need_text, need_files=args.dump)
+    problems = check_dir(directory, need_text, need_files=args.dump)
     if args.dump and not problems:
-        problems = foreign_audio(args.directory, args.sample_rate)
+        problems = foreign_audio(directory, args.sample_rate)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"{args.directory}: {len(problems)} problem{'s' * (len(problems) > 1)}; {_advice(args)}", file=sys.stderr)
+        advice = advice_for(directory, need_text, args.dump)
+        print(f"{directory}: {len(problems)} problem{'s' * (len(problems) > 1)}; {advice}", file=sys.stderr)
         return 1
-    print(f"{args.directory}: good")
+    print(f"{directory}: good")
     return 0
 
 
-def _advice(args: argparse.Namespace) -> str:
-    """Return what helps with the problems of ``args.directory``: a command, if one does."""
-    from espnet_speechllm_xl.corpus.directories import check_dir, left_by_fix
-    from espnet_speechllm_xl.corpus.kaldi import KaldiError, fix_command
-
-    need_text = not args.no_text_ok
-    if args.dump and not check_dir(args.directory, need_text):
-        return (
-            "run it where the dump's paths begin, or give --kaldi-data DIR/raw, which makes a copy: in dump/, or, "
-            "where that is the ESPnet dump itself, in another --dumpdir"
-        )
-    try:
-        left = left_by_fix(args.directory, need_text)
-    except KaldiError as error:
-        return f"--fix cannot mend them: {error}"
-    mends = fix_command(args.directory, need_text)
-    return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {mends}"
-
-
-def _perturb(args):
+def _perturb(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.corpus.directories import perturb_dir
 
     read, written = perturb_dir(args.data, args.out, args.factors)
@@ -97,7 +79,7 @@ def _perturb(args):
     return 0
 
 
-def _subset(args):
+def _subset(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.corpus.directories import subset_dir
     from espnet_speechllm_xl.corpus.kaldi import read_list
 
@@ -111,18 +93,12 @@ def _subset(args):
     return 0
 
 
-def _settings(args, **more):
-    from espnet_speechllm_xl.corpus.dump import Settings
-
-    return Settings(sample_rate=args.sample_rate, **more)
-
-
-def _format(args):
-    from espnet_speechllm_xl.corpus.dump import format_dir
+def _format(args: argparse.Namespace) -> int:
+    from espnet_speechllm_xl.corpus.dump import Settings, format_dir
     from espnet_speechllm_xl.corpus.transcripts import cleaner, read_symbols
 
-    settings = _settings(
-        args, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
+    settings = Settings(
+        args.sample_rate, min_seconds=args.min_seconds, max_seconds=args.max_seconds, channel=args.channel,
         resample=not args.no_resample,
     )  # fmt: skip
     report = format_dir(
@@ -137,30 +113,29 @@ def _format(args):
     return 0
 
 
-def _longform(args):
-    from espnet_speechllm_xl.corpus.dump import longform_dir
+def _longform(args: argparse.Namespace) -> int:
+    from espnet_speechllm_xl.corpus.dump import Settings, longform_dir
 
     report = longform_dir(
         args.dump, args.out, args.factor, order=args.order, across_speakers=args.across_speakers, seed=args.seed,
-        settings=_settings(args, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
+        settings=Settings(args.sample_rate, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
     )  # fmt: skip
     print(f"{args.dump} -> {args.out}, {args.factor} at a time: {report}")
     return 0
 
 
-def _cpus():
+def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _writers(parser):
+def _writers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-rate", type=at_least(int, 1000), default=16000, help="Hz (default 16000)")
     parser.add_argument("--nj", type=at_least(int, 1), default=min(4, _cpus()), help="processes")
 
 
-def get_parser():
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python3 -m espnet_speechllm_xl.bin.data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    commands = parser.add_subparsers(dest="action", required=True)
 
     check = commands.add_parser(
         "check", help="find, and with --fix mend, defects of Kaldi directories; say what stands out in their texts"
@@ -219,14 +194,14 @@ def get_parser():
     long.add_argument("--seed", type=int, default=0, help="for --order shuffled")
     _writers(long)
     long.set_defaults(run=_longform)
-    return parser
 
 
-def main(argv=None):
-    """Run a command.  Returns 0, or 1 with one line on stderr when the data is unusable (2: wrong use, a full disk)."""
-    args = get_parser().parse_args(argv)
-    return guard.run(lambda: args.run(args), args.command, bad_input=1)
+def main(args: argparse.Namespace) -> int:
+    """Run an action; returns 0, or 1 when a checked directory has problems."""
+    return args.run(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from espnet_speechllm_xl.bin import cli
+
+    sys.exit(cli.main(["data", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""How every command ends: errors that somebody can mend are one line, with the exit code of their kind."""
+"""How every command ends: an error that somebody can mend is one line, with the exit code of its kind."""
 
 import contextlib
 import os
@@ -6,20 +6,28 @@ import sys
 import traceback
 from collections.abc import Callable
 
-OK, SOME_FAILED, WRONG_USE, BROKEN = 0, 1, 2, 3
+OK, SOME_FAILED, WRONG_USE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = """\
+exit codes:
+  0    all is done
+  1    some inputs failed and are named, the others are done; data, align-report and
+       border-report: the data is unusable; nobody reads the output any more
+  2    wrong use: an option, a missing or damaged file; or the disk, the memory or a
+       permission is missing: the same command goes on from there
+  3    a bug; the traceback says where
+  130  stopped by Ctrl-C
+"""
 
 
 def run(command: Callable[[], int | None], program: str, bad_input: int = WRONG_USE, tidy: bool = True) -> int:
-    """Exit code of ``command()``, which is its value (None: 0) unless it raises.
+    """Run a command and return its exit code, one of :data:`EXIT_CODES`.
 
     Args:
-        command: prints its results itself.
-        program: begins the lines on standard error.
-        bad_input: the exit code of a UserError.
-        tidy: SIGTERM removes what is temporary first; False for what has processes that it could not end (training).
-    Returns:
-        2 also where the disk, the memory or a permission is missing; 130 after Ctrl-C; 1 when nobody reads the output
-        any more; 3, with the traceback, of a bug.
+        command: prints its results itself and returns its exit code (None: 0).
+        program: text with which every line on standard error begins.
+        bad_input: exit code of a UserError.
+        tidy: remove temporary files when SIGTERM comes; False for a command whose own processes have to end by
+            themselves (training).
     """
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.files import orderly_end
@@ -37,7 +45,7 @@ def run(command: Callable[[], int | None], program: str, bad_input: int = WRONG_
         return SOME_FAILED
     except KeyboardInterrupt:
         print(f"{program.removesuffix(': error')}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:  # the last place: whatever a command raises gets its exit code
         return _ended(error, program)
 
@@ -58,6 +66,6 @@ def _ended(error: Exception, program: str) -> int:
 
 
 def _drop_output() -> None:
-    """Python would complain once more, at its end, about what it could not write."""
+    """Send the output nowhere: at its end Python would complain once more about what it could not write."""
     with contextlib.suppress(OSError):  # a test's has no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,16 +2,23 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
 from espnet_speechllm_xl.settings import MOST
 from espnet_speechllm_xl.timeline import LONGEST_SECONDS
 
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.server.limits import ServerConfig
+
+Config = TypeVar("Config", StreamConfig, "ServerConfig")
+Number = TypeVar("Number", int, float)
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
 
-def add_model_arguments(parser, chunk_size=True):
-    """Which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
+def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True) -> None:
+    """Declare which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
     parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
@@ -23,7 +30,9 @@ def add_model_arguments(parser, chunk_size=True):
         "alsd, ... (default: the model's configuration; of a live stream chunk_sync in place of alsd)",
     )
     for field in SEARCH_FIELDS:
-        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": "N"}
+        kind: dict[str, Any] = {"type": field.type, "metavar": "N"}
+        if field.type is bool:
+            kind = {"action": "store_true"}
         text = f"{field.metadata['help']} (default: the model's configuration)"
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
     for name in ("--chunk-size", "--context") if chunk_size else ("--context",):
@@ -31,9 +40,9 @@ def add_model_arguments(parser, chunk_size=True):
 
 
 def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
-    """Which channel is heard; its value is None for their average, or one of ``words`` that are allowed beside."""
+    """Declare which channel is heard: its number, None for their average, or one of the ``words``."""
 
-    def channel(text):
+    def channel(text: str) -> int | str | None:
         try:
             return parse_channel(text, *words)
         except ValueError as error:
@@ -44,10 +53,10 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
     parser.add_argument("--channel", type=channel, metavar="|".join(["N", MIX, *words]), help=text)
 
 
-def add_config_arguments(parser, cls):
-    """An option for each field of a configuration dataclass whose fields say their help."""
+def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
+    """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):
-        kind = {"type": str if field.default is None else field.type, "default": field.default}
+        kind: dict[str, Any] = {"type": str if field.default is None else field.type, "default": field.default}
         if isinstance(field.default, tuple):  # given several times
             kind = {"action": "append", "default": list(field.default)}
         default = "" if field.default in (None, ()) else " (default %(default)s)"
@@ -59,23 +68,23 @@ def add_config_arguments(parser, cls):
         )
 
 
-def stream_settings(args):
-    """Keyword arguments of ``Speech2Text.stream``; chunk size and context are those of :func:`load_settings`."""
+def stream_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of ``Speech2Text.stream``; :func:`load_settings` has chunk size and context."""
     names = [field.name for field in dataclasses.fields(StreamConfig)]
     return {"search": args.search, **{name: getattr(args, name) for name in names}}
 
 
-def load_settings(args):
-    """Keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what the user gave."""
+def load_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what was given."""
     names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def at_least(kind, low):
-    """An argparse type: a number of ``kind`` not below ``low``; a whole one has a limit that no use comes near."""
+def at_least(kind: type[Number], low: float) -> Callable[[str], Number]:
+    """Return an argparse type: a number not below ``low``, and a whole number no larger than any use needs."""
 
-    def number(text):
+    def number(text: str) -> Number:
         value = kind(text)
         if not value >= low:
             raise argparse.ArgumentTypeError(f"{text} is less than {low}")
@@ -88,7 +97,7 @@ def at_least(kind, low):
 
 
 def add_rare_argument(parser: argparse.ArgumentParser) -> None:
-    """How much is said of what transcripts hold; the default is ``transcripts.RARE``."""
+    """Declare how much is said about the contents of transcripts; the default is ``transcripts.RARE``."""
     from espnet_speechllm_xl.corpus.transcripts import RARE
 
     parser.add_argument(
@@ -98,23 +107,23 @@ def add_rare_argument(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def duration(text):
-    """An argparse type: seconds above 0 that are a time."""
+def duration(text: str) -> float:
+    """Read a duration in seconds, above 0; an argparse type."""
     if not 0 < float(text) <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is no duration above 0 and up to {LONGEST_SECONDS:.0f} s")
     return float(text)
 
 
-def pause(text):
-    """An argparse type: seconds that are a time, also none."""
+def pause(text: str) -> float:
+    """Read a duration in seconds, or 0; an argparse type."""
     return 0.0 if float(text) == 0 else duration(text)
 
 
 duration.__name__ = pause.__name__ = "number of seconds"  # for argparse's message
 
 
-def add_jobs_arguments(parser):
-    """How many processes work on a set, and a part of it for this one of several machines."""
+def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how many processes work on a set, and which part of it is this machine's."""
     parser.add_argument("--nj", type=at_least(int, 1), default=1, help="processes (default %(default)s)")
     parser.add_argument(
         "--shard",
@@ -124,7 +133,7 @@ def add_jobs_arguments(parser):
     )
 
 
-def _shard(text):
+def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N")
@@ -132,10 +141,10 @@ def _shard(text):
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup | None = None) -> None:
-    """How the sets are named and what of them is scored; ``group`` takes the options of single sets."""
-    group = group or parser
-    group.add_argument("--utt2spk", metavar="FILE", help="speaker of every utterance, where the reference says none")
-    group.add_argument("--segments", metavar="FILE", help="Kaldi's, between utterances and a CTM or STM of recordings")
+    """Declare how sets are named and which of their words are scored; ``group`` takes the options of single sets."""
+    single = group or parser
+    single.add_argument("--utt2spk", metavar="FILE", help="speaker of every utterance, where the reference says none")
+    single.add_argument("--segments", metavar="FILE", help="Kaldi's, between utterances and a CTM or STM of recordings")
     parser.add_argument(
         "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
     )
@@ -146,6 +155,6 @@ REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a direct
 HYPOTHESES_HELP = "hypotheses, of any toolkit: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text"
 
 
-def load_config(args, cls):
-    """The dataclass ``cls`` of the options that :func:`add_config_arguments` made; raises ConfigError."""
+def load_config(args: argparse.Namespace, cls: type[Config]) -> Config:
+    """Make the dataclass ``cls`` of the options that :func:`add_config_arguments` declared; raises ConfigError."""
     return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})

@@ -1,17 +1,18 @@
 """``pack``: one file of a trained model."""
 
+import argparse
+from pathlib import Path
 
-def add_arguments(parser):
-    """Options of the command."""
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument("--model", required=True, help="experiment directory")
     parser.add_argument("--out", required=True, help="file to write, e.g. model.zip")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
 
 
-def main(args):
-    """Write the file; returns the exit code."""
-    from pathlib import Path
-
+def main(args: argparse.Namespace) -> int:
+    """Write the file; returns 0."""
     from espnet_speechllm_xl.trained_model import pack
 
     pack(args.model, args.out, args.weights)

@@ -1,17 +1,22 @@
 """``speechllm-xl score``: WER, CER, TER and speed of one decoded set, or of all sets of a recipe."""
 
+import argparse
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
+from espnet_speechllm_xl.errors import UserError
+
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
 
 ONE = ("ref", "hyp", "out")
 FURTHER = ("utt2spk", "segments", "token_ref", "token_hyp")
 ALL = ("exp", "dump", "results")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     one = parser.add_argument_group("one set")
     one.add_argument("--ref", metavar="PATH", help=REFERENCE_HELP)
@@ -27,8 +32,8 @@ def add_arguments(parser):
     every.add_argument("--command", dest="made_by", metavar="TEXT", help="how the results were made, for RESULTS.md")
 
 
-def _wrong_use(args):
-    """What is wrong with the options, or None."""
+def _wrong_use(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options."""
     one = [name for name in (*ONE, *FURTHER) if getattr(args, name) is not None]
     every = [name for name in (*ALL, "made_by") if getattr(args, name) is not None]
     if bool(one) == bool(every):
@@ -49,37 +54,37 @@ def _wrong_use(args):
     return None
 
 
-def _ignored(args):
+def _ignored(args: argparse.Namespace) -> "Ignored":
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
 
     return Ignored(args.ignore_tags, args.ignore_case)
 
 
-def _score_one(args):
+def _score_one(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.corpus.kaldi import read_table
     from espnet_speechllm_xl.evaluation.results_report import score_table
     from espnet_speechllm_xl.evaluation.score_directories import score_set
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses, read_reference
 
     reference, ignored = read_reference(args.ref, args.utt2spk, args.segments), _ignored(args)
-    heard = read_hypotheses(args.hyp, reference)
-    tables = reference.against(heard, ignored), heard, reference.speakers
+    hypotheses = read_hypotheses(args.hyp, reference)
+    texts = reference.against(hypotheses, ignored)
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
-    scores = score_set(*tables, args.out, *tokens, title=args.out, ignored=ignored)
+    token_ref, token_hyp = tokens
+    scores = score_set(
+        texts, hypotheses, reference.speakers, args.out, token_ref, token_hyp, title=args.out, ignored=ignored
+    )
     print("\n".join(score_table([(kind.upper(), scored.total) for kind, scored in scores.items()])))
     return 0
 
 
-def _score_all(args):
+def _score_all(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.evaluation import results_report
 
     found = results_report.score_experiment(args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args))
     decoded, unfinished, untranscribed, failed = found
-    print(
-        "\n".join(
-            results_report.score_table([(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded])
-        )
-    )
+    rows = [(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded]
+    print("\n".join(results_report.score_table(rows)))
     counts = {"scored": decoded, "unfinished": unfinished, "failed": failed, "without text": untranscribed}
     counts = {name: len(sets) for name, sets in counts.items()}
     print(f"sets found: {sum(counts.values())}, " + ", ".join(f"{name}: {count}" for name, count in counts.items()))
@@ -87,14 +92,15 @@ def _score_all(args):
     return 1 if failed else 0
 
 
-def main(args):
-    """Run the command; returns 0 done, 1 some sets could not be scored, 2 wrong use.
+def main(args: argparse.Namespace) -> int:
+    """Score; returns 0, or 1 when some sets could not be scored.
 
-    Those are named on stderr, and so are sets that are not decoded to their end or have no text, which are no failure.
+    Standard error names them, and also sets that are not decoded to their end or have no text, which are no failure.
+
+    Raises:
+        UserError: wrong use of the options, or a file that cannot be used.
     """
-    wrong = _wrong_use(args)
-    if wrong:
-        print(f"speechllm-xl score: {wrong}", file=sys.stderr)
-        return 2
+    if wrong := _wrong_use(args):
+        raise UserError(f"score: {wrong}")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     return _score_one(args) if args.ref else _score_all(args)

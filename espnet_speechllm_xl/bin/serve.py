@@ -1,5 +1,6 @@
 """``serve``: live streams over WebSocket and whole files over HTTP; see server/."""
 
+import argparse
 import ipaddress
 import signal
 import socket
@@ -10,14 +11,14 @@ from espnet_speechllm_xl.bin.options import add_config_arguments, add_model_argu
 from espnet_speechllm_xl.server.limits import ServerConfig
 
 
-def add_arguments(parser):
-    """Options of the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     add_model_arguments(parser)
     add_config_arguments(parser, ServerConfig)
 
 
-def main(args):
-    """Serve until SIGTERM or Ctrl-C; returns 0 when what had been sent by then is done."""
+def main(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns 0 when the audio sent by then is done."""
     config = load_config(args, ServerConfig)
     _say(f"loading {args.model} ...")
     from espnet_speechllm_xl.inference import Speech2Text
@@ -45,5 +46,5 @@ def _say(text: str) -> None:
 
 
 def _is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine reaches the socket."""
+    """Tell whether only this machine reaches the socket."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,7 +1,6 @@
 """``train`` and ``train-aligner``: ESPnet's training with our tasks."""
 
 import argparse
-import sys
 
 HELP = """\
 usage: speechllm-xl {name} --config FILE --output_dir DIR --train_data_path_and_name_and_type ... [options]
@@ -18,8 +17,12 @@ ABOUT = {
 }
 
 
-def main(name, argv):
-    """Train; returns the exit code."""
+def main(name: str, argv: list[str]) -> int:
+    """Train by the command ``name`` with its options ``argv``; returns the exit code.
+
+    Raises:
+        UserError: an option, a file or a setting cannot be used.
+    """
     from espnet_speechllm_xl.systems import TASKS, find_task
 
     if not argv or argv[0] in ("-h", "--help"):
@@ -34,13 +37,8 @@ def main(name, argv):
     parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")
     parser.add_argument("--output_dir", default="--output_dir")
     known = parser.parse_known_args(argv)[0]
-    task = known.task
-    try:
-        if task not in TASKS:
-            raise UserError(f"--task {task}: there are {', '.join(TASKS)}")
-        with naming(known.output_dir):  # ESPnet's own files there
-            find_task(task).main(cmd=argv)
-    except UserError as error:
-        print(f"speechllm-xl {name}: error: {error}", file=sys.stderr)
-        return 2
+    if known.task not in TASKS:
+        raise UserError(f"--task {known.task}: there are {', '.join(TASKS)}")
+    with naming(known.output_dir):  # ESPnet's own files there
+        find_task(known.task).main(cmd=argv)
     return 0

@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_model_arguments, load_settings
 from espnet_speechllm_xl.config import EACH
 from espnet_speechllm_xl.decoding.output_formats import FORMATS, TIMED, recording_id
-from espnet_speechllm_xl.sets.audio import of_length
+from espnet_speechllm_xl.sets.audio import remark_on_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.inference import Speech2Text
 
 
-def add_arguments(parser):
-    """Options of the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
         help="audio files (WAV, FLAC, Ogg, MP3, ...; with PyAV m4a, webm, ...); for standard input or a microphone see "
@@ -29,7 +29,7 @@ def add_arguments(parser):
     add_model_arguments(parser)
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
     """Transcribe every file; returns 0, or 1 when some failed (each named on standard error)."""
     from espnet_speechllm_xl.corpus.audio import AudioError
     from espnet_speechllm_xl.errors import UserError
@@ -66,14 +66,18 @@ def _say(text: str) -> None:
 def _recordings(
     speech2text: "Speech2Text", file: str, channel: int | str | None
 ) -> Iterator[tuple[int | None, "np.ndarray"]]:
-    """Yield what is heard of a file: its channel, where each is heard for itself, and samples (n,).
+    """Yield the recordings of a file: the channel, where each is heard for itself, and samples (N,).
 
-    Remarks are printed.  Raises AudioError.
+    Remarks are printed.
+
+    Raises:
+        AudioError: the file is missing or cannot be used.
     """
     from espnet_speechllm_xl.corpus.audio import read_channels
 
-    notes = {}
-    if channel == EACH:
+    notes: dict[str, str] = {}
+    recordings: Iterable[tuple[int | None, np.ndarray]]
+    if isinstance(channel, str):  # EACH
         recordings = enumerate(read_channels(file, speech2text.sample_rate, notes=notes))
     else:
         recordings = [(None, speech2text.load(file, channel=channel, notes=notes))]
@@ -87,10 +91,10 @@ def _recordings(
 def _transcribe(
     speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
 ) -> None:
-    if remark := of_length(speech2text, file, samples):
+    if remark := remark_on_length(speech2text, file, samples):
         _say(remark)
     (nbest,) = speech2text.transcribe_batch([samples])
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")
     sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1, channel))
-    sys.stdout.flush()  # what is done is not lost with the rest
+    sys.stdout.flush()  # finished text is not lost when a later file fails

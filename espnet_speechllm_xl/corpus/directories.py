@@ -293,6 +293,27 @@ def left_by_fix(path: str | PathLike, need_text: bool = True) -> list[Problem]:
         return [item._replace(file=item.file.replace(folder, str(path))) for item in check_dir(folder, need_text)]
 
 
+def advice_for(directory: str | Path, need_text: bool = True, is_dump: bool = False) -> str:
+    """Return what helps with the problems of a directory: a command, if one does.
+
+    Args:
+        directory: it has problems.
+        need_text: missing and empty texts are among them.
+        is_dump: it was checked as a dump.
+    """
+    if is_dump and not check_dir(directory, need_text):
+        return (
+            "run it where the dump's paths begin, or give --kaldi-data DIR/raw, which makes a copy: in dump/, or, "
+            "where that is the ESPnet dump itself, in another --dumpdir"
+        )
+    try:
+        left = left_by_fix(directory, need_text)
+    except KaldiError as error:
+        return f"--fix cannot mend them: {error}"
+    command = fix_command(directory, need_text)
+    return f"this mends {f'what it can, not {left[0]}' if left else 'them'}: {command}"
+
+
 def _keep(path: Path, names: Iterable[str]) -> Path:
     """Copy files of a directory to a new one below it; return the new one."""
     backups = (path / f".backup{suffix}" for suffix in itertools.chain([""], (f".{n}" for n in itertools.count(2))))

@@ -188,7 +188,7 @@ def fix_command(directory: str | Path, need_text: bool = True) -> str:
     options = [] if need_text and (Path(directory) / "text").is_file() else ["--no-text-ok"]
     script = Path(__file__).resolve().parents[2] / "local" / "run.sh"
     start = [str(script)] if script.is_file() else []  # an installed package has no scripts
-    command = [*start, "python3", "-m", "espnet_speechllm_xl.bin.data", "check"]
+    command = [*start, "python3", "-m", "espnet_speechllm_xl", "data", "check"]
     return shlex.join([*command, str(Path(directory).absolute()), "--fix", *options])
 
 

@@ -1,1 +1,4 @@
-"""Work on whole dump sets, shared out over processes: aligning, decoding, streaming.  Never imports bin or systems."""
+"""Work on whole dump sets: aligning, decoding, streaming, and tests of a model on many recordings.
+
+Never imports bin or systems.
+"""

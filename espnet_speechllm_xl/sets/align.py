@@ -1,73 +1,248 @@
-"""Aligning a dump set."""
+"""Aligning a dump set: the frames of every character, by the CTC aligner or from reference word times.
 
+The aligned set gets Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``, ``failed``
+(utterance and reason) and ``report.json``.  Shape legend: ``T`` frames, ``V`` vocabulary.
+"""
+
+import json
 from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from espnet_speechllm_xl.corpus.kaldi import kind_of_reason
+from espnet_speechllm_xl import experiment
+from espnet_speechllm_xl.corpus.ctm import folded, read_ctm, spoken, write_ctm
+from espnet_speechllm_xl.corpus.kaldi import kind_of_reason, read_table, spk2utt, write_table
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.sets import batch_jobs
+from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
+from espnet_speechllm_xl.tokenization import normalise
+
+if TYPE_CHECKING:
+    import torch
+
+    from espnet_speechllm_xl.corpus.ctm import Word
+    from espnet_speechllm_xl.tokenization import Tokenizer
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
 WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 
+# Start frames and end frames of the characters of an utterance, or the reason why there are none.
+Alignment = list[list[int]] | str
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """A trained aligner: its directory, the file of its weights (None: the averaged best), and "cpu" or "cuda"."""
+
+    model: str
+    weights: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class AlignedSet:
+    """What the alignment of a set came to.
+
+    Attributes:
+        aligned: utterances that were aligned.
+        total: all utterances.
+        reasons: how many of the others were left out, by reason.
+        done_before: an earlier run had aligned all by the same weights.
+    """
+
+    aligned: int
+    total: int
+    reasons: Counter[str]
+    done_before: bool = False
+
+    @property
+    def unusable(self) -> int:
+        """Count the utterances whose audio could not be used."""
+        return self.reasons[UNUSABLE]
+
+
+def align_by_model(
+    dump: Path,
+    out: Path,
+    aligner: Aligner,
+    other_text: str | None = None,
+    batch_size: int = 16,
+    nj: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> AlignedSet | None:
+    """Align a dump set by a trained aligner and write the aligned set; None of a shard, which writes no set.
+
+    Args:
+        dump: the set.
+        out: directory for the aligned set.
+        aligner: what aligns it.
+        other_text: Kaldi text with the same words in another spelling, to which the alignment is moved.
+        batch_size: utterances computed at once.
+        nj: processes.
+        shard: (i, n): do the i-th (from 1) of n parts of the work only.
+
+    Raises:
+        UserError: the set or the model is missing or damaged, or no utterance could be aligned.
+    """
+    samples, text = sample_counts(dump), read_table(dump / "text")
+    lengths = {utterance: samples.get(utterance, 0) for utterance in text}
+    batches = batch_jobs.batches_by_length(lengths, batch_size)
+    settings = {
+        "model": aligner.model,
+        "weights": aligner.weights,
+        "device": aligner.device,
+        "dump": str(dump),
+        "stamp": experiment.stamp(aligner.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp"),
+    }
+    task = {"settings": settings, "batches": batches, "text": other_text and read_table(other_text)}
+    before = batch_jobs.summary_of(out / "report.json", task)
+    if before and not before.get("unusable", before["failed"]):
+        return AlignedSet(before["aligned"], before["total"], Counter(), done_before=True)
+
+    def remove_others() -> None:
+        for name in () if before else (*WRITTEN, *COPIED):  # lest a training takes the tables of another aligner
+            (out / name).unlink(missing_ok=True)
+
+    results = batch_jobs.run_batches(
+        batches, make_worker, settings, out / ".parts", nj, f"align {dump.name}", shard, remove_others, is_unusable,
+        crashed,
+    )  # fmt: skip
+    return None if shard else _write_set(dump, out, dict(results), text, other_text, task)
+
+
+def align_by_word_times(
+    dump: Path,
+    out: Path,
+    ctm: str,
+    silences: Collection[str],
+    unknown_words: Collection[str],
+    other_text: str | None = None,
+    say: Callable[[str], None] = print,
+) -> AlignedSet:
+    """Align a dump set by reference word times and write the aligned set.
+
+    Args:
+        dump: the set.
+        out: directory for the aligned set.
+        ctm: file of the word times.
+        silences: entries of the CTM to pass over where the transcript has no such word.
+        unknown_words: entries of the CTM that stand for words that its aligner did not know.
+        other_text: Kaldi text with the same words in another spelling, to which the alignment is moved.
+        say: takes a line about the entries that were passed over or replaced.
+
+    Raises:
+        UserError: the set or the CTM is missing or damaged, or no utterance could be aligned.
+    """
+    text = read_table(dump / "text")
+    aligned, remarks = alignments_from_ctm(ctm, text, silences, unknown_words)
+    for line in remarks:
+        say(line)
+    return _write_set(dump, out, aligned, text, other_text, None)
+
+
+def _write_set(
+    dump: Path,
+    out: Path,
+    aligned: dict[str, Alignment],
+    text: dict[str, str],
+    other_text: str | None,
+    task: dict[str, Any] | None,
+) -> AlignedSet:
+    """Write the aligned set; see :func:`align_by_model`.  ``task`` names the work for the next run."""
+    if other_text:
+        source, text = text, read_table(other_text)
+        move_alignments(aligned, source, text)
+    for name in COPIED:
+        usable = {utterance for utterance, result in aligned.items() if not isinstance(result, str)}
+        absent = usable - read_table(dump / name).keys()
+        aligned.update(dict.fromkeys(absent, f"not in {name}"))
+    failed = {utterance: result for utterance, result in sorted(aligned.items()) if isinstance(result, str)}
+    good = {utterance: result for utterance, result in sorted(aligned.items()) if not isinstance(result, str)}
+    if not good:
+        reason = next(iter(failed.values()), "no utterances")
+        raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
+    found = AlignedSet(len(good), len(aligned), Counter(map(kind_of_reason, failed.values())))
+    _write_tables(dump, out, text, good, failed)
+    report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": found.unusable}
+    with atomic_write(out / "report.json") as stream:
+        json.dump({**report, "task": task and batch_jobs.digest(task)}, stream)
+    if not found.unusable:  # else the next run takes over the finished batches
+        batch_jobs.finish(out / ".parts")
+    return found
+
+
+def _write_tables(
+    dump: Path, out: Path, text: dict[str, str], good: dict[str, list[list[int]]], failed: dict[str, str]
+) -> None:
+    from espnet_speechllm_xl.model.alignment import format_char_ends, word_times
+
+    texts = {utterance: normalise(text[utterance]) for utterance in good}
+    write_table(out / "text", texts)
+    for name in COPIED:
+        table = read_table(dump / name)
+        write_table(out / name, {utterance: table[utterance] for utterance in good})
+    write_table(out / "spk2utt", spk2utt(read_table(out / "utt2spk")))
+    write_table(out / "char_ends", {utterance: format_char_ends(ends) for utterance, (_, ends) in good.items()})
+    write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
+    write_table(out / "failed", failed)
+
+
+# By the aligner
+
 
 def crashed(utterance: str, reason: str) -> list:
-    """What a worker would give for an utterance that a process died of."""
+    """Return what a worker would give for an utterance whose process died."""
     return [utterance, f"{UNUSABLE}: {reason}"]
 
 
-def is_unusable(item):
-    """Of what a worker gives for an utterance."""
-    _, result = item
-    return isinstance(result, str) and kind_of_reason(result) == UNUSABLE
+def is_unusable(item: list) -> bool:
+    """Tell of a worker's ``[utterance, alignment]`` whether its audio could not be used."""
+    _, alignment = item
+    return isinstance(alignment, str) and kind_of_reason(alignment) == UNUSABLE
 
 
-def make_worker(settings):
-    """Worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> ``[id, result]`` pairs.
+def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[list]]:
+    """Return a worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`.
 
-    A result is ``[start and end frame of each character]`` as two lists, or the reason (str) why there is none.
+    It gives ``[utterance, alignment]`` for each utterance id.
     """
     import torch
 
-    from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
-    from espnet_speechllm_xl.corpus.kaldi import read_table
-    from espnet_speechllm_xl.sets.batch_jobs import as_memory_allows
     from espnet_speechllm_xl.trained_model import load_model
 
     model, tokenizer, _ = load_model(settings["model"], "ctc", settings["weights"], settings["device"])
     dump = Path(settings["dump"])
-    text, audio = read_table(dump / "text"), read_table(dump / "wav.scp")
-    rate = model.acoustic.config.sample_rate
+    text, audio = read_table(dump / "text"), SetAudio(dump, model.acoustic.config.sample_rate)
 
-    def work(utterances):
-        results, speech = {}, {}
-        for utterance in utterances:
-            try:
-                if utterance not in audio:
-                    raise AudioError("missing", "not in wav.scp")
-                speech[utterance] = torch.as_tensor(read_audio(audio[utterance], rate, notes={}))
-            except AudioError as error:
-                results[utterance] = f"{UNUSABLE}: {error}"
-        if speech:
-            pairs = as_memory_allows(align, list(speech.items()))
-            named = (result if reason is None else f"{UNUSABLE}: {reason}" for result, reason in pairs)
-            results.update(zip(speech, named, strict=True))
+    def work(utterances: list[str]) -> list[list]:
+        recordings, reasons = audio.usable(utterances)
+        results: dict[str, Alignment] = {name: f"{UNUSABLE}: {reason}" for name, reason in reasons.items()}
+        if recordings:
+            speech = [(name, torch.as_tensor(recording.samples)) for name, recording in recordings.items()]
+            pairs = batch_jobs.as_memory_allows(align, speech)
+            for name, (alignment, reason) in zip(recordings, pairs, strict=True):
+                results[name] = f"{UNUSABLE}: {reason}" if alignment is None else alignment
         return [[utterance, results[utterance]] for utterance in utterances]
 
-    def align(speech):
-        utterances, recordings = zip(*speech, strict=True)
+    def align(speech: list[tuple[str, torch.Tensor]]) -> list[Alignment]:
+        utterances, recordings = [name for name, _ in speech], [samples for _, samples in speech]
         lengths = torch.tensor([len(samples) for samples in recordings])
         padded = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
         with torch.no_grad():
             log_probs, counts = model.log_probs(padded.to(settings["device"]), lengths.to(settings["device"]))
         rows = zip(utterances, log_probs.cpu(), model.acoustic.audio_frames(counts).tolist(), strict=True)
-        return [_align_one(row[:count], text[utterance], model, tokenizer) for utterance, row, count in rows]
+        return [_align_one(row[:count], text[utterance], tokenizer, model.ctc.blank) for utterance, row, count in rows]
 
     return work
 
 
-def _align_one(log_probs, transcript, model, tokenizer):
+def _align_one(log_probs: "torch.Tensor", transcript: str, tokenizer: "Tokenizer", blank: int) -> Alignment:
+    """Align the transcript of one utterance with its log-probabilities (T, V), whose token ``blank`` is CTC's."""
     from espnet_speechllm_xl.model.alignment import AlignmentError, char_times, viterbi
-    from espnet_speechllm_xl.tokenization import normalise
 
     transcript = normalise(transcript)
     unknown = tokenizer.unknown(transcript)
@@ -75,25 +250,40 @@ def _align_one(log_probs, transcript, model, tokenizer):
         return f"unknown symbols: {''.join(sorted(set(unknown)))}"
     tokens, token_char_ends = tokenizer.encode(transcript)
     try:
-        spans = viterbi(log_probs, tokens, model.ctc.blank)
+        spans = viterbi(log_probs, tokens, blank)
     except AlignmentError as error:
         return str(error)
     return char_times(spans, token_char_ends, len(transcript))
 
 
-def alignments_from_ctm(path, text, silences, unknown):
-    from espnet_speechllm_xl.corpus.ctm import read_ctm, spoken
-    from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.model.alignment import AlignmentError, from_word_times
-    from espnet_speechllm_xl.tokenization import normalise
+# From word times
 
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist: give the CTM file with the word times of the set")
-    words = read_ctm(path)
-    results, passed_over, replaced = {}, Counter(), Counter()
+
+def alignments_from_ctm(
+    ctm: str, text: dict[str, str], silences: Collection[str], unknown_words: Collection[str]
+) -> tuple[dict[str, Alignment], list[str]]:
+    """Take the alignments from word times; returns them and lines on what was passed over or replaced.
+
+    Args:
+        ctm: file of the word times.
+        text: ``{utterance: transcript}``.
+        silences: entries to pass over where the transcript has no such word.
+        unknown_words: entries that stand for words that the CTM's aligner did not know.
+
+    Raises:
+        UserError: the CTM is missing or damaged.
+    """
+    from espnet_speechllm_xl.model.alignment import AlignmentError, from_word_times
+
+    if not Path(ctm).is_file():
+        raise UserError(f"{ctm} does not exist: give the CTM file with the word times of the set")
+    words = read_ctm(ctm)
+    results: dict[str, Alignment] = {}
+    passed_over: Counter[str] = Counter()
+    replaced: Counter[str] = Counter()
     for utterance, transcript in text.items():
         transcript = normalise(transcript)
-        found = spoken(words.get(utterance, ()), transcript.split(), silences, unknown)
+        found = spoken(words.get(utterance, ()), transcript.split(), silences, unknown_words)
         try:
             if utterance not in words:
                 raise AlignmentError("not in the CTM")
@@ -102,15 +292,16 @@ def alignments_from_ctm(path, text, silences, unknown):
             replaced += found.replaced
         except AlignmentError as error:
             results[utterance] = _foreign_entries(found.words, transcript) or str(error)
-    for counts, what in ((passed_over, "passed over as silence"), (replaced, "taken as the words of the transcript")):
-        if counts:
-            print(f"{path}: {what}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
-    return results
+    kinds = ((passed_over, "passed over as silence"), (replaced, "taken as the words of the transcript"))
+    return results, [
+        f"{ctm}: {what}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}"
+        for counts, what in kinds
+        if counts
+    ]
 
 
-def _foreign_entries(entries, transcript):
-    """The reason that names the entries of a CTM that the transcript has not; '' without any."""
-    from espnet_speechllm_xl.corpus.ctm import folded
+def _foreign_entries(entries: "list[Word]", transcript: str) -> str:
+    """Return the reason that names the entries of a CTM that the transcript lacks; '' where it lacks none."""
     from espnet_speechllm_xl.evaluation.metrics import some_names
 
     known = set(folded(transcript).split())
@@ -119,10 +310,15 @@ def _foreign_entries(entries, transcript):
     return f"entries of the CTM that the transcript lacks: {some_names(foreign)} ({advice})" if foreign else ""
 
 
-def move_alignments(aligned, source, target):
-    """Move every alignment to the spelling of ``target``, in place."""
+def move_alignments(aligned: dict[str, Alignment], source: dict[str, str], target: dict[str, str]) -> None:
+    """Move every alignment to another spelling, in place.
+
+    Args:
+        aligned: ``{utterance: alignment}``.
+        source: ``{utterance: transcript}`` that was aligned.
+        target: ``{utterance: transcript}`` with the same words in another spelling.
+    """
     from espnet_speechllm_xl.model.alignment import AlignmentError, transfer
-    from espnet_speechllm_xl.tokenization import normalise
 
     for utterance, result in aligned.items():
         if isinstance(result, str):
@@ -134,20 +330,3 @@ def move_alignments(aligned, source, target):
             aligned[utterance] = [transfer(texts[0], times, texts[1]) for times in result]
         except AlignmentError as error:
             aligned[utterance] = str(error)
-
-
-def write_alignments(dump, out, text, good, failed):
-    from espnet_speechllm_xl.corpus.ctm import write_ctm
-    from espnet_speechllm_xl.corpus.kaldi import read_table, spk2utt, write_table
-    from espnet_speechllm_xl.model.alignment import format_char_ends, word_times
-    from espnet_speechllm_xl.tokenization import normalise
-
-    texts = {utterance: normalise(text[utterance]) for utterance in good}
-    write_table(out / "text", texts)
-    for name in COPIED:
-        table = read_table(dump / name)
-        write_table(out / name, {utterance: table[utterance] for utterance in good})
-    write_table(out / "spk2utt", spk2utt(read_table(out / "utt2spk")))
-    write_table(out / "char_ends", {utterance: format_char_ends(ends) for utterance, (_, ends) in good.items()})
-    write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
-    write_table(out / "failed", failed)

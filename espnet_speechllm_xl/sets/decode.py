@@ -1,93 +1,192 @@
-"""Decoding a dump set."""
+"""Decoding a dump set into ESPnet's layout."""
 
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espnet_speechllm_xl import experiment
+from espnet_speechllm_xl.corpus.kaldi import read_table
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import decoded_sets
+from espnet_speechllm_xl.evaluation.scoring_inputs import read_segments
+from espnet_speechllm_xl.sets import batch_jobs
+from espnet_speechllm_xl.sets.audio import SetAudio, remark_on_length, sample_counts
+
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.decoding.results import Transcript
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Span
 
 
-def crashed(utterance: str, reason: str) -> dict:
-    """The result of an utterance that a process died of."""
-    return {"utterance": utterance, "failed": reason}
+@dataclass(frozen=True)
+class DecodedSet:
+    """What the decoding of a set came to.
+
+    Attributes:
+        texts: ``{utterance: text}``, the best hypotheses.
+        failed: ``{utterance: reason}`` of those whose audio could not be used.
+        summary: contents of ``decode.json``.
+        done_before: an earlier run had decoded all by the same weights and settings.
+    """
+
+    texts: dict[str, str]
+    failed: dict[str, str]
+    summary: dict[str, Any]
+    done_before: bool = False
 
 
-def has_failed(item):
-    return "failed" in item
+def decode_set(
+    dump: Path,
+    out: Path,
+    load: dict[str, Any],
+    segments: str | None = None,
+    batch_size: int = 8,
+    nj: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> DecodedSet | None:
+    """Decode a dump set and write its hypotheses; None of a shard, which writes none.
+
+    Args:
+        dump: the set.
+        out: directory for ``text``, ``token``, ``token_int``, ``score``, ``words.ctm``, ``failed``, ``decode.json``.
+        load: keyword arguments of ``Speech2Text.from_pretrained``.
+        segments: Kaldi file of segments, to write the words by recording too.
+        batch_size: utterances decoded together.
+        nj: processes.
+        shard: (i, n): do the i-th (from 1) of n parts of the work only.
+
+    Raises:
+        UserError: the set, the segments or the model cannot be used.
+    """
+    samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **sample_counts(dump)}
+    if not samples:
+        raise UserError(f"{dump}: wav.scp is empty: run the format stage")
+    spans = read_segments(segments, samples) if segments else None
+    batches = batch_jobs.batches_by_length(samples, batch_size)
+    stamp = experiment.stamp(load["path"], dump / "progress.jsonl", dump / "wav.scp")
+    settings = {"load": load, "dump": str(dump), "stamp": stamp}
+    task = {"settings": settings, "batches": batches}
+    before = batch_jobs.summary_of(out / decoded_sets.INFO, task)
+    if before and not before["failed"]:
+        decoded_sets.write_recordings(out, spans)
+        texts = decoded_sets.read_hypotheses(out) if decoded_sets.finished_ns(out) else {}
+        return DecodedSet(texts, {}, before, done_before=True)
+
+    def remove_others() -> None:
+        if not before:
+            decoded_sets.remove_files(out)
+
+    results = batch_jobs.run_batches(
+        batches, make_worker, settings, out / ".parts", nj, f"decode {dump.name}", shard, remove_others, has_failed,
+        crashed,
+    )  # fmt: skip
+    return None if shard else _write_set(out, results, task, spans)
 
 
-def remarks_on_audio(good: dict) -> dict[str, list]:
-    """Of each kind of remark (audio.py): how many utterances have it, the first of them and its text."""
-    found = {}
+def _write_set(
+    out: Path, results: list[dict[str, Any]], task: dict[str, Any], spans: "dict[str, Span] | None"
+) -> DecodedSet:
+    done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
+    failed = {utterance: item["failed"] for utterance, item in done.items() if has_failed(item)}
+    good = {utterance: item for utterance, item in done.items() if not has_failed(item)}
+    load = task["settings"]["load"]
+    decoded_sets.write_texts(out, good)
+    decoded_sets.write_recordings(out, spans)
+    decoded_sets.write_failures(out, failed)
+    summary = {
+        "utterances": len(good),
+        "failed": len(failed),
+        "capped": _sum_of_measured(item["nbest"][0]["capped"] for item in good.values()),
+        "audio_seconds": sum(item["audio_seconds"] for item in good.values()),
+        "seconds": sum(item["seconds"] for item in good.values()),
+        "device": load["device"],
+        "settings": load,
+        "task": batch_jobs.digest(task),
+        "remarks": _remarks_on_audio(good),
+    }
+    decoded_sets.write_info(out, summary)
+    if not failed:  # else the next run takes over the finished batches
+        batch_jobs.finish(out / ".parts")
+    return DecodedSet({utterance: item["nbest"][0]["text"] for utterance, item in good.items()}, failed, summary)
+
+
+def _remarks_on_audio(good: dict[str, dict[str, Any]]) -> dict[str, list]:
+    """Return for each kind of remark (audio.py): how many utterances have it, the first of them and its text."""
+    found: dict[str, list] = {}
     for utterance, item in good.items():
         for kind, text in item.get("remarks", {}).items():
             found.setdefault(kind, [0, utterance, text])[0] += 1
     return found
 
 
-def sum_of_measured(counts):
-    """None where nothing was counted: CTC and transducer have no chunks of text."""
+def _sum_of_measured(counts: Iterable[int | None]) -> int | None:
+    """Sum the counts; None where nothing was counted: CTC and transducer have no chunks of text."""
     measured = [count for count in counts if count is not None]
     return sum(measured) if measured else None
 
 
-def make_worker(settings):
-    """Worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one JSON object each."""
-    from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
-    from espnet_speechllm_xl.corpus.kaldi import read_table
+def crashed(utterance: str, reason: str) -> dict[str, Any]:
+    """Return what a worker would give for an utterance whose process died."""
+    return {"utterance": utterance, "failed": reason}
+
+
+def has_failed(item: dict[str, Any]) -> bool:
+    """Tell of what a worker gives for an utterance whether it could not be decoded."""
+    return "failed" in item
+
+
+def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str, Any]]]:
+    """Return a worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one object each."""
     from espnet_speechllm_xl.inference import Speech2Text
-    from espnet_speechllm_xl.sets.audio import of_length
-    from espnet_speechllm_xl.sets.batch_jobs import as_memory_allows
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
-    audio = read_table(Path(settings["dump"]) / "wav.scp")
-    long = []  # what was said of long recordings: of one by each process, as a set may be full of them
+    audio = SetAudio(Path(settings["dump"]), speech2text.sample_rate)
+    remarked: list[str] = []  # one long recording by each process, as a set may be full of them
 
-    def work(utterances):
-        items, recordings = [{"utterance": utterance} for utterance in utterances], []
-        for item in items:
-            try:
-                if item["utterance"] not in audio:
-                    raise AudioError("missing", "not in wav.scp")
-                item["remarks"] = {}
-                samples = read_audio(audio[item["utterance"]], speech2text.sample_rate, notes=item["remarks"])
-                recordings.append((item, samples))
-                if not long and (remark := of_length(speech2text, audio[item["utterance"]], samples)):
-                    long.append(remark)
-                    print(f"{item['utterance']}: {remark}", file=sys.stderr, flush=True)
-            except AudioError as error:
-                item["failed"] = str(error)
-        start = time.perf_counter()
-        decoded = as_memory_allows(speech2text.transcribe_batch, [samples for _, samples in recordings])
+    def work(utterances: list[str]) -> list[dict[str, Any]]:
+        recordings, reasons = audio.usable(utterances)
+        for utterance, recording in () if remarked else recordings.items():
+            if remark := remark_on_length(speech2text, recording.file, recording.samples):
+                remarked.append(utterance)
+                print(f"{utterance}: {remark}", file=sys.stderr, flush=True)
+                break
+        begin = time.perf_counter()
+        decoded = batch_jobs.as_memory_allows(
+            speech2text.transcribe_batch, [recording.samples for recording in recordings.values()]
+        )
         # Decoded together, so each gets its share of the time by its length.
-        total = max(1, sum(len(samples) for _, samples in recordings))
-        per_sample = (time.perf_counter() - start) / total
-        for (item, samples), (nbest, reason) in zip(recordings, decoded, strict=True):
-            if reason:
-                item["failed"] = reason
+        total = max(1, sum(len(recording.samples) for recording in recordings.values()))
+        per_sample = (time.perf_counter() - begin) / total
+        items = {utterance: crashed(utterance, reason) for utterance, reason in reasons.items()}
+        for (utterance, recording), (nbest, reason) in zip(recordings.items(), decoded, strict=True):
+            if nbest is None:
+                items[utterance] = crashed(utterance, reason or "")
                 continue
-            item["nbest"] = [
-                {
-                    "text": transcript.text,
-                    "score": transcript.score,
-                    "tokens": transcript.tokens,
-                    "token_ids": transcript.token_ids,
-                    "capped": transcript.capped,
-                }
-                for transcript in nbest
-            ]
+            items[utterance] = {
+                "utterance": utterance,
+                "remarks": recording.remarks,
+                "nbest": _as_json(nbest),
+                "audio_seconds": len(recording.samples) / speech2text.sample_rate,
+                "seconds": per_sample * len(recording.samples),
+            }
             if speech2text.task.word_times:
-                item["words"] = [[word.text, word.start, word.end, word.confidence] for word in nbest[0].words]
-            item["audio_seconds"] = len(samples) / speech2text.sample_rate
-            item["seconds"] = per_sample * len(samples)
-        return items
+                words = [[word.text, word.start, word.end, word.confidence] for word in nbest[0].words]
+                items[utterance]["words"] = words
+        return [items[utterance] for utterance in utterances]
 
     return work
 
 
-def print_summary(out, summary, failed):
-    rtf = summary["seconds"] / max(summary["audio_seconds"], 1e-9)
-    capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
-    print(f"{out}: {summary['utterances']} utterances decoded, {len(failed)} failed; {capped}RTF {rtf:.3f}")
-    for kind, (count, utterance, text) in summary["remarks"].items():
-        print(f"  remark: {count} {kind}, the first: {utterance}: {text}")
-    for utterance, reason in failed.items():
-        print(f"  failed: {utterance}: {reason}")
+def _as_json(nbest: "Sequence[Transcript]") -> list[dict[str, Any]]:
+    return [
+        {
+            "text": transcript.text,
+            "score": transcript.score,
+            "tokens": transcript.tokens,
+            "token_ids": transcript.token_ids,
+            "capped": transcript.capped,
+        }
+        for transcript in nbest
+    ]

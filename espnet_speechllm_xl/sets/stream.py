@@ -1,18 +1,176 @@
-"""Streaming a dump set."""
+"""Streaming a dump set at several chunk sizes, to measure how late words come and what they cost."""
 
+import dataclasses
 import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espnet_speechllm_xl import experiment, timeline
+from espnet_speechllm_xl.config import SearchConfig
+from espnet_speechllm_xl.corpus.ctm import read_ctm
+from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import stream_latency
+from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.sets import batch_jobs
+from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
+from espnet_speechllm_xl.sets.decode import crashed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from espnet_speechllm_xl.corpus.ctm import Word
 
 BATCH = 8  # utterances after which a killed run goes on
 
 
-def stream_set(settings, batches, out):
-    """``{utterance: Run}`` and ``{utterance: why its audio was not read}``, from an earlier run where there is one."""
-    from espnet_speechllm_xl.evaluation.stream_latency import Run
-    from espnet_speechllm_xl.files import atomic_write
-    from espnet_speechllm_xl.sets import batch_jobs
-    from espnet_speechllm_xl.sets.decode import crashed
+@dataclass(frozen=True)
+class Streaming:
+    """How a set is streamed.
 
+    Attributes:
+        load: keyword arguments of ``Speech2Text.from_pretrained``; ``context`` is not used, as it belongs to the
+            streams: it need not fit the chunks of training.
+        options: keyword arguments of ``Speech2Text.stream`` beside ``chunk_size`` and ``context``.
+        chunk_sizes: seconds; None: those that the model was trained with.
+        context: seconds; None: as many chunks as in training.
+        block_seconds: audio pushed at a time.
+        tail_seconds: silence pushed after each recording.
+        nj: processes.
+    """
+
+    load: dict[str, Any]
+    options: dict[str, Any]
+    chunk_sizes: Sequence[float] | None = None
+    context: float | None = None
+    block_seconds: float = 0.04
+    tail_seconds: float = 0.0
+    nj: int = 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What was measured.
+
+    Attributes:
+        setup: by name, how it was measured; see ``latency_report``.
+        sizes: the figures of each chunk size; see ``latency_report``.
+        failed: ``{utterance: reason}`` of those whose audio could not be used.
+    """
+
+    setup: dict[str, Any]
+    sizes: list[dict[str, Any]]
+    failed: dict[str, str]
+
+
+def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str | None = None) -> Latency:
+    """Stream a dump set at each chunk size and compare its words with the reference.
+
+    Args:
+        dump: the set, with texts.
+        out: directory for ``streamed_<chunk size>.json``, with every word and push, and for ``failed``.
+        streaming: how it is streamed.
+        reference: CTM that says when words ended; None: ``ref.ctm`` of the set, where it has one.
+
+    Raises:
+        UserError: the set, the reference, the model or a setting cannot be used.
+    """
+    texts, audio = read_text(dump / "text"), read_table(dump / "wav.scp")
+    if not audio or not set(audio) <= set(texts):
+        raise UserError(f"{dump}: wav.scp is empty or names utterances that text lacks: run the format stage")
+    if not any(texts[utterance] for utterance in audio):
+        raise UserError(f"{dump}: the texts hold no words: there is nothing to compare")
+    ctm, times = _reference(reference, dump)
+    load = {name: value for name, value in streaming.load.items() if name != "context"}
+    chunkings, rate, search = _chunkings(load, streaming)
+    batches = batch_jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
+    shared = {
+        "load": load,
+        "search": dataclasses.asdict(search),
+        "dump": str(dump),
+        "stamp": experiment.stamp(load["path"], dump / "progress.jsonl", dump / "wav.scp"),
+        "block": max(1, round(streaming.block_seconds * rate)),
+        "tail": round(streaming.tail_seconds * rate),
+        "nj": streaming.nj,
+    }
+    sizes, failed = [], {}
+    for options, figures in chunkings:
+        runs, failures = stream_set({**shared, "stream": options}, batches, out)
+        failed.update(failures)
+        sizes.append({**figures, **stream_latency.summary(runs, stream_latency.compare(runs, texts, times))})
+    write_table(out / "failed", failed)
+    setup = {
+        "model": load["path"],
+        "set": str(dump),
+        "reference": ctm and str(ctm),
+        **{name: str(value) for name, value in streaming.options.items()},
+        "search": search.method,
+        "beam_size": search.beam_size,
+        "ctc_weight": search.ctc_weight,
+        "device": load["device"],
+        "block_seconds": streaming.block_seconds,
+        "tail_seconds": streaming.tail_seconds,
+        "nj": streaming.nj,
+        "failed": len(failed),
+    }
+    return Latency(setup, sizes, failed)
+
+
+def _reference(path: str | None, dump: Path) -> "tuple[Path | None, dict[str, list[Word]] | None]":
+    """Return the CTM file and its words by utterance; None and None where there is none and none was asked for."""
+    file = Path(path or dump / "ref.ctm")
+    if file.is_file():
+        return file, read_ctm(file)
+    if path:
+        raise UserError(f"--reference {path}: no such file: give a CTM with the word times of {dump}")
+    return None, None
+
+
+def _chunkings(
+    load: dict[str, Any], streaming: Streaming
+) -> tuple[list[tuple[dict[str, Any], dict[str, float | None]]], int, SearchConfig]:
+    """Return the options of streams and the figures of each chunk size, the sample rate, and the streams' search.
+
+    Raises:
+        UserError: before any work, for a model or a setting that cannot be used.
+    """
+    from espnet_speechllm_xl.inference import Speech2Text
+
+    speech2text = Speech2Text.from_pretrained(**load)
+    encoder, found = speech2text.model.acoustic.encoder.config, []
+    trained = speech2text.stream().chunking  # raises for a model that cannot stream
+    known = [timeline.chunk_seconds(chunk_size) for chunk_size in trained.train_chunks or [trained.chunk]]
+    for seconds in streaming.chunk_sizes or known:
+        options = {**streaming.options, "chunk_size": seconds, "context": streaming.context}
+        stream = speech2text.stream(**options)
+        chunking, search = stream.chunking, stream.search.config
+        options["search"] = search.method
+        values = {
+            "chunk_seconds": seconds,
+            "context_seconds": timeline.context_seconds(chunking),
+            "algorithmic_seconds": timeline.latency_seconds(encoder, chunking),
+        }
+        figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
+        found.append((options, figures))
+    return found, speech2text.sample_rate, search
+
+
+def stream_set(
+    settings: dict[str, Any], batches: list[list[str]], out: Path
+) -> tuple[dict[str, stream_latency.Run], dict[str, str]]:
+    """Stream a set, or take what an earlier run has streamed by the same weights and settings.
+
+    Args:
+        settings: JSON value of the worker, see :func:`make_worker`.
+        batches: lists of utterance ids.
+        out: directory for ``streamed_<chunk size>.json``.
+
+    Returns:
+        ``{utterance: Run}`` and ``{utterance: reason}`` of those whose audio could not be used.
+    """
     task = {"settings": settings, "batches": batches}
     size = f"{settings['stream']['chunk_size']:g}"
     path, parts, name = out / f"streamed_{size}.json", out / f".parts_{size}", Path(settings["dump"]).name
@@ -32,39 +190,34 @@ def stream_set(settings, batches, out):
         print(f"{path}: {len(content['runs'])} utterances streamed, {len(content['failed'])} failed", flush=True)
     else:
         print(f"{path}: {len(content['runs'])} utterances were streamed before by the same weights and settings")
-    return {utterance: Run.from_json(values) for utterance, values in content["runs"].items()}, content["failed"]
+    runs = {utterance: stream_latency.Run.from_json(values) for utterance, values in content["runs"].items()}
+    return runs, content["failed"]
 
 
-def make_worker(settings):
-    """Worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one JSON object each."""
-    from dataclasses import asdict
-
+def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str, Any]]]:
+    """Return a worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one object each."""
     import numpy as np
 
-    from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
-    from espnet_speechllm_xl.corpus.kaldi import read_table
-    from espnet_speechllm_xl.evaluation.stream_latency import stream_through
+    from espnet_speechllm_xl.corpus.audio import AudioError
     from espnet_speechllm_xl.inference import Speech2Text
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
-    audio, rate = read_table(Path(settings["dump"]) / "wav.scp"), speech2text.sample_rate
-    tail = np.zeros(settings["tail"], np.float32)
+    rate = speech2text.sample_rate
+    audio, tail = SetAudio(Path(settings["dump"]), rate), np.zeros(settings["tail"], np.float32)
 
-    def measured(samples):
-        samples = np.concatenate([samples, tail])
-        return stream_through(speech2text.stream(**settings["stream"]), samples, rate, settings["block"])
+    def measured(samples: "np.ndarray") -> dict[str, Any]:
+        samples, stream = np.concatenate([samples, tail]), speech2text.stream(**settings["stream"])
+        return dataclasses.asdict(stream_latency.stream_through(stream, samples, rate, settings["block"]))
 
     measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
 
-    def work(utterances):
-        items = [{"utterance": utterance} for utterance in utterances]
-        for item in items:
+    def work(utterances: list[str]) -> list[dict[str, Any]]:
+        items = []
+        for utterance in utterances:
             try:
-                if item["utterance"] not in audio:
-                    raise AudioError("missing", "not in wav.scp")
-                item["run"] = asdict(measured(read_audio(audio[item["utterance"]], rate, notes={})))
+                items.append({"utterance": utterance, "run": measured(audio.read(utterance).samples)})
             except AudioError as error:
-                item["failed"] = str(error)
+                items.append(crashed(utterance, str(error)))
         return items
 
     return work

@@ -11,6 +11,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin import doubts, guard
 from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation.doubts import of_hypotheses
 from espnet_speechllm_xl.evaluation.metrics import real_time_factor, some_names
 from espnet_speechllm_xl.files import atomic_write
 
@@ -72,7 +73,7 @@ def _collect(args):
     summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
     rtf = real_time_factor(summary["seconds"], summary["audio_seconds"])
     print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf:.3f}")
-    doubts.say(doubts.of_hypotheses(read_table(Path(args.out) / "text", empty_values=True), args.out))
+    doubts.say(of_hypotheses(read_table(Path(args.out) / "text", empty_values=True), args.out))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ import tiny
 import yaml
 from limits import longest_file
 
-from espnet_speechllm_xl.bin import align, cli, decode
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm
 from espnet_speechllm_xl.corpus.dump import format_dir
 from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.decoding.output_formats import Captions
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.inference import Speech2Text
+from espnet_speechllm_xl.sets import align, decode
 from espnet_speechllm_xl.sets import audio as set_audio
 from espnet_speechllm_xl.systems.ctc import CTCModel
 
@@ -121,6 +122,33 @@ def test_wrong_use_is_2(capsys, argv, says):
     assert (code, out) == (2, "") and says in error
 
 
+@pytest.mark.parametrize("command", ["data", "tokens", "doubts", "align-report", "border-report"])
+def test_recipes_may_start_the_module_of_a_command(command):
+    module = f"espnet_speechllm_xl.bin.{command.replace('-', '_')}"
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: speechllm-xl {command} ")
+
+
+def test_one_table_of_exit_codes(capsys, tmp_path):
+    absent = tmp_path / "absent"
+    (tmp_path / "text").write_text("")
+    for code, argv in (
+        (1, ["data", "check", absent]),
+        (1, ["data", "subset", "--data", absent, "--out", tmp_path / "out", "--first", "1"]),
+        (1, ["align-report", "--aligned", absent, "--dump", absent]),
+        (1, ["border-report", "--decoded", absent, "--dump", absent]),
+        (2, ["tokens", "--text", tmp_path / "text", "--out", tmp_path / "out"]),
+        (2, ["score", "--exp", absent, "--dump", absent, "--results", tmp_path / "RESULTS.md"]),
+        (2, ["tables", "--corpus", "none"]),
+        (2, ["pack", "--model", absent, "--out", tmp_path / "out"]),
+    ):
+        found, printed, error = run(capsys, *argv)
+        assert (found, printed) == (code, "") and one_line(error), argv
+        assert argv[:2] == ["data", "check"] or error.startswith("speechllm-xl: error: "), argv
+    listed = run(capsys, "--help")[1].partition("exit codes:")[2]
+    assert re.findall(r"^  (\d+) ", listed, re.M) == ["0", "1", "2", "3", "130"]
+
+
 def test_train_without_options_is_wrong_use(capsys):
     assert run(capsys, "train")[0] == 2
     code, out, _ = run(capsys, "train-aligner", "-h")
@@ -144,10 +172,8 @@ def test_a_configuration_that_cannot_be_read_is_one_line(capsys, tmp_path, conte
 
 @pytest.mark.parametrize("bad", ["inf", "nan", "-1", "1e300", "x"])
 def test_seconds_that_are_none_are_wrong_use(capsys, bad):
-    from espnet_speechllm_xl.bin.data import get_parser
-
     with pytest.raises(SystemExit) as ended:
-        get_parser().parse_args(["longform", "--dump", "d", "--out", "o", "--factor", "2", f"--gap-seconds={bad}"])
+        cli.main(["data", "longform", "--dump", "d", "--out", "o", "--factor", "2", f"--gap-seconds={bad}"])
     assert ended.value.code == 2 and "argument --gap-seconds: " in capsys.readouterr().err
 
 
@@ -802,38 +828,33 @@ def leftovers(folder):
     return files + [str(path) for path in folder.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
-def tool(module, *argv):
-    """A function of ``(capsys)`` as :func:`run` is, of a recipe tool."""
-    return lambda capsys: (module.main([str(word) for word in argv]), *capsys.readouterr())
-
-
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(capsys, dump, tiny_model_dir, tiny_aligner_dir, tmp_path):
-    from espnet_speechllm_xl.bin import data, tokens
-
     text, out = dump / "text", tmp_path / "out"
     (tmp_path / "many").write_text("".join(f"u{i:02d} {line}\n" for i, line in enumerate(tiny.SENTENCES)), "utf-8")
     model = ("--model", tiny_model_dir, "--out")
     score = ("--ref", text, "--hyp", text, "--utt2spk", dump / "utt2spk", "--out")
+
+    def command(*argv):
+        return lambda capsys: run(capsys, *argv)
+
     commands = {
         "decode": lambda capsys: decode_set(capsys, dump, tiny_model_dir, out / "decode"),
-        "align": lambda capsys: run(
-            capsys, "align", "--dump", dump, "--model", tiny_aligner_dir, "--out", out / "align"
-        ),
-        "pack": lambda capsys: run(capsys, "pack", *model, out / "pack" / "model.zip"),
-        "score": lambda capsys: run(capsys, "score", *score, out / "score"),
-        "latency": lambda capsys: run(capsys, "latency", "--dump", dump, *model, out / "latency"),
-        "format": tool(data, "format", "--data", dump, "--dump", out / "format", "--nj", "1"),
-        "format nj": tool(data, "format", "--data", dump, "--dump", out / "format nj", "--nj", "2"),
-        "subset": tool(data, "subset", "--data", dump, "--out", out / "subset", "--first", "2"),
-        "longform": tool(data, "longform", "--dump", dump, "--out", out / "longform", "--factor", "2"),
-        "tokens": tool(tokens, "--text", tmp_path / "many", "--out", out / "tokens", "--vocab-size", "40"),
+        "align": command("align", "--dump", dump, "--model", tiny_aligner_dir, "--out", out / "align"),
+        "pack": command("pack", *model, out / "pack" / "model.zip"),
+        "score": command("score", *score, out / "score"),
+        "latency": command("latency", "--dump", dump, *model, out / "latency"),
+        "format": command("data", "format", "--data", dump, "--dump", out / "format", "--nj", "1"),
+        "format nj": command("data", "format", "--data", dump, "--dump", out / "format nj", "--nj", "2"),
+        "subset": command("data", "subset", "--data", dump, "--out", out / "subset", "--first", "2"),
+        "longform": command("data", "longform", "--dump", dump, "--out", out / "longform", "--factor", "2"),
+        "tokens": command("tokens", "--text", tmp_path / "many", "--out", out / "tokens", "--vocab-size", "40"),
     }
-    for name, command in commands.items():
+    for name, call in commands.items():
         with longest_file(0):
-            code, _, error = command(capsys)
+            code, _, error = call(capsys)
         assert code == 2 and f"{out / name}/" in one_line(error) and "File too large: raise the limit" in error, name
         assert leftovers(out) == []
-        code, _, error = command(capsys)
+        code, _, error = call(capsys)
         assert code == 0, (name, error)
         assert leftovers(out) == [], name
 
@@ -865,12 +886,12 @@ def test_a_model_larger_than_the_disk_it_is_unpacked_on(tiny_model_dir, files, t
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no mount namespaces here")
 def test_a_read_only_place_is_one_line(dump, tmp_path):
     (tmp_path / "disk").mkdir()
-    command = f"{sys.executable} -m espnet_speechllm_xl.bin.data"
+    command = f"{sys.executable} -m espnet_speechllm_xl data"
     script = f"mount -o remount,ro . && {command} subset --first 1 --data {dump} --out $PWD/out; echo exit $?"
     done = on_small_disk(tmp_path / "disk", 100000, script)
     assert done.stdout == "exit 2\n"
     assert one_line(done.stderr).startswith(
-        f"subset: {tmp_path}/disk/out cannot be written: Read-only file system: name"
+        f"speechllm-xl: error: {tmp_path}/disk/out cannot be written: Read-only file system: name"
     )
 
 

@@ -5,8 +5,10 @@ import pytest
 import soundfile
 import tiny
 
-from espnet_speechllm_xl.bin import cli, endless
-from espnet_speechllm_xl.bin.endless import Hour
+from espnet_speechllm_xl.bin import cli
+from espnet_speechllm_xl.bin.endless import report
+from espnet_speechllm_xl.sets import endless
+from espnet_speechllm_xl.sets.endless import Hour
 
 
 @pytest.fixture
@@ -31,12 +33,9 @@ def test_a_short_run(capsys, monkeypatch, tiny_model_dir, files):
     assert changed <= 1 and code == changed and f"{changed} loops changed their words" in out
 
 
-def test_the_loop_is_whole_chunks(tiny_model_dir):
-    from espnet_speechllm_xl import Speech2Text
-
-    stream = Speech2Text.from_pretrained(tiny_model_dir).stream()
+def test_the_loop_is_whole_chunks():
     first, second = np.ones(8000, np.float32), np.full(100, 2, np.float32)
-    loop = np.concatenate(endless.make_loop([first, second], stream, 0.5, 1.0))
+    loop = np.concatenate(endless.make_loop([first, second], 16, 16000, 0.5, 1.0))
     assert len(loop) == 4 * 10240  # of 40100 samples
     assert (loop[8000:16000] == 1).all() and (loop[24000:24100] == 2).all()
     assert not loop[:8000].any() and not loop[16000:24000].any() and not loop[24100:].any()
@@ -52,13 +51,13 @@ def test_the_loop_is_whole_chunks(tiny_model_dir):
     ],
 )
 def test_verdicts(capsys, second, code):
-    assert endless.report([Hour([0.01, 0.01, 0.5], [1000, 1000], 50, 5, 0), second]) == code
+    assert report([Hour([0.01, 0.01, 0.5], [1000, 1000], 50, 5, 0), second]) == code
     assert capsys.readouterr().out.count("\n| ") == 2
 
 
 def judged(rss):
     """The verdict on hours of such memory, in MB a loop."""
-    return endless.report([Hour([0.01], [round(value * 1e6) for value in hour], 50, len(hour), 0) for hour in rss])
+    return report([Hour([0.01], [round(value * 1e6) for value in hour], 50, len(hour), 0) for hour in rss])
 
 
 def test_memory_that_rises_and_falls_again_has_no_trend(capsys):

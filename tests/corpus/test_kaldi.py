@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_speechllm_xl.bin.data import main
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus import directories, dump, kaldi
 from espnet_speechllm_xl.corpus.audio import read_audio
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, write_ctm
@@ -29,6 +29,11 @@ from espnet_speechllm_xl.corpus.kaldi import Joined, KaldiError, Problem, joined
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 16000
 PACK = Path(os.environ.get("SPEECHLLM_XL_DATA") or ROOT.parent / "shared" / "data")
+
+
+def main(argv):
+    """The exit code of ``speechllm-xl data``."""
+    return cli.main(["data", *argv])
 
 
 def noise(seconds, seed):
@@ -182,7 +187,7 @@ def test_check_names_every_defect_and_fix_mends_them(tmp_path, capsys):
     assert (data / "text").read_bytes() == before
     run, *words = shlex.split(command)  # as typed
     assert Path(run).name == "run.sh" and os.access(run, os.X_OK)
-    assert words[:4] == ["python3", "-m", "espnet_speechllm_xl.bin.data", "check"] and main(words[3:]) == 0
+    assert words[:5] == ["python3", "-m", "espnet_speechllm_xl", "data", "check"] and main(words[4:]) == 0
     out = capsys.readouterr().out
     assert "7 in = 3 kept + 4 dropped (1 empty-text, 1 no-audio-entry, 1 no-speaker, 1 no-text)" in out
     assert directories.check_dir(data) == []
@@ -232,7 +237,7 @@ def test_a_set_without_text_is_good_where_that_is_said(tmp_path, capsys):
     capsys.readouterr()
     assert main(["check", str(data), "--no-text-ok"]) == 1
     (command,) = re.findall("this mends them: (.*)", capsys.readouterr().err)
-    assert main(shlex.split(command)[4:]) == 0
+    assert main(shlex.split(command)[5:]) == 0
 
 
 @pytest.mark.parametrize(
@@ -717,7 +722,7 @@ def test_killed_and_run_again_gives_the_same(tmp_path):
     data = make(tmp_path / "d", {f"s{i % 7}-{i:03d}": 0.2 for i in range(60)}, ctm=True)
     scp = kaldi.read_table(data / "wav.scp")
     kaldi.write_table(data / "wav.scp", {key: f"sleep 0.02; cat {path} |" for key, path in scp.items()})
-    command = [sys.executable, "-m", "espnet_speechllm_xl.bin.data", "format", "--data", "d", "--dump"]
+    command = [sys.executable, "-m", "espnet_speechllm_xl", "data", "format", "--data", "d", "--dump"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     assert subprocess.run([*command, "o", "--nj", "2"], **run).returncode == 0

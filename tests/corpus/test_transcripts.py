@@ -4,7 +4,7 @@ import pytest
 from test_kaldi import make
 from test_tokenization import save_hugging_face
 
-from espnet_speechllm_xl.bin import data, tokens
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus import kaldi, transcripts
 from espnet_speechllm_xl.corpus.ctm import read_ctm
 from espnet_speechllm_xl.corpus.dump import format_dir
@@ -114,22 +114,22 @@ def table(path, texts):
 def test_check_lists_what_stands_out_and_compares_the_sets(tmp_path, capsys):
     train, dev = make(tmp_path / "train", {f"a-{i}": 0.2 for i in range(3)}), make(tmp_path / "dev", {"b-1": 0.2})
     kaldi.write_table(dev / "text", {"b-1": "word 1 <sil>"})
-    assert data.main(["check", str(train), str(dev)]) == 0
+    assert cli.main(["data", "check", str(train), str(dev)]) == 0
     out = capsys.readouterr().out
     assert f"{train}: good\n{train}/text: digits in 3 of 3 utterances (first 'a-0')" in out
     assert f"{dev}: good\n{dev}/text: tags in 1 of 1 utterances (first 'b-1'): <sil> 1;" in out
     assert out.splitlines()[-1].startswith(f"{dev}/text is in lower case, {train}/text in UPPER CASE: ")
-    assert data.main(["check", str(train), str(dev), "--rare", "0"]) == 0
+    assert cli.main(["data", "check", str(train), str(dev), "--rare", "0"]) == 0
     assert capsys.readouterr().out == f"{train}: good\n{dev}: good\n"
     (dev / "utt2spk").unlink()
-    assert data.main(["check", str(dev), str(train)]) == 1  # the last one is good
+    assert cli.main(["data", "check", str(dev), str(train)]) == 1  # the last one is good
 
 
 def test_tokens_say_what_the_other_sets_lack(tmp_path, capsys):
     train = table(tmp_path / "train", {f"u{i}": "ada sees bob" for i in range(9)})
     dev = table(tmp_path / "dev", {"v1": "ADA sees \u00df", "v2": "ada"})
     options = ["--text", train, "--out", str(tmp_path / "out"), "--type", "char", "--others", dev, str(tmp_path / "no")]
-    assert tokens.main(options) == 0
+    assert cli.main(["tokens", *options]) == 0
     _, said = capsys.readouterr().out.splitlines()
     assert said == (
         f"{dev}: the tokenizer has no token for 'A' 2, 'D' 1, '\u00df' 1, in 1 of 2 utterances (first 'v1')"
@@ -141,7 +141,7 @@ def test_tokens_say_what_a_hugging_face_tokenizer_loses(tmp_path, capsys, senten
     save_hugging_face(tmp_path / "hf", sentences, False, unknown=None, lower=lower)
     train = table(tmp_path / "train", {"u1": "ada sees", "u2": "Ada sees \u00df" if not lower else "Ada sees"})
     options = ["--text", train, "--out", str(tmp_path / "out"), "--type", "hf", "--hf", str(tmp_path / "hf")]
-    assert tokens.main([*options, "--rare", "0"]) == 0
+    assert cli.main(["tokens", *options, "--rare", "0"]) == 0
     _, said = capsys.readouterr().out.splitlines()
     if lower:
         assert f"{train}: 1 of 2 transcripts come back otherwise from their tokens, first 'u2': 'Ada sees' as" in said
@@ -154,7 +154,7 @@ def test_symbols_are_one_token_each_also_those_of_no_training_text(tmp_path, sen
     train = table(tmp_path / "train", {f"u{i}": f"{line} <noise> <unk>" for i, line in enumerate(sentences)})
     (tmp_path / "nlsyms").write_text("<noise>\n(laughs)\n<unk>\n")
     options = ["--text", train, "--out", str(tmp_path / "out"), "--type", kind, "--vocab-size", "40"]
-    assert tokens.main([*options, "--nlsyms", str(tmp_path / "nlsyms")]) == 0
+    assert cli.main(["tokens", *options, "--nlsyms", str(tmp_path / "nlsyms")]) == 0
     tokenizer = load_tokenizer(tmp_path / "out/tokenizer.model")
     text = "ada (laughs) <unk> sees <noise>"
     ids, ends = tokenizer.encode(text)
@@ -172,7 +172,7 @@ def test_a_hugging_face_tokenizer_must_have_the_symbols(tmp_path, capsys, senten
     train = table(tmp_path / "train", {"u1": "ada sees"})
     (tmp_path / "nlsyms").write_text("<noise>\n")
     options = ["--text", train, "--out", str(tmp_path / "out"), "--type", "hf", "--hf", str(tmp_path / "hf")]
-    assert tokens.main([*options, "--nlsyms", str(tmp_path / "nlsyms")]) == 2
+    assert cli.main(["tokens", *options, "--nlsyms", str(tmp_path / "nlsyms")]) == 2
     assert "has no token '<noise>' of --nlsyms: add it there" in capsys.readouterr().err
 
 
@@ -186,7 +186,7 @@ def test_the_dump_holds_the_cleaned_text_in_all_that_stages_read(tmp_path, capsy
         (source / "ref.ctm").read_text().replace("ann-1 1 0.250", "ann-1 1 0.200 0.050 <NOISE>\nann-1 1 0.250")
     )
     options = ["--data", str(source), "--dump", str(tmp_path / "o"), "--cleaner", "lower"]
-    assert data.main(["format", *options, "--nlsyms", str(tmp_path / "nlsyms")]) == 0
+    assert cli.main(["data", "format", *options, "--nlsyms", str(tmp_path / "nlsyms")]) == 0
     text = kaldi.read_table(tmp_path / "o/text")
     assert text == {"ann-1": "word0 <NOISE> end", "ann-2": "word1 end"}
     timed = read_ctm(tmp_path / "o/ref.ctm")

@@ -88,13 +88,13 @@ def test_stream_gives_what_offline_gives(tiny_model, method, chunking):
 @pytest.fixture(scope="module")
 def unspaced_model(tmp_path_factory):
     """(model, tokenizer) of Chinese characters, and a mark of space, in float64."""
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
     from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
     from espnet_speechllm_xl.trained_model import load_model
 
     out = tmp_path_factory.mktemp("unspaced")
     (out / "text").write_text("u 今天天气很好我们去公园散步吧 朋友打电话给小明说明早九点见面", "utf-8")
-    assert tokens.main(["--text", str(out / "text"), "--out", str(out), "--type", "char"]) == 0
+    assert cli.main(["tokens", "--text", str(out / "text"), "--out", str(out), "--type", "char"]) == 0
     extra = [*tiny.conf("decoder_conf", tiny.DECODER), *tiny.conf("loss_conf", ["ctc_weight=0.1"])]
     tiny.write_model(out / "m", SpeechLLMXLTask, out, "valid.acc_text.ave.pth", extra, seed=3, change=tiny.talkative)
     return load_model(out / "m", dtype="float64")[:2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_speechllm_xl.bin import align_report, cli
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus import kaldi
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import write_table
@@ -51,7 +51,7 @@ def test_with_a_reference(tmp_path, dump, capsys):
     write_ctm(dump / "ref.ctm", {name: words(TEXT[name], 0.4 + late) for name, late in shift.items()})
     out = aligned_from(dump, tmp_path / "ours.ctm", tmp_path / "exp/aligned/test")
     capsys.readouterr()
-    assert align_report.main(["--aligned", str(out), "--dump", str(dump), "--chunk", "16", "--plots", "3"]) == 0
+    assert cli.main(["align-report", "--aligned", str(out), "--dump", str(dump), "--chunk", "16", "--plots", "3"]) == 0
     # Words: 3 + 2 at -30 ms, 2 at +50 ms.
     delay, delta = (5 * -30 + 2 * 50) / 7, (5 * 30 + 2 * 50) / 7
     counts = "3 of 5 utterances compared, 2 not (1 not in the CTM, 1 not in the reference)"
@@ -74,10 +74,10 @@ def test_without_a_reference_after_one(tmp_path, dump, capsys):
     write_ctm(dump / "ref.ctm", {"s1-a": words(TEXT["s1-a"], 0.4)})
     out = aligned_from(dump, tmp_path / "ours.ctm", tmp_path / "exp/aligned/test")
     options = ["--aligned", str(out), "--dump", str(dump)]
-    assert align_report.main(options) == 0
+    assert cli.main(["align-report", *options]) == 0
     (dump / "ref.ctm").unlink()
     capsys.readouterr()
-    assert align_report.main([*options, "--plots", "1"]) == 0
+    assert cli.main(["align-report", *options, "--plots", "1"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
         f"{out}: no reference ({dump / 'ref.ctm'}), so no word-end delay; 4 of 5 utterances aligned, 1 not (1 not in"
@@ -91,7 +91,7 @@ def test_no_words_in_common(tmp_path, dump, capsys):
     write_ctm(dump / "ref.ctm", {name: words("other", 0.4) for name in TEXT})
     out = aligned_from(dump, tmp_path / "ours.ctm", tmp_path / "aligned/test")
     capsys.readouterr()
-    assert align_report.main(["--aligned", str(out), "--dump", str(dump), "--plots", "0"]) == 0
+    assert cli.main(["align-report", "--aligned", str(out), "--dump", str(dump), "--plots", "0"]) == 0
     said = capsys.readouterr().out
     assert "no word to compare" in said
     assert "0 of 5 utterances compared, 5 not (1 not in the CTM, 4 other words than the reference)" in said
@@ -102,23 +102,23 @@ def test_bad_input(tmp_path, dump, capsys):
     options = ["--aligned", str(out), "--dump", str(dump)]
     (dump / "0.flac").write_bytes(b"")
     capsys.readouterr()
-    assert align_report.main([*options, "--plots", "9"]) == 1  # the other three are drawn
+    assert cli.main(["align-report", *options, "--plots", "9"]) == 1  # the other three are drawn
     said = capsys.readouterr()
     assert "3 plots" in said.out
-    assert said.err.startswith("align_report: not drawn: s1-a: ") and "is an empty file" in said.err
+    assert said.err.startswith("speechllm-xl align-report: not drawn: s1-a: ") and "is an empty file" in said.err
     write_table(dump / "text", {**TEXT, "s3-new": "more"})
-    assert align_report.main(options) == 1
+    assert cli.main(["align-report", *options]) == 1
     assert (
         f"{out} (4 aligned, 1 failed) is not of {dump} (6 utterances): run the align stage" in capsys.readouterr().err
     )
     (out / "wav.scp").unlink()
-    assert align_report.main(options) == 1
+    assert cli.main(["align-report", *options]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"align_report: {out / 'wav.scp'} does not exist: give a Kaldi data directory"
+        f"speechllm-xl: error: {out / 'wav.scp'} does not exist: give a Kaldi data directory"
     ]
     for wrong in (["--chunk", "0"], ["--plots", "-1"], ["--plots", "x"]):
         with pytest.raises(SystemExit) as exit_code:
-            align_report.main([*options, *wrong])
+            cli.main(["align-report", *options, *wrong])
         assert exit_code.value.code == 2
 
 
@@ -171,8 +171,8 @@ def test_needs_no_torch(tmp_path, dump):
     out = aligned_from(dump, tmp_path / "ours.ctm", tmp_path / "aligned/test")
     write_ctm(dump / "ref.ctm", read_ctm(tmp_path / "ours.ctm"))
     code = (
-        "import sys; from espnet_speechllm_xl.bin import align_report\n"
-        f"assert align_report.main(['--aligned', {str(out)!r}, '--dump', {str(dump)!r}]) == 0\n"
+        "import sys; from espnet_speechllm_xl.bin import cli\n"
+        f"assert cli.main(['align-report', '--aligned', {str(out)!r}, '--dump', {str(dump)!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

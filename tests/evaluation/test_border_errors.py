@@ -6,7 +6,7 @@ import math
 import pytest
 import yaml
 
-from espnet_speechllm_xl.bin import border_report
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus.ctm import Word, write_ctm
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation.border_errors import ACROSS, AFTER, BEFORE, ELSEWHERE, border_errors, place
@@ -79,27 +79,27 @@ def test_report(tmp_path, capsys):
     write(dump / "text", "u1 one two three four\nu2 no times\n")
     write_ctm(dump / "ref.ctm", TIMES)
     options = ["--decoded", str(decoded), "--dump", str(dump), "--near", "2"]
-    assert border_report.main(options) == 1
+    assert cli.main(["border-report", *options]) == 1
     assert "give --chunk FRAMES" in capsys.readouterr().err
     write(tmp_path / "exp/xl/config.yaml", yaml.safe_dump({"chunking_conf": {"chunk": 8}}))
-    assert border_report.main(options) == 0
+    assert cli.main(["border-report", *options]) == 0
     out = capsys.readouterr().out.splitlines()
     assert "|ends just before one|1|100.00|0.00|" in out and "|all|4|25.00|0.00|" in out
     assert "Insertions: 1. Utterances: 2, counted: 1, left out: 1." in out[-2]
     assert out[-1] == "Left out, no reference times: u2."
-    assert border_report.main([*options, "--chunk", "16"]) == 0
+    assert cli.main(["border-report", *options, "--chunk", "16"]) == 0
     assert "Chunks of 0.64 s; 'just' is within 0.08 s." in capsys.readouterr().out
     write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": 0.64}}))  # not the model's own
-    assert border_report.main(options) == 0
+    assert cli.main(["border-report", *options]) == 0
     assert "Chunks of 0.64 s" in capsys.readouterr().out
     write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": math.inf}}))
-    assert border_report.main(options) == 1
+    assert cli.main(["border-report", *options]) == 1
     assert "was decoded without chunks" in capsys.readouterr().err
     write(decoded / "decode.json", json.dumps({"settings": {"chunk_size": 0.64}}))
     for path in (decoded / "text", dump / "text", dump / "ref.ctm"):
         path.write_text(path.read_text().replace("four", "fou\u0301r" if path.parent == dump else "fo\u00far"))
-    assert border_report.main(options) == 0  # composed or not
+    assert cli.main(["border-report", *options]) == 0  # composed or not
     assert "|all|4|25.00|0.00|" in capsys.readouterr().out
     (dump / "ref.ctm").unlink()
-    assert border_report.main(options) == 1
+    assert cli.main(["border-report", *options]) == 1
     assert "ref.ctm" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from espnet_speechllm_xl.bin import doubts
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import doubts
 from espnet_speechllm_xl.evaluation.train_log import ended_in_warmup, read_train_log, stopped_early, training_summary
 
 LOG = (
@@ -126,12 +127,12 @@ def test_doubts_are_a_line_each(tmp_path, capsys):
     good = trained(tmp_path / "good", [1e-3, 5e-4], ters=(0.5, 0.3))
     bad = trained(tmp_path / "bad", [1e-3, 2e-3], ters=(0.9, 0.304))
     other = trained(tmp_path / "other", [1e-3, 5e-4], config="task: speechllm_xl\n", ters=(0.9,))
-    assert doubts.main([str(path) for path in (good, bad, other, tmp_path / "none")]) == 0
+    assert cli.main(["doubts", *map(str, (good, bad, other, tmp_path / "none"))]) == 0
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(f"warning: {bad}: its token error rate is 0.304 at best, over 0.3: ")
     assert second.startswith(f"warning: {bad}: the training ended in its warm-up, after 2 epochs, ")
     (bad / "config.yaml").write_text("a: [")
-    assert doubts.main([str(bad)]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["doubts", str(bad)]) == 2 and capsys.readouterr().err.count("\n") == 1
     with pytest.raises(UserError, match="bad/config.yaml, line 1 is not readable YAML"):
         doubts.of_training(bad)
 

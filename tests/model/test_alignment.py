@@ -318,10 +318,10 @@ def test_whole_word_ends(sentencepiece_model):
 )
 def test_whole_word_ends_of_scripts_without_spaces(tmp_path, text, expected):
     """Not all of a sentence ends where the sentence ends."""
-    from espnet_speechllm_xl.bin import tokens
+    from espnet_speechllm_xl.bin import cli
 
     (tmp_path / "text").write_text(f"u {text}\n", "utf-8")
-    assert tokens.main(["--text", str(tmp_path / "text"), "--out", str(tmp_path), "--type", "char"]) == 0
+    assert cli.main(["tokens", "--text", str(tmp_path / "text"), "--out", str(tmp_path), "--type", "char"]) == 0
     tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
     ids, _ = tokenizer.encode(text)
     assert whole_word_ends(range(len(ids)), ids, tokenizer) == [int(digit) for digit in expected]

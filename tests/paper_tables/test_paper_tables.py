@@ -21,7 +21,7 @@ import yaml
 from test_readme import DRIVER, SHARED, declared
 
 from espnet_speechllm_xl import experiment
-from espnet_speechllm_xl.bin import paper_tables
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, LossConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, plots
@@ -141,7 +141,7 @@ def recipe(tmp_path):
 
 
 def command(recipe, *options):
-    return paper_tables.main(["--corpus", "toy", "--plan", str(recipe.parent / "plan.yaml"), *options])
+    return cli.main(["tables", "--corpus", "toy", "--plan", str(recipe.parent / "plan.yaml"), *options])
 
 
 def plant(recipe, tag, search, dataset, wrong, config=None, epochs=2):
@@ -399,7 +399,7 @@ def test_what_others_begin_with_comes_first(recipe, capsys):
 
 def test_ctrl_c_starts_nothing_more(recipe):
     (recipe / "hold_xl_tiny").touch()
-    script = [sys.executable, "-m", "espnet_speechllm_xl.bin.paper_tables", "--corpus", "toy"]
+    script = [sys.executable, "-m", "espnet_speechllm_xl", "tables", "--corpus", "toy"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [*script, "--plan", str(recipe.parent / "plan.yaml")],
@@ -413,7 +413,7 @@ def test_ctrl_c_starts_nothing_more(recipe):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "paper_tables.sh: stopped; the same command goes on where it was\n"
+    assert error == "speechllm-xl tables: stopped; the same command goes on where it was\n"
     assert (recipe / "calls").read_text(encoding="utf-8").count("\n") == 2  # align and the first training
 
 

@@ -17,7 +17,7 @@ import training
 import yaml
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_speechllm_xl.bin import data as data_tool
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.evaluation.train_log import read_train_log
@@ -79,7 +79,7 @@ def write_kaldi_dir(make, toy_data, folder):
     tables = {file: {name: table[name] for name in names} for file, table in tables.items()}
     for file, table in {**tables, **make(toy_data, names, folder)}.items():
         write_table(folder / "set" / file, table)
-    assert data_tool.main(["check", str(folder / "set"), "--fix"]) == 0
+    assert cli.main(["data", "check", str(folder / "set"), "--fix"]) == 0
     return folder / "set"
 
 
@@ -104,7 +104,7 @@ def espnet_dump(toy_data, tmp_path):
 def test_kaldi_and_dump_give_the_same_inputs(make, espnet_dump, toy_data, tmp_path):
     kaldi_dir = write_kaldi_dir(make, toy_data, tmp_path / "kaldi")
     formatted = tmp_path / "dump" / "raw" / "train"
-    assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(formatted), "--nj", "1"]) == 0
+    assert cli.main(["data", "format", "--data", str(kaldi_dir), "--dump", str(formatted), "--nj", "1"]) == 0
     (names, batch), (expected_names, expected) = (loaded(path, toy_data.tokenizer) for path in (formatted, espnet_dump))
     assert names == expected_names and len(names) == 4
     assert batch.keys() == expected.keys()
@@ -119,7 +119,7 @@ def test_kaldi_and_dump_give_the_same_inputs(make, espnet_dump, toy_data, tmp_pa
 
 def test_a_dump_formatted_again_is_the_same(espnet_dump, toy_data, tmp_path):
     again = tmp_path / "again"
-    assert data_tool.main(["format", "--data", str(espnet_dump), "--dump", str(again), "--nj", "1"]) == 0
+    assert cli.main(["data", "format", "--data", str(espnet_dump), "--dump", str(again), "--nj", "1"]) == 0
     batch, expected = loaded(again, toy_data.tokenizer)[1], loaded(espnet_dump, toy_data.tokenizer)[1]
     assert all(batch[name].equal(expected[name]) for name in expected)
 
@@ -129,12 +129,12 @@ def test_formatted_again_keeps_the_files_as_they_are(kaldi_dir, tmp_path):
     out = tmp_path / "dump"
     times = []
     for _ in range(2):
-        assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
+        assert cli.main(["data", "format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
         times.append({path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()})
     assert times[0] == times[1]
     text = read_table(kaldi_dir / "text")
     write_table(kaldi_dir / "text", {**text, next(iter(text)): "d d d"})
-    assert data_tool.main(["format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
+    assert cli.main(["data", "format", "--data", str(kaldi_dir), "--dump", str(out), "--nj", "1"]) == 0
     changed = {path.name for path, time in times[0].items() if path.stat().st_mtime_ns != time}
     assert "text" in changed and "wav.scp" not in changed
 

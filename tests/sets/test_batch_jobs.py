@@ -186,14 +186,14 @@ def is_running(process):
 
 
 def test_shards_are_put_together_without_working_again(tmp_path):
-    assert run(tmp_path, shard=(2, 3)) is None and log(tmp_path) == [3, 8]
-    assert run(tmp_path, shard=(1, 3)) is None and log(tmp_path) == [1, 7]
-    assert run(tmp_path, shard=(1, 3)) is None and log(tmp_path) == []
+    assert run(tmp_path, shard=(2, 3)) == [] and log(tmp_path) == [3, 8]
+    assert run(tmp_path, shard=(1, 3)) == [] and log(tmp_path) == [1, 7]
+    assert run(tmp_path, shard=(1, 3)) == [] and log(tmp_path) == []
     run(tmp_path, shard=(1, 3), beam=4)  # of another task: beside them
     log(tmp_path)
     assert run(tmp_path) == EXPECTED and log(tmp_path) == [4]  # the third shard was never done
     assert len(list((tmp_path / "parts").iterdir())) == 1
-    assert run(tmp_path, shard=(9, 9), batches=BATCHES) is None and log(tmp_path) == []
+    assert run(tmp_path, shard=(9, 9), batches=BATCHES) == [] and log(tmp_path) == []
 
 
 def test_batches_by_length():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_speechllm_xl.bin import border_report
+from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus.audio import write_flac
 from espnet_speechllm_xl.corpus.ctm import Word, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import write_table
@@ -102,7 +102,7 @@ def test_report(tiny_model_dir, tiny_aligner_dir, tmp_path, capsys, speech, reco
     write_table(tmp_path / "wav.scp", {"u1": audio, "u2": audio, "u3": audio, "u5": audio})
     write_ctm(tmp_path / "ref.ctm", {"u1": WORDS, "u3": WORDS})
     options = ["--dump", str(tmp_path), "--model", str(tiny_model_dir)]
-    assert border_report.main(options) == 0
+    assert cli.main(["border-report", *options]) == 0
     head, _, first, second, third, total, _, note, *reasons = capsys.readouterr().out.splitlines()
     assert head == "|frames|words|written|`$` instead|taken up, if left out|lost|"
     assert first.startswith("|0|3|0.") and total == first.replace("|0|", "|all|", 1)
@@ -114,11 +114,11 @@ def test_report(tiny_model_dir, tiny_aligner_dir, tmp_path, capsys, speech, reco
         "Left out, other words than its reference times: u3.",
     ]
     write_ctm(tmp_path / "other.ctm", {"u1": WORDS, "u2": [Word("stop", 0.1, 0.2)]})
-    assert border_report.main([*options, "--reference", str(tmp_path / "other.ctm")]) == 0
+    assert cli.main(["border-report", *options, "--reference", str(tmp_path / "other.ctm")]) == 0
     assert "counted: 2, left out: 2" in capsys.readouterr().out
-    assert border_report.main([*options, "--chunk", "32", "--near", "1"]) == 0
+    assert cli.main(["border-report", *options, "--chunk", "32", "--near", "1"]) == 0
     assert "|all|1|0." in capsys.readouterr().out
-    assert border_report.main([*options, "--near", "16"]) == 1
+    assert cli.main(["border-report", *options, "--near", "16"]) == 1
     assert "16 frames near a boundary do not fit into a chunk of 16: give fewer" in capsys.readouterr().err
-    assert border_report.main(["--dump", str(tmp_path), "--model", str(tiny_aligner_dir)]) == 1
+    assert cli.main(["border-report", "--dump", str(tmp_path), "--model", str(tiny_aligner_dir)]) == 1
     assert "does not write chunk by chunk" in capsys.readouterr().err

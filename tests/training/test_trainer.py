@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_asks_no_question_at_a_terminal(toy_data, toy_stats
     command = [sys.executable, "-m", "espnet_speechllm_xl", "train-aligner", *command]
     done = run_at_terminal(command, tmp_path, environment())
     assert done.returncode == 2
-    assert f"\nspeechllm-xl train-aligner: error: {out}/checkpoint.pth cannot be resumed (" in done.stdout
+    assert f"\nspeechllm-xl: error: {out}/checkpoint.pth cannot be resumed (" in done.stdout
     assert "Traceback" not in done.stdout and "WARNING" not in done.stdout
 
 

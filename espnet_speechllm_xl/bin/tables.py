@@ -1,28 +1,32 @@
-"""``local/paper_tables.sh``: train and decode what the paper's tables need on a corpus, and write TABLES.md."""
+"""``tables`` (local/paper_tables.sh): train and decode what the paper's tables need, and write TABLES.md."""
 
 import argparse
 import itertools
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from espnet_speechllm_xl.bin import guard
+from espnet_speechllm_xl.bin.guard import INTERRUPTED
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.paper_tables.runner import listing, run, select
 
-PROGRAM = "paper_tables.sh"
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.paper_tables.records import Records
+
 PATHS = ("--downloads", "--kaldi-data", "--hf-tokenizer")  # options of the recipes
 
 
-def get_parser():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"local/{PROGRAM}",
-        description="Train and decode what the paper's tables I-V need on a corpus, row by row, and write TABLES.md.",
-        epilog="Options after -- go to the recipe's scripts, e.g. -- --downloads DIR --nj 4. Run again, it goes on "
-        "where it was; what is done is left out.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.description = (
+        "Train and decode what the paper's tables I-V need on a corpus, row by row, and write TABLES.md."
+    )
+    parser.epilog = (
+        "Options after -- go to the recipe's scripts, e.g. -- --downloads DIR --nj 4. Run again, it goes on "
+        "where it was; what is done is left out."
     )
     parser.add_argument("--corpus", required=True, metavar="NAME", help="in conf/paper_tables.yaml, e.g. an4")
     parser.add_argument("--table", action="append", metavar="NUMBER", help="only this table, I to V; may be repeated")
@@ -48,26 +52,23 @@ def get_parser():
     )
     parser.add_argument("--out", metavar="FILE", help="default: TABLES.md, or as the plan names it, beside the records")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
-    return parser
 
 
-def main(argv=None):
-    """Returns 0, 1 when a row failed or could not be read (named on stderr), 2 for wrong use, 130 stopped by Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = get_parser().parse_args(argv)
-    command = shlex.join([f"local/{PROGRAM}", *argv])
-    return guard.run(lambda: _main(args, command), PROGRAM, tidy=False)  # the recipes that it runs end by themselves
-
-
-def _main(args, command):
+def main(args: argparse.Namespace) -> int:
+    """Make the tables; returns 0, 1 when a row failed or could not be read (named on stderr), 130 after Ctrl-C."""
     try:
-        return _make(args, command)
+        return _make(args, command=shlex.join(["local/paper_tables.sh", *args.argv[1:]]))
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        _say("stopped; the same command goes on where it was")
+        return INTERRUPTED
 
 
-def _make(args, command):
+def _say(text: str) -> None:
+    print(f"speechllm-xl tables: {text}", file=sys.stderr)
+
+
+def _make(args: argparse.Namespace, command: str) -> int:
+    from espnet_speechllm_xl.paper_tables import runner
     from espnet_speechllm_xl.paper_tables.plan import PLAN, Plan, check_extra
     from espnet_speechllm_xl.paper_tables.records import Records
 
@@ -79,25 +80,25 @@ def _make(args, command):
     if args.report and args.records and not any(map(records.seeds, plan.systems)):
         raise UserError(f"--records {args.records}: no record in {records.directory}, and no training in {plan.exp}")
     todo = []
-    for system in select(plan, args.table, args.row):
-        there = records.seeds(system) if args.list else []
-        todo += [(system, seed) for seed in (_seeds(args.seeds) if args.seeds else there or [1])]
+    for system in runner.select(plan, args.table, args.row):
+        recorded = records.seeds(system) if args.list else []
+        todo += [(system, seed) for seed in (_seeds(args.seeds) if args.seeds else recorded or [1])]
     if args.list:
-        print("\n".join(listing(records, args.table, todo)))
+        print("\n".join(runner.listing(records, args.table, todo)))
         return 0
-    failed = [] if args.report else run(records, todo, _absolute(args.options), args.dry_run, args.jobs)
+    failed = [] if args.report else runner.run(records, todo, _absolute(args.options), args.dry_run, args.jobs)
     if args.dry_run:
         return 0
     return _report(records, Path(args.out or records.directory.parent / plan.corpus.report), command, failed)
 
 
-def _absolute(options):
-    """Options for the recipes' scripts, which run elsewhere: relative paths begin where this program was started."""
+def _absolute(options: Sequence[str]) -> list[str]:
+    """Return options for the recipes' scripts, which run elsewhere: relative paths begin where this program started."""
     pairs = itertools.pairwise(["", *options])
     return [os.path.abspath(value) if option.replace("_", "-") in PATHS else value for option, value in pairs]
 
 
-def _report(records, out, command, failed):
+def _report(records: "Records", out: Path, command: str, failed: Sequence[str]) -> int:
     from espnet_speechllm_xl.paper_tables.tables import write_tables
 
     for system in records.plan.systems:
@@ -108,11 +109,11 @@ def _report(records, out, command, failed):
     problems = write_tables(records.plan, records, out, command)
     print(f"written: {out}")
     for message in dict.fromkeys([*failed, *problems]):
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        _say(message)
     return 1 if failed or problems else 0
 
 
-def _seeds(text):
+def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
@@ -120,7 +121,3 @@ def _seeds(text):
     if not seeds or min(seeds) < 1:
         raise UserError(f"--seeds '{text}': give whole numbers from 1, e.g. \"1 2 3\"")
     return list(dict.fromkeys(seeds))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
