@@ -2,20 +2,30 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import SearchConfig, StreamConfig
+from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig, StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
+from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
 from espnet_speechllm_xl.decoding.streams import Stream
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
 from espnet_speechllm_xl.systems import find_task
+from espnet_speechllm_xl.tokenization import Tokenizer
 from espnet_speechllm_xl.trained_model import load_model, unpacked
+
+if TYPE_CHECKING:  # ESPnet takes seconds to import
+    from espnet_speechllm_xl.systems.base_task import SpeechTask
 
 
 class Speech2Text:
@@ -23,27 +33,41 @@ class Speech2Text:
 
     >>> s2t = Speech2Text.from_pretrained("exp/speechllm_xl_tiny")
     >>> s2t("speech.wav")[0].text
+
+    Attributes:
+        task: of the model.
+        model: in evaluation mode; with a ``ctc_weight``, its joint scoring with CTC.
+        tokenizer: of the model.
+        search: the settings of the search.
+        chunking: of the decoding; None: the model has no chunks.
     """
 
-    def __init__(self, task, model, tokenizer, search, chunking):
+    def __init__(
+        self,
+        task: "type[SpeechTask]",
+        model: Any,  # noqa: ANN401  # a ChunkModel, or a baseline's model without chunks
+        tokenizer: Tokenizer,
+        search: SearchConfig,
+        chunking: ChunkingConfig | None,
+    ) -> None:
         self.task = task
         self.model = model
         self.tokenizer = tokenizer
         self.search = search
-        self.chunking = chunking  # None: the model has no chunks
+        self.chunking = chunking
 
     @classmethod
     def from_pretrained(
         cls,
-        path,
-        device="cpu",
-        dtype="float32",
-        weights=None,
-        chunk_size=None,
-        context=None,
-        search=None,
-        **search_conf,
-    ):
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        weights: str | None = None,
+        chunk_size: float | None = None,
+        context: float | None = None,
+        search: str | None = None,
+        **search_conf: Any,
+    ) -> "Speech2Text":
         """Load a model directory or a packed file.
 
         Args:
@@ -51,10 +75,11 @@ class Speech2Text:
             device: "cpu", "cuda", ...
             dtype: "float32", "float64", "bfloat16", ...
             weights: file name of the weights in the directory; None: the averaged best.
-            chunk_size, context: seconds, in place of training's; infinity is allowed.
+            chunk_size: seconds, in place of training's; infinity is allowed.
+            context: seconds, in place of training's; infinity is allowed.
             search: "greedy", "chunk_sync" or "alsd", or as the baseline's task has them; None: as the model's
                 configuration says.
-            search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
+            **search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
 
         Raises:
             ModelError: the model is missing, damaged or of another task.
@@ -82,12 +107,14 @@ class Speech2Text:
         return cls(task, model, tokenizer, config, chunking)
 
     @property
-    def sample_rate(self):
-        """Hz that arrays and streams must have."""
+    def sample_rate(self) -> int:
+        """Return the rate in Hz that arrays and streams must have."""
         return self.model.acoustic.config.sample_rate
 
-    def __call__(self, audio, sample_rate=None, channel: int | None = None):
-        """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list, best first.
+    def __call__(
+        self, audio: str | Path | npt.ArrayLike, sample_rate: float | None = None, channel: int | None = None
+    ) -> list[Transcript]:
+        """Return the n-best list, best first.
 
         Args:
             audio: a file name, or a float array (n,) in [-1, 1].
@@ -96,38 +123,59 @@ class Speech2Text:
         """
         return self.transcribe_batch([self.load(audio, sample_rate, channel)])[0]
 
-    def load(self, audio, sample_rate=None, channel: int | None = None, notes: dict | None = None):
-        """Samples (n,) at the model's rate; raises :class:`~espnet_speechllm_xl.corpus.audio.AudioError`.
+    def load(
+        self,
+        audio: str | Path | npt.ArrayLike,
+        sample_rate: float | None = None,
+        channel: int | None = None,
+        notes: dict | None = None,
+    ) -> npt.NDArray:
+        """Return samples (n,) at the model's rate.
 
-        Arguments as in the call; ``notes`` takes the remarks on the audio (audio.py), None logs them.
+        Args:
+            audio: a file name, or a float array (n,) in [-1, 1].
+            sample_rate: Hz of the array.
+            channel: which one (0-based) of several; None averages them.
+            notes: takes the remarks on the audio (audio_remarks.py); None logs them.
+
+        Raises:
+            AudioError: the audio cannot be used.
         """
         if isinstance(audio, (str, Path)):
             return read_file(audio, self.sample_rate, channel=channel, notes=notes)
-        if getattr(audio, "ndim", 1) == 2 and audio.shape[1] > audio.shape[0]:
-            raise AudioError("unreadable", f"audio array of {tuple(audio.shape)}: give (samples,) or its transpose")
+        shape = tuple(np.shape(audio))
+        if len(shape) == 2 and shape[1] > shape[0]:
+            raise AudioError("unreadable", f"audio array of {shape}: give (samples,) or its transpose")
         rate = self.sample_rate if sample_rate is None else sample_rate
         if not rate > 0:
             raise AudioError("sample-rate", f"audio array at {rate} Hz: give the rate that it was recorded with")
         return conform(audio, rate, self.sample_rate, channel=channel, notes=notes)
 
-    def transcribe_batch(self, recordings):
-        """The n-best lists of several recordings (n,), decoded together; each as if alone."""
+    def transcribe_batch(self, recordings: Sequence[npt.ArrayLike | Tensor]) -> list[list[Transcript]]:
+        """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone."""
         if not recordings:
             return []
         return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
 
-    def stream(self, search=None, chunk_size=None, context=None, **stream_conf):
-        """A :class:`~espnet_speechllm_xl.decoding.streams.Stream` for audio that is still arriving.
+    def stream(
+        self,
+        search: str | None = None,
+        chunk_size: float | None = None,
+        context: float | None = None,
+        **stream_conf: Any,
+    ) -> Stream:
+        """Open a stream for audio that is still arriving.
 
         Args:
             search: "chunk_sync" or "greedy"; None: this object's, chunk_sync in place of alsd.
-            chunk_size, context: seconds, in place of this object's.
-            stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
+            chunk_size: seconds, in place of this object's.
+            context: seconds, in place of this object's.
+            **stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
-            ConfigError: an unknown field, the search "alsd", which needs all audio before the first word, or a
-                model without chunks.
-            UserError: a duration off the grid of frames and chunks.
+            ConfigError: a field is unknown, the search needs all audio before the first word, or the model has no
+                chunks.
+            UserError: a duration is off the grid of frames and chunks.
         """
         if self.chunking is None:
             raise ConfigError(
@@ -135,15 +183,17 @@ class Speech2Text:
                 "writes chunk by chunk"
             )
         chunking = _rechunk(self.chunking, chunk_size, context)
+        assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
-        search = search or live_method(self.search.method)
-        return Stream(self.model, self.tokenizer, chunking, dataclasses.replace(self.search, method=search), config)
+        search_config = dataclasses.replace(self.search, method=search or live_method(self.search.method))
+        return Stream(self.model, self.tokenizer, chunking, search_config, config)
 
 
 def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:
-    """The model's own fields of :class:`SearchConfig`, without those that are ``given`` otherwise.
+    """Return the model's own fields of :class:`SearchConfig`, except those that are ``given`` otherwise.
 
-    Raises ConfigError naming the model's file where they are bad.
+    Raises:
+        ConfigError: they are bad; it names the model's file.
     """
     # An aligner of before it could be decoded has no settings for that.
     method = getattr(args, "search", find_task(args.task).search_choices.default)
@@ -157,10 +207,18 @@ def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Modul
     return settings
 
 
-def _rechunk(chunking, chunk_size, context):
-    """``chunking`` with a user's chunk size and context in seconds; a context that is not given keeps its length."""
-    if chunking is None and (chunk_size, context) != (None, None):
-        raise ConfigError("this model has no chunks: leave out the chunk size and the context")
+def _rechunk(
+    chunking: ChunkingConfig | None, chunk_size: float | None, context: float | None
+) -> ChunkingConfig | None:
+    """Return ``chunking`` with a user's chunk size and context in seconds; a context not given keeps its length.
+
+    Raises:
+        ConfigError: the model has no chunks, but one of the others is given.
+    """
+    if chunking is None:
+        if (chunk_size, context) != (None, None):
+            raise ConfigError("this model has no chunks: leave out the chunk size and the context")
+        return None
     if chunk_size is not None:
         chunking = chunking.resized(timeline.frames_from_seconds(chunk_size, "chunk size"))
     if context is not None:

@@ -180,7 +180,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [piece.id for piece in pieces], ends
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids; an unknown token is U+2047 inside its word (sentencepiece puts spaces around it)."""
+        """Return the text of token ids; an unknown one is U+2047, without sentencepiece's spaces around it."""
         if not ids:
             return ""  # sentencepiece gives no proto for nothing
         pieces = self._model.decode(list(ids), out_type=self._parts).pieces

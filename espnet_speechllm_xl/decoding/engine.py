@@ -29,7 +29,7 @@ class _Place(NamedTuple):
     """A request among those of its round."""
 
     key: Hashable  # of the generator
-    index: int  # among the generator's requests
+    number: int  # among the generator's requests
     request: AnyRequest
 
 
@@ -88,8 +88,8 @@ class Rounds:
         failed: dict[Hashable, Exception] = {}
         kinds: dict[str, list[_Place]] = {}
         for key, requests in wanted.items():
-            for index, request in enumerate(requests):
-                kinds.setdefault(request.kind, []).append(_Place(key, index, request))
+            for number, request in enumerate(requests):
+                kinds.setdefault(request.kind, []).append(_Place(key, number, request))
         for places in kinds.values():
             self._compute_batch(places, found, failed)
         return found, failed
@@ -111,7 +111,7 @@ class Rounds:
                 self._compute_batch([place for place in places if place.key == alone], found, failed)
             return
         for place, result in zip(places, results, strict=True):
-            found[place.key][place.index] = result
+            found[place.key][place.number] = result
 
 
 def run(generators: Sequence[Steps[R]], calls: Calls) -> list[R]:
@@ -121,14 +121,14 @@ def run(generators: Sequence[Steps[R]], calls: Calls) -> list[R]:
         generators: of requests.
         calls: see :class:`Rounds`.
     """
-    rounds, returned = Rounds(calls), {}
+    rounds, returned = Rounds(calls), dict[Hashable, R]()
     for index, generator in enumerate(generators):
         rounds.add(index, generator)
     while len(rounds):
-        for index, value, error in rounds.step():
+        for key, value, error in rounds.step():
             if error is not None:
                 raise error
-            returned[index] = value
+            returned[key] = value
     return [returned[index] for index in range(len(generators))]
 
 

@@ -86,7 +86,8 @@ class JointDecoder(ChunkDecoder[JointPast]):
         prefixes = []
         for request in requests:
             key = id(request.frames)
-            steps.append(dataclasses.replace(request, past=request.past.decoder, frames=inputs.get(key)))
+            past = request.past.decoder
+            steps.append(Request(past, request.chunk_id, inputs.get(key), request.token, request.last))
             prefixes.append(self._advanced(request, log_probs.get(key)))
         results = self._decoder.extend(steps)
         return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]

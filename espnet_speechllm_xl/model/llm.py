@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -133,11 +133,12 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     def _inputs(self, requests: Sequence[Request[CachedPast]]) -> Tensor:
         """Return the decoder inputs (R, q, D) of R requests, padded with zeros."""
-        device = self.lm.get_input_embeddings().weight.device
         if all(request.frames is None for request in requests):
-            return self.embed(torch.tensor([[request.token] for request in requests], device=device))
+            return self.embed(torch.tensor([[request.token] for request in requests], device=self.lm.device))
         pieces = [
-            self.embed(torch.tensor([request.token], device=device)) if request.frames is None else request.frames
+            request.frames
+            if request.frames is not None
+            else self.embed(torch.tensor([request.token], device=self.lm.device))
             for request in requests
         ]
         return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
@@ -172,7 +173,7 @@ def _llama(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
-        LlamaConfig(
+        LlamaConfig(  # type: ignore[call-arg]  # it takes more by **kwargs than its type says
             vocab_size=vocab_size,
             hidden_size=config.dim,
             intermediate_size=config.ffn_dim,
@@ -222,7 +223,7 @@ def _with_lora(model: "PreTrainedModel", config: DecoderConfig) -> "PreTrainedMo
             modules_to_save=["embed_tokens", "lm_head"],
         ),
     )
-    return adapted.get_base_model()  # the adapters live inside its layers
+    return cast("PreTrainedModel", adapted.get_base_model())  # the adapters live inside its layers
 
 
 def _add_residual_dropout(base: "PreTrainedModel", probability: float) -> None:
@@ -233,6 +234,6 @@ def _add_residual_dropout(base: "PreTrainedModel", probability: float) -> None:
             return dropout(output[0], probability, module.training), *output[1:]
         return dropout(output, probability, module.training)
 
-    for layer in base.layers:
-        layer.self_attn.o_proj.register_forward_hook(drop)
-        layer.mlp.register_forward_hook(drop)
+    for layer in base.get_submodule("layers").children():
+        for branch in ("self_attn.o_proj", "mlp"):
+            layer.get_submodule(branch).register_forward_hook(drop)

@@ -4,6 +4,10 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports torch and ESPnet
+    from espnet_speechllm_xl.systems.base_task import SpeechTask
 
 TASKS = {
     "speechllm_xl": "SpeechLLMXLTask",
@@ -14,6 +18,6 @@ TASKS = {
 }  # name, which is its module's as well: class
 
 
-def find_task(name):
-    """The :class:`~espnet_speechllm_xl.systems.base_task.SpeechTask` of a name of :data:`TASKS`; imports it."""
+def find_task(name: str) -> "type[SpeechTask]":
+    """Import and return the task of a name of :data:`TASKS`."""
     return getattr(importlib.import_module(f"espnet_speechllm_xl.systems.{name}"), TASKS[name])

@@ -1,6 +1,7 @@
 """Recognisers that write text chunk by chunk, as ESPnet models: encoder, projection, decoder, loss.
 
-Shape legend: ``B`` batch, ``N`` samples, ``T`` frames, ``U`` tokens, ``L`` decoder sequence, ``V`` tokenizer size.
+Shape legend: ``B`` batch, ``N`` samples, ``T`` frames, ``U`` tokens, ``L`` decoder sequence, ``E`` size of an encoder
+frame, ``D`` size of a decoder input, ``V`` tokenizer size.
 """
 
 import abc
@@ -8,25 +9,46 @@ import abc
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import nn
+from torch import Tensor, nn
 
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+
+Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
 
 
 class AcousticModel(AbsESPnetModel):
-    """Base of the ESPnet models: what has its :class:`Acoustic` as ``acoustic``."""
+    """Base of the ESPnet models, which all have the same acoustic front.
+
+    Attributes:
+        acoustic: audio to encoder frames.
+    """
+
+    acoustic: Acoustic
 
     @staticmethod
-    def espnet_result(loss, stats, weight):
-        """ESPnet's ``(loss, stats, weight)``, with the loss among the statistics.
+    def espnet_result(loss: Tensor, stats: dict[str, Tensor], weight: int) -> Trained:
+        """Return what ESPnet's trainer takes, with the loss among the statistics.
 
-        A copy of it is returned, because ESPnet's trainer divides that by ``accum_grad`` in place.
+        The loss is copied, because the trainer divides it by ``accum_grad`` in place.
+
+        Args:
+            loss: () of the batch.
+            stats: () each, what the log shows.
+            weight: how much the batch counts in the means of an epoch.
         """
         return force_gatherable((loss.clone(), {**stats, "loss": loss.detach()}, weight), loss.device)
 
-    def collect_feats(self, speech, speech_lengths, **_):
-        """Features for ESPnet's statistics stage."""
+    def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: object) -> dict[str, Tensor]:
+        """Return the features for ESPnet's statistics stage.
+
+        Args:
+            speech: (B, N) audio.
+            speech_lengths: (B,) samples.
+        """
         features, counts = self.acoustic.features(speech, speech_lengths)
         return {"feats": features, "feats_lengths": counts}
 
@@ -34,19 +56,18 @@ class AcousticModel(AbsESPnetModel):
 class ChunkwiseModel(AcousticModel, abc.ABC):
     """Base: the cross-entropy of a decoder that writes the text of each chunk and then the end of the chunk.
 
-    searches.py and streams.py decode any of these models.
+    It fulfils :class:`~espnet_speechllm_xl.model.chunk_model.ChunkModel`, so searches and streams decode it.
 
     Args:
-        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
-        decoder: has ``eoc`` (id of the end of a chunk), ``dim``, ``initial_past(context)``, ``extend(requests)``, and
-            ``logits(hidden)``; see :class:`~espnet_speechllm_xl.model.llm.Decoder`.
-        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`.
-        loss: :class:`~espnet_speechllm_xl.config.LossConfig`.
+        acoustic: audio to encoder frames.
+        decoder: writes the text.
+        chunking: of training; decoding may have another.
+        loss: label smoothing, and the weight of the auxiliary CTC loss.
     """
 
     loss_name = "loss_labels"  # of the cross-entropy alone, in the statistics
 
-    def __init__(self, acoustic, decoder, chunking, loss):
+    def __init__(self, acoustic: Acoustic, decoder: TextDecoder, chunking: ChunkingConfig, loss: LossConfig) -> None:
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
         self.acoustic = acoustic
@@ -57,37 +78,51 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.eoc) if loss.ctc_weight else None
 
     @abc.abstractmethod
-    def decode_aligned(self, frames, counts, tokens, token_lengths, ends, chunking):
-        """The decoder's hidden states (B, L, D) and targets (B, L), ``IGNORE`` where none, of aligned text.
+    def decode_aligned(
+        self,
+        frames: Tensor,
+        counts: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        ends: Tensor,
+        chunking: ChunkingConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the decoder's hidden states (B, L, D) and targets (B, L) of aligned text; ``IGNORE``: no target.
 
         Args:
-            frames: (B, T, encoder's dim), counts (B,) frames.
-            tokens: (B, U) token ids, any padding; token_lengths (B,).
+            frames: (B, T, E)
+            counts: (B,) frames.
+            tokens: (B, U) token ids, any padding.
+            token_lengths: (B,)
             ends: (B, U) last aligned frame of each token.
-            chunking: the :class:`~espnet_speechllm_xl.config.ChunkingConfig` of this batch.
+            chunking: of this batch.
         """
 
-    def forward(self, speech, speech_lengths, text, text_lengths, ends, **_):
-        """ESPnet's ``(loss, stats, weight)``: cross-entropy per text and end-of-chunk target.
+    def forward(
+        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, ends: Tensor, **_: object
+    ) -> Trained:
+        """Return the cross-entropy per text and end-of-chunk target, with statistics.
 
         Args:
-            speech: (B, N) audio, speech_lengths (B,) samples.
-            text: (B, U) token ids, text_lengths (B,).
+            speech: (B, N) audio.
+            speech_lengths: (B,) samples.
+            text: (B, U) token ids.
+            text_lengths: (B,)
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = text.clamp(min=0)  # the collate function pads with a negative id
         hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
-        loss, accuracies, targets = text_loss(self.decoder, hidden, targets, self.loss_config)
+        loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}
         if self.ctc is not None:
             losses = self.ctc.loss(self.ctc(frames), counts, tokens, text_lengths)
-            loss = add_ctc_loss(loss, losses, targets, self.loss_config, stats)
-        return self.espnet_result(loss, stats, targets)
+            loss = add_ctc_loss(loss, losses, num_targets, self.loss_config, stats)
+        return self.espnet_result(loss, stats, num_targets)
 
-    def _draw_chunking(self):
-        """The chunking of a batch: the configured one, in training with one of its ``train_chunks``."""
+    def _draw_chunking(self) -> ChunkingConfig:
+        """Return the chunking of a batch: the configured one, in training with one of its ``train_chunks``."""
         sizes = self.chunking.train_chunks
         if not self.training or not sizes:
             return self.chunking

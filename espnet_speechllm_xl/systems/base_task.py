@@ -6,19 +6,20 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO
 
 from espnet_speechllm_xl.training import compat
 
 with compat.without_notice():
     from espnet2.tasks import abs_task
 
+import numpy.typing as npt
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
-from torch import distributed
+from torch import Tensor, distributed, nn, optim
 
 from espnet_speechllm_xl.config import (
     AugmentConfig,
@@ -31,6 +32,7 @@ from espnet_speechllm_xl.config import (
 )
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.decoding.joint_ctc import check_joint
+from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import SEARCHES
 from espnet_speechllm_xl.decoding.streams import transcribe
 from espnet_speechllm_xl.errors import UserError
@@ -38,7 +40,7 @@ from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.emformer import EmformerEncoder
 from espnet_speechllm_xl.settings import ConfigError, check_mapping, from_dict, read_yaml, shown
-from espnet_speechllm_xl.tokenization import load_tokenizer
+from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
 from espnet_speechllm_xl.training.batches import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.training.checks import (
     BATCH_OPTIONS,
@@ -68,28 +70,42 @@ class SpeechTask(abs_task.AbsTask):
     num_optimizers = 1
     trainer = Trainer
     name = ""  # written to config.yaml, so that a directory of another task is told apart
-    sections = {
+    criterion: ClassVar[tuple[str, str, str]]  # by which epochs are chosen: set, statistic, "min" or "max"
+    sections: ClassVar[dict[str, type]] = {
         "features_conf": FeatureConfig,
         "specaug_conf": SpecAugmentConfig,
         "concat_conf": ConcatConfig,
         "augment_conf": AugmentConfig,
     }
-    class_choices_list = [encoder_choices]
-    search_choices = None  # ClassChoices: the ways to decode
+    class_choices_list: ClassVar[list[ClassChoices]] = [encoder_choices]
+    search_choices: ClassVar[ClassChoices]  # the ways to decode
     word_times = True  # whether decoding tells when a word was said
 
     @staticmethod
     @abc.abstractmethod
-    def transcribe(model, tokenizer, chunking, search, recordings):
-        """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list of each recording (n,) in a list.
+    def transcribe(
+        model: Any,  # noqa: ANN401  # the task's
+        tokenizer: Tokenizer,
+        chunking: Any,  # noqa: ANN401  # ChunkingConfig or None
+        search_config: SearchConfig,
+        recordings: Sequence[npt.ArrayLike | Tensor],
+    ) -> list[list[Transcript]]:
+        """Return the n-best list of each recording.
 
-        ``chunking`` is None for a model without chunks, ``search`` a
-        :class:`~espnet_speechllm_xl.config.SearchConfig` whose method is one of the task's ``search_choices``.
+        Args:
+            model: of this task, in evaluation mode.
+            tokenizer: of the model.
+            chunking: of the decoding; None for a model without chunks.
+            search_config: its method is one of ``search_choices``.
+            recordings: samples (n,) of each, float in [-1, 1] at the model's rate.
+
+        Raises:
+            AudioError: the samples of a recording cannot be used.
         """
 
     @classmethod
-    def add_task_arguments(cls, parser):
-        """The options beyond ESPnet's own; every ``*_conf`` section is a dataclass of config.py."""
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options beyond ESPnet's own; every ``*_conf`` section is a dataclass of config.py."""
         group = parser.add_argument_group(f"{cls.name} options")
         required = parser.get_default("required")
         required += ["token_list", "tokenizer"]
@@ -110,7 +126,7 @@ class SpeechTask(abs_task.AbsTask):
             "and allows bfloat16 or TF32 inside a product",
         )
         for section, conf in cls.sections.items():
-            default, text = dataclasses.asdict(conf()), conf.__doc__.split("\n")[0]
+            default, text = dataclasses.asdict(conf()), (conf.__doc__ or "").split("\n")[0]
             group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
         for choices in (*cls.class_choices_list, cls.search_choices):
             choices.add_arguments(group)
@@ -127,13 +143,13 @@ class SpeechTask(abs_task.AbsTask):
         )
 
     @classmethod
-    def print_config(cls, file=None):
+    def print_config(cls, file: TextIO | None = None) -> None:
         """Print every option with its value; ESPnet's default is what standard output was at its import."""
         super().print_config(sys.stdout if file is None else file)
 
     @classmethod
-    def main_worker(cls, args):
-        """ESPnet's, with ``--init_param`` that leaves nothing unloaded and no resuming with other settings."""
+    def main_worker(cls, args: argparse.Namespace) -> None:
+        """Train as ESPnet does; ``--init_param`` leaves nothing unloaded, no run resumes with other settings."""
         cls.check_sections(args)
         cls.check_options(args)
         if not args.collect_stats:
@@ -150,19 +166,21 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
-        """ESPnet's; what is wrong with the command line or ``--config`` raises ConfigError."""
+        """Run ESPnet's main; a wrong command line or ``--config`` raises ConfigError."""
         super().main(args=cls.parse(cmd) if args is None else args)
 
     @classmethod
     def parse(cls, cmd: Sequence[str] | None) -> argparse.Namespace:
-        """The options of a command line and the file of its ``--config``, whose values ESPnet takes as they are."""
+        """Return the options of a command line and of its ``--config``, whose values ESPnet takes unchecked."""
         config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         config.add_argument("--config")
         file = config.parse_known_args(cmd)[0].config
         parser = cls.get_parser()
         if file is not None and Path(file).exists():
             # The command line appends to what these have in the file, whatever that is.
-            several = [action for action in parser._actions if isinstance(action, argparse._AppendAction)]
+            several: list[argparse.Action] = [
+                action for action in parser._actions if isinstance(action, argparse._AppendAction)
+            ]
             check_values(argparse.Namespace(**read_yaml(file)), several)
         parser.error = _refuse  # in place of the usage, which is hundreds of lines
         try:
@@ -196,7 +214,7 @@ class SpeechTask(abs_task.AbsTask):
                 raise ConfigError(f"{choices.name} {shown(name)}: use one of {', '.join(choices.classes)}")
 
     @classmethod
-    def check_options(cls, args):
+    def check_options(cls, args: argparse.Namespace) -> None:
         """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
         check_rate(args, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
         if args.task != cls.name:
@@ -217,10 +235,10 @@ class SpeechTask(abs_task.AbsTask):
         kept = args.keep_nbest_models
         if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
             raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
-        begun = [path for path in args.init_param if has_normaliser(path)]
-        for path in begun:
+        starts = [path for path in args.init_param if has_normaliser(path)]
+        for path in starts:
             check_init_features(path, dataclasses.asdict(cls.section(args, "features_conf")))
-        if not (args.collect_stats or args.stats_file or begun):
+        if not (args.collect_stats or args.stats_file or starts):
             raise ConfigError(
                 "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
             )
@@ -240,8 +258,8 @@ class SpeechTask(abs_task.AbsTask):
                 raise ConfigError(f"--{option}: {shown(strange[0])} is none of {', '.join(known)}: leave it out")
 
     @classmethod
-    def build_optimizers(cls, args, model):
-        """ESPnet's, called when ``freeze_param`` is done; a name in it that fits nothing is an error."""
+    def build_optimizers(cls, args: argparse.Namespace, model: nn.Module) -> list[optim.Optimizer]:
+        """Build ESPnet's optimizers, once ``freeze_param`` is done; a name in it that fits nothing is an error."""
         names = [name for name, _ in model.named_parameters()]
         for prefix in args.freeze_param:
             if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
@@ -249,13 +267,13 @@ class SpeechTask(abs_task.AbsTask):
         return super().build_optimizers(args, model)
 
     @classmethod
-    def section(cls, args, name):
-        """One ``*_conf`` section as its dataclass."""
+    def section(cls, args: argparse.Namespace, name: str) -> Any:  # noqa: ANN401  # of the class in ``sections``
+        """Return one ``*_conf`` section as its dataclass."""
         return from_dict(cls.sections[name], getattr(args, name), name)
 
     @classmethod
-    def training_settings(cls, args):
-        """What the weights after an epoch depend on, defaults filled in: ``{"encoder_conf dim": 144, ...}``."""
+    def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
+        """Return what the weights after an epoch depend on, with defaults: ``{"encoder_conf dim": 144, ...}``."""
         settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
         # However the directory of the experiments is spelt, and wherever it was moved.
         settings["init_param"] = [os.path.relpath(path, args.output_dir) for path in args.init_param]
@@ -272,30 +290,38 @@ class SpeechTask(abs_task.AbsTask):
         return settings
 
     @classmethod
-    def build_preprocess_fn(cls, args, train):
-        """Tokenises and reads alignments; the same for training and evaluation."""
+    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocessor:
+        """Return what tokenises and reads alignments, the same for training and evaluation."""
         whole_words = "chunking_conf" in cls.sections and cls.section(args, "chunking_conf").unit == "word"
         rate = cls.section(args, "features_conf").sample_rate
         return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)
 
     @classmethod
-    def build_collate_fn(cls, args, train):
-        """Pads."""
+    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> Callable:
+        """Return the function that pads a batch."""
         return collate
 
     @classmethod
-    def required_data_names(cls, train=True, inference=False):
-        """Data every example has."""
+    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return the data that every example has."""
         return ("speech", "text")
 
     @classmethod
-    def optional_data_names(cls, train=True, inference=False):
-        """Data an example may have."""
+    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return the data that an example may have."""
         return ("spk", "alignment")
 
     @classmethod
-    def build_task_iter_factory(cls, args, iter_options, mode):
-        """Batches by total sequence length; see :class:`~espnet_speechllm_xl.training.batches.BatchFactory`."""
+    def build_task_iter_factory(
+        cls, args: argparse.Namespace, iter_options: abs_task.IteratorOptions, mode: str
+    ) -> BatchFactory:
+        """Return the factory of batches by total sequence length.
+
+        Args:
+            args: options of the training.
+            iter_options: ESPnet's, of a set.
+            mode: "train", "valid" or "plot_att".
+        """
         paths = {name: path for path, name, _ in iter_options.data_path_and_name_and_type}
         if len(iter_options.shape_files) != 2:
             raise ConfigError(
@@ -324,10 +350,10 @@ class SpeechTask(abs_task.AbsTask):
         )
 
     @classmethod
-    def build_acoustic(cls, args):
-        """Features, normalisation and encoder.
+    def build_acoustic(cls, args: argparse.Namespace) -> Acoustic:
+        """Make features, normalisation and encoder.
 
-        Also completes ``args``, which becomes config.yaml: the tokens themselves, and every setting of our sections,
+        It also completes ``args``, which becomes config.yaml: the tokens themselves, and every setting of our sections,
         so that later defaults do not change a trained model.
         """
         if args.normalize != "global_mvn":
@@ -364,21 +390,21 @@ class ChunkwiseTask(SpeechTask):
     sections = {**SpeechTask.sections, "chunking_conf": ChunkingConfig, "loss_conf": LossConfig}
     search_choices = ClassChoices("search", classes=SEARCHES, default="alsd")
     transcribe = staticmethod(transcribe)
-    model_class = None  # called with acoustic front, decoder and these sections
-    model_sections = ("chunking_conf", "loss_conf")
-    decoder_choices = None  # ClassChoices
+    model_class: ClassVar[type[nn.Module]]  # called with acoustic front, decoder and these sections
+    model_sections: ClassVar[tuple[str, ...]] = ("chunking_conf", "loss_conf")
+    decoder_choices: ClassVar[ClassChoices]
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         cls.class_choices_list = [encoder_choices, cls.decoder_choices]
 
     @classmethod
-    def required_data_names(cls, train=True, inference=False):
-        """Training needs the alignment."""
+    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Return the data that every example has; training needs the alignment."""
         return ("speech",) if inference else ("speech", "text", "alignment")
 
     @classmethod
-    def build_model(cls, args: argparse.Namespace):
-        """The model of ``args``."""
+    def build_model(cls, args: argparse.Namespace) -> nn.Module:
+        """Make the model of ``args``."""
         acoustic = cls.build_acoustic(args)
         decoder = cls.decoder_choices.get_class(args.decoder)(len(args.token_list), **args.decoder_conf)
         args.decoder_conf = dataclasses.asdict(decoder.config)

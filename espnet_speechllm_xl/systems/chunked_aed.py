@@ -18,6 +18,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from espnet2.train.class_choices import ClassChoices
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
 from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunks, gather_inputs
@@ -46,7 +49,7 @@ class LabelDecoderConfig:
     dropout: float = 0.1  # probability, on the LSTM's output and on each residual branch
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("lstm_layers", "blocks", "heads", "dim", "ffn_dim"):
             require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
         require_share("decoder", self, "dropout", "embed_dropout")
@@ -76,10 +79,14 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         conf: fields of :class:`~espnet_speechllm_xl.systems.chunked_aed.LabelDecoderConfig`.
 
     Raises:
-        ConfigError: unknown field or unusable value.
+        ConfigError: a field is unknown or has an unusable value.
     """
 
-    def __init__(self, vocab_size, **conf):
+    __signature__: ClassVar[inspect.Signature] = signature(
+        LabelDecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
+    )
+
+    def __init__(self, vocab_size: int, **conf: Any) -> None:  # as LabelDecoderConfig has them
         super().__init__()
         config = self.config = from_dict(LabelDecoderConfig, conf, "decoder_conf")
         self.eoc = vocab_size
@@ -99,27 +106,30 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         """Return the inputs (B, U, D) of text tokens (B, U); in training some embeddings are dropped whole."""
         return drop_tokens(self.embedding(tokens), self.config.embed_dropout, self.training)
 
-    def memory(self, frames, place):
-        """Keys and values (B, blocks, 2, H, T, d) of ``frames`` (B, T, D) at ``place`` (T,) within their chunks."""
+    def memory(self, frames: Tensor, place: Tensor) -> Tensor:
+        """Return keys and values (B, blocks, 2, H, T, d) of frames (B, T, D) at ``place`` (T,) within their chunks."""
         frames = frames + _sinusoids(place, self.dim).to(frames.dtype)
-        return torch.stack([block.memory(frames) for block in self.blocks], dim=1)
+        return torch.stack([block.memory(frames) for block in cast("list[_Block]", self.blocks)], dim=1)
 
-    def forward(self, inputs, chunk, memory, memory_chunk, state=None):
-        """Hidden states (B, L, D) of ``inputs`` (B, L, D), and the LSTM's state after them.
+    def forward(
+        self, inputs: Tensor, chunk_id: Tensor, memory: Tensor, memory_chunk_id: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the hidden states (B, L, D) of ``inputs``, and the LSTM's state (2, LSTM layers, B, D) after them.
 
         Args:
-            chunk: (B, L) chunk id of each input.
+            inputs: (B, L, D)
+            chunk_id: (B, L) of each input.
             memory: (B, blocks, 2, H, T, d), see :meth:`memory`.
-            memory_chunk: (B, T) chunk id of each frame, ``PADDING`` where there is none.
+            memory_chunk_id: (B, T) of each frame, ``PADDING`` where there is none.
             state: (2, LSTM layers, B, D) before the inputs; None: before the first label.
         """
-        x, state = self.lstm(inputs, None if state is None else tuple(state))
+        x, after = self.lstm(inputs, None if state is None else tuple(state))
         x = self.dropout(x)
         # With chunk ids in the place of positions the predicate for a context of 0 leaves the own chunk.
-        mask = attention_mask(chunk, chunk, memory_chunk, memory_chunk, 0, x.dtype)
+        mask = attention_mask(chunk_id, chunk_id, memory_chunk_id, memory_chunk_id, 0, x.dtype)
         for index, block in enumerate(self.blocks):
             x = block(x, memory[:, index], mask)
-        return self.norm(x), torch.stack(state)
+        return self.norm(x), torch.stack(after)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores (..., V + 1) of the next label from hidden states (..., D)."""
@@ -142,16 +152,16 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         memories = self._memories(requests)
         labels = [self.eoc if request.frames is not None else request.token for request in requests]
         inputs = self.embedding(torch.tensor(labels, device=self.output.weight.device)[:, None])
-        padded, memory_chunk = _pad(memories)
+        padded, memory_chunk_id = _pad(memories)
         state = torch.stack([request.past.state for request in requests], dim=2)
-        hidden, state = self(inputs, memory_chunk.new_zeros(len(requests), 1), padded, memory_chunk, state)
+        hidden, state = self(inputs, memory_chunk_id.new_zeros(len(requests), 1), padded, memory_chunk_id, state)
         logits = self.logits(hidden[:, 0])
         log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         pasts = [LabelPast(one, memory) for one, memory in zip(state.unbind(2), memories, strict=True)]
         return [Result(past, scores) for past, scores in zip(pasts, log_probs, strict=True)]
 
-    def _memories(self, requests):
-        """The memory (blocks, 2, H, q, d) that each request attends to.
+    def _memories(self, requests: Sequence[Request[LabelPast]]) -> list[Tensor]:
+        """Return the memory (blocks, 2, H, q, d) that each request attends to.
 
         It depends on the frames alone, so the hypotheses of a stream, which begin a chunk with one and the same
         tensor, share it.
@@ -164,13 +174,8 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         return [request.past.memory if request.frames is None else fresh[id(request.frames)] for request in requests]
 
 
-LabelDecoder.__signature__ = signature(
-    LabelDecoderConfig, inspect.Parameter("vocab_size", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-)
-
-
-def _pad(memories):
-    """Memories (blocks, 2, H, q, d) as one (B, blocks, 2, H, T, d); chunk ids (B, T): 0, ``PADDING`` behind each."""
+def _pad(memories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack memories (blocks, 2, H, q, d); return (B, blocks, 2, H, T, d) and chunk ids (B, T): 0, then PADDING."""
     longest = max(memory.shape[3] for memory in memories)
     padded = torch.stack([F.pad(memory, (0, 0, 0, longest - memory.shape[3])) for memory in memories])
     lengths = torch.tensor([memory.shape[3] for memory in memories], device=padded.device)
@@ -180,7 +185,7 @@ def _pad(memories):
 class _Block(nn.Module):
     """Cross-attention to the chunk's frames, then a feed-forward layer; each normalised before, and residual."""
 
-    def __init__(self, config):
+    def __init__(self, config: LabelDecoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.attention_norm = nn.LayerNorm(config.dim)
@@ -193,27 +198,27 @@ class _Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def memory(self, frames):
-        """Keys and values (B, 2, H, T, d) of ``frames`` (B, T, D)."""
+    def memory(self, frames: Tensor) -> Tensor:
+        """Return keys and values (B, 2, H, T, d) of frames (B, T, D)."""
         return self.key_value(frames).unflatten(2, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
 
-    def forward(self, x, memory, mask):
-        """``x`` (B, L, D) after attending to ``memory`` (B, 2, H, T, d) under the additive ``mask`` (B, 1, L, T)."""
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Attend from ``x`` (B, L, D) to ``memory`` (B, 2, H, T, d) under the additive ``mask`` (B, 1, L, T)."""
         queries = self.query(self.attention_norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, L, d)
         keys, values = memory.unbind(1)
-        heard = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        x = x + self.dropout(self.attention_output(heard.transpose(1, 2).flatten(2)))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        x = x + self.dropout(self.attention_output(mixed.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-def _sinusoids(place, dim):
-    """Sines and cosines (T, dim) of places (T,), for chunks of any length (Vaswani et al. 2017)."""
+def _sinusoids(place: Tensor, dim: int) -> Tensor:
+    """Return sines and cosines (T, dim) of places (T,), for chunks of any length (Vaswani et al. 2017)."""
     rates = torch.exp(torch.arange(0, dim, 2, device=place.device) * (-math.log(10000.0) / dim))
     angles = place[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def require_own_chunk(context):
+def require_own_chunk(context: int | None) -> None:
     """Raise ConfigError unless ``context`` (previous chunks in sight; None: all) is 0."""
     if context != 0:
         raise ConfigError(
@@ -226,13 +231,24 @@ class ChunkedAED(ChunkwiseModel):
     """Chunked AED; its decoder is a :class:`LabelDecoder`.  Raises ConfigError for a context other than 0."""
 
     loss_name = "loss_aed"
+    decoder: LabelDecoder
 
-    def __init__(self, acoustic, decoder, chunking, loss):
+    def __init__(
+        self, acoustic: Acoustic, decoder: LabelDecoder, chunking: ChunkingConfig, loss: LossConfig
+    ) -> None:
         require_own_chunk(chunking.context)
         super().__init__(acoustic, decoder, chunking, loss)
 
-    def decode_aligned(self, frames, counts, tokens, token_lengths, ends, chunking):
-        """See :class:`ChunkwiseModel`; all labels of a batch at once (teacher forcing)."""
+    def decode_aligned(
+        self,
+        frames: Tensor,
+        counts: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        ends: Tensor,
+        chunking: ChunkingConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden states and targets; see :class:`ChunkwiseModel`; all labels of a batch at once."""
         sequence = build_label_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
         most_chunks = int(timeline.num_chunks(counts, chunking.chunk).max())
         chunk_ends = self.decoder.embedding(tokens.new_full((len(tokens), most_chunks), self.decoder.eoc))

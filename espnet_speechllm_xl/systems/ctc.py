@@ -6,25 +6,29 @@ No language model, no length normalisation.
 import argparse
 import dataclasses
 import math
-from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy.typing as npt
 import torch
 from espnet2.train.class_choices import ClassChoices
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import edit_distance
 
-from espnet_speechllm_xl.config import CTCConfig
+from espnet_speechllm_xl.config import CTCConfig, SearchConfig
 from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
 from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts, timed_words
 from espnet_speechllm_xl.decoding.searches import log_add
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.model.ctc import CTCHead
-from espnet_speechllm_xl.systems.base_model import AcousticModel
+from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
 from espnet_speechllm_xl.systems.base_task import SpeechTask
+from espnet_speechllm_xl.tokenization import Tokenizer
 
 
-def collapse(path, blank):
-    """Token ids of a frame-wise path (list of int): repeats merged, blanks removed."""
+def collapse(path: Sequence[int], blank: int) -> list[int]:
+    """Return the token ids of a path of one id a frame: merge repeats, then remove blanks."""
     return [token for token, before in zip(path, [blank, *path], strict=False) if token not in (blank, before)]
 
 
@@ -32,32 +36,42 @@ class CTCModel(AcousticModel):
     """Encoder and CTC head.
 
     Args:
-        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
+        acoustic: audio to encoder frames.
         vocab_size: tokenizer ids (V).
         dropout: probability, before the output layer.
     """
 
-    def __init__(self, acoustic, vocab_size, dropout):
+    def __init__(self, acoustic: Acoustic, vocab_size: int, dropout: float) -> None:
         super().__init__()
         self.acoustic = acoustic
         self.ctc = CTCHead(acoustic.encoder.output_size(), vocab_size, dropout)
 
-    def log_probs(self, speech, speech_lengths):
-        """Log-probabilities (B, T, V + 1) and frame counts (B,) of audio (B, N), (B,)."""
+    def log_probs(self, speech: Tensor, speech_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities (B, T, V + 1) and frame counts (B,) of audio (B, N) of so many samples (B,)."""
         frames, counts = self.acoustic(speech, speech_lengths)
         return self.ctc(frames), counts
 
-    def forward(self, speech, speech_lengths, text, text_lengths, **_):
-        """ESPnet's ``(loss, stats, weight)``: mean loss of an utterance; token error rate when evaluating."""
+    def forward(
+        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, **_: object
+    ) -> Trained:
+        """Return the mean loss of an utterance, with statistics: the token error rate when evaluating.
+
+        Args:
+            speech: (B, N) audio.
+            speech_lengths: (B,) samples.
+            text: (B, U) token ids.
+            text_lengths: (B,)
+        """
         log_probs, counts = self.log_probs(speech, speech_lengths)
         text = text.clamp(min=0)  # the collate function pads with a negative id
         loss = self.ctc.loss(log_probs, counts, text, text_lengths).mean()
-        stats = {}
+        stats: dict[str, Tensor] = {}
         if not self.training:
             stats["ter"] = self._error_rate(log_probs, counts, text, text_lengths)
         return self.espnet_result(loss, stats, speech.shape[0])
 
-    def _error_rate(self, log_probs, counts, text, text_lengths):
+    def _error_rate(self, log_probs: Tensor, counts: Tensor, text: Tensor, text_lengths: Tensor) -> Tensor:
+        """Return the token error rate of the best paths."""
         errors = 0
         for path, count, tokens, length in zip(log_probs.argmax(-1), counts, text, text_lengths, strict=True):
             hypothesis = collapse(path[:count].tolist(), self.ctc.blank)
@@ -67,22 +81,25 @@ class CTCModel(AcousticModel):
 
 @dataclasses.dataclass(frozen=True)
 class Labelling:
-    """A text of CTC."""
+    """A text that CTC finds."""
 
-    tokens: tuple
-    score: float  # log-probability of its paths that were followed
+    tokens: tuple[int, ...]
+    score: float  # log-probability of the paths that the search followed
 
 
 class BestPath:
     """Greedy: the most probable token of every frame, repeats and blanks removed."""
 
-    def __init__(self, _config, blank):
+    def __init__(self, _config: SearchConfig, blank: int) -> None:
         self._blank = blank
 
-    def __call__(self, log_probs):
-        """A list of one :class:`Labelling` for log-probabilities (T, V + 1)."""
+    def __call__(self, log_probs: Tensor) -> list[Labelling]:
+        """Return the one text of log-probabilities (T, V + 1)."""
         scores, path = log_probs.max(-1)
         return [Labelling(tuple(collapse(path.tolist(), self._blank)), float(scores.sum()))]
+
+
+Beam = dict[int, tuple[float, float]]  # prefix: log-probability of its paths that end in blank, in a token
 
 
 class PrefixBeam:
@@ -92,36 +109,44 @@ class PrefixBeam:
     ``beam_size`` most probable tokens.  With a beam as large as the space the scores are exact.
     """
 
-    def __init__(self, config, blank):
+    def __init__(self, config: SearchConfig, blank: int) -> None:
         self._beam_size, self._blank = config.beam_size, blank
 
-    def __call__(self, log_probs):
-        """A list of :class:`Labelling`, best first, for log-probabilities (T, V + 1)."""
+    def __call__(self, log_probs: Tensor) -> list[Labelling]:
+        """Return the texts of log-probabilities (T, V + 1), best first."""
         prefixes = _Prefixes()
-        beam = {_Prefixes.EMPTY: (0.0, -math.inf)}  # prefix: log-probability of its paths that end in blank, in a token
+        beam: Beam = {_Prefixes.EMPTY: (0.0, -math.inf)}
         tokens = torch.arange(log_probs.shape[1]) != self._blank
         for frame in log_probs.double():
             top = frame[tokens].topk(min(self._beam_size, int(tokens.sum()))).indices
             beam = self._best(self._extend(beam, frame.tolist(), tokens.nonzero()[top, 0].tolist(), prefixes))
         return [Labelling(prefixes.tokens(prefix), log_add(*ends)) for prefix, ends in beam.items()]
 
-    def _extend(self, beam, frame, candidates, prefixes):
-        """``beam`` after one more frame (list of V + 1), which may add one of ``candidates``."""
-        longer = defaultdict(lambda: [-math.inf, -math.inf])
+    def _extend(self, beam: Beam, frame: Sequence[float], candidates: Iterable[int], prefixes: "_Prefixes") -> Beam:
+        """Return the beam after one more frame.
+
+        Args:
+            beam: before it.
+            frame: V + 1 log-probabilities.
+            candidates: tokens, of which the frame may add one.
+            prefixes: numbers the token sequences.
+        """
+        longer: Beam = {}
+
+        def add(prefix: int, in_blank: float, in_token: float) -> None:
+            before = longer.get(prefix, (-math.inf, -math.inf))
+            longer[prefix] = log_add(before[0], in_blank), log_add(before[1], in_token)
+
         for prefix, (in_blank, in_token) in beam.items():
             either, last = log_add(in_blank, in_token), prefixes.last(prefix)
-            same = longer[prefix]
-            same[0] = log_add(same[0], either + frame[self._blank])
-            if last is not None:
-                same[1] = log_add(same[1], in_token + frame[last])
+            add(prefix, either + frame[self._blank], -math.inf if last is None else in_token + frame[last])
             for token in candidates:
                 # A repeat is a new token only after a blank.
                 before = in_blank if token == last else either
-                grown = longer[prefixes.extend(prefix, token)]
-                grown[1] = log_add(grown[1], before + frame[token])
+                add(prefixes.extend(prefix, token), -math.inf, before + frame[token])
         return longer
 
-    def _best(self, beam):
+    def _best(self, beam: Beam) -> Beam:
         # Prefixes are numbered as they are met, which depends on nothing but the audio: ties are not left to chance.
         possible = [item for item in beam.items() if log_add(*item[1]) > -math.inf]
         return dict(sorted(possible, key=lambda item: (-log_add(*item[1]), item[0]))[: self._beam_size])
@@ -132,15 +157,17 @@ class _Prefixes:
 
     EMPTY = 0
 
-    def __init__(self):
-        self._parents, self._tokens, self._children = [None], [None], {}
+    def __init__(self) -> None:
+        self._parents = [self.EMPTY]
+        self._tokens: list[int | None] = [None]
+        self._children: dict[tuple[int, int], int] = {}
 
-    def last(self, prefix):
-        """Its last token; None of the empty one."""
+    def last(self, prefix: int) -> int | None:
+        """Return the last token of a prefix; None of the empty one."""
         return self._tokens[prefix]
 
-    def extend(self, prefix, token):
-        """The prefix that ``token`` makes of ``prefix``."""
+    def extend(self, prefix: int, token: int) -> int:
+        """Return the prefix that is one token longer."""
         key = prefix, token
         if key not in self._children:
             self._children[key] = len(self._tokens)
@@ -148,36 +175,47 @@ class _Prefixes:
             self._tokens.append(token)
         return self._children[key]
 
-    def tokens(self, prefix):
-        """All its tokens."""
-        found = []
-        while prefix != self.EMPTY:
-            found.append(self._tokens[prefix])
+    def tokens(self, prefix: int) -> tuple[int, ...]:
+        """Return all tokens of a prefix."""
+        found: list[int] = []
+        while (token := self._tokens[prefix]) is not None:
+            found.append(token)
             prefix = self._parents[prefix]
         return tuple(reversed(found))
 
 
-SEARCHES = {"greedy": BestPath, "prefix_beam": PrefixBeam}
+SEARCHES: dict[str, Callable[[SearchConfig, int], Callable[[Tensor], list[Labelling]]]] = {
+    "greedy": BestPath,
+    "prefix_beam": PrefixBeam,
+}
 
 
 @torch.no_grad()
-def transcribe(model, tokenizer, _chunking, search, recordings):
-    """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list of each recording (n,) in a list."""
+def transcribe(
+    model: CTCModel,
+    tokenizer: Tokenizer,
+    chunking: None,
+    search_config: SearchConfig,
+    recordings: Sequence[npt.ArrayLike | Tensor],
+) -> list[list[Transcript]]:
+    """Return the n-best list of each recording (n,); see :meth:`SpeechTask.transcribe`."""
     speech = [checked_samples(samples, model) for samples in recordings]
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
     log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
-    find = SEARCHES[search.method](search, model.ctc.blank)
+    find = SEARCHES[search_config.method](search_config, model.ctc.blank)
     found = []
-    audio_frames = model.acoustic.audio_frames(counts)
-    for frames, count, end in zip(log_probs.cpu(), counts.tolist(), audio_frames.tolist(), strict=True):
+    ends = model.acoustic.audio_frames(counts)
+    for frames, count, end in zip(log_probs.cpu(), counts.tolist(), ends.tolist(), strict=True):
         texts = distinct_texts(tokenizer, find(frames[:count]))
-        nbest = list(texts.items())[: search.nbest]
+        nbest = list(texts.items())[: search_config.nbest]
         found.append([_transcript(tokenizer, frames[:count], model.ctc.blank, end, *item) for item in nbest])
     return found
 
 
-def _transcript(tokenizer, log_probs, blank, end, text, labelling):
-    """The times of its words are those of the best path of its tokens within the audio, the first ``end`` frames."""
+def _transcript(
+    tokenizer: Tokenizer, log_probs: Tensor, blank: int, end: int, text: str, labelling: Labelling
+) -> Transcript:
+    """Return a text with word times, from the best path of its tokens within the first ``end`` frames, the audio."""
     tokens = labelling.tokens
     spans = _spans(log_probs, list(tokens), blank, end) if tokens else []
     scores = [
@@ -194,7 +232,7 @@ def _transcript(tokenizer, log_probs, blank, end, text, labelling):
     )
 
 
-def _spans(log_probs: torch.Tensor, tokens: list, blank: int, end: int) -> list:
+def _spans(log_probs: Tensor, tokens: list[int], blank: int, end: int) -> list[TokenSpan]:
     try:
         return viterbi(log_probs[:end], tokens, blank)
     except AlignmentError:  # there are so many that the last were found behind the audio: they end with it
@@ -213,7 +251,7 @@ class CTCTask(SpeechTask):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> CTCModel:
-        """The model of ``args``."""
+        """Make the model of ``args``."""
         acoustic = cls.build_acoustic(args)
         return CTCModel(acoustic, len(args.token_list), cls.section(args, "ctc_conf").dropout)
 

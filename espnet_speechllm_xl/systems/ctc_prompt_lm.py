@@ -1,4 +1,4 @@
-"""CTC-prompt-LM (Tsunoo et al. 2024, arXiv 2406.16107): a decoder-only LM prompted block by block with what CTC heard.
+"""CTC-prompt-LM (Tsunoo et al. 2024, arXiv 2406.16107): a decoder-only LM prompted block by block by CTC's findings.
 
     frames of a block --CTC--> those not blank --.
               '--mean--> GRU over the blocks -----'--> prompts of the block: a c [0] | b [1] | ...
@@ -17,18 +17,27 @@ layout`` is one of::
                     target                           .  . 1  $ .  2  $
                     decoding, all blocks             a c [0] 1 b [1] 2 d e [2] 3
 
-The paper's: CTC prompts (frames whose most probable class is not blank), one context embedding a block that is
-inherited from block to block, training on prompts cut at a random length with the text that CTC aligns to them, and the
-fusion of CTC and LM scores where a block ends.  Ours: the encoder is the Emformer of the other systems, a block is a
-chunk of ``chunking_conf``; the context embedding is a GRU over the means of the blocks' frames, as that encoder has
-none; prompts are cut between blocks; CTC's score (ctc_prefix_score.py) is of the block's own frames and tokens and
-only moves ``$`` against the tokens.
+From the paper come
+
+- the CTC prompts: frames whose most probable class is not blank;
+- one context embedding a block, which is inherited from block to block;
+- training on prompts that are cut at a random length, with the text that CTC aligns to them;
+- the fusion of CTC and LM scores where a block ends.
+
+This implementation differs:
+
+- The encoder is the Emformer of the other systems, and a block is a chunk of ``chunking_conf``.
+- The Emformer has no context embedding; here it is a GRU over the means of the blocks' frames.
+- Prompts are cut between blocks.
+- CTC's score (ctc_prefix_score.py) is of the block's own frames and tokens, and only moves ``$`` against the tokens.
 
 ``prompts_first`` is the prefix of prompts that the paper trains on.  A new block moves the text: the prompts' keys and
-values stay, the text so far is read again, in the call that reads the prompts.  The cost of a recording grows with the
-square of its length, and a stream's memory with its length.  It takes long to learn, for nothing but their content says
-which prompts a token belongs to.  ``interleaved`` is ours: steps are incremental, a ``$`` is learnt at every block, not
-only at the cut, which merely says where a training sequence ends; ``chunking_conf context`` may bound what is seen.
+values stay, and the call that reads the new prompts reads the text so far again.  The cost of a recording grows with
+the square of its length, and a stream's memory with its length.  Learning takes long, because nothing but their content
+says which prompts a token belongs to.
+
+``interleaved`` is an addition.  Its steps are incremental.  A ``$`` is learnt at every block; the cut only says where a
+training sequence ends.  ``chunking_conf context`` may bound what the LM sees.
 
 Shape legend: ``B`` batch, ``T`` frames, ``E`` their size, ``K`` blocks, ``P`` prompts, ``U`` tokens, ``D`` LM width,
 ``V`` tokenizer size.
@@ -42,15 +51,19 @@ import torch
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
 from espnet_speechllm_xl.model import cache
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
+from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.sequence import Sequence as DecoderSequence
 from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
-from espnet_speechllm_xl.systems.base_model import AcousticModel
+from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
 from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
 
@@ -64,7 +77,7 @@ class PromptConfig:
     prefixes: int = 1  # prompts that training cuts of each utterance in a batch, each with its text
     end_ctc_weight: float = 0.3  # CTC's share in the log-probability that a chunk's text ends; 0: the LM alone
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.layout in ("prompts_first", "interleaved"),
             f"prompt layout '{self.layout}': use 'prompts_first' or 'interleaved'",
@@ -74,8 +87,8 @@ class PromptConfig:
             require(0 <= share <= 1, f"prompt {name} {share} is not in [0, 1]")
         require(self.prefixes >= 1, f"prompt prefixes {self.prefixes} must be at least 1")
 
-    def check_against(self, chunking, loss):
-        """What :class:`ChunkingConfig` and :class:`LossConfig` must be like for this model."""
+    def check_against(self, chunking: ChunkingConfig, loss: LossConfig) -> None:
+        """Raise ConfigError where other settings do not go with this model."""
         require(loss.ctc_weight > 0, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0")
         require(
             chunking.context is None or self.layout == "interleaved",
@@ -99,10 +112,10 @@ class PromptConfig:
 class Prompts:
     """The prompts of a batch, block after block, padded at the end, and what the next blocks continue from."""
 
-    vectors: torch.Tensor  # (B, P, D)
-    block: torch.Tensor  # (B, P) block of each; where padded, more than there are
-    log_probs: torch.Tensor  # (B, T, V + 1) of CTC
-    memory: torch.Tensor  # (1, B, E) of the GRU after the last block
+    vectors: Tensor  # (B, P, D)
+    block: Tensor  # (B, P) block of each; where padded, more than there are
+    log_probs: Tensor  # (B, T, V + 1) of CTC
+    memory: Tensor  # (1, B, E) of the GRU after the last block
 
 
 @dataclass(frozen=True)
@@ -124,12 +137,12 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
     """Prompts from encoder frames, the LM behind them, and the steps that a search asks for.
 
     Args:
-        lm: :class:`~espnet_speechllm_xl.model.llm.Decoder`; its ``$`` ends the text of the prompts so far.
+        lm: its ``$`` ends the text of the prompts so far.
         frame_size: E.
-        config: :class:`~espnet_speechllm_xl.systems.ctc_prompt_lm.PromptConfig`.
+        config: layout, cuts, and CTC's share.
     """
 
-    def __init__(self, lm, frame_size, config):
+    def __init__(self, lm: Decoder, frame_size: int, config: PromptConfig) -> None:
         super().__init__()
         self.lm = lm
         self.eoc = lm.eoc
@@ -139,19 +152,22 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
         self.context_prompt = nn.Linear(frame_size, lm.dim)
         self.config = config
 
-    def prompts(self, frames, counts, size, memory=None):
-        """:class:`Prompts` of whole utterances, or of the next block of a stream.
+    def prompts(
+        self, frames: Tensor, counts: Tensor, block_size: int | None, memory: Tensor | None = None
+    ) -> Prompts:
+        """Return the prompts of whole utterances, or of the next block of a stream.
 
         Args:
-            frames: (B, T, E), counts: (B,).
-            size: frames of a block; None: one block.
+            frames: (B, T, E)
+            counts: (B,) frames.
+            block_size: frames of a block; None: one block.
             memory: (1, B, E) after the blocks before; None: these are the first.
         """
         log_probs = self.ctc(frames)
         index = torch.arange(frames.shape[1], device=frames.device)[None]
-        real, block = index < counts[:, None], timeline.chunk_of_frame(index, size)
-        heard = real & (log_probs.argmax(-1) != self.ctc.blank)
-        blocks = timeline.num_chunks(counts, size)[:, None]
+        real, block = index < counts[:, None], timeline.chunk_of_frame(index, block_size)
+        spoken = real & (log_probs.argmax(-1) != self.ctc.blank)
+        blocks = timeline.num_chunks(counts, block_size)[:, None]
         context = torch.arange(int(blocks.max()), device=frames.device)[None]
         means = _block_means(frames, real[:, None] & (block[:, None] == context[:, :, None]))
         embeddings, memory = self.memory(means, memory)
@@ -159,7 +175,7 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
 
         # A block's CTC prompts come first, its context embedding is their last; sorting stably keeps the order.
         behind = 2 * context.shape[1]
-        keys = [torch.where(heard, 2 * block, behind), torch.where(context < blocks, 2 * context + 1, behind)]
+        keys = [torch.where(spoken, 2 * block, behind), torch.where(context < blocks, 2 * context + 1, behind)]
         key, source = torch.cat(keys, dim=1).sort(dim=1, stable=True)
         longest = int((key < behind).sum(1).max())
         key, source = key[:, :longest], source[:, :longest]
@@ -223,18 +239,25 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
         return Result(dataclasses.replace(past, lm=result.past), log_probs)
 
 
-def _block_means(frames, members):
-    """Means (B, K, E) of ``frames`` (B, T, E) over the ``members`` (B, K, T) of each block; 0 of an empty one."""
+def _block_means(frames: Tensor, members: Tensor) -> Tensor:
+    """Return the means (B, K, E) of frames (B, T, E) over the ``members`` (B, K, T) of each block; 0 if it is empty."""
     shares = members.to(frames.dtype) / members.sum(-1, keepdim=True).clamp(min=1)
     return shares @ frames
 
 
-def fuse_end(log_probs, end, weight):
-    """Next-token log-probabilities (V + 1,) whose last entry, the end, has the share of CTC.
+def fuse_end(log_probs: Tensor, end: Tensor, weight: float) -> Tensor:
+    """Give CTC its share in the log-probability that a block's text ends.
 
-    The log-probability of the end becomes the weighted mean of the LM's and CTC's ``end``; the tokens share what is
-    left as the LM would, so that the result is a distribution and hypotheses that ended a block compare with those
-    that did not.
+    The log-probability of the end becomes the weighted mean of the LM's and CTC's.  The tokens share the rest as the LM
+    would have it.  So the result is a distribution, and hypotheses that ended a block compare with the others.
+
+    Args:
+        log_probs: (V + 1,) the LM's; the last entry is the end.
+        end: () CTC's log-probability of the end.
+        weight: CTC's share, in 0 .. 1.
+
+    Returns:
+        (V + 1,) log-probabilities.
     """
     ended = (1 - weight) * log_probs[-1:] + weight * end.to(log_probs)
     tokens = log_probs[:-1] - log_probs[:-1].logsumexp(0) + torch.log(-torch.expm1(ended))
@@ -245,38 +268,44 @@ class CTCPromptLM(AcousticModel):
     """Encoder, prompts and LM.
 
     Args:
-        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
-        lm: :class:`~espnet_speechllm_xl.model.llm.Decoder`.
-        chunking: :class:`~espnet_speechllm_xl.config.ChunkingConfig`; a chunk is a block.
-        loss: :class:`~espnet_speechllm_xl.config.LossConfig`.
-        prompt: :class:`~espnet_speechllm_xl.systems.ctc_prompt_lm.PromptConfig`.
+        acoustic: audio to encoder frames.
+        lm: reads prompts and text.
+        chunking: a chunk is a block.
+        loss: label smoothing, and the weight of the CTC loss.
+        prompt: layout, cuts, and CTC's share.
 
     Raises:
-        ConfigError: settings that do not go together.
+        ConfigError: some settings do not go together.
     """
 
-    def __init__(self, acoustic, lm, chunking, loss, prompt):
+    def __init__(
+        self, acoustic: Acoustic, lm: Decoder, chunking: ChunkingConfig, loss: LossConfig, prompt: PromptConfig
+    ) -> None:
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
         prompt.check_against(chunking, loss)
         self.acoustic = acoustic
-        self.projection = nn.Identity()  # of a stream's frames: what becomes of them only a block can tell
+        self.projection = nn.Identity()  # prompts are made of whole blocks, by the decoder
         self.decoder = PromptDecoder(lm, acoustic.encoder.output_size(), prompt)
         self.chunking = chunking
         self.loss_config = loss
         self.prompt_config = prompt
 
     @property
-    def ctc(self):
-        """The :class:`~espnet_speechllm_xl.model.ctc.CTCHead`, for word times as well."""
+    def ctc(self) -> CTCHead:
+        """Return the CTC head, which tells word times as well."""
         return self.decoder.ctc
 
-    def forward(self, speech, speech_lengths, text, text_lengths, ends, **_):
-        """ESPnet's ``(loss, stats, weight)``: cross-entropy per text and ``$`` target, and CTC's loss.
+    def forward(
+        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, ends: Tensor, **_: object
+    ) -> Trained:
+        """Return the cross-entropy per text and ``$`` target with CTC's loss, and statistics.
 
         Args:
-            speech: (B, N) audio, speech_lengths (B,) samples.
-            text: (B, U) token ids, text_lengths (B,).
+            speech: (B, N) audio.
+            speech_lengths: (B,) samples.
+            text: (B, U) token ids.
+            text_lengths: (B,)
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
         frames, counts = self.acoustic(speech, speech_lengths)
@@ -289,28 +318,49 @@ class CTCPromptLM(AcousticModel):
         prefixes = self.prompt_config.prefixes if self.training else 1
         cut = self._draw_cut(blocks.repeat_interleave(prefixes))
         copied = (prompts.vectors, prompts.block, tokens, text_lengths, token_block)
-        inputs, sequence = self._prefix(*(each.repeat_interleave(prefixes, 0) for each in copied), cut[:, None])
+        vectors, prompt_block, texts, lengths, text_block = (each.repeat_interleave(prefixes, 0) for each in copied)
+        inputs, sequence = self._prefix(vectors, prompt_block, texts, lengths, text_block, cut[:, None])
         lm = self.decoder.lm
         hidden = lm(inputs, sequence.position, sequence.chunk_id, chunking.context)
-        loss, accuracies, targets = text_loss(lm, hidden, sequence.target, self.loss_config)
+        loss, accuracies, num_targets = text_loss(lm, hidden, sequence.target, self.loss_config)
         stats = {"loss_llm": loss.detach(), **accuracies}
         ctc_losses = self.ctc.loss(prompts.log_probs, counts, tokens, text_lengths)
-        loss = add_ctc_loss(loss, prefixes * ctc_losses, targets, self.loss_config, stats)
-        return self.espnet_result(loss, stats, targets)
+        loss = add_ctc_loss(loss, prefixes * ctc_losses, num_targets, self.loss_config, stats)
+        return self.espnet_result(loss, stats, num_targets)
 
-    def _prefix(self, vectors, prompt_block, tokens, text_lengths, token_block, cut):
-        """LM inputs (B, L, D) and their :class:`~espnet_speechllm_xl.model.sequence.Sequence`: the prompts (B, P, D) of
-        the first ``cut`` (B, 1) blocks and the tokens (B, U) of these."""
+    def _prefix(
+        self,
+        vectors: Tensor,
+        prompt_block: Tensor,
+        tokens: Tensor,
+        text_lengths: Tensor,
+        token_block: Tensor,
+        cut: Tensor,
+    ) -> tuple[Tensor, DecoderSequence]:
+        """Return LM inputs (B, L, D) and their sequence: prompts and tokens of the first blocks.
+
+        Args:
+            vectors: (B, P, D) prompts.
+            prompt_block: (B, P) block of each prompt.
+            tokens: (B, U)
+            text_lengths: (B,) tokens.
+            token_block: (B, U) block of each token.
+            cut: (B, 1) how many blocks.
+        """
         real = torch.arange(tokens.shape[1], device=tokens.device) < text_lengths[:, None]
-        kept = [prompt_block < cut, real & (token_block < cut)]
-        # All in one chunk: frames, here prompts, come first.
-        blocks = (prompt_block, token_block) if self.prompt_config.layout == "interleaved" else (0, 0)
-        chunks = [torch.where(there, block, PADDING) for there, block in zip(kept, blocks, strict=True)]
-        sequence = interleave(*chunks, tokens, self.decoder.eoc)
+        prompt_kept, token_kept = prompt_block < cut, real & (token_block < cut)
+        if self.prompt_config.layout == "prompts_first":  # all in one chunk, in which prompts come first
+            prompt_block, token_block = torch.zeros_like(prompt_block), torch.zeros_like(token_block)
+        sequence = interleave(
+            torch.where(prompt_kept, prompt_block, PADDING),
+            torch.where(token_kept, token_block, PADDING),
+            tokens,
+            self.decoder.eoc,
+        )
         return gather_inputs(sequence, vectors, self.decoder.lm.embed(tokens)), sequence
 
-    def _draw_cut(self, blocks):
-        """Blocks (B,) of each prompt: all of ``blocks`` (B,); in training often a random number from 1 on."""
+    def _draw_cut(self, blocks: Tensor) -> Tensor:
+        """Return how many (B,) of its ``blocks`` (B,) each prompt keeps: all; in training often fewer, 1 at least."""
         if not self.training:
             return blocks
         drawn = torch.rand(2, len(blocks), device=blocks.device)

@@ -4,7 +4,10 @@ Classes are ESPnet's: the blank = 0, then the tokenizer's ids + 1.
 """
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
 from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
@@ -12,16 +15,19 @@ from espnet2.asr_transducer.joint_network import JointNetwork
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import rnnt_loss
 
-from espnet_speechllm_xl.config import LossConfig
+from espnet_speechllm_xl.config import LossConfig, SearchConfig
 from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
 from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts
+from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.settings import ConfigError, check_names
-from espnet_speechllm_xl.systems.base_model import AcousticModel
+from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
 from espnet_speechllm_xl.systems.base_task import SpeechTask, encoder_choices
+from espnet_speechllm_xl.tokenization import Tokenizer
 
 BLANK = 0
 
@@ -30,13 +36,18 @@ class TransducerModel(AcousticModel):
     """Encoder, label decoder and joint network.
 
     Args:
-        acoustic: :class:`~espnet_speechllm_xl.model.acoustic_encoder.Acoustic`.
-        decoder: ``espnet2.asr.decoder.transducer_decoder.TransducerDecoder`` of V + 1 classes.
-        joint_network: ``espnet2.asr_transducer.joint_network.JointNetwork`` of V + 1 classes.
-        loss: :class:`~espnet_speechllm_xl.config.LossConfig`; label smoothing has no meaning here.
+        acoustic: audio to encoder frames.
+        decoder: ESPnet's, of V + 1 classes.
+        joint_network: ESPnet's, of V + 1 classes.
+        loss: the weight of the auxiliary CTC loss.
+
+    Raises:
+        ConfigError: ``loss`` has label smoothing, which has no meaning here.
     """
 
-    def __init__(self, acoustic, decoder, joint_network, loss):
+    def __init__(
+        self, acoustic: Acoustic, decoder: TransducerDecoder, joint_network: JointNetwork, loss: LossConfig
+    ) -> None:
         super().__init__()
         if loss.label_smoothing:
             raise ConfigError("loss_conf label_smoothing: a transducer's loss is over paths: leave it at 0")
@@ -46,12 +57,16 @@ class TransducerModel(AcousticModel):
         self.loss_config = loss
         self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.odim - 1) if loss.ctc_weight else None
 
-    def forward(self, speech, speech_lengths, text, text_lengths, **_):
-        """ESPnet's ``(loss, stats, weight)``: mean loss of an utterance.
+    def forward(
+        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, **_: object
+    ) -> Trained:
+        """Return the mean loss of an utterance, with statistics.
 
         Args:
-            speech: (B, N) audio, speech_lengths (B,) samples.
-            text: (B, U) token ids, text_lengths (B,).
+            speech: (B, N) audio.
+            speech_lengths: (B,) samples.
+            text: (B, U) token ids.
+            text_lengths: (B,)
         """
         frames, counts = self.acoustic(speech, speech_lengths)
         text = text.clamp(min=0)  # the collate function pads with a negative id
@@ -63,13 +78,14 @@ class TransducerModel(AcousticModel):
             loss = loss + self.loss_config.ctc_weight * ctc_loss
         return self.espnet_result(loss, stats, speech.shape[0])
 
-    def _loss(self, frames, counts, text, text_lengths):
+    def _loss(self, frames: Tensor, counts: Tensor, text: Tensor, text_lengths: Tensor) -> Tensor:
+        """Return the mean transducer loss () of the utterances that have a frame."""
         # Audio without a frame has no path, and torchaudio reads memory that is not its own; CTC leaves it out, too.
-        heard = counts.to(text.device) > 0
-        if not heard.any():
+        has_frames = counts.to(text.device) > 0
+        if not has_frames.any():
             return frames.sum() * 0
         frames, counts, text, text_lengths = (
-            each[heard.to(each.device)] for each in (frames, counts, text, text_lengths)
+            each[has_frames.to(each.device)] for each in (frames, counts, text, text_lengths)
         )
         text = text[:, : int(text_lengths.max())]  # torchaudio wants the width of the longest one that is left
         self.decoder.set_device(frames.device)
@@ -81,8 +97,14 @@ class TransducerModel(AcousticModel):
 
 
 @torch.no_grad()
-def transcribe(model, tokenizer, _chunking, search, recordings):
-    """The n-best :class:`~espnet_speechllm_xl.decoding.results.Transcript` list of each recording (n,) in a list.
+def transcribe(
+    model: TransducerModel,
+    tokenizer: Tokenizer,
+    chunking: None,
+    search_config: SearchConfig,
+    recordings: Sequence[npt.ArrayLike | Tensor],
+) -> list[list[Transcript]]:
+    """Return the n-best list of each recording (n,); see :meth:`SpeechTask.transcribe`.
 
     Scores are normalised by length, as ESPnet does; words have no times.
     """
@@ -91,34 +113,38 @@ def transcribe(model, tokenizer, _chunking, search, recordings):
         raise ConfigError("ESPnet's transducer searches run in float32 only: leave out the dtype")
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
     frames, counts = model.acoustic(pad_sequence(speech, batch_first=True), lengths)
-    return [_decode(model, tokenizer, search, one[:count]) for one, count in zip(frames, counts.tolist(), strict=True)]
+    pairs = zip(frames, counts.tolist(), strict=True)
+    return [_decode(model, tokenizer, search_config, one[:count]) for one, count in pairs]
 
 
-def _decode(model, tokenizer, search, frames):
+def _decode(
+    model: TransducerModel, tokenizer: Tokenizer, search_config: SearchConfig, frames: Tensor
+) -> list[Transcript]:
+    """Return the n-best list of one recording's frames (T, E)."""
     # ESPnet's searches that need fewer hypotheses than classes fail on a wider beam.
-    widest = max(1, model.decoder.odim - {"alsd": 1, "tsd": 1, "maes": 2}.get(search.method, 0))
+    widest = max(1, model.decoder.odim - {"alsd": 1, "tsd": 1, "maes": 2}.get(search_config.method, 0))
     beam_search = BeamSearchTransducer(
         model.decoder,
         model.joint_network,
-        beam_size=1 if search.method == "greedy" else min(search.beam_size, widest),
-        search_type=search.method,
+        beam_size=1 if search_config.method == "greedy" else min(search_config.beam_size, widest),
+        search_type=search_config.method,
         u_max=len(frames),  # tokens; ESPnet's 50 would cut long audio short
-        nbest=search.beam_size,  # of which some can be of the same text
+        nbest=search_config.beam_size,  # of which some can be of the same text
     )
     hypotheses = [_Labelling(hypothesis) for hypothesis in beam_search(frames)]
     texts = distinct_texts(tokenizer, hypotheses)
-    return [_transcript(tokenizer, *item) for item in list(texts.items())[: search.nbest]]
+    return [_transcript(tokenizer, *item) for item in list(texts.items())[: search_config.nbest]]
 
 
 class _Labelling:
     """ESPnet's hypothesis with the tokenizer's ids."""
 
-    def __init__(self, hypothesis):
+    def __init__(self, hypothesis: Any) -> None:  # noqa: ANN401  # ESPnet has several classes of them
         self.tokens = tuple(int(label) - 1 for label in hypothesis.yseq[1:])
         self.score = float(hypothesis.score) / len(hypothesis.yseq)
 
 
-def _transcript(tokenizer, text, labelling):
+def _transcript(tokenizer: Tokenizer, text: str, labelling: _Labelling) -> Transcript:
     return Transcript(
         text=text,
         score=labelling.score,
@@ -145,7 +171,8 @@ class TransducerTask(SpeechTask):
     word_times = False
 
     @classmethod
-    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options; those of the joint network, too."""
         super().add_task_arguments(parser)
         parser.add_argument(
             "--joint_network_conf",
@@ -155,13 +182,13 @@ class TransducerTask(SpeechTask):
         )
 
     @classmethod
-    def training_settings(cls, args):
-        """With those of the joint network."""
+    def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
+        """Return what the weights depend on; the joint network's settings, too."""
         return {**super().training_settings(args), "joint_network_conf": args.joint_network_conf}
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> TransducerModel:
-        """The model of ``args``."""
+        """Make the model of ``args``."""
         acoustic = cls.build_acoustic(args)
         classes = len(args.token_list) + 1
         decoder_class = decoder_choices.get_class(args.decoder)
