@@ -226,7 +226,7 @@ def _with_lora(model: "PreTrainedModel", config: DecoderConfig) -> "PreTrainedMo
     return cast("PreTrainedModel", adapted.get_base_model())  # the adapters live inside its layers
 
 
-def _add_residual_dropout(base: "PreTrainedModel", probability: float) -> None:
+def _add_residual_dropout(base: nn.Module, probability: float) -> None:
     """Drop elements on both residual branches, as small corpora want; Llama drops attention weights only."""
 
     def drop(module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
