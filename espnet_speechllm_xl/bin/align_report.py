@@ -40,9 +40,3 @@ def main(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"speechllm-xl align-report: not drawn: {failure}", file=sys.stderr)
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    from espnet_speechllm_xl.bin import cli
-
-    sys.exit(cli.main(["align-report", *sys.argv[1:]]))

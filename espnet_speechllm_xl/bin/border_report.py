@@ -4,7 +4,6 @@ Of a decoded set, how many errors lie there; of a model, whether a chunk takes u
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import at_least
@@ -52,9 +51,3 @@ def main(args: argparse.Namespace) -> int:
         ) from error
     print("\n".join(lines))
     return 0 if counted else 1
-
-
-if __name__ == "__main__":
-    from espnet_speechllm_xl.bin import cli
-
-    sys.exit(cli.main(["border-report", *sys.argv[1:]]))

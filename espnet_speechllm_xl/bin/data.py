@@ -12,7 +12,7 @@ from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argum
 class Progress:
     """A line on stderr every ``every`` seconds, and one at the end if there was any before."""
 
-    def __init__(self, what: str, every: float = 10.0):
+    def __init__(self, what: str, every: float = 10.0) -> None:
         self.what, self.every = what, every
         self.begin = self.last = time.monotonic()
         self.shown = False
@@ -199,9 +199,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run an action; returns 0, or 1 when a checked directory has problems."""
     return args.run(args)
-
-
-if __name__ == "__main__":
-    from espnet_speechllm_xl.bin import cli
-
-    sys.exit(cli.main(["data", *sys.argv[1:]]))

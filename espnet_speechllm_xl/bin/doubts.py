@@ -24,9 +24,3 @@ def say(lines: Iterable[str]) -> None:
     """Print each doubt to standard error."""
     for line in lines:
         print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    from espnet_speechllm_xl.bin import cli
-
-    sys.exit(cli.main(["doubts", *sys.argv[1:]]))

@@ -85,8 +85,12 @@ def _score_all(args: argparse.Namespace) -> int:
     decoded, unfinished, untranscribed, failed = found
     rows = [(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded]
     print("\n".join(results_report.score_table(rows)))
-    counts = {"scored": decoded, "unfinished": unfinished, "failed": failed, "without text": untranscribed}
-    counts = {name: len(sets) for name, sets in counts.items()}
+    counts = {
+        "scored": len(decoded),
+        "unfinished": len(unfinished),
+        "failed": len(failed),
+        "without text": len(untranscribed),
+    }
     print(f"sets found: {sum(counts.values())}, " + ", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"written: {args.results}")
     return 1 if failed else 0

@@ -1,7 +1,6 @@
 """``tokens``: train a sentencepiece tokenizer, or take a Hugging Face one."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_rare_argument, at_least
@@ -36,9 +35,3 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(made.pieces)} tokens ({args.type})")
     print("".join(f"{line}\n" for line in lines), end="")
     return 0
-
-
-if __name__ == "__main__":
-    from espnet_speechllm_xl.bin import cli
-
-    sys.exit(cli.main(["tokens", *sys.argv[1:]]))

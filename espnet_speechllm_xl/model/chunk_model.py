@@ -1,4 +1,8 @@
-"""The contract between a stream and a model that writes text chunk by chunk."""
+"""The contracts between decoding and a model that writes text chunk by chunk.
+
+Shape legend: ``B`` batch, ``T`` frames, ``U`` tokens, ``L`` decoder sequence, ``c`` frames of a chunk, ``E`` size of an
+encoder frame, ``D`` size of a decoder input.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -8,14 +12,11 @@ from torch import Tensor, nn
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
-from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder
+from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, TextDecoder
 
 
 class ChunkModel(Protocol):
-    """What decoding asks of a model: SpeechLLM-XL, the baselines that write chunk by chunk, joint CTC scoring.
-
-    Shape legend: ``c`` frames of a chunk, ``E`` size of an encoder frame, ``D`` size of a decoder input.
-    """
+    """What decoding asks of a model: SpeechLLM-XL, the baselines that write chunk by chunk, joint CTC scoring."""
 
     @property
     def acoustic(self) -> Acoustic:
@@ -39,3 +40,31 @@ class ChunkModel(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the weights; the first tells device and type."""
+
+
+class AlignedModel(ChunkModel, Protocol):
+    """A model that can be given its text: its decoder reads aligned tokens as in training."""
+
+    @property
+    def decoder(self) -> TextDecoder:
+        """Return the decoder, which can also be trained."""
+
+    def decode_aligned(
+        self,
+        frames: Tensor,
+        counts: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        ends: Tensor,
+        chunking: ChunkingConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the decoder's hidden states (B, L, D) and targets (B, L) of aligned text; ``IGNORE``: no target.
+
+        Args:
+            frames: (B, T, E)
+            counts: (B,) frames.
+            tokens: (B, U) token ids, any padding.
+            token_lengths: (B,)
+            ends: (B, U) last aligned frame of each token.
+            chunking: of this batch.
+        """

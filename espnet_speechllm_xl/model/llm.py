@@ -173,7 +173,7 @@ def _llama(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
-        LlamaConfig(
+        LlamaConfig(  # type: ignore[call-arg]  # it takes more by **kwargs than its type says
             vocab_size=vocab_size,
             hidden_size=config.dim,
             intermediate_size=config.ffn_dim,

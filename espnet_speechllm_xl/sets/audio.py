@@ -55,7 +55,7 @@ class SetAudio:
         KaldiError: ``wav.scp`` is missing or damaged.
     """
 
-    def __init__(self, dump: Path, sample_rate: int):
+    def __init__(self, dump: Path, sample_rate: int) -> None:
         from espnet_speechllm_xl.corpus.kaldi import read_table
 
         self.sample_rate = sample_rate

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 MakeWorker = Callable[[Any], Callable[[list], list]]
 
 
-def not_done(item: Any, reason: str) -> NoReturn:
+def not_done(item: object, reason: str) -> NoReturn:
     """Raise UserError: a process died of ``item``, without which the whole is of no use."""
     raise UserError(f"{getattr(item, 'utterance', item)}: {reason}")
 
@@ -47,7 +47,7 @@ def as_memory_allows(
 def run_batches(
     batches: list[list[Item]],
     make_worker: MakeWorker,
-    settings: Any,
+    settings: object,
     parts: Path,
     nj: int,
     title: str,
@@ -111,12 +111,12 @@ def finish(parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def digest(task: Any) -> str:
+def digest(task: object) -> str:
     """Name a task (JSON value): results of another name are not taken over."""
     return hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def summary_of(path: Path, task: Any) -> dict[str, Any] | None:
+def summary_of(path: Path, task: object) -> dict[str, Any] | None:
     """Return the summary in the JSON file ``path`` when it was written for this ``task``, else None."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ def _remove_others(parts: Path, own: str) -> None:
 def _results(
     tasks: list[tuple[int, list[Item]]],
     make_worker: MakeWorker,
-    settings: Any,
+    settings: object,
     parts: Path,
     nj: int,
     crashed: Callable[[Item, str], Result],

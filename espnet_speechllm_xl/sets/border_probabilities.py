@@ -11,10 +11,10 @@ Shape legend: ``B`` recordings, ``N`` samples, ``T`` frames, ``D`` dimension, ``
 ``R`` 1 + words at borders, ``L`` decoder sequence.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from espnet_speechllm_xl.evaluation.border_errors import count_rows, reason_rows
 from espnet_speechllm_xl.evaluation.markdown import markdown_table
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.alignment import from_word_times, token_ends, within_audio
+from espnet_speechllm_xl.model.chunk_model import AlignedModel
 from espnet_speechllm_xl.model.sequence import IGNORE
 from espnet_speechllm_xl.sets.audio import SetAudio
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans, words_of
@@ -54,64 +55,8 @@ class BorderWord:
         return self.ended * (1 - self.taken_up)
 
 
-class AcousticEncoder(Protocol):
-    """What is asked of a model's encoder."""
-
-    def __call__(self, speech: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return frames (B, T, D) and their counts (B,) of ``speech`` (B, N) and its lengths (B,) in samples."""
-
-    def heard(self, counts: torch.Tensor) -> torch.Tensor:
-        """Return the numbers (B,) of frames whose audio is there whole."""
-
-
-class Decoder(Protocol):
-    """What is asked of a model's decoder."""
-
-    @property
-    def eoc(self) -> int:
-        """Return the token that ends a chunk."""
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the scores (..., V) of the next token."""
-
-
-class ChunkwiseModel(Protocol):
-    """What is asked of a model that writes chunk by chunk; :mod:`espnet_speechllm_xl.systems.base_model` has it."""
-
-    @property
-    def acoustic(self) -> AcousticEncoder:
-        """Return the encoder."""
-
-    @property
-    def decoder(self) -> Decoder:
-        """Return the decoder."""
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Return the trained values."""
-
-    def decode_aligned(
-        self,
-        frames: torch.Tensor,
-        counts: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        ends: torch.Tensor,
-        chunking: ChunkingConfig,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden values (B, L, D) and targets (B, L) of texts whose tokens end in known frames.
-
-        Args:
-            frames: (B, T, D) of the encoder.
-            counts: (B,) frames of each recording.
-            tokens: (B, U) token ids.
-            lengths: (B,) tokens of each text.
-            ends: (B, U) the frame in which each token ends.
-            chunking: settings of the chunks.
-        """
-
-
 def border_words(
-    model: ChunkwiseModel,
+    model: AlignedModel,
     tokenizer: Tokenizer,
     chunking: ChunkingConfig,
     speech: "np.ndarray",
@@ -195,7 +140,7 @@ def _held_back(deciding: list[int], first: int, last: int, chunk_size: int) -> l
 
 
 def _log_probs(
-    model: ChunkwiseModel,
+    model: AlignedModel,
     chunking: ChunkingConfig,
     frames: torch.Tensor,
     counts: torch.Tensor,

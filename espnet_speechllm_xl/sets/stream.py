@@ -142,7 +142,8 @@ def _chunkings(
     speech2text = Speech2Text.from_pretrained(**load)
     encoder, found = speech2text.model.acoustic.encoder.config, []
     trained = speech2text.stream().chunking  # raises for a model that cannot stream
-    known = [timeline.chunk_seconds(chunk_size) for chunk_size in trained.train_chunks or [trained.chunk]]
+    sizes: list[int | None] = list(trained.train_chunks or [])
+    known = [timeline.chunk_seconds(chunk_size) for chunk_size in sizes or [trained.chunk]]
     for seconds in streaming.chunk_sizes or known:
         options = {**streaming.options, "chunk_size": seconds, "context": streaming.context}
         stream = speech2text.stream(**options)

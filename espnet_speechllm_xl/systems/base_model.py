@@ -57,7 +57,7 @@ class AcousticModel(AbsESPnetModel):
 class ChunkwiseModel(AcousticModel, abc.ABC):
     """Base: the cross-entropy of a decoder that writes the text of each chunk and then the end of the chunk.
 
-    It fulfils :class:`~espnet_speechllm_xl.model.chunk_model.ChunkModel`, so searches and streams decode it.
+    It fulfils :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`, so searches and streams decode it.
 
     Args:
         acoustic: audio to encoder frames.
@@ -88,16 +88,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         ends: Tensor,
         chunking: ChunkingConfig,
     ) -> tuple[Tensor, Tensor]:
-        """Return the decoder's hidden states (B, L, D) and targets (B, L) of aligned text; ``IGNORE``: no target.
-
-        Args:
-            frames: (B, T, E)
-            counts: (B,) frames.
-            tokens: (B, U) token ids, any padding.
-            token_lengths: (B,)
-            ends: (B, U) last aligned frame of each token.
-            chunking: of this batch.
-        """
+        """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`."""
 
     def forward(
         self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, ends: Tensor, **_: object

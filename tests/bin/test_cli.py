@@ -122,13 +122,6 @@ def test_wrong_use_is_2(capsys, argv, says):
     assert (code, out) == (2, "") and says in error
 
 
-@pytest.mark.parametrize("command", ["data", "tokens", "doubts", "align-report", "border-report"])
-def test_recipes_may_start_the_module_of_a_command(command):
-    module = f"espnet_speechllm_xl.bin.{command.replace('-', '_')}"
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: speechllm-xl {command} ")
-
-
 def test_one_table_of_exit_codes(capsys, tmp_path):
     absent = tmp_path / "absent"
     (tmp_path / "text").write_text("")

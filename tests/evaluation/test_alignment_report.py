@@ -134,7 +134,7 @@ def test_borders_are_those_of_the_experiment(tmp_path, dump, monkeypatch):
     options = ["--aligned", str(out), "--dump", str(dump), "--plots", "1"]
 
     def borders(*more):
-        assert align_report.main([*options, *map(str, more)]) == 0
+        assert cli.main(["align-report", *options, *map(str, more)]) == 0
         return dashed(drawn[-1]), drawn[-1].axes[-1].get_xlabel()
 
     assert borders() == ([], "seconds (solid: token ends)")  # nothing is known of the training

@@ -246,7 +246,7 @@ finish() {
 }
 
 # doubts MODEL: a line for each sign that what follows from this training is not worth its time.
-doubts() { python3 -m espnet_speechllm_xl.bin.doubts "$1"; }
+doubts() { python3 -m espnet_speechllm_xl doubts "$1"; }
 
 # score: every decoded set below $expdir, by whichever driver it was decoded.
 score() {

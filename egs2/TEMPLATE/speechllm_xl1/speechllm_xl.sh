@@ -81,7 +81,7 @@ if [ -n "$espnet" ]; then
   . "$here/espnet_asr.sh"
 fi
 
-data_tool() { python3 -m espnet_speechllm_xl.bin.data "$@"; }
+data_tool() { python3 -m espnet_speechllm_xl data "$@"; }
 speechllm_xl() { python3 -m espnet_speechllm_xl "$@"; }
 
 no_perturb='' no_format='' no_aligner=''
@@ -160,7 +160,7 @@ if runs 3 "$no_format"; then
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     if [[ " $test_sets " = *" $set "* ]] && lacks_text "$from"; then settings+=(--no-text-ok); fi
     if pooled_cmd "$nj" "$(dirname "$dump")/log/format_$set.log" \
-      python3 -m espnet_speechllm_xl.bin.data format --data "$from" --dump "$dump/$set" "${settings[@]}"; then
+      python3 -m espnet_speechllm_xl data format --data "$from" --dump "$dump/$set" "${settings[@]}"; then
       [ ! -s "$dump/$set/failed" ] || left_out format "$dump/$set/failed" ''
     else
       worst=1 # the others are formatted, so that one run tells all that is wrong
@@ -174,7 +174,7 @@ make_tokens() {
   local out=$1 set others=()
   shift
   for set in $valid_set $test_sets; do others+=("$dump/$set/text"); done
-  python3 -m espnet_speechllm_xl.bin.tokens --text "$dump/$train_data/text" --out "$out" --nlsyms "$nlsyms" \
+  python3 -m espnet_speechllm_xl tokens --text "$dump/$train_data/text" --out "$out" --nlsyms "$nlsyms" \
     --others "${others[@]}" "$@"
 }
 if runs 4; then
@@ -260,7 +260,7 @@ if runs 6 "$no_align"; then
     else
       speechllm_xl align --dump "$dump/$set" --out "$aligned/$set" "${by[@]}"
     fi
-    python3 -m espnet_speechllm_xl.bin.align_report --aligned "$aligned/$set" --dump "$dump/$set" \
+    python3 -m espnet_speechllm_xl align-report --aligned "$aligned/$set" --dump "$dump/$set" \
       --training "$train_config" --training-args="$corpus_args $system_args $train_args"
   done
   unlock
