@@ -22,7 +22,7 @@ choose_system() {
 }
 
 # list_systems: their names in the order of this file.
-list_systems() { sed -n 's/^system_\([a-z_]*\)().*/\1/p' "${BASH_SOURCE[0]}" | paste -s -d ' ' -; }
+list_systems() { sed -n 's/^system_\([a-z0-9_]*\)().*/\1/p' "${BASH_SOURCE[0]}" | paste -s -d ' ' -; }
 
 # trains TASK PREFIX: the task of the training and its configuration, <PREFIX><size>.yaml unless --train-config names
 # one; the size is then what stands there in its name.
