@@ -85,7 +85,7 @@ def _riff_bytes(stream: BinaryIO, offset: int) -> int:
 
 
 def holds_another(content: bytes) -> bool:
-    """Whether another WAV file begins inside of the one that ``content`` is: it has less than its header promises."""
+    """Tell whether another WAV file begins inside the one that ``content`` is: it has less than its header promises."""
     return content[:4] in (b"RIFF", b"RF64") and WAV.search(content, 12) is not None
 
 
