@@ -11,6 +11,7 @@ Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encod
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.settings import has_kind, is_amount, option, require, require_share
@@ -60,6 +61,24 @@ class SpecAugmentConfig:
 
     def __post_init__(self) -> None:
         require(all(is_amount(value) for value in dataclasses.astuple(self)), "specaug_conf: give numbers >= 0")
+
+
+class EncoderTiming(Protocol):
+    """The settings that streams and reports of latency need of an encoder; its settings are a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def segment(self) -> int | None:
+        """Return the frames that come out together; None: the encoder takes whole utterances only."""
+
+    @property
+    def right_context(self) -> int:
+        """Return the frames of look-ahead."""
+
+    @property
+    def block_segments(self) -> int:
+        """Return the segments that one call computes at most."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,7 @@ class ChunkingConfig:
         require(self.delay >= 0, f"delay {self.delay} must not be negative")
         require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
-    def check_against(self, encoder: EncoderConfig) -> None:
+    def check_against(self, encoder: EncoderTiming) -> None:
         """Raise ConfigError unless the encoder's segment divides every chunk size, or is divided by it."""
         segment = encoder.segment
         for chunk_size in (self.chunk, *(self.train_chunks or ())):

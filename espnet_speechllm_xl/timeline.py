@@ -14,7 +14,7 @@ from espnet_speechllm_xl.errors import UserError
 if TYPE_CHECKING:  # torch takes seconds to import, and the commands that ask for no model need none
     from torch import Tensor
 
-    from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig
+    from espnet_speechllm_xl.config import ChunkingConfig, EncoderTiming
 
 Count = TypeVar("Count", int, "Tensor")  # a number, or an integer tensor of any shape
 
@@ -136,7 +136,7 @@ def context_seconds(chunking: "ChunkingConfig") -> float:
     return math.inf if chunking.context is None else chunking.context * chunk_seconds(chunking.chunk)
 
 
-def latency_seconds(encoder: "EncoderConfig", chunking: "ChunkingConfig") -> float:
+def latency_seconds(encoder: "EncoderTiming", chunking: "ChunkingConfig") -> float:
     """Return the worst-case algorithmic latency in seconds: max(segment, c) + look-ahead + delay; may be infinite."""
     if chunking.chunk is None or encoder.segment is None:
         return math.inf

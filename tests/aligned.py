@@ -6,7 +6,7 @@ import torch
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.training.batches import collate
 
 VOCABULARY = 9

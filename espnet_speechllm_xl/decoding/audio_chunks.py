@@ -13,7 +13,7 @@ from torch import Tensor
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, check_scale
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic, AcousticState, EncodeRequest
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic, AcousticState, EncodeRequest
 from espnet_speechllm_xl.model.chunk_model import ChunkModel
 
 

@@ -1,7 +1,7 @@
 """Many streams, one model: whatever they want at a moment is computed as one batch of each kind.
 
 Streams and searches never call the model.  They are generators (:data:`Steps`): they yield requests (``EncodeRequest``
-of acoustic_encoder.py, ``Request`` of decoder_steps.py) and are sent the results.  A round computes all requests of one
+of audio_to_frames.py, ``Request`` of decoder_steps.py) and are sent the results.  A round computes all requests of one
 kind together: encoder (of streams in step with one another), decoder prefill, decoder token.  Generators may join
 between any two rounds (continuous batching).
 """
@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from espnet_speechllm_xl.model.acoustic_encoder import EncodeRequest
+from espnet_speechllm_xl.model.audio_to_frames import EncodeRequest
 from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.model.decoder_steps import Request
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import ChunkingConfig
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, TextDecoder
 

@@ -26,14 +26,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import EncoderConfig
 from espnet_speechllm_xl.model.dropout import Dropout
 from espnet_speechllm_xl.model.features import stack_frames
-from espnet_speechllm_xl.model.stream_state import Streams
+from espnet_speechllm_xl.model.stream_encoder import StreamEncoder
+from espnet_speechllm_xl.model.stream_state import BufferingStreams, Streams
 from espnet_speechllm_xl.settings import from_dict, signature
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -389,7 +389,7 @@ class Quietest(Streams):
 
 
 @dataclass(frozen=True)
-class EncoderState(Streams):
+class EncoderState(BufferingStreams):
     """State of encoder streams between two pushes."""
 
     features: Tensor  # (B, < 4, M) feature frames that complete no frame yet
@@ -409,7 +409,7 @@ class EncoderState(Streams):
         return self.features.shape[1], self.frames.shape[1]
 
 
-class EmformerEncoder(AbsEncoder):
+class EmformerEncoder(StreamEncoder[EncoderState]):
     """Normalised log-mel features to frames: 4x stacking, front end, Emformer.
 
     In every path, utterances are padded to whole segments plus right context before the front end.  The padding is
@@ -429,9 +429,11 @@ class EmformerEncoder(AbsEncoder):
         EncoderConfig, inspect.Parameter("input_size", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
     )
 
+    config: EncoderConfig
+
     def __init__(self, input_size: int, **conf: Any) -> None:  # as EncoderConfig has them
         super().__init__()
-        config: EncoderConfig = from_dict(EncoderConfig, conf, "encoder_conf")
+        config = from_dict(EncoderConfig, conf, "encoder_conf")
         self.config = config
         self.input_size = input_size
         self.frontend = FRONTENDS[config.frontend](input_size, config.dim)
@@ -444,20 +446,7 @@ class EmformerEncoder(AbsEncoder):
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: None = None, tail: int = 0
     ) -> tuple[Tensor, Tensor, None]:
-        """Encode whole utterances, in blocks of ``block_segments`` segments (ESPnet's interface).
-
-        Args:
-            xs_pad: (B, F, M) normalised features; the padding beyond an item's length has no influence.
-            ilens: (B,) feature frames of each item.
-            prev_states: None; a stream uses :meth:`push`.
-            tail: frames of silence behind each item that has a frame, as in :meth:`push`.
-
-        Returns:
-            ys: (B, T, D), T the frames of the longest item.  Frames beyond an item's own length are finite,
-                without meaning.
-            olens: (B,) frames, ``ilens // 4`` and the tail.
-            None: in the place of ESPnet's states.
-        """
+        """Encode whole utterances in blocks of ``block_segments`` segments; see :class:`StreamEncoder`."""
         if prev_states is not None:
             raise ValueError("EmformerEncoder.forward takes whole utterances: continue a stream with push()")
         olens = torch.div(ilens, timeline.STACK, rounding_mode="floor")
@@ -499,21 +488,7 @@ class EmformerEncoder(AbsEncoder):
     def push(
         self, features: Tensor, state: EncoderState, final: bool = False, tail: int = 0
     ) -> tuple[Tensor, EncoderState]:
-        """Continue B streams; return the frames (B, t, D), t >= 0, that became complete, and the next state.
-
-        After ``final`` the next state is an initial state.
-
-        Args:
-            features: (B, f, M) normalised features, any f >= 0.
-            state: of the B streams.
-            final: the streams end here, and all remaining complete frames come out; without a tail an incomplete stack
-                of 4 feature frames is dropped.
-            tail: when final, frames of silence behind them, which repeat the quietest feature frame; the first begins
-                with the incomplete stack.
-
-        Raises:
-            ValueError: the encoder takes whole utterances only, and ``final`` is False.
-        """
+        """Continue B streams; see :class:`StreamEncoder`.  Silence repeats the stream's quietest feature frame."""
         segment = self.config.segment
         if segment is None:
             if not final:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
 from espnet_speechllm_xl.errors import UserError, of_machine
-from espnet_speechllm_xl.model.stream_state import Streams
+from espnet_speechllm_xl.model.stream_state import BufferingStreams, Streams
 
 # Frames computed at once (5 minutes): the spectra of an hour would take gigabytes.
 BLOCK_FRAMES = 30000
@@ -45,7 +45,7 @@ class LevelState(Streams):
 
 
 @dataclass(frozen=True)
-class LogMelState(Streams):
+class LogMelState(BufferingStreams):
     """Feature streams between two pushes."""
 
     samples: Tensor  # (B, n) from the start of the next frame on

@@ -34,6 +34,15 @@ class Streams(abc.ABC):
         return [_select_state(self, index) for index in range(self.batch)]
 
 
+class BufferingStreams(Streams):
+    """State of streams that keep input for the next push."""
+
+    @property
+    @abc.abstractmethod
+    def buffered(self) -> tuple[int, ...]:
+        """Return how much each stream has buffered, of each kind; only streams that agree make one batch."""
+
+
 Part = Tensor | tuple | Streams  # value of a field
 
 

@@ -12,7 +12,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss

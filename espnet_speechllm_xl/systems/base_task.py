@@ -37,7 +37,7 @@ from espnet_speechllm_xl.decoding.searches import SEARCHES
 from espnet_speechllm_xl.decoding.streams import transcribe
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.emformer import EmformerEncoder
 from espnet_speechllm_xl.settings import ConfigError, check_mapping, from_dict, read_yaml, shown
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
 from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunks, gather_inputs

@@ -19,8 +19,8 @@ from espnet_speechllm_xl.config import CTCConfig, SearchConfig
 from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
 from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts, timed_words
 from espnet_speechllm_xl.decoding.searches import log_add
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
 from espnet_speechllm_xl.model.alignment import AlignmentError, TokenSpan, viterbi
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained

@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
 from espnet_speechllm_xl.model import cache
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result

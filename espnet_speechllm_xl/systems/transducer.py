@@ -22,7 +22,7 @@ from torchaudio.functional import rnnt_loss
 from espnet_speechllm_xl.config import LossConfig, SearchConfig
 from espnet_speechllm_xl.decoding.audio_chunks import checked_samples
 from espnet_speechllm_xl.decoding.results import Transcript, distinct_texts
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.settings import ConfigError, check_names

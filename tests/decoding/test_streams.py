@@ -18,7 +18,7 @@ from espnet_speechllm_xl.decoding.output_formats import beside
 from espnet_speechllm_xl.decoding.results import Update
 from espnet_speechllm_xl.decoding.searches import Hypothesis
 from espnet_speechllm_xl.decoding.streams import Stream, transcribe
-from espnet_speechllm_xl.model.acoustic_encoder import Acoustic
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.settings import ConfigError
 
 RATE = 16000

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from test_readme import DRIVER, SHARED, declared
+from test_readme import driver_options
 
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.bin import cli
@@ -173,12 +173,12 @@ CORPORA = [*yaml.safe_load(PLAN_FILE.read_text(encoding="utf-8"))["corpora"]]
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_plan_of_the_repository(corpus):
     plan = Plan(corpus)
-    known = declared(DRIVER) | declared(SHARED)
+    known = driver_options()
     there = (ROOT / "egs2/TEMPLATE/speechllm_xl1/systems.sh").read_text(encoding="utf-8")
     tags = [plan.tag(system) for system in plan.systems]
     assert len(set(tags)) == len(tags)
     for system, one in plan.systems.items():
-        options = {name.removeprefix("--").replace("-", "_") for name in plan.command(system)[1::2]}
+        options = {name.removeprefix("--") for name in plan.command(system)[1::2]}
         assert options <= known and f"\nsystem_{one.system}() {{" in there, system
         assert "{" not in " ".join(plan.command(system))
     assert f" --size {plan.corpus.size} " in (plan.directory / "run.sh").read_text(encoding="utf-8")

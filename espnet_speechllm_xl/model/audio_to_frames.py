@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import FeatureConfig, SpecAugmentConfig
-from espnet_speechllm_xl.model.emformer import EmformerEncoder, EncoderState
+from espnet_speechllm_xl.model.emformer import EmformerEncoder
 from espnet_speechllm_xl.model.features import GlobalNormalizer, LogMel, LogMelState, SpecAugment
-from espnet_speechllm_xl.model.stream_state import Streams
+from espnet_speechllm_xl.model.stream_encoder import StreamEncoder
+from espnet_speechllm_xl.model.stream_state import BufferingStreams
 
 
 @dataclass(frozen=True)
-class AcousticState(Streams):
+class AcousticState(BufferingStreams):
     """State of streams of audio between two pushes."""
 
     features: LogMelState
-    encoder: EncoderState
+    encoder: BufferingStreams
 
     @property
     def batch(self) -> int:
@@ -69,7 +70,7 @@ class Acoustic(nn.Module):
         self,
         features: FeatureConfig,
         specaug: SpecAugmentConfig,
-        encoder: type[EmformerEncoder] = EmformerEncoder,
+        encoder: type[StreamEncoder] = EmformerEncoder,
         encoder_conf: Mapping[str, Any] | None = None,  # as EncoderConfig has them
         stats_file: Path | str | None = None,
     ) -> None:
