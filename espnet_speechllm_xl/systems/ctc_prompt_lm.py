@@ -59,8 +59,7 @@ from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
-from espnet_speechllm_xl.model.sequence import Sequence as DecoderSequence
-from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave, without_padding
+from espnet_speechllm_xl.model.sequence import DecoderSequence, check_ends, gather_inputs, interleave, without_padding
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
