@@ -36,6 +36,7 @@ MARKERS = "osD^vP*X"
 OURS, OTHERS = COLOURS[1], COLOURS[0]
 INCHES_PER_SECOND = 2.0
 SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
+MOST_SECONDS = 20.0  # of the audio of an utterance that is drawn
 PANELS = 4  # of a picture of learning curves
 HEADS = -0.9  # place of the heads of a dot plot's columns, in rows; the first row is 0
 
@@ -226,9 +227,8 @@ def plot_utterance(
     chunk_size: int | None,
     reference: Sequence[Word] = (),
     title: str = "",
-    max_seconds: float = 20.0,
 ) -> Path:
-    """Draw the audio of one utterance with its token ends and chunk boundaries.
+    """Draw the audio of one utterance, at most :data:`MOST_SECONDS` of it, with token ends and chunk boundaries.
 
     Args:
         path: of the picture.
@@ -237,39 +237,15 @@ def plot_utterance(
         tokens: (text, end in seconds) pairs.
         chunk_size: frames of a chunk; None: there are no boundaries.
         reference: words whose spans are drawn in a row of their own.
-        title: of the picture.
-        max_seconds: the audio behind them is not drawn, and the title says so.
+        title: of the picture; it says where not all of the audio is drawn.
 
     Raises:
         UserError: the audio is empty.
     """
-    if not len(samples) or max_seconds <= 0:
+    if not len(samples):
         raise UserError(f"{title or path}: the audio is empty: nothing to plot")
-    return save(utterance_figure(samples, sample_rate, tokens, chunk_size, reference, title, max_seconds), path)
-
-
-def utterance_figure(
-    samples: npt.NDArray[np.float32],
-    sample_rate: int,
-    tokens: Sequence[tuple[str, float]],
-    chunk_size: int | None,
-    reference: Sequence[Word] = (),
-    title: str = "",
-    max_seconds: float = 20.0,
-) -> Figure:
-    """Return the figure of :func:`plot_utterance`.
-
-    Args:
-        samples: (N,) floats in -1 .. 1, N > 0.
-        sample_rate: of the audio in Hz.
-        tokens: (text, end in seconds) pairs.
-        chunk_size: frames of a chunk; None: there are no boundaries.
-        reference: words whose spans are drawn in a row of their own.
-        title: of the picture.
-        max_seconds: the audio behind them is not drawn, and the title says so.
-    """
     total = len(samples) / sample_rate
-    shown = min(total, max_seconds)
+    shown = min(total, MOST_SECONDS)
     samples = samples[: math.ceil(shown * sample_rate)]
     ratios = [2, 2, 1.2] + ([0.7] if reference else [])
     figure, panels = _figure(max(6.0, INCHES_PER_SECOND * shown), 6, ratios)
@@ -298,7 +274,7 @@ def utterance_figure(
     panels[-1].set_xlabel(f"seconds (solid: token ends{dashed})")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
-    return figure
+    return save(figure, path)
 
 
 def _draw_words(panel: Axes, words: Sequence[Word], shown: float) -> None:
