@@ -75,12 +75,11 @@ class Stream:
         config: StreamConfig | None = None,
     ) -> None:
         search = _make_search(model, tokenizer, chunking, search_config)
-        if search.needs_all_audio:
+        if not isinstance(search, LiveSearch):
             usable = " or ".join(f"'{name}'" for name in live_methods())
             raise ConfigError(f"search '{search_config.method}' needs all audio before the first word: use {usable}")
         if model.acoustic.encoder.config.segment is None:
             raise ConfigError("this model's encoder needs all audio (encoder_conf segment: null): it cannot stream")
-        assert isinstance(search, LiveSearch)
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
         self.search = search
         self.closed = False
