@@ -1,4 +1,4 @@
-"""What a live stream writes to standard output: text, JSON lines, subtitles, or the open segment of a terminal."""
+"""The output of a live stream on standard output: text, JSON lines, subtitles, or the open segment of a terminal."""
 
 import abc
 import json

@@ -1,4 +1,4 @@
-"""What decoding returns: transcripts, updates of a stream, their words."""
+"""The results of decoding: transcripts, updates of a stream, their words."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Update:
-    """What a push changed."""
+    """The changes of a push."""
 
     text: str = ""  # newly settled text, never taken back
     partial: str = ""  # follows the settled text, may still change

@@ -264,7 +264,7 @@ class Stream:
         return timeline.duration_frames(self.seconds - start) >= timeline.duration_frames(limit)
 
     def _segment_start(self, segment: Segment, best: Hypothesis) -> float:
-        """Return the start of the open segment in seconds; without a settled word, that of its first token's chunk."""
+        """Return the start of the open segment in seconds; without a settled word, the start of its first chunk."""
         if segment.start is not None:
             return segment.start
         begin, _ = timeline.chunk_span_frames(best.chunk_ids[0], self.chunking.chunk, self._times.frames)

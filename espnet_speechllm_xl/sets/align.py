@@ -45,7 +45,7 @@ class Aligner:
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """What the alignment of a set came to.
+    """The outcome of aligning a set.
 
     Attributes:
         aligned: utterances that were aligned.
@@ -195,12 +195,12 @@ def _write_tables(
 
 
 def crashed(utterance: str, reason: str) -> list:
-    """Return what a worker would give for an utterance whose process died."""
+    """Return the result of an utterance whose process died."""
     return [utterance, f"{UNUSABLE}: {reason}"]
 
 
 def is_unusable(item: list) -> bool:
-    """Tell of a worker's ``[utterance, alignment]`` whether its audio could not be used."""
+    """Tell from a worker's ``[utterance, alignment]`` whether the audio could not be used."""
     _, alignment = item
     return isinstance(alignment, str) and kind_of_reason(alignment) == UNUSABLE
 
@@ -262,7 +262,7 @@ def _align_one(log_probs: "torch.Tensor", transcript: str, tokenizer: "Tokenizer
 def alignments_from_ctm(
     ctm: str, text: dict[str, str], silences: Collection[str], unknown_words: Collection[str]
 ) -> tuple[dict[str, Alignment], list[str]]:
-    """Take the alignments from word times; returns them and lines on what was passed over or replaced.
+    """Take the alignments from word times; returns them and lines on entries that were passed over or replaced.
 
     Args:
         ctm: file of the word times.

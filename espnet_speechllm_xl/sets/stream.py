@@ -29,13 +29,13 @@ BATCH = 8  # utterances after which a killed run goes on
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a set is streamed.
+    """The settings of streaming a set.
 
     Attributes:
         load: keyword arguments of ``Speech2Text.from_pretrained``; ``context`` is not used, as it belongs to the
             streams: it need not fit the chunks of training.
         options: keyword arguments of ``Speech2Text.stream`` beside ``chunk_size`` and ``context``.
-        chunk_sizes: seconds; None: those that the model was trained with.
+        chunk_sizes: seconds; None: the sizes that the model was trained with.
         context: seconds; None: as many chunks as in training.
         block_seconds: audio pushed at a time.
         tail_seconds: silence pushed after each recording.
@@ -53,7 +53,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Latency:
-    """What was measured.
+    """The measurements of a set.
 
     Attributes:
         setup: by name, how it was measured; see ``latency_report``.

@@ -109,7 +109,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a batch, block after block, padded at the end, and what the next blocks continue from."""
+    """The prompts of a batch, block after block, padded at the end, and the state for the next blocks."""
 
     vectors: Tensor  # (B, P, D)
     block: Tensor  # (B, P) block of each; where padded, more than there are
@@ -119,7 +119,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptPast(Past):
-    """What one hypothesis has read: prompts and text."""
+    """The past of one hypothesis: prompts and text."""
 
     lm: cache.CachedPast  # of its prompts, then its text
     prompts: int = 0  # how many of these inputs are prompts

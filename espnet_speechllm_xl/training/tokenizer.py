@@ -18,7 +18,7 @@ WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msg
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """How a tokenizer is made.
+    """The settings of a tokenizer to make.
 
     Attributes:
         kind: "bpe", "unigram", "char", or "hf" for a Hugging Face tokenizer.
@@ -71,7 +71,7 @@ def remarks_on_texts(
 
     Args:
         text: Kaldi text file of the training set.
-        others: those of other sets; files that do not exist are left out.
+        others: Kaldi text files of other sets; missing files are left out.
         tokenizer: made by ``recipe``.
         recipe: how it was made.
         rare: a symbol that occurs fewer times is named; 0: nothing is said of the texts themselves.
