@@ -36,6 +36,8 @@ MARKERS = "osD^vP*X"
 OURS, OTHERS = COLOURS[1], COLOURS[0]
 INCHES_PER_SECOND = 2.0
 SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
+CURVES = ("loss", "acc")  # values of a training that learning curves show
+WORST_DELAY = 0.4  # seconds; differences beyond it are drawn in the outermost bars, so that all of them are seen
 MOST_SECONDS = 20.0  # of the audio of an utterance that is drawn
 PANELS = 4  # of a picture of learning curves
 HEADS = -0.9  # place of the heads of a dot plot's columns, in rows; the first row is 0
@@ -62,23 +64,20 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def plot_learning_curve(
-    epochs: Epochs, path: str | Path, title: str = "", keys: Sequence[str] = ("loss", "acc")
-) -> Path:
-    """Draw training and validation values over epochs, one panel for each of ``keys`` that the log has.
+def plot_learning_curve(epochs: Epochs, path: str | Path, title: str = "") -> Path:
+    """Draw training and validation values over epochs, one panel for each of :data:`CURVES` that the log has.
 
     Args:
         epochs: as ``train_log.read_train_log`` gives them.
         path: of the picture.
         title: of the picture.
-        keys: names of the values.
 
     Raises:
         UserError: the log has none of the values.
     """
-    present = [key for key in keys if any(key in values for part in epochs.values() for values in part.values())]
+    present = [key for key in CURVES if any(key in values for part in epochs.values() for values in part.values())]
     if not present:
-        raise UserError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
+        raise UserError(f"{title or path}: the training log has none of {', '.join(CURVES)}: nothing to plot")
     figure, panels = _figure(7, 3.4 * len(present), [1] * len(present))
     for panel, key in zip(panels, present, strict=True):
         _draw_curves(panel, epochs, key)
@@ -178,9 +177,7 @@ def _draw_curves(panel: Axes, epochs: Epochs, key: str) -> None:
     locator.set_params(integer=True)
 
 
-def plot_delay_histogram(
-    non_final: Sequence[float], final: Sequence[float], path: str | Path, title: str = "", limit: float = 0.4
-) -> Path:
+def plot_delay_histogram(non_final: Sequence[float], final: Sequence[float], path: str | Path, title: str = "") -> Path:
     """Draw the histogram of word-end differences, in ms, final words of utterances apart.
 
     Args:
@@ -188,12 +185,11 @@ def plot_delay_histogram(
         final: differences of the last words, in seconds.
         path: of the picture.
         title: of the picture.
-        limit: seconds; larger differences are drawn in the outermost bars, so that all of them are seen.
     """
     figure, (panel,) = _figure(7, 3.8)
-    edges = [1000 * limit * (step / 20 - 1) for step in range(41)]
+    edges = [1000 * WORST_DELAY * (step / 20 - 1) for step in range(41)]
     series = [(values, label) for values, label in ((non_final, "other words"), (final, "last words")) if values]
-    clipped = [[1000 * min(max(value, -limit), limit) for value in values] for values, _ in series]
+    clipped = [[1000 * min(max(value, -WORST_DELAY), WORST_DELAY) for value in values] for values, _ in series]
     labels = [f"{label} ({len(values)})" for values, label in series]
     if series:
         panel.hist(clipped, bins=edges, stacked=True, color=COLOURS[: len(series)], label=labels)
@@ -202,7 +198,7 @@ def plot_delay_histogram(
         panel.axvline(min(max(mean, edges[0]), edges[-1]), color="black", linestyle="--", label=f"mean {mean:.1f} ms")
         panel.legend()
     panel.axvline(0, color="grey", linewidth=0.8)
-    panel.set_xlabel(f"word end minus reference, ms (outermost bars: and beyond {1000 * limit:.0f} ms)")
+    panel.set_xlabel(f"word end minus reference, ms (outermost bars: and beyond {1000 * WORST_DELAY:.0f} ms)")
     panel.set_ylabel("words")
     panel.set_title(title, parse_math=False)
     return save(figure, path)
@@ -293,16 +289,14 @@ def plot_length_bars(
     lengths: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     title: str = "",
-    ylabel: str = "WER (%)",
 ) -> Path:
-    """Draw bars of an error rate over lengths.
+    """Draw bars of the WER over lengths.
 
     Args:
         path: of the picture.
         lengths: labels such as ``1x``, ``10x``.
         series: ``{name: [percent or None, ...]}``, one value for each length.
         title: of the picture.
-        ylabel: name of the error rate.
     """
     figure, (panel,) = _figure(max(5.0, 1.2 * len(lengths) * max(1, len(series)) ** 0.7), 3.8)
     width = 0.8 / max(1, len(series))
@@ -315,7 +309,7 @@ def plot_length_bars(
         panel.bar_label(bars, labels=[f"{value:.1f}" for value in heights], fontsize=8)
     panel.set_xticks(range(len(lengths)), lengths)
     panel.set_xlabel("length of the utterances")
-    panel.set_ylabel(ylabel)
+    panel.set_ylabel("WER (%)")
     panel.margins(y=0.12)
     panel.grid(axis="y", alpha=0.3)
     panel.set_axisbelow(True)

@@ -121,9 +121,8 @@ def align_by_word_times(
     silences: Collection[str],
     unknown_words: Collection[str],
     other_text: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> AlignedSet:
-    """Align a dump set by reference word times and write the aligned set.
+    """Align a dump set by reference word times and write the aligned set; print its entries that are no words.
 
     Args:
         dump: the set.
@@ -132,7 +131,6 @@ def align_by_word_times(
         silences: entries of the CTM to pass over where the transcript has no such word.
         unknown_words: entries of the CTM that stand for words that its aligner did not know.
         other_text: Kaldi text with the same words in another spelling, to which the alignment is moved.
-        say: takes a line about the entries that were passed over or replaced.
 
     Raises:
         UserError: the set or the CTM is missing or damaged, or no utterance could be aligned.
@@ -140,7 +138,7 @@ def align_by_word_times(
     text = read_table(dump / "text")
     aligned, remarks = alignments_from_ctm(ctm, text, silences, unknown_words)
     for line in remarks:
-        say(line)
+        print(line)
     return _write_set(dump, out, aligned, text, other_text, None)
 
 
