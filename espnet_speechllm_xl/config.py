@@ -212,7 +212,7 @@ class ConcatConfig:
     probability: float = 0.67  # share of the training examples that are joined up to a length drawn from 0..max_seconds
     max_gap_seconds: float = 0.5  # longest random pause put between two utterances
     max_lead_seconds: float = 0.0  # longest random pause put before the first, so that words fall anywhere in a chunk
-    across_speakers: float = 0.0  # share of the utterances that are joined with those of any speaker, not of their own
+    across_speakers: float = 0.0  # share of the utterances that are joined with any others, whoever speaks
 
     def __post_init__(self) -> None:
         for name in ("probability", "across_speakers"):
@@ -263,7 +263,7 @@ class StreamConfig:
 class SearchConfig:
     """Decoding.  The options of the commands are made from these fields.
 
-    decoding/searches.py describes the methods; each system of systems/ names those that it has.
+    decoding/searches.py describes the methods; each system of systems/ names its own.
     """
 
     method: str = option("alsd", "the option --search")
@@ -286,7 +286,7 @@ def parse_channel(text: str, *words: str) -> int | str | None:
     """Read the number of a channel, from 0, or a word.
 
     Args:
-        text: what the user gave.
+        text: from the user.
         words: other words that are allowed; they are returned as they are.
 
     Returns:

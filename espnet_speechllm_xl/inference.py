@@ -190,7 +190,7 @@ class Speech2Text:
 
 
 def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:
-    """Return the model's own fields of :class:`SearchConfig`, except those that are ``given`` otherwise.
+    """Return the model's own fields of :class:`SearchConfig`, except the fields that are ``given`` otherwise.
 
     Raises:
         ConfigError: they are bad; it names the model's file.

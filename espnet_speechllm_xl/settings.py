@@ -31,7 +31,7 @@ def from_dict(cls: type[T], values: object, section: str | None = None) -> T:
     Args:
         cls: the dataclass; the types of its fields are keys of :data:`KINDS`, or unions of them.
         values: the section, ``{name: value}``; None: every field has its default.
-        section: its name in messages; None: that of the class.
+        section: its name in messages; None: the name of the class.
 
     Raises:
         ConfigError: no mapping, an unknown name, a value of another type, or one that a check of ``cls`` refuses.
@@ -118,7 +118,7 @@ _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxoth
 
 
 class Kind(NamedTuple):
-    """What the values of a field may be."""
+    """The values that a field may have."""
 
     accepted: type | tuple[type, ...]
     words: str  # for messages

@@ -182,8 +182,10 @@ def chunks_from_seconds(seconds: float, chunk_size: int | None) -> int | None:
     Raises:
         UserError: the context is no number of whole chunks.
     """
+    if chunk_size is None:
+        return None
     count = frames_from_seconds(seconds, "context")
-    if count is None or chunk_size is None:
+    if count is None:
         return None
     if count % chunk_size:
         raise UserError(

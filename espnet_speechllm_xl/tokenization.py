@@ -213,7 +213,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Return ids and ends; see :class:`Tokenizer`."""
         pieces, ends, position = self._model.encode(text, out_type=self._parts).pieces, [], 0
         for piece in pieces:
-            # Places are those of the surfaces, since a piece's own count characters or bytes, by the release.
+            # Places count in the surfaces, since a piece's own places count characters or bytes, by the release.
             position = text.index(piece.surface, position) + len(piece.surface)
             # A byte piece inside a character has an empty surface there: it belongs to that character.
             ends.append(position if piece.surface else _inside(position, len(text)))
@@ -328,7 +328,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 def word_begins(tokenizer: Tokenizer, tokens: Sequence[int], index: int) -> bool:
     """Tell whether a word begins at ``tokens[index]``.
 
-    A letter goes on with its word behind a mark of space alone, and behind what it belongs to (:func:`begins_word`).
+    A letter continues a word behind a mark of space alone, and behind a letter it belongs to (:func:`begins_word`).
     """
     here, before = tokens[index], tokens[index - 1] if index else None
     if tokenizer.marks_space(here) or before is None:

@@ -48,7 +48,7 @@ class _RemoteTraceback(Exception):
 
 
 class _Message(NamedTuple):
-    """What a process sends when its worker is made (``results`` None), and for each task."""
+    """The message of a process when its worker is made (``results`` None), and for each task."""
 
     results: list | None
     error: Exception | None
@@ -128,7 +128,7 @@ class _Process(Generic[Item, Result]):
         pipe: its messages.
         ready: whether its worker is made.
         task: the task that it works on, or None.
-        items: those of the task.
+        items: the items of the task.
     """
 
     def __init__(self, make_worker: MakeWorker[Settings, Item, Result], settings: Settings) -> None:

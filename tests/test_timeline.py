@@ -108,6 +108,7 @@ def test_seconds_of_users():
     assert timeline.chunks_from_seconds(0.0, 32) == 0
     assert timeline.chunks_from_seconds(math.inf, 32) is None
     assert timeline.chunks_from_seconds(5.12, None) is None
+    assert timeline.chunks_from_seconds(5.13, None) is None  # one chunk: the context has no say
     with pytest.raises(UserError, match="context 5.0 s is not a multiple of the chunk size 1.28 s"):
         timeline.chunks_from_seconds(5.0, 32)
     assert timeline.chunk_seconds(32) == pytest.approx(1.28)

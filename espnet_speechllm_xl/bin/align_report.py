@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk",
         type=at_least(int, 1),
         metavar="FRAMES",
-        help="of 40 ms, between the boundaries drawn (default: those of --training, else of the experiment that the "
-        "aligned set lies in; none where it has no chunks)",
+        help="size of a chunk, in frames of 40 ms, whose boundaries are drawn (default: as --training has it, else the "
+        "experiment that the aligned set lies in; without chunks there are no boundaries)",
     )
-    parser.add_argument("--training", metavar="YAML", help="of the model that the alignment is for")
+    parser.add_argument("--training", metavar="YAML", help="configuration of the model that the alignment is for")
     parser.add_argument("--training-args", metavar="TEXT", default="", help="further options of that training")
     parser.add_argument("--plots", type=at_least(int, 0), default=3, help="utterances to draw (default 3)")
 

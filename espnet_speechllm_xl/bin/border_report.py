@@ -17,15 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump", required=True, metavar="DIR", help="dump/raw/<set>")
     parser.add_argument("--reference", metavar="CTM", help="times of the words (default: ref.ctm in the dump)")
     parser.add_argument(
-        "--chunk", type=at_least(int, 1), metavar="FRAMES", help="of 40 ms (default: that of the model)"
+        "--chunk",
+        type=at_least(int, 1),
+        metavar="FRAMES",
+        help="size of a chunk, in frames of 40 ms (default: as the set was decoded, or the model's)",
     )
-    parser.add_argument("--device", default="cpu", help="of --model: cpu or cuda (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for --model (default %(default)s)")
     parser.add_argument(
         "--near",
-        type=at_least(int, 0),
+        type=at_least(int, 1),
         default=3,
         metavar="FRAMES",
-        help="from a boundary that are near it (default %(default)s)",
+        help="frames before and behind a boundary that are near it (default %(default)s)",
     )
 
 

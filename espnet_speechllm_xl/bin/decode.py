@@ -42,12 +42,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _print_summary(out: Path, found: "DecodedSet") -> None:
+    from espnet_speechllm_xl.evaluation.decoded_sets import real_time_factor
+    from espnet_speechllm_xl.evaluation.markdown import shown
+
     summary = found.summary
-    real_time_factor = summary["seconds"] / max(summary["audio_seconds"], 1e-9)
     capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
     print(
         f"{out}: {summary['utterances']} utterances decoded, {len(found.failed)} failed; {capped}"
-        f"RTF {real_time_factor:.3f}"
+        f"RTF {shown(real_time_factor(summary), '{:.3f}')}"
     )
     for kind, (count, utterance, text) in summary["remarks"].items():
         print(f"  remark: {count} {kind}, the first: {utterance}: {text}")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-sizes",
         type=_chunk_sizes,
         metavar="SECONDS,...",
-        help="default: those that the model was trained with; inf is allowed",
+        help="default: the sizes that the model was trained with; inf is allowed",
     )
     parser.add_argument(
         "--block", type=duration, default=0.04, metavar="SECONDS", help="audio pushed at a time (default %(default)s)"

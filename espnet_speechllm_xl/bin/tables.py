@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--list", action="store_true", help="show the rows and how far they are, and do nothing")
     mode.add_argument("--dry-run", action="store_true", help="show the commands that would be run, and do nothing")
     mode.add_argument("--report", action="store_true", help="only write TABLES.md of what is there")
-    parser.add_argument("--plan", metavar="YAML", help="of the tables (default: conf/paper_tables.yaml)")
-    parser.add_argument("--directory", metavar="DIR", help="of the recipe (default: that of the corpus)")
-    parser.add_argument("--exp", metavar="DIR", help="of the models, in the recipe (default: that of the corpus)")
+    parser.add_argument("--plan", metavar="YAML", help="what the tables hold (default: conf/paper_tables.yaml)")
+    parser.add_argument("--directory", metavar="DIR", help="the recipe (default: the corpus's in the plan)")
+    parser.add_argument("--exp", metavar="DIR", help="the trainings, in the recipe (default: the corpus's in the plan)")
     parser.add_argument(
         "--records",
         metavar="DIR",

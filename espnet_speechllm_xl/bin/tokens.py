@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nlsyms", default="none", metavar="FILE", help="symbols, one a line, each to be one token")
     parser.add_argument(
         "--others", nargs="*", default=[], metavar="TEXT",
-        help="texts of other sets: what has no token, and another case, is named; those that do not exist are left out",
+        help="texts of other sets: symbols without a token are named, and another case; missing files are left out",
     )  # fmt: skip
     add_rare_argument(parser)
 

@@ -45,7 +45,7 @@ class Meter:
         self._size = max(1, round(BLOCK_SECONDS * rate))
         self._rest = np.zeros((0, channels), np.float32)  # less than a block
         self._loudest = np.zeros(0)  # powers of the loudest blocks, ascending
-        self._heard = self._cancelled = 0  # blocks that are not silent; how many of them averaging silences
+        self._loud = self._cancelled = 0  # blocks that are not silent; how many of them averaging silences
         flat = max(3, round(FLAT_SECONDS * rate))
         self._tops = [_FlatTops(flat), _FlatTops(flat)]
         self._spectra, self._bands = 0, np.zeros(2)
@@ -64,15 +64,15 @@ class Meter:
     def remarks(self) -> dict[str, str]:
         """Return the remarks on the audio so far, ``{kind: text}``; less than half a block gets none."""
         found, level = {}, self._level()
-        if self._cancelled > CANCELLED_SHARE * self._heard:
+        if self._cancelled > CANCELLED_SHARE * self._loud:
             found["channels-cancel"] = (
                 f"its {self._channels} channels cancel each other when averaged: take one of them (`channel`)"
             )
         elif level is not None and level < SILENT:
             loud = "digital silence" if level == -math.inf else f"its loudest parts are at {level:.0f} dB of full scale"
             found["nearly-silent"] = f"nearly silent, {loud}: words may be missing; record it louder, or amplify it"
-        clipped = sum(top.count for top in self._tops) / max(1, self._heard * self._size * self._channels)
-        if self._heard >= FEWEST and clipped >= CLIPPED_SHARE:
+        clipped = sum(top.count for top in self._tops) / max(1, self._loud * self._size * self._channels)
+        if self._loud >= FEWEST and clipped >= CLIPPED_SHARE:
             found["heavily-clipped"] = f"heavily clipped, {100 * clipped:.0f} % of the samples: lower the input level"
         if self._spectra >= FEWEST and self._upper_band() < EMPTY:
             found["no-upper-band"] = (
@@ -87,10 +87,10 @@ class Meter:
         powers, least = _power(mono), 10 ** (SILENT / 10)
         self._loudest = np.sort(np.concatenate([self._loudest, powers]))[-SILENT_BLOCKS:]
         of_channels = powers if self._channels == 1 else _power(blocks).mean(axis=1)
-        heard = of_channels >= least
-        self._heard += int(heard.sum())
-        self._cancelled += int((powers[heard] < CANCELLED / self._channels * of_channels[heard]).sum())
-        for channel in np.moveaxis(blocks[heard], 2, 0):
+        loud = of_channels >= least
+        self._loud += int(loud.sum())
+        self._cancelled += int((powers[loud] < CANCELLED / self._channels * of_channels[loud]).sum())
+        for channel in np.moveaxis(blocks[loud], 2, 0):
             self._tops[0].add(channel.ravel())
             self._tops[1].add(-channel.ravel())
         self._add_spectra(mono[powers >= least])

@@ -110,7 +110,7 @@ def spoken(
     passed over, too.  All other entries stay: the caller sees whether they are the transcript's words.
 
     Args:
-        entries: those of the aligner, in order.
+        entries: of the aligner, in order.
         words: the transcript.
         silences: texts of entries that are no words, in any case.
         unknown: texts of entries that stand for unknown words, in any case.

@@ -221,7 +221,7 @@ def _mended_times(path: Path) -> tuple[WordTimes | None, list[str]]:
 
 
 class Mended(NamedTuple):
-    """What :func:`fix_dir` did."""
+    """The result of :func:`fix_dir`."""
 
     kept: list[str]  # utterances
     dropped: Counter[str]  # how many utterances, by reason
@@ -501,7 +501,7 @@ def perturb_dir(data: str | PathLike, out: str | PathLike, factors: str) -> tupl
 
 
 def _at_speeds(path: Path, table: Table, speeds: list[Speed]) -> Table:
-    """Return a table of utterances with the rows of each speed; ``path`` is that of its file."""
+    """Return a table of utterances with the rows of each speed; ``path``: its file."""
     new: Table = {}
     for speed in speeds:
         for key, value in table.items():

@@ -61,7 +61,7 @@ Progress: TypeAlias = Callable[[int, int], object]  # (utterances done, all of t
 
 @dataclass(frozen=True)
 class Settings:
-    """How audio is written.  Limits are inclusive and hold for the written (speed-changed) audio."""
+    """The form in which audio is written.  Limits are inclusive and hold for the written (speed-changed) audio."""
 
     sample_rate: int = 16000  # Hz
     min_seconds: float = 0.0
@@ -366,7 +366,7 @@ def _write_tables(
     done: Mapping[str, Line],
     times_of: TimesOf | None,
 ) -> None:
-    """Write the tables of the written utterances, ``wav.scp`` last; remove those of an earlier run."""
+    """Write the tables of the written utterances, ``wav.scp`` last; remove other tables of an earlier run."""
     made = {*tables, "ref.ctm"} if times_of is not None else {*tables}
     for name in {"text", "ref.ctm", "utt2parts"} - made:
         (out / name).unlink(missing_ok=True)
@@ -497,7 +497,7 @@ def join_ctm(
 
     Args:
         words: of each utterance, with times in it.
-        utterances: those that are joined, in order.
+        utterances: the utterances to join, in order.
         lengths: samples of each.
         gap: samples between two.
         sample_rate: Hz.

@@ -56,7 +56,7 @@ class KaldiError(UserError):
 
 
 class Source(NamedTuple):
-    """Where the audio of an utterance is."""
+    """The place of an utterance's audio."""
 
     entry: str  # of wav.scp
     start: float = 0.0  # seconds
@@ -311,7 +311,7 @@ def _parse_speed(value: str) -> float:
 
 
 class Field(NamedTuple):
-    """What the values of a table are."""
+    """The form of a table's values."""
 
     parse: Callable[[str], object]  # raises ValueError for other values
     what: str  # for messages

@@ -63,8 +63,8 @@ def sound_at(stream: BinaryIO, offset: int) -> bytes | None:
 def _riff_bytes(stream: BinaryIO, offset: int) -> int:
     """Return the length of the RIFF file at ``offset``; -1: it does not say.
 
-    Both the file and its samples have a length in the header; a writer that ends too soon, or cannot go back, leaves
-    either without.  As elsewhere that of the samples counts, where there is one.
+    Both the file and its samples have a length in the header.  A writer that ends too soon, or cannot go back, leaves
+    one of them out.  The length of the samples counts where there is one, as in other files.
     """
     stream.seek(offset + 4)
     whole = int.from_bytes(stream.read(4), "little")

@@ -28,7 +28,7 @@ def remarks(name: str, texts: Table, rare: int = RARE, symbols: Sequence[str] = 
         name: of the file, for the remarks.
         texts: the transcripts.
         rare: a symbol that occurs less often is rare.
-        symbols: those of ``--nlsyms``; such tags are all right.
+        symbols: symbols of ``--nlsyms``; tags among them are all right.
     """
     tags = Counter(tag for text in texts.values() for tag in _tags(text, symbols))
     plain = {utterance: TAG.sub(" ", text) for utterance, text in texts.items()}
@@ -171,7 +171,7 @@ def cleaner(names: str, symbols: Sequence[str]) -> Callable[[str], str]:
 
     Args:
         names: separated by blanks; "" and "none" leave a text as it is.
-        symbols: those of :func:`read_symbols`; they stay as they are.
+        symbols: as :func:`read_symbols` returns them; they stay as they are.
 
     Raises:
         UserError: an unknown name, or a cleaner whose package is not installed.

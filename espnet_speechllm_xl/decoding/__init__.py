@@ -1,1 +1,1 @@
-"""Searches, streams and what they write.  Imports corpus and model; never a system: any model with chunks will do."""
+"""Searches, streams and their output.  Imports corpus and model; never a system: any model with chunks will do."""

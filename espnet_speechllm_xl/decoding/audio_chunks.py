@@ -1,4 +1,4 @@
-"""Audio as it arrives, cut into what the encoder and the decoder take at a time."""
+"""Audio as it arrives, cut into pieces for the encoder and chunks for the decoder."""
 
 import math
 import sys

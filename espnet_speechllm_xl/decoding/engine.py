@@ -26,7 +26,7 @@ Steps = Generator[list[Any], list[Any], R]  # yields requests, is sent their res
 
 
 class _Place(NamedTuple):
-    """A request among those of its round."""
+    """A request with its place in a round."""
 
     key: Hashable  # of the generator
     number: int  # among the generator's requests
@@ -83,7 +83,7 @@ class Rounds:
     def _compute(
         self, wanted: dict[Hashable, list[AnyRequest]]
     ) -> tuple[dict[Hashable, list], dict[Hashable, Exception]]:
-        """Return the results of each generator's requests, and the exceptions of those that failed."""
+        """Return the results of each generator's requests, and the exceptions of the generators that failed."""
         found: dict[Hashable, list] = {key: [None] * len(requests) for key, requests in wanted.items()}
         failed: dict[Hashable, Exception] = {}
         kinds: dict[str, list[_Place]] = {}
@@ -178,8 +178,8 @@ class Engine:
     def submit(self, owner: Hashable, generator: Steps[R]) -> "Future[R]":
         """Run a generator of requests.
 
-        The generators of one owner run one after the other, those of different owners side by side.  A future that is
-        cancelled before its generator runs is skipped; to end one that runs, see :meth:`cancel`.
+        The generators of one owner run one after the other, generators of several owners side by side.  A future that
+        is cancelled before its generator runs is skipped; to end one that runs, see :meth:`cancel`.
 
         Returns:
             The future of what the generator returns or raises.

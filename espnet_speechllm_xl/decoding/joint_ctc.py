@@ -1,4 +1,4 @@
-"""Joint CTC scoring of what the decoder writes (Watanabe et al. 2017; for streams, Moritz et al. 2019).
+"""Joint CTC scoring of the decoder's text (Watanabe et al. 2017; for streams, Moritz et al. 2019).
 
 The score of a hypothesis is
 
@@ -40,7 +40,7 @@ MARGIN = 12  # frames, 0.48 s
 
 @dataclass(frozen=True)
 class JointPast(Past):
-    """What one hypothesis has read, for the decoder and for CTC."""
+    """The past of one hypothesis, for the decoder and for CTC."""
 
     decoder: Past
     prefix: Prefix | None = None  # to CTC; None before the first chunk
@@ -74,7 +74,7 @@ class JointDecoder(ChunkDecoder[JointPast]):
     def extend(self, requests: Sequence[Request[JointPast]]) -> list[Result[JointPast]]:
         """Advance hypotheses; see :class:`ChunkDecoder`.
 
-        The results' ``scores`` are joint, their ``log_probs`` those of the decoder alone.
+        The results' ``scores`` are joint, their ``log_probs`` the decoder's alone.
         """
         log_probs: dict[int, Tensor] = {}  # of CTC, and
         inputs: dict[int, Tensor] = {}  # of the decoder, by the frames, which the hypotheses of a stream share

@@ -1,4 +1,4 @@
-"""What a live stream writes to standard output: text, JSON lines, subtitles, or the open segment of a terminal."""
+"""The output of a live stream on standard output: text, JSON lines, subtitles, or the open segment of a terminal."""
 
 import abc
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LiveWriter(AbstractContextManager, abc.ABC):
-    """Shows the updates of a stream, segment by segment."""
+    """Writes the updates of a stream."""
 
     def __exit__(
         self,
@@ -25,14 +25,22 @@ class LiveWriter(AbstractContextManager, abc.ABC):
     ) -> None:
         """Leave the output as it is."""
 
+    @abc.abstractmethod
     def write(self, update: "Update", seconds: float) -> None:
-        """Show what an update changed; ``seconds`` of audio are decoded."""
+        """Write the changes of an update; ``seconds`` of audio are decoded."""
+
+
+class SegmentWriter(LiveWriter):
+    """Writes each segment when it has ended."""
+
+    def write(self, update: "Update", seconds: float) -> None:
+        """Write the segments that have ended."""
         for segment in update.segments:
-            self._show(segment)
+            self._write_segment(segment)
 
     @abc.abstractmethod
-    def _show(self, segment: "Segment") -> None:
-        """Show a segment that has ended."""
+    def _write_segment(self, segment: "Segment") -> None:
+        """Write a segment that has ended."""
 
 
 def _print(text: str) -> None:
@@ -40,10 +48,10 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-class TextWriter(LiveWriter):
+class TextWriter(SegmentWriter):
     """A line for each segment."""
 
-    def _show(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "Segment") -> None:
         _print(f"{segment.text}\n")
 
 
@@ -58,22 +66,19 @@ class JsonWriter(LiveWriter):
         for result in self._results.of(update, seconds):
             _print(json.dumps(result, ensure_ascii=False) + "\n")
 
-    def _show(self, segment: "Segment") -> None:
-        """Write nothing more: :meth:`write` has written the segment."""
 
-
-class CaptionWriter(LiveWriter):
+class CaptionWriter(SegmentWriter):
     """Subtitles of a segment when it ends; ``kind`` is "srt" or "vtt"."""
 
     def __init__(self, kind: str) -> None:
         self._captions = Captions(kind)
         _print(self._captions.header)
 
-    def _show(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "Segment") -> None:
         _print(self._captions.add(segment.words))
 
 
-class TerminalWriter(LiveWriter):
+class TerminalWriter(SegmentWriter):
     """The open segment in place, settled text solid and partial text dim; ended ones above it.
 
     Where standard output is no terminal: a line for each segment.
@@ -112,7 +117,7 @@ class TerminalWriter(LiveWriter):
             self._live.update(shown, refresh=True)
             self._shown = shown
 
-    def _show(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "Segment") -> None:
         self._live.console.print(self._text(segment.text), soft_wrap=True)
 
 

@@ -1,5 +1,7 @@
 """Results written down: text, JSON, CTM, SRT and WebVTT of a recording; JSON and captions of a live stream."""
 
+from __future__ import annotations
+
 import html
 import itertools
 import json
@@ -7,10 +9,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl.corpus.ctm import Word, format_word, joined_text
-from espnet_speechllm_xl.decoding.results import Segment, Transcript, Update
+
+if TYPE_CHECKING:  # it imports torch
+    from espnet_speechllm_xl.decoding.results import Segment, Transcript, Update
 
 # Limits of a caption, as broadcasters have them.
 COLUMNS = 42  # of a line; letters of full width (Han, Kana) take two

@@ -1,4 +1,4 @@
-"""What decoding returns: transcripts, updates of a stream, their words."""
+"""The results of decoding: transcripts, updates of a stream, their words."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Update:
-    """What a push changed."""
+    """The changes of a push."""
 
     text: str = ""  # newly settled text, never taken back
     partial: str = ""  # follows the settled text, may still change
@@ -66,15 +66,15 @@ class Transcript:
     capped: int | None  # chunks that reached max_tokens_per_chunk; None: of a system that has no such cap
 
 
-class Labelling(Protocol):
-    """What every search finds: a token sequence."""
+class TokenSequence(Protocol):
+    """A hypothesis of any search, as far as its text goes."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Return the token ids."""
 
 
-H = TypeVar("H", bound=Labelling)
+H = TypeVar("H", bound=TokenSequence)
 
 
 def timed_words(

@@ -24,7 +24,7 @@ import math
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,8 +87,6 @@ class Search(abc.ABC):
         word_starts: (V,) bool, tokens that may be the first of a chunk; None: all.  For a model that was trained with
             whole words in a chunk these are the tokens that begin a word.  The first token of all is free.
     """
-
-    needs_all_audio: ClassVar[bool] = True  # nothing is known before :meth:`finish`, so no stream can use it
 
     def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
         self.config = config
@@ -199,12 +197,13 @@ class Search(abc.ABC):
 class LiveSearch(Search):
     """A search that a stream can use: it knows its hypotheses after every chunk, and lets go of the past.
 
+    Any other search needs all audio: it knows nothing before :meth:`finish`.
+
     Attributes:
         beam: hypotheses after the last chunk, best first, all with equally many tokens forgotten.
         num_chunks: chunks taken so far.
     """
 
-    needs_all_audio = False
     num_chunks: int
 
     @property
@@ -425,9 +424,9 @@ def make_search(config: SearchConfig, initial_past: Past, eoc: int, word_starts:
 
 def live_methods() -> list[str]:
     """List the names of the searches that a stream can use."""
-    return [name for name, search_class in SEARCHES.items() if not search_class.needs_all_audio]
+    return [name for name, search_class in SEARCHES.items() if issubclass(search_class, LiveSearch)]
 
 
 def live_method(method: str) -> str:
     """Return the name of a stream's search where offline decoding has ``method``: the same if a stream can use it."""
-    return DEFAULT_LIVE if method in SEARCHES and SEARCHES[method].needs_all_audio else method
+    return DEFAULT_LIVE if method in SEARCHES and method not in live_methods() else method

@@ -75,12 +75,11 @@ class Stream:
         config: StreamConfig | None = None,
     ) -> None:
         search = _make_search(model, tokenizer, chunking, search_config)
-        if search.needs_all_audio:
+        if not isinstance(search, LiveSearch):
             usable = " or ".join(f"'{name}'" for name in live_methods())
             raise ConfigError(f"search '{search_config.method}' needs all audio before the first word: use {usable}")
         if model.acoustic.encoder.config.segment is None:
             raise ConfigError("this model's encoder needs all audio (encoder_conf segment: null): it cannot stream")
-        assert isinstance(search, LiveSearch)
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
         self.search = search
         self.closed = False
@@ -265,7 +264,7 @@ class Stream:
         return timeline.duration_frames(self.seconds - start) >= timeline.duration_frames(limit)
 
     def _segment_start(self, segment: Segment, best: Hypothesis) -> float:
-        """Return the start of the open segment in seconds; without a settled word, that of its first token's chunk."""
+        """Return the start of the open segment in seconds; without a settled word, the start of its first chunk."""
         if segment.start is not None:
             return segment.start
         begin, _ = timeline.chunk_span_frames(best.chunk_ids[0], self.chunking.chunk, self._times.frames)

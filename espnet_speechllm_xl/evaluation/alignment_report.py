@@ -138,7 +138,7 @@ def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_p
             "run the align stage again"
         )
     if chunk_size is None:
-        chunk_size = experiment.chunk_size(experiment.read_config(aligned.resolve().parents[1]))
+        chunk_size = experiment.chunk_size(experiment.read_config(aligned.resolve().parent.parent))
     words = read_ctm(aligned / "words.ctm")
     out, reference = aligned / "report", dump / "ref.ctm"
     left_out = {utterance: "no words" for utterance in audio if utterance not in words}

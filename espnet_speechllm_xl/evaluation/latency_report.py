@@ -27,7 +27,6 @@ def latency_report(
     setup: Mapping[str, Any],
     sizes: Sequence[Figures],
     command: str | None = None,
-    date: str | None = None,
 ) -> list[str]:
     """Write ``LATENCY.md``, ``latency.json`` and the accuracy-latency curve ``latency.png`` into ``out_dir``.
 
@@ -38,7 +37,6 @@ def latency_report(
         sizes: figures of each chunk size: of ``stream_latency.summary``, with ``chunk_seconds``, ``context_seconds``
             and ``algorithmic_seconds`` (None: infinite).
         command: how the report was made, as a user would type it.
-        date: of the report; None: now.
 
     Returns the table of the chunk sizes, as lines.
     """
@@ -66,7 +64,7 @@ def latency_report(
     else:
         lines += ["", "## Word ends of the stream against the reference, ms", "", *word_end_table(sizes)]
     lines += ["", "## Words", "", *counts_table(sizes)]
-    lines += [*made_lines(command, date), *(f"- {name}: `{value}`" for name, value in setup.items())]
+    lines += [*made_lines(command), *(f"- {name}: `{value}`" for name, value in setup.items())]
     with atomic_write(out_dir / "LATENCY.md") as stream:
         stream.write("\n".join(lines) + "\n")
     return table

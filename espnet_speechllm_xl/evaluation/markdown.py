@@ -90,16 +90,6 @@ def write_between_marks(path: str | Path, lines: Iterable[str], name: str, progr
         stream.write(new)
 
 
-def table_row(values: Iterable[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"|{'|'.join(values)}|"
-
-
-def table_head(names: Sequence[str]) -> list[str]:
-    """Return the first two lines of a Markdown table: names of the columns, and the rule below them."""
-    return [table_row(names), "|---" * len(names) + "|"]
-
-
 def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return the lines of a Markdown table of texts."""
-    return [*table_head(head), *map(table_row, rows)]
+    return [f"|{'|'.join(head)}|", "|---" * len(head) + "|", *(f"|{'|'.join(row)}|" for row in rows)]

@@ -36,6 +36,9 @@ MARKERS = "osD^vP*X"
 OURS, OTHERS = COLOURS[1], COLOURS[0]
 INCHES_PER_SECOND = 2.0
 SQUEEZE = 4  # a value this many times the next smaller one leaves the others too little of the axis
+CURVES = ("loss", "acc")  # values of a training that learning curves show
+WORST_DELAY = 0.4  # seconds; differences beyond it are drawn in the outermost bars, so that all of them are seen
+MOST_SECONDS = 20.0  # of the audio of an utterance that is drawn
 PANELS = 4  # of a picture of learning curves
 HEADS = -0.9  # place of the heads of a dot plot's columns, in rows; the first row is 0
 
@@ -61,23 +64,20 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def plot_learning_curve(
-    epochs: Epochs, path: str | Path, title: str = "", keys: Sequence[str] = ("loss", "acc")
-) -> Path:
-    """Draw training and validation values over epochs, one panel for each of ``keys`` that the log has.
+def plot_learning_curve(epochs: Epochs, path: str | Path, title: str = "") -> Path:
+    """Draw training and validation values over epochs, one panel for each of :data:`CURVES` that the log has.
 
     Args:
         epochs: as ``train_log.read_train_log`` gives them.
         path: of the picture.
         title: of the picture.
-        keys: names of the values.
 
     Raises:
         UserError: the log has none of the values.
     """
-    present = [key for key in keys if any(key in values for part in epochs.values() for values in part.values())]
+    present = [key for key in CURVES if any(key in values for part in epochs.values() for values in part.values())]
     if not present:
-        raise UserError(f"{title or path}: the training log has none of {', '.join(keys)}: nothing to plot")
+        raise UserError(f"{title or path}: the training log has none of {', '.join(CURVES)}: nothing to plot")
     figure, panels = _figure(7, 3.4 * len(present), [1] * len(present))
     for panel, key in zip(panels, present, strict=True):
         _draw_curves(panel, epochs, key)
@@ -177,9 +177,7 @@ def _draw_curves(panel: Axes, epochs: Epochs, key: str) -> None:
     locator.set_params(integer=True)
 
 
-def plot_delay_histogram(
-    non_final: Sequence[float], final: Sequence[float], path: str | Path, title: str = "", limit: float = 0.4
-) -> Path:
+def plot_delay_histogram(non_final: Sequence[float], final: Sequence[float], path: str | Path, title: str = "") -> Path:
     """Draw the histogram of word-end differences, in ms, final words of utterances apart.
 
     Args:
@@ -187,12 +185,11 @@ def plot_delay_histogram(
         final: differences of the last words, in seconds.
         path: of the picture.
         title: of the picture.
-        limit: seconds; larger differences are drawn in the outermost bars, so that all of them are seen.
     """
     figure, (panel,) = _figure(7, 3.8)
-    edges = [1000 * limit * (step / 20 - 1) for step in range(41)]
+    edges = [1000 * WORST_DELAY * (step / 20 - 1) for step in range(41)]
     series = [(values, label) for values, label in ((non_final, "other words"), (final, "last words")) if values]
-    clipped = [[1000 * min(max(value, -limit), limit) for value in values] for values, _ in series]
+    clipped = [[1000 * min(max(value, -WORST_DELAY), WORST_DELAY) for value in values] for values, _ in series]
     labels = [f"{label} ({len(values)})" for values, label in series]
     if series:
         panel.hist(clipped, bins=edges, stacked=True, color=COLOURS[: len(series)], label=labels)
@@ -201,7 +198,7 @@ def plot_delay_histogram(
         panel.axvline(min(max(mean, edges[0]), edges[-1]), color="black", linestyle="--", label=f"mean {mean:.1f} ms")
         panel.legend()
     panel.axvline(0, color="grey", linewidth=0.8)
-    panel.set_xlabel(f"word end minus reference, ms (outermost bars: and beyond {1000 * limit:.0f} ms)")
+    panel.set_xlabel(f"word end minus reference, ms (outermost bars: and beyond {1000 * WORST_DELAY:.0f} ms)")
     panel.set_ylabel("words")
     panel.set_title(title, parse_math=False)
     return save(figure, path)
@@ -226,9 +223,8 @@ def plot_utterance(
     chunk_size: int | None,
     reference: Sequence[Word] = (),
     title: str = "",
-    max_seconds: float = 20.0,
 ) -> Path:
-    """Draw the audio of one utterance with its token ends and chunk boundaries.
+    """Draw the audio of one utterance, at most :data:`MOST_SECONDS` of it, with token ends and chunk boundaries.
 
     Args:
         path: of the picture.
@@ -237,39 +233,15 @@ def plot_utterance(
         tokens: (text, end in seconds) pairs.
         chunk_size: frames of a chunk; None: there are no boundaries.
         reference: words whose spans are drawn in a row of their own.
-        title: of the picture.
-        max_seconds: the audio behind them is not drawn, and the title says so.
+        title: of the picture; it says where not all of the audio is drawn.
 
     Raises:
         UserError: the audio is empty.
     """
-    if not len(samples) or max_seconds <= 0:
+    if not len(samples):
         raise UserError(f"{title or path}: the audio is empty: nothing to plot")
-    return save(utterance_figure(samples, sample_rate, tokens, chunk_size, reference, title, max_seconds), path)
-
-
-def utterance_figure(
-    samples: npt.NDArray[np.float32],
-    sample_rate: int,
-    tokens: Sequence[tuple[str, float]],
-    chunk_size: int | None,
-    reference: Sequence[Word] = (),
-    title: str = "",
-    max_seconds: float = 20.0,
-) -> Figure:
-    """Return the figure of :func:`plot_utterance`.
-
-    Args:
-        samples: (N,) floats in -1 .. 1, N > 0.
-        sample_rate: of the audio in Hz.
-        tokens: (text, end in seconds) pairs.
-        chunk_size: frames of a chunk; None: there are no boundaries.
-        reference: words whose spans are drawn in a row of their own.
-        title: of the picture.
-        max_seconds: the audio behind them is not drawn, and the title says so.
-    """
     total = len(samples) / sample_rate
-    shown = min(total, max_seconds)
+    shown = min(total, MOST_SECONDS)
     samples = samples[: math.ceil(shown * sample_rate)]
     ratios = [2, 2, 1.2] + ([0.7] if reference else [])
     figure, panels = _figure(max(6.0, INCHES_PER_SECOND * shown), 6, ratios)
@@ -298,7 +270,7 @@ def utterance_figure(
     panels[-1].set_xlabel(f"seconds (solid: token ends{dashed})")
     cut = f" (first {shown:g} s of {total:.1f} s)" if shown < total else ""
     panels[0].set_title(f"{title}{cut}", parse_math=False)
-    return figure
+    return save(figure, path)
 
 
 def _draw_words(panel: Axes, words: Sequence[Word], shown: float) -> None:
@@ -317,16 +289,14 @@ def plot_length_bars(
     lengths: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     title: str = "",
-    ylabel: str = "WER (%)",
 ) -> Path:
-    """Draw bars of an error rate over lengths.
+    """Draw bars of the WER over lengths.
 
     Args:
         path: of the picture.
         lengths: labels such as ``1x``, ``10x``.
         series: ``{name: [percent or None, ...]}``, one value for each length.
         title: of the picture.
-        ylabel: name of the error rate.
     """
     figure, (panel,) = _figure(max(5.0, 1.2 * len(lengths) * max(1, len(series)) ** 0.7), 3.8)
     width = 0.8 / max(1, len(series))
@@ -339,7 +309,7 @@ def plot_length_bars(
         panel.bar_label(bars, labels=[f"{value:.1f}" for value in heights], fontsize=8)
     panel.set_xticks(range(len(lengths)), lengths)
     panel.set_xlabel("length of the utterances")
-    panel.set_ylabel(ylabel)
+    panel.set_ylabel("WER (%)")
     panel.margins(y=0.12)
     panel.grid(axis="y", alpha=0.3)
     panel.set_axisbelow(True)

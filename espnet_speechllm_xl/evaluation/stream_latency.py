@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -177,8 +177,7 @@ def compare(
         UserError: an utterance of ``runs`` has no transcript.
     """
     references = {utterance: words_of(text) for utterance, text in texts.items()}
-    split = cast(Callable[[Iterable[Emission]], list[Emission]], parted)  # it replaces the texts of words of any kind
-    settled = {utterance: split(run.words) for utterance, run in runs.items()}
+    settled = {utterance: parted(run.words) for utterance, run in runs.items()}
     hypotheses = {utterance: [word.text for word in words] for utterance, words in settled.items()}
     scored = metrics.score(references, hypotheses, "streamed utterances")
     result = Comparison(scored, [], Counter())

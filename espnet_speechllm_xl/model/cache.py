@@ -21,7 +21,7 @@ EVERY_CHUNK = 1 << 62  # more than there are
 
 @dataclass(frozen=True)
 class CachedPast(Past):
-    """What one hypothesis has read, in order and without gaps."""
+    """The inputs that one hypothesis has read, in order and without gaps."""
 
     keys_values: Tensor  # (2 * layers, H, W, d): keys of layer 0, values of layer 0, keys of layer 1, ...
     position: Tensor  # (W,) rotary position of each slot

@@ -16,11 +16,11 @@ from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, TextDecoder
 
 
 class ChunkModel(Protocol):
-    """What decoding asks of a model: SpeechLLM-XL, the baselines that write chunk by chunk, joint CTC scoring."""
+    """The contract of decoding with a model: SpeechLLM-XL, baselines that write chunk by chunk, joint CTC scoring."""
 
     @property
     def acoustic(self) -> Acoustic:
-        """Return what turns samples into encoder frames."""
+        """Return the acoustic front, from samples to encoder frames."""
 
     @property
     def chunking(self) -> ChunkingConfig:
@@ -28,11 +28,11 @@ class ChunkModel(Protocol):
 
     @property
     def projection(self) -> Callable[[Tensor], Tensor]:
-        """Return what turns the encoder frames (c, E) of a chunk into what the decoder takes (c, D)."""
+        """Return the function from the encoder frames (c, E) of a chunk to decoder inputs (c, D)."""
 
     @property
     def decoder(self) -> ChunkDecoder:
-        """Return what a search's requests go to."""
+        """Return the decoder that computes the requests of a search."""
 
     @property
     def ctc(self) -> CTCHead | None:

@@ -19,7 +19,7 @@ P = TypeVar("P", bound="Past")
 
 
 class Past(abc.ABC):
-    """What a decoder remembers of one hypothesis.  It never changes, so that a fork is another reference to it."""
+    """A decoder's memory of one hypothesis.  It never changes, so that a fork is another reference to it."""
 
     @abc.abstractmethod
     def alone(self: P) -> P:
@@ -52,7 +52,7 @@ class Result(Generic[P]):
 
 
 class ChunkDecoder(abc.ABC, Generic[P]):
-    """What a search asks of a decoder that writes text chunk by chunk.
+    """The contract of a search with a decoder, which writes text chunk by chunk.
 
     Attributes:
         eoc: id of the end of a chunk, ``$``: V, behind the tokenizer's ids 0 .. V - 1.

@@ -1,4 +1,4 @@
-"""Log-mel features that are the same, frame for frame, however the audio arrives; and what follows them.
+"""Log-mel features that are the same, frame for frame, however the audio arrives; their normalisation and masks.
 
 Shape legend: ``B`` batch, ``N`` samples, ``F`` feature frames (100 Hz), ``M`` mel bands, ``D`` any feature size.
 

@@ -126,7 +126,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         return [Result(one, scores) for one, scores in zip(past.pasts(), log_probs, strict=True)]
 
     def _trim(self, request: Request[CachedPast]) -> CachedPast:
-        """Return the request's past; a new chunk evicts what is out of sight for good, and re-bases what is left."""
+        """Return the request's past; a new chunk evicts slots out of sight for good, and re-bases the others."""
         if request.frames is None:
             return request.past
         return request.past.evict(request.chunk_id).rebase(REBASE_POSITION, self._rotate)

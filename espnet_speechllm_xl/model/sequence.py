@@ -31,7 +31,7 @@ PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a bat
 
 
 @dataclass(frozen=True)
-class Sequence:
+class DecoderSequence:
     """Decoder sequences of a batch; integer tensors (B, L), padded at the end."""
 
     source: Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
@@ -84,7 +84,7 @@ def check_ends(frame_lengths: Tensor, token_lengths: Tensor, ends: Tensor) -> No
 
 def build_sequence(
     frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig, eoc: int
-) -> Sequence:
+) -> DecoderSequence:
     """Interleave frames and tokens of a batch chunk by chunk.
 
     Args:
@@ -104,7 +104,7 @@ def build_sequence(
 
 def build_label_sequence(
     frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig, eoc: int
-) -> Sequence:
+) -> DecoderSequence:
     """Build the sequences of a decoder that gets one end-of-chunk label in place of the frames of each chunk.
 
     Args:
@@ -144,7 +144,7 @@ def _token_chunks(
     return torch.where(real, timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, num_chunks), PADDING)
 
 
-def interleave(frame_chunk_id: Tensor, token_chunk_id: Tensor, tokens: Tensor, eoc: int) -> Sequence:
+def interleave(frame_chunk_id: Tensor, token_chunk_id: Tensor, tokens: Tensor, eoc: int) -> DecoderSequence:
     """Interleave inputs and tokens by their chunks: each chunk's inputs come first, then its tokens.
 
     Args:
@@ -166,15 +166,16 @@ def interleave(frame_chunk_id: Tensor, token_chunk_id: Tensor, tokens: Tensor, e
     chunk_id = torch.where(real, order_key.gather(1, source) // 2, PADDING)
     source = torch.where(real, source, 0)
     target = _targets(source, chunk_id, tokens, frame_chunk_id.shape[1], eoc)
-    return Sequence(source=source, position=position, chunk_id=chunk_id, target=torch.where(real, target, IGNORE))
+    target = torch.where(real, target, IGNORE)
+    return DecoderSequence(source=source, position=position, chunk_id=chunk_id, target=target)
 
 
 def _targets(source: Tensor, chunk_id: Tensor, tokens: Tensor, num_frames: int, eoc: int) -> Tensor:
     """Return the target (B, L) of each input: the next input if it is a token of the chunk, ``$`` at a chunk's end.
 
     Args:
-        source: see :class:`Sequence`.
-        chunk_id: see :class:`Sequence`.
+        source: see :class:`DecoderSequence`.
+        chunk_id: see :class:`DecoderSequence`.
         tokens: (B, U) token ids.
         num_frames: T, the sources before the first token's.
         eoc: id of ``$``.
@@ -188,7 +189,7 @@ def _targets(source: Tensor, chunk_id: Tensor, tokens: Tensor, num_frames: int, 
     return torch.where(next_chunk_id != chunk_id, eoc, target)
 
 
-def gather_inputs(sequence: Sequence, frames: Tensor, embeddings: Tensor) -> Tensor:
+def gather_inputs(sequence: DecoderSequence, frames: Tensor, embeddings: Tensor) -> Tensor:
     """Return the decoder inputs (B, L, D) of a sequence.
 
     Args:

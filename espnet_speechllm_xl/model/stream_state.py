@@ -1,4 +1,4 @@
-"""What streams carry from one push to the next, stacked so that one call continues many."""
+"""The state of streams between two pushes, stacked so that one call continues many."""
 
 import abc
 import dataclasses
@@ -70,7 +70,7 @@ def _select_state(state: S, index: int) -> S:
 
 
 def _select(part: Part, index: int) -> Part:
-    """Return what a field holds of one stream."""
+    """Return the value of a field for one stream."""
     if isinstance(part, Tensor):
         return part[index : index + 1].clone()
     if isinstance(part, tuple):

@@ -51,8 +51,8 @@ class Corpus:
 
     def set_name(self, column: str) -> str:
         """Return the set of a column on this corpus: ``test_2x`` is ``dev_2x`` where the test set is ``dev``."""
-        kind, joint, rest = column.partition("_")
-        return {"valid": self.valid, "test": self.test}[kind] + joint + rest
+        kind, separator, rest = column.partition("_")
+        return {"valid": self.valid, "test": self.test}[kind] + separator + rest
 
 
 @dataclass(frozen=True)

@@ -318,9 +318,7 @@ def _curves(results: Results, system: str) -> plots.Curves | None:
     return plots.Curves(plan.tag(system), logs, plan.systems[system].is_ours) if logs else None
 
 
-def write_tables(
-    plan: Plan, records: Records, out: str | Path, command: str | None = None, date: str | None = None
-) -> list[str]:
+def write_tables(plan: Plan, records: Records, out: str | Path, command: str | None = None) -> list[str]:
     """Write TABLES.md and its plots, ``images/tables_<number>.png`` beside it; text that people wrote is kept.
 
     Args:
@@ -328,7 +326,6 @@ def write_tables(
         records: of its trainings.
         out: the file to write.
         command: how it was made, as a user would type it.
-        date: of the tables; None: now.
 
     Returns:
         Messages about files that could not be read; they stand at the end of the tables too.
@@ -342,7 +339,7 @@ def write_tables(
     lines = [introduction.rstrip()]
     for number in sorted(plan.tables):  # I to V, in whatever order they are worked on
         lines += _table_lines(results, number, images)
-    lines += [*_training_lines(results, images), *markdown.made_lines(command, date)]
+    lines += [*_training_lines(results, images), *markdown.made_lines(command)]
     problems = [*records.problems, *results.problems]
     if problems:
         lines += ["", "## Not read", "", *(f"- {problem}" for problem in problems)]

@@ -54,7 +54,7 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield the engine's counts; the engine's own thread updates them."""
         for name, text in (("calls", "Model calls"), ("requests", "Requests answered by model calls")):
-            family = CounterMetricFamily(f"speechllm_xl_engine_{name}", f"{text}, by kind", labels=["kind"])
+            family = CounterMetricFamily(f"{NAMESPACE}_engine_{name}", f"{text}, by kind", labels=["kind"])
             for kind, count in sorted(getattr(self._engine, name).items()):
                 family.add_metric([kind], count)
             yield family

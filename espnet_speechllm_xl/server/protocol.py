@@ -1,4 +1,4 @@
-"""uvicorn's protocols, where what a client sends must not end in a traceback, nor without an answer."""
+"""uvicorn's protocols, mended: no bytes of a client end in a traceback, or without an answer."""
 
 import asyncio
 import http
@@ -16,7 +16,7 @@ class HttpProtocol(H11Protocol):
     """uvicorn's, for requests that go wrong in the middle, such as a bad chunk of an upload, or never become whole.
 
     Args:
-        handshake_seconds: what the line and the headers of a request may take, also of one for a WebSocket.
+        handshake_seconds: time for the line and the headers of a request, also of a WebSocket's.
         config: uvicorn's.
         server_state: uvicorn's.
         app_state: of the application's lifespan.

@@ -72,14 +72,19 @@ class Service:
 
         Durations are in seconds; None is infinity.
         """
-        chunking, search = stream.chunking, stream.search.config
+        chunking, search_config = stream.chunking, stream.search.config
         seconds = {
             "chunk_size": timeline.chunk_seconds(chunking.chunk),
             "context": math.inf if chunking.chunk is None else timeline.context_seconds(chunking),
             **dataclasses.asdict(stream.config),
         }
         finite = {name: round(value, 3) if value < math.inf else None for name, value in seconds.items()}
-        return {"search": search.method, "beam_size": search.beam_size, "ctc_weight": search.ctc_weight, **finite}
+        return {
+            "search": search_config.method,
+            "beam_size": search_config.beam_size,
+            "ctc_weight": search_config.ctc_weight,
+            **finite,
+        }
 
     def open_stream(
         self,

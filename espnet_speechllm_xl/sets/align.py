@@ -45,7 +45,7 @@ class Aligner:
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """What the alignment of a set came to.
+    """The outcome of aligning a set.
 
     Attributes:
         aligned: utterances that were aligned.
@@ -121,9 +121,8 @@ def align_by_word_times(
     silences: Collection[str],
     unknown_words: Collection[str],
     other_text: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> AlignedSet:
-    """Align a dump set by reference word times and write the aligned set.
+    """Align a dump set by reference word times and write the aligned set; print its entries that are no words.
 
     Args:
         dump: the set.
@@ -132,7 +131,6 @@ def align_by_word_times(
         silences: entries of the CTM to pass over where the transcript has no such word.
         unknown_words: entries of the CTM that stand for words that its aligner did not know.
         other_text: Kaldi text with the same words in another spelling, to which the alignment is moved.
-        say: takes a line about the entries that were passed over or replaced.
 
     Raises:
         UserError: the set or the CTM is missing or damaged, or no utterance could be aligned.
@@ -140,7 +138,7 @@ def align_by_word_times(
     text = read_table(dump / "text")
     aligned, remarks = alignments_from_ctm(ctm, text, silences, unknown_words)
     for line in remarks:
-        say(line)
+        print(line)
     return _write_set(dump, out, aligned, text, other_text, None)
 
 
@@ -195,12 +193,12 @@ def _write_tables(
 
 
 def crashed(utterance: str, reason: str) -> list:
-    """Return what a worker would give for an utterance whose process died."""
+    """Return the result of an utterance whose process died."""
     return [utterance, f"{UNUSABLE}: {reason}"]
 
 
 def is_unusable(item: list) -> bool:
-    """Tell of a worker's ``[utterance, alignment]`` whether its audio could not be used."""
+    """Tell from a worker's ``[utterance, alignment]`` whether the audio could not be used."""
     _, alignment = item
     return isinstance(alignment, str) and kind_of_reason(alignment) == UNUSABLE
 
@@ -262,7 +260,7 @@ def _align_one(log_probs: "torch.Tensor", transcript: str, tokenizer: "Tokenizer
 def alignments_from_ctm(
     ctm: str, text: dict[str, str], silences: Collection[str], unknown_words: Collection[str]
 ) -> tuple[dict[str, Alignment], list[str]]:
-    """Take the alignments from word times; returns them and lines on what was passed over or replaced.
+    """Take the alignments from word times; returns them and lines on entries that were passed over or replaced.
 
     Args:
         ctm: file of the word times.

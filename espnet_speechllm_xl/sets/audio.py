@@ -80,7 +80,7 @@ class SetAudio:
         return Recording(file, read_audio(file, self.sample_rate, notes=remarks), remarks)
 
     def usable(self, utterances: Iterable[str]) -> tuple[dict[str, Recording], dict[str, str]]:
-        """Read the recordings of a batch; returns those that can be used, and for each other utterance the reason."""
+        """Read the recordings of a batch; returns the usable ones, and for each other utterance the reason."""
         from espnet_speechllm_xl.corpus.audio import AudioError
 
         recordings, reasons = {}, {}

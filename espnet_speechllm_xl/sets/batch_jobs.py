@@ -148,7 +148,7 @@ def batches_by_length(lengths: Mapping[str, int], most: int, most_samples: int =
 
 
 def _remove_others(parts: Path, own: str) -> None:
-    """Remove what was left of other tasks."""
+    """Remove the results of other tasks."""
     for path in parts.glob("*"):
         if path.is_dir() and path.name != own:
             finish(path)

@@ -76,7 +76,7 @@ def border_words(
         near: frames of a chunk, counted from its end, that are at its border.
 
     Raises:
-        AlignmentError: the words are not those of the text.
+        AlignmentError: the words differ from the text.
         UserError: a word ends much later than the audio.
     """
     text, chunk_size = normalise(text), _finite(chunking)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """What the decoding of a set came to.
+    """The outcome of decoding a set.
 
     Attributes:
         texts: ``{utterance: text}``, the best hypotheses.
@@ -128,12 +128,12 @@ def _sum_of_measured(counts: Iterable[int | None]) -> int | None:
 
 
 def crashed(utterance: str, reason: str) -> dict[str, Any]:
-    """Return what a worker would give for an utterance whose process died."""
+    """Return the result of an utterance whose process died."""
     return {"utterance": utterance, "failed": reason}
 
 
 def has_failed(item: dict[str, Any]) -> bool:
-    """Tell of what a worker gives for an utterance whether it could not be decoded."""
+    """Tell from a worker's result whether the utterance could not be decoded."""
     return "failed" in item
 
 

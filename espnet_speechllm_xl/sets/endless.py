@@ -25,13 +25,13 @@ MOST_POINTS = 500  # of a trend, which looks at all pairs
 
 @dataclass
 class Hour:
-    """What was seen in an hour of audio."""
+    """Observations of an hour of audio."""
 
     cpu_seconds: list[float] = field(default_factory=list)  # of each chunk
     rss: list[int] = field(default_factory=list)  # bytes, after each loop that ended later than the warm-up
     words: int = 0
     loops: int = 0
-    changed: int = 0  # loops whose words or their times were not those of the loop before
+    changed: int = 0  # loops whose words, or their times, differ from the loop before
 
     @property
     def chunk_cpu_seconds(self) -> float:
@@ -41,12 +41,12 @@ class Hour:
 
 @dataclass(frozen=True)
 class Trends:
-    """How much changed from the start to the end.
+    """The changes from the start to the end.
 
     Attributes:
         memory_percent: growth of RSS.
         time_percent: growth of an hour's median time of a chunk.
-        changed: loops whose words or their times were not those of the loop before.
+        changed: loops whose words, or their times, differ from the loop before.
     """
 
     memory_percent: float

@@ -24,7 +24,7 @@ PADDING_SECONDS = 0.1  # of zeros behind cut audio: users who missed the last wo
 
 
 class Utterance(NamedTuple):
-    """What is decoded: samples (N,), the text, the sample at which the last word ends (None: not known)."""
+    """A recording to decode: samples (N,), the text, the sample at which the last word ends (None: not known)."""
 
     samples: "np.ndarray"
     text: str

@@ -29,13 +29,13 @@ BATCH = 8  # utterances after which a killed run goes on
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a set is streamed.
+    """The settings of streaming a set.
 
     Attributes:
         load: keyword arguments of ``Speech2Text.from_pretrained``; ``context`` is not used, as it belongs to the
             streams: it need not fit the chunks of training.
         options: keyword arguments of ``Speech2Text.stream`` beside ``chunk_size`` and ``context``.
-        chunk_sizes: seconds; None: those that the model was trained with.
+        chunk_sizes: seconds; None: the sizes that the model was trained with.
         context: seconds; None: as many chunks as in training.
         block_seconds: audio pushed at a time.
         tail_seconds: silence pushed after each recording.
@@ -53,7 +53,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Latency:
-    """What was measured.
+    """The measurements of a set.
 
     Attributes:
         setup: by name, how it was measured; see ``latency_report``.
@@ -85,11 +85,11 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
         raise UserError(f"{dump}: the texts hold no words: there is nothing to compare")
     ctm, times = _reference(reference, dump)
     load = {name: value for name, value in streaming.load.items() if name != "context"}
-    chunkings, rate, search = _chunkings(load, streaming)
+    chunkings, rate, search_config = _chunkings(load, streaming)
     batches = batch_jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": load,
-        "search": dataclasses.asdict(search),
+        "search": dataclasses.asdict(search_config),
         "dump": str(dump),
         "stamp": experiment.stamp(load["path"], dump / "progress.jsonl", dump / "wav.scp"),
         "block": max(1, round(streaming.block_seconds * rate)),
@@ -107,9 +107,9 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
         "set": str(dump),
         "reference": ctm and str(ctm),
         **{name: str(value) for name, value in streaming.options.items()},
-        "search": search.method,
-        "beam_size": search.beam_size,
-        "ctc_weight": search.ctc_weight,
+        "search": search_config.method,
+        "beam_size": search_config.beam_size,
+        "ctc_weight": search_config.ctc_weight,
         "device": load["device"],
         "block_seconds": streaming.block_seconds,
         "tail_seconds": streaming.tail_seconds,
@@ -147,8 +147,8 @@ def _chunkings(
     for seconds in streaming.chunk_sizes or known:
         options = {**streaming.options, "chunk_size": seconds, "context": streaming.context}
         stream = speech2text.stream(**options)
-        chunking, search = stream.chunking, stream.search.config
-        options["search"] = search.method
+        chunking, search_config = stream.chunking, stream.search.config
+        options["search"] = search_config.method
         values = {
             "chunk_seconds": seconds,
             "context_seconds": timeline.context_seconds(chunking),
@@ -156,7 +156,7 @@ def _chunkings(
         }
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append((options, figures))
-    return found, speech2text.sample_rate, search
+    return found, speech2text.sample_rate, search_config
 
 
 def stream_set(

@@ -38,7 +38,7 @@ class AcousticModel(AbsESPnetModel):
 
         Args:
             loss: () of the batch.
-            stats: () each, what the log shows.
+            stats: () each, for the log.
             weight: how much the batch counts in the means of an epoch.
         """
         return force_gatherable((loss.clone(), {**stats, "loss": loss.detach()}, weight), loss.device)

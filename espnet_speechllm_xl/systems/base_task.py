@@ -1,4 +1,4 @@
-"""What the tasks share: options, data, batches, the acoustic front of the model."""
+"""The shared part of the tasks: options, data, batches, the acoustic front of the model."""
 
 import abc
 import argparse
@@ -152,7 +152,7 @@ class SpeechTask(abs_task.AbsTask):
     def main_worker(cls, args: argparse.Namespace) -> None:
         """Train as ESPnet does; ``--init_param`` leaves nothing unloaded, no run resumes with other settings.
 
-        Where the YAML has no encoder_conf, the encoder's settings are those of the model that training begins with.
+        Where the YAML has no encoder_conf, the encoder takes the settings of the model that training begins with.
         """
         cls.check_sections(args)
         if not args.config or not read_yaml(args.config).get("encoder_conf"):
@@ -279,7 +279,7 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
-        """Return what the weights after an epoch depend on, with defaults: ``{"encoder_conf dim": 144, ...}``."""
+        """Return the settings that determine the weights, with defaults: ``{"encoder_conf dim": 144, ...}``."""
         settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
         # However the directory of the experiments is spelt, and wherever it was moved.
         settings["init_param"] = [os.path.relpath(path, args.output_dir) for path in args.init_param]
@@ -297,7 +297,7 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocessor:
-        """Return what tokenises and reads alignments, the same for training and evaluation."""
+        """Return the reader of texts and alignments, the same for training and evaluation."""
         whole_words = "chunking_conf" in cls.sections and cls.section(args, "chunking_conf").unit == "word"
         rate = cls.section(args, "features_conf").sample_rate
         return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)

@@ -59,7 +59,7 @@ class LabelDecoderConfig:
 
 @dataclass(frozen=True)
 class LabelPast(Past):
-    """What one hypothesis has read: labels, and the frames of its chunk."""
+    """The past of one hypothesis: labels, and the frames of its chunk."""
 
     state: Tensor  # (2, LSTM layers, D): hidden and cell state after all labels but the next
     memory: Tensor  # (blocks, 2, H, T, d): keys and values of the current chunk's frames

@@ -59,8 +59,7 @@ from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
-from espnet_speechllm_xl.model.sequence import Sequence as DecoderSequence
-from espnet_speechllm_xl.model.sequence import check_ends, gather_inputs, interleave, without_padding
+from espnet_speechllm_xl.model.sequence import DecoderSequence, check_ends, gather_inputs, interleave, without_padding
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
@@ -110,7 +109,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a batch, block after block, padded at the end, and what the next blocks continue from."""
+    """The prompts of a batch, block after block, padded at the end, and the state for the next blocks."""
 
     vectors: Tensor  # (B, P, D)
     block: Tensor  # (B, P) block of each; where padded, more than there are
@@ -120,7 +119,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptPast(Past):
-    """What one hypothesis has read: prompts and text."""
+    """The past of one hypothesis: prompts and text."""
 
     lm: cache.CachedPast  # of its prompts, then its text
     prompts: int = 0  # how many of these inputs are prompts

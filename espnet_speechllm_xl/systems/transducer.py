@@ -130,7 +130,7 @@ def _decode(
         beam_size=1 if search_config.method == "greedy" else min(search_config.beam_size, widest),
         search_type=search_config.method,
         u_max=len(frames),  # tokens; ESPnet's 50 would cut long audio short
-        nbest=search_config.beam_size,  # of which some can be of the same text
+        nbest=search_config.beam_size,  # some of them can have the same text
     )
     hypotheses = [_Labelling(hypothesis) for hypothesis in beam_search(frames)]
     texts = distinct_texts(tokenizer, hypotheses)
@@ -173,7 +173,7 @@ class TransducerTask(SpeechTask):
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the options; those of the joint network, too."""
+        """Add the options, with the joint network's."""
         super().add_task_arguments(parser)
         parser.add_argument(
             "--joint_network_conf",
@@ -184,7 +184,7 @@ class TransducerTask(SpeechTask):
 
     @classmethod
     def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
-        """Return what the weights depend on; the joint network's settings, too."""
+        """Return the settings that determine the weights, with the joint network's."""
         return {**super().training_settings(args), "joint_network_conf": args.joint_network_conf}
 
     @classmethod

@@ -22,6 +22,7 @@ from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, seque
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
 MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
+STRETCH = 400  # samples whose level may be that of the background noise
 
 Arrays = dict[str, np.ndarray]  # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames
 
@@ -166,10 +167,10 @@ class JoinedDataset(Dataset):
         return "+".join(example.utterances), joined
 
 
-def _quiet_level(speech: np.ndarray, stretch: int = 400) -> float:
-    """Estimate the background noise: the RMS of the quietest of 20 stretches (samples) spread over ``speech`` (n,)."""
-    starts = np.linspace(0, max(0, len(speech) - stretch), 20).astype(int)
-    return min(float(np.sqrt(np.mean(speech[start : start + stretch] ** 2))) for start in starts)
+def _quiet_level(speech: np.ndarray) -> float:
+    """Estimate the background noise: the RMS of the quietest of 20 stretches spread over ``speech`` (n,)."""
+    starts = np.linspace(0, max(0, len(speech) - STRETCH), 20).astype(int)
+    return min(float(np.sqrt(np.mean(speech[start : start + STRETCH] ** 2))) for start in starts)
 
 
 class BatchFactory(AbsIterFactory):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 import torch
@@ -137,32 +138,47 @@ def check_statistics(file: Path, features: Mapping[str, object]) -> None:
     _check_features(file, before, features, f"remove {record.parent} and run the stage again")
 
 
+class InitParam(NamedTuple):
+    """The parts of an ``--init_param FILE:SOURCE:TARGET[:EXCLUDED]``; "" where there is none."""
+
+    file: str
+    source: str  # part of the model in the file
+    target: str  # part of the model that takes the weights
+    excluded: str  # beginnings of names, with commas between them
+
+
+def parse_init_param(text: str) -> InitParam:
+    """Part an ``--init_param`` at its colons."""
+    return InitParam(*(text.split(":") + ["", "", ""])[:4])
+
+
 def has_normaliser(init_param: str) -> bool:
-    """Tell whether ``--init_param FILE:SOURCE:TARGET[:EXCLUDED]`` takes the other model's means and variances."""
-    _, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
-    return target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in excluded
+    """Tell whether an ``--init_param`` takes the other model's means and variances."""
+    parts = parse_init_param(init_param)
+    return parts.target in ("", "acoustic", "acoustic.normalizer") and "normalizer" not in parts.excluded
 
 
 def encoder_to_begin_with(init_params: list[str], encoder: str) -> dict[str, object]:
     """Return the ``encoder_conf`` of the model whose encoder training begins with; an empty one where there is none.
 
     Args:
-        init_params: ``FILE:SOURCE:TARGET[:EXCLUDED]`` each, as ``--init_param`` has them.
-        encoder: the kind, as ``--encoder`` has it; another model's settings are those of an encoder of the same kind.
+        init_params: the values of ``--init_param``.
+        encoder: the kind, as ``--encoder`` has it; settings of an encoder of another kind do not count.
     """
     for init_param in init_params:
-        path, _, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
-        if target not in ("", "acoustic", "acoustic.encoder") or "encoder" in excluded:
+        parts = parse_init_param(init_param)
+        if parts.target not in ("", "acoustic", "acoustic.encoder") or "encoder" in parts.excluded:
             continue
-        before = read_config(Path(path).parent) or {}
+        directory = Path(parts.file).parent
+        before = read_config(directory) or {}
         if before.get("encoder") == encoder:
-            return check_mapping(before.get("encoder_conf") or {}, f"{Path(path).parent / CONFIG} encoder_conf")
+            return check_mapping(before.get("encoder_conf") or {}, f"{directory / CONFIG} encoder_conf")
     return {}
 
 
 def check_init_features(init_param: str, features: Mapping[str, object]) -> None:
     """Raise ConfigError where the initial model has other features: its normaliser would not fit ``features``."""
-    path = init_param.split(":")[0]
+    path = parse_init_param(init_param).file
     directory = Path(path).parent
     before = (read_config(directory) or {}).get("features_conf") or {}
     check_mapping(before, f"{directory / CONFIG} features_conf")

@@ -9,6 +9,7 @@ from pathlib import Path
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, remarks
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.experiment import SENTENCEPIECE, TOKENIZER
 from espnet_speechllm_xl.files import atomic_path, atomic_write, naming, temporary_folder
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
 
@@ -17,7 +18,7 @@ WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msg
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """How a tokenizer is made.
+    """The settings of a tokenizer to make.
 
     Attributes:
         kind: "bpe", "unigram", "char", or "hf" for a Hugging Face tokenizer.
@@ -48,13 +49,13 @@ def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     sentences = list(filter(None, map(normalise, read_table(text, empty_values=True).values())))
     if not sentences:
         raise UserError(f"{text} has no transcripts: run the format stage")
-    with atomic_path(out / "tokenizer.model") as temporary:
+    with atomic_path(out / SENTENCEPIECE) as temporary:
         try:
             _train(sentences, temporary, recipe)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--vocab-size {recipe.vocab_size} does not fit {text}: {reason}") from error
-    return load_tokenizer(out / "tokenizer.model")
+    return load_tokenizer(out / SENTENCEPIECE)
 
 
 def write_token_list(path: Path, tokenizer: Tokenizer) -> None:
@@ -70,7 +71,7 @@ def remarks_on_texts(
 
     Args:
         text: Kaldi text file of the training set.
-        others: those of other sets; files that do not exist are left out.
+        others: Kaldi text files of other sets; missing files are left out.
         tokenizer: made by ``recipe``.
         recipe: how it was made.
         rare: a symbol that occurs fewer times is named; 0: nothing is said of the texts themselves.
@@ -93,8 +94,8 @@ def _take_hugging_face(out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     lacking = [symbol for symbol in recipe.symbols if symbol not in tokenizer.pieces]
     if lacking:
         raise UserError(f"--hf {source} has no token '{lacking[0]}' of --nlsyms: add it there (add_tokens)")
-    if (out / "tokenizer").resolve() != source.resolve():
-        _copy_tokenizer(source, out / "tokenizer")
+    if (out / TOKENIZER).resolve() != source.resolve():
+        _copy_tokenizer(source, out / TOKENIZER)
     return tokenizer
 
 

@@ -34,6 +34,7 @@ from espnet_speechllm_xl.errors import UserError, of_machine
 from espnet_speechllm_xl.experiment import CHECKPOINT, average_name
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.training import compat
+from espnet_speechllm_xl.training.checks import parse_init_param
 from espnet_speechllm_xl.training.schedule import LinearShares
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # figures of the validation that the line of an epoch shows
@@ -355,7 +356,7 @@ def load_part(
     Raises:
         CheckpointError: the file is missing or damaged, or its names or shapes are not the model's.
     """
-    path, source, target, excluded = (init_param.split(":") + ["", "", ""])[:4]
+    path, source, target, excluded = parse_init_param(init_param)
     try:
         state = read_weights(path)
     except FileNotFoundError as error:

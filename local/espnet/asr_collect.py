@@ -11,11 +11,12 @@ from pathlib import Path
 from espnet_speechllm_xl.bin import doubts, guard
 from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import decoded_sets
 from espnet_speechllm_xl.evaluation.doubts import of_hypotheses
-from espnet_speechllm_xl.evaluation.metrics import real_time_factor, some_names
-from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.evaluation.markdown import shown
+from espnet_speechllm_xl.evaluation.metrics import some_names
 
-TABLES = ("text", "token", "token_int", "score")
+TABLES = (decoded_sets.TEXT, decoded_sets.TOKENS, decoded_sets.TOKEN_IDS, decoded_sets.SCORES)  # ESPnet's names
 
 
 def collect(parts, dump, out, settings, sample_rate):
@@ -50,8 +51,7 @@ def collect(parts, dump, out, settings, sample_rate):
         "device": settings["device"],
         "settings": settings,
     }
-    with atomic_write(Path(out) / "decode.json") as stream:
-        json.dump(summary, stream, indent=2)
+    decoded_sets.write_info(Path(out), summary)
     return summary
 
 
@@ -71,9 +71,9 @@ def main(argv=None):
 def _collect(args):
     settings = {"device": args.device, "config": Path(args.config).name}
     summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
-    rtf = real_time_factor(summary["seconds"], summary["audio_seconds"])
-    print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf:.3f}")
-    doubts.say(of_hypotheses(read_table(Path(args.out) / "text", empty_values=True), args.out))
+    rtf = shown(decoded_sets.real_time_factor(summary), "{:.3f}")
+    print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf}")
+    doubts.say(of_hypotheses(decoded_sets.read_hypotheses(Path(args.out)), args.out))
 
 
 if __name__ == "__main__":
