@@ -18,7 +18,7 @@ args=" $* " out=''
 [[ ! $args =~ \ --(dump|out|output_dir)\ ([^ ]+) ]] || out=${BASH_REMATCH[2]}
 [[ ! $args =~ \ --(out|output_dir)\ ([^ ]+) ]] || out=${BASH_REMATCH[2]}
 case $args in
-  *bin.tokens*) mkdir -p "$out"; echo "$out" >"$out/tokenizer.model"; echo a >"$out/tokens.txt" ;;
+  *" tokens "*) mkdir -p "$out"; echo "$out" >"$out/tokenizer.model"; echo a >"$out/tokens.txt" ;;
   *" format "* | *" align "*)
     mkdir -p "$out"
     for file in wav.scp text utt2spk utt2num_samples char_ends; do echo "a 1" >"$out/$file"; done
