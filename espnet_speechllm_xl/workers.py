@@ -36,6 +36,11 @@ _CRASH = "crashed", "look at this input, or leave it out"
 _NOT_THE_INPUT = "a library of the environment fails, whatever the input: --nj 1 shows what it says"
 
 
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Task(NamedTuple):
     """Some items of a batch: the index of the batch, and the places of the items in it."""
 

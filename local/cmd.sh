@@ -103,7 +103,7 @@ run_jobs() {
 }
 
 # _keep_old LOG: x.log becomes x.1.log, x.1.log becomes x.2.log, ...: a resumed training continues earlier logs, and the
-# learning curves are read from all of them (report.py).
+# learning curves are read from all of them (evaluation/train_log.py).
 _keep_old() {
   local base=${1%.log} n=1
   [ -s "$1" ] || return 0

@@ -1,12 +1,12 @@
 """``data``: check, perturb, format, subset and longform, on Kaldi directories and dumps."""
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argument, at_least, pause
+from espnet_speechllm_xl.workers import usable_cores
 
 
 class Progress:
@@ -124,13 +124,9 @@ def _longform(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _writers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-rate", type=at_least(int, 1000), default=16000, help="Hz (default 16000)")
-    parser.add_argument("--nj", type=at_least(int, 1), default=min(4, _cpus()), help="processes")
+    parser.add_argument("--nj", type=at_least(int, 1), default=min(4, usable_cores()), help="processes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

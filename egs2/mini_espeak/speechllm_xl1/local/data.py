@@ -10,7 +10,6 @@ seconds); the audio lies in ``OUT/local/audio``.  The result depends on ``--size
 import argparse
 import collections
 import json
-import os
 import random
 import shutil
 import sys
@@ -26,7 +25,7 @@ from espnet_speechllm_xl.corpus.audio import write_flac
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets.batch_jobs import not_done
-from espnet_speechllm_xl.workers import over_processes
+from espnet_speechllm_xl.workers import over_processes, usable_cores
 
 # Per set: fewest seconds (as estimated from the text) and fewest words.  "repeats" has the test set's voices and
 # sentences that say words several times on end.
@@ -220,10 +219,6 @@ def describe(folder, figures):
     return f"{folder}: {text.format(hours=figures['seconds'] / 3600, **figures)}{note}"
 
 
-def _usable_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _positive(text):
     value = int(text)
     if value < 1:
@@ -244,7 +239,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
     parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
-    parser.add_argument("--nj", type=_positive, default=min(_usable_cores(), 16), help="processes")
+    parser.add_argument("--nj", type=_positive, default=min(usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     return guard.run(lambda: _make(options), "mini_espeak data", bad_input=1)
 
