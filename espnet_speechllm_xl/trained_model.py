@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -22,6 +22,9 @@ from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import TASKS, find_task
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # ESPnet takes seconds to import
+    from espnet_speechllm_xl.systems.base_task import SpeechTask
 
 LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: they get the defaults
 # A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
@@ -157,8 +160,8 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _read_config(directory: Path, wanted_task: str | None = None) -> tuple[argparse.Namespace, Any]:
-    """Read ``config.yaml`` as a namespace, and find its task (a class of systems/).
+def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argparse.Namespace, type[SpeechTask]]":
+    """Read ``config.yaml`` as a namespace, and find its task.
 
     Raises:
         ModelError: the file is missing or truncated, or its task is not ``wanted_task``.
