@@ -77,7 +77,7 @@ def over_processes(
         make_worker: function of a module, called in each process; the worker gives one result for each item.
         settings: its argument.
         nj: how many processes at the most.
-        crashed: (item, reason) -> result of an item of which a process died.
+        crashed: (item, reason) -> result of an item whose process died.
 
     Raises:
         UserError: processes die before they begin, or whatever they work on, or are stopped from outside.

@@ -147,11 +147,11 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
 
     def work(utterances: list[str]) -> list[dict[str, Any]]:
         recordings, reasons = audio.usable(utterances)
-        for utterance, recording in () if remarked else recordings.items():
-            if remark := remark_on_length(speech2text, recording.file, recording.samples):
+        for utterance, recording in recordings.items():
+            remark = None if remarked else remark_on_length(speech2text, recording.file, recording.samples)
+            if remark:
                 remarked.append(utterance)
                 print(f"{utterance}: {remark}", file=sys.stderr, flush=True)
-                break
         begin = time.perf_counter()
         decoded = batch_jobs.as_memory_allows(
             speech2text.transcribe_batch, [recording.samples for recording in recordings.values()]
