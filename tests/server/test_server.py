@@ -121,7 +121,8 @@ def test_latency_tells_what_waited_behind_earlier_audio(server):
         client.recv(serving.TIMEOUT)
         client.send(data[: 2 * (CHUNK + 1520)])
         messages = [json.loads(client.recv(serving.TIMEOUT))]
-    assert messages[0]["type"] in ("result", "progress") and messages[0].get("queued", 0) < 0.02
+    # Beside other work the engine's thread may start late, but not by as much as a chunk takes to be spoken.
+    assert messages[0]["type"] in ("result", "progress") and messages[0].get("queued", 0) < CHUNK / 16000 / 4
 
 
 def test_results_come_while_audio_is_sent(server, speech2text):
