@@ -148,8 +148,8 @@ class ChunkingConfig:
 
     def resized(self, chunk_size: int | None) -> "ChunkingConfig":
         """Return these settings with chunks of ``chunk_size`` frames (None: infinite) that see at least as far back."""
-        context = timeline.same_context(self.chunk, self.context, chunk_size)
-        return dataclasses.replace(self, chunk=chunk_size, context=context)
+        other = dataclasses.replace(self, chunk=chunk_size)  # refuses 0 frames
+        return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk_size))
 
 
 @dataclass(frozen=True)

@@ -407,11 +407,11 @@ def test_a_long_stream(load):
     words = 0
     for _ in range(40):
         words += len(stream.push(piece).words)
-    row = stream.search.beam[0]._past
-    assert words > 10 and isinstance(row, PromptPast)
-    again = row.past.next_position - row.prompts  # tokens that a new block reads again
-    assert len(row.tokens) == (again if stream.model.prompt_config.layout == "prompts_first" else 0)
-    assert row.prompts > 40 * 25 // 16 and row.past.next_position > row.prompts + 40
+    past = stream.search.beam[0]._past
+    assert words > 10 and isinstance(past, PromptPast)
+    read_twice = past.lm.next_position - past.prompts  # tokens that a new block reads again
+    assert len(past.tokens) == (read_twice if stream.model.prompt_config.layout == "prompts_first" else 0)
+    assert past.prompts > 40 * 25 // 16 and past.lm.next_position > past.prompts + 40
     assert len(stream.search.best().tokens) < 40  # of a word that goes on and on: those of twice the time
     stream.close()
 
