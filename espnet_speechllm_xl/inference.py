@@ -53,7 +53,7 @@ class Speech2Text:
         self.task = task
         self.model = model
         self.tokenizer = tokenizer
-        self.search = search
+        self.search_config = search
         self.chunking = chunking
 
     @classmethod
@@ -155,7 +155,7 @@ class Speech2Text:
         """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone."""
         if not recordings:
             return []
-        return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search, recordings)
+        return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
 
     def stream(
         self,
@@ -185,7 +185,7 @@ class Speech2Text:
         chunking = _rechunk(self.chunking, chunk_size, context)
         assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
-        search_config = dataclasses.replace(self.search, method=search or live_method(self.search.method))
+        search_config = dataclasses.replace(self.search_config, method=search or live_method(self.search_config.method))
         return Stream(self.model, self.tokenizer, chunking, search_config, config)
 
 

@@ -91,8 +91,8 @@ def test_a_model_of_before_a_section_was_added(tiny_model_dir, model_copy):
 
 def test_defaults_are_the_configuration(tiny_model_dir):
     speech2text = load(tiny_model_dir)
-    assert (speech2text.search.method, speech2text.search.beam_size) == ("alsd", 4)
-    assert speech2text.search.max_tokens_per_chunk == 12
+    assert (speech2text.search_config.method, speech2text.search_config.beam_size) == ("alsd", 4)
+    assert speech2text.search_config.max_tokens_per_chunk == 12
     assert (speech2text.chunking.chunk, speech2text.chunking.context) == (16, 2)
     assert speech2text.sample_rate == 16000
     audio = tiny.speech(5, 48000)

@@ -9,7 +9,7 @@ from espnet_speechllm_xl.bin.options import add_channel_argument, add_rare_argum
 from espnet_speechllm_xl.workers import usable_cores
 
 
-class Progress:
+class ProgressLine:
     """A line on stderr every ``every`` seconds, and one at the end if there was any before."""
 
     def __init__(self, what: str, every: float = 10.0) -> None:
@@ -102,7 +102,7 @@ def _format(args: argparse.Namespace) -> int:
         resample=not args.no_resample,
     )  # fmt: skip
     report = format_dir(
-        args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=Progress(args.dump),
+        args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=ProgressLine(args.dump),
         clean=cleaner(args.cleaner, read_symbols(args.nlsyms)),
     )  # fmt: skip
     print(f"{args.data} -> {args.dump}: {report}")
@@ -118,7 +118,7 @@ def _longform(args: argparse.Namespace) -> int:
 
     report = longform_dir(
         args.dump, args.out, args.factor, order=args.order, across_speakers=args.across_speakers, seed=args.seed,
-        settings=Settings(args.sample_rate, gap_seconds=args.gap_seconds), nj=args.nj, progress=Progress(args.out),
+        settings=Settings(args.sample_rate, gap_seconds=args.gap_seconds), nj=args.nj, progress=ProgressLine(args.out),
     )  # fmt: skip
     print(f"{args.dump} -> {args.out}, {args.factor} at a time: {report}")
     return 0

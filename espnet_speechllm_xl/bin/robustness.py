@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     found = measure_robustness(speech2text, Path(args.dump), args.levels, args.batch_size)
     rows = [[*row[:3], f"{row.last_words} of {row.utterances}"] for row in found.rows]
     print("\n".join(markdown_table(["audio", "WER (%)", "minus the first of its kind", "last word right"], rows)))
-    print(f"search {speech2text.search.method}; 95 % intervals; blocks: {found.blocks}")
+    print(f"search {speech2text.search_config.method}; 95 % intervals; blocks: {found.blocks}")
     if found.not_cut:
         print(f"not cut: {found.not_cut} utterances whose words have no times (ref.ctm)")
     return 0

@@ -56,7 +56,7 @@ from espnet_speechllm_xl.workers import over_processes
 BATCH = 8  # jobs handed to a process at once
 
 TimesOf: TypeAlias = Callable[[str, list[int]], list[Word] | None]  # (utterance, samples of its parts) -> its words
-Progress: TypeAlias = Callable[[int, int], object]  # (utterances done, all of them), called now and then
+OnProgress: TypeAlias = Callable[[int, int], object]  # (utterances done, all of them), called now and then
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def make_dump(
     times_of: TimesOf | None = None,
     skipped: Mapping[str, Reason] | None = None,
     nj: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     extra: Mapping[str, Table] | None = None,
 ) -> Report:
     """Write a dump; run again after a kill it goes on, and the result is the same.
@@ -322,7 +322,7 @@ def make_dump(
 
 
 def _do(
-    jobs: Sequence[Job], settings: Settings, out: Path, nj: int, progress: Progress | None
+    jobs: Sequence[Job], settings: Settings, out: Path, nj: int, progress: OnProgress | None
 ) -> tuple[dict[str, Line], int]:
     """Do the jobs that an earlier run has not done; return the lines of all, and how many were done before."""
     before = _read_journal(out / "progress.jsonl")
@@ -389,7 +389,7 @@ def format_dir(
     *,
     text_optional: bool = False,
     nj: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     clean: Callable[[str], str] | None = None,
 ) -> Report:
     """Make a dump from a Kaldi directory or an ESPnet dump.
@@ -521,7 +521,7 @@ def longform_dir(
     seed: int = 0,
     settings: Settings | None = None,
     nj: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Join utterances (paper, table IV) into a new dump.
 

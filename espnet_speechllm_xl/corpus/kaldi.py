@@ -64,7 +64,7 @@ class Source(NamedTuple):
     channel: int | None = None  # from 0; None: all
 
 
-class Segment(NamedTuple):
+class KaldiSegment(NamedTuple):
     """A part of a recording, as a line of ``segments`` has it."""
 
     recording: str
@@ -282,7 +282,7 @@ class DataDir:
     utterances: list[str] = field(default_factory=list)  # every id that any file names
 
 
-def parse_segment(value: str) -> Segment:
+def parse_segment(value: str) -> KaldiSegment:
     """Read ``recording start end [channel]``; Kaldi writes the end -1 for "to the end".
 
     Raises:
@@ -294,7 +294,7 @@ def parse_segment(value: str) -> Segment:
         raise ValueError
     if channel and not re.fullmatch(r"[0-9]{1,5}", channel[0]):
         raise ValueError
-    return Segment(recording, start, end, int(channel[0]) if channel else None)
+    return KaldiSegment(recording, start, end, int(channel[0]) if channel else None)
 
 
 def _parse_samples(value: str) -> int:

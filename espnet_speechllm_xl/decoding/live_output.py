@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from espnet_speechllm_xl.decoding.output_formats import Captions, LiveResults, beside
 
 if TYPE_CHECKING:
-    from espnet_speechllm_xl.decoding.results import Segment, Update
+    from espnet_speechllm_xl.decoding.results import TextSegment, Update
 
 
 class LiveWriter(AbstractContextManager, abc.ABC):
@@ -39,7 +39,7 @@ class SegmentWriter(LiveWriter):
             self._write_segment(segment)
 
     @abc.abstractmethod
-    def _write_segment(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "TextSegment") -> None:
         """Write a segment that has ended."""
 
 
@@ -51,7 +51,7 @@ def _print(text: str) -> None:
 class TextWriter(SegmentWriter):
     """A line for each segment."""
 
-    def _write_segment(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "TextSegment") -> None:
         _print(f"{segment.text}\n")
 
 
@@ -74,7 +74,7 @@ class CaptionWriter(SegmentWriter):
         self._captions = Captions(kind)
         _print(self._captions.header)
 
-    def _write_segment(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "TextSegment") -> None:
         _print(self._captions.add(segment.words))
 
 
@@ -117,7 +117,7 @@ class TerminalWriter(SegmentWriter):
             self._live.update(shown, refresh=True)
             self._shown = shown
 
-    def _write_segment(self, segment: "Segment") -> None:
+    def _write_segment(self, segment: "TextSegment") -> None:
         self._live.console.print(self._text(segment.text), soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from espnet_speechllm_xl.corpus.ctm import Word, format_word, joined_text
 
 if TYPE_CHECKING:  # it imports torch
-    from espnet_speechllm_xl.decoding.results import Segment, Transcript, Update
+    from espnet_speechllm_xl.decoding.results import TextSegment, Transcript, Update
 
 # Limits of a caption, as broadcasters have them.
 COLUMNS = 42  # of a line; letters of full width (Han, Kana) take two
@@ -59,7 +59,7 @@ def beside(settled: str, partial: str, joined: bool) -> str:
     return f" {partial}" if settled and partial and not joined else partial
 
 
-def _result(segment: Segment, partial: str, final: bool, seconds: float, joined: bool = False) -> Json:
+def _result(segment: TextSegment, partial: str, final: bool, seconds: float, joined: bool = False) -> Json:
     start = segment.start
     # A word-start piece may have settled alone, long before its word.
     spoken = [

@@ -8,12 +8,12 @@ from typing import Protocol, TypeVar
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.corpus.ctm import Word, joined_text
 from espnet_speechllm_xl.decoding.searches import Hypothesis
-from espnet_speechllm_xl.decoding.token_times import Span, TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.decoding.token_times import FrameSpan, TokenTimes, hypothesis_spans
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """The text between two endpoints."""
 
     index: int  # 0-based
@@ -49,8 +49,8 @@ class Update:
     text: str = ""  # newly settled text, never taken back
     partial: str = ""  # follows the settled text, may still change
     words: tuple[Word, ...] = ()  # newly settled words
-    segments: tuple[Segment, ...] = ()  # segments that ended, settled whole
-    segment: Segment | None = None  # the open one with the words settled so far; None where endpoints are off
+    segments: tuple[TextSegment, ...] = ()  # segments that ended, settled whole
+    segment: TextSegment | None = None  # the open one with the words settled so far; None where endpoints are off
     joined: bool = False  # no space stands between the settled text and ``partial``
 
 
@@ -81,7 +81,7 @@ def timed_words(
     tokenizer: Tokenizer,
     tokens: Sequence[int],
     scores: Sequence[float],
-    spans: Sequence[Span],
+    spans: Sequence[FrameSpan],
     joined: bool = False,
 ) -> list[Word]:
     """Return the words that tokens spell, with times and confidence.

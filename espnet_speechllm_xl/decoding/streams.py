@@ -26,7 +26,7 @@ from espnet_speechllm_xl.corpus.ctm import Word, joined_text
 from espnet_speechllm_xl.decoding.audio_chunks import AudioChunks, checked_samples
 from espnet_speechllm_xl.decoding.engine import Steps, model_calls, run
 from espnet_speechllm_xl.decoding.results import (
-    Segment,
+    TextSegment,
     Transcript,
     Update,
     distinct_texts,
@@ -34,7 +34,7 @@ from espnet_speechllm_xl.decoding.results import (
     timed_words,
 )
 from espnet_speechllm_xl.decoding.searches import Hypothesis, LiveSearch, Search, live_methods, make_search, shared
-from espnet_speechllm_xl.decoding.token_times import Span, TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.decoding.token_times import FrameSpan, TokenTimes, hypothesis_spans
 from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import Tokenizer, lone_space, normalise, word_begins
@@ -89,10 +89,10 @@ class Stream:
         self._last_end = 0.0  # frames, end of the last settled token
         self._last_token: int | None = None  # that was settled
         # (token, chunk id, span) of the best hypothesis as its times were last asked for
-        self._open: list[tuple[int, int, Span]] = []
-        self._segment = Segment(0) if self.config.has_endpoints else None
+        self._open: list[tuple[int, int, FrameSpan]] = []
+        self._segment = TextSegment(0) if self.config.has_endpoints else None
         self._words: list[Word] = []  # settled since the last update
-        self._ended: list[Segment] = []  # since the last update
+        self._ended: list[TextSegment] = []  # since the last update
 
     @property
     def seconds(self) -> float:
@@ -229,7 +229,7 @@ class Stream:
         self._open = self._open[count:]
         self.search.forget(count)
 
-    def _spans(self, best: Hypothesis) -> list[Span]:
+    def _spans(self, best: Hypothesis) -> list[FrameSpan]:
         """Return start and end of each token, in frames.
 
         The tokens of a chunk are aligned together, once, because some may be settled before the others.
@@ -263,7 +263,7 @@ class Stream:
         """Tell whether the audio since ``start`` is as long as ``limit``, both in seconds."""
         return timeline.duration_frames(self.seconds - start) >= timeline.duration_frames(limit)
 
-    def _segment_start(self, segment: Segment, best: Hypothesis) -> float:
+    def _segment_start(self, segment: TextSegment, best: Hypothesis) -> float:
         """Return the start of the open segment in seconds; without a settled word, the start of its first chunk."""
         if segment.start is not None:
             return segment.start
@@ -273,7 +273,7 @@ class Stream:
     def _end_segment(self) -> None:
         if self._segment is not None and self._segment.words:
             self._ended.append(self._segment)
-            self._segment = Segment(self._segment.index + 1)
+            self._segment = TextSegment(self._segment.index + 1)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from espnet_speechllm_xl.model.ctc import CTCHead
 
 LOOKBACK = 25  # frames (1 s): a word may begin that long before the chunk in which it ends
 
-Span = tuple[float, float]  # start and end in frames
+FrameSpan = tuple[float, float]  # start and end in frames
 
 
 def frames_back(chunk_size: int | None, delay: int) -> int:
@@ -68,7 +68,7 @@ class TokenTimes:
         while self._chunks and self._first + len(self._chunks[0]) <= needed:
             self._first += len(self._chunks.pop(0))
 
-    def spans(self, tokens: Sequence[int], chunk_id: int, after: float) -> list[Span]:
+    def spans(self, tokens: Sequence[int], chunk_id: int, after: float) -> list[FrameSpan]:
         """Return start and end of tokens of one chunk.
 
         Args:
@@ -91,7 +91,7 @@ class TokenTimes:
         return [(start + index * width, start + (index + 1) * width) for index in range(len(tokens))]
 
     @torch.no_grad()
-    def _aligned(self, tokens: Sequence[int], begin: int, end: int) -> list[Span]:
+    def _aligned(self, tokens: Sequence[int], begin: int, end: int) -> list[FrameSpan]:
         """Align ``tokens`` to the frames from ``begin`` up to ``end``; raises AlignmentError if these are too few."""
         assert self._ctc is not None
         if begin < self._first:
@@ -111,7 +111,7 @@ class TokenTimes:
 
 def hypothesis_spans(
     times: TokenTimes, tokens: Sequence[int], chunk_ids: Sequence[int], after: float = 0.0
-) -> list[Span]:
+) -> list[FrameSpan]:
     """Return start and end of all tokens of a hypothesis.
 
     Args:
@@ -120,7 +120,7 @@ def hypothesis_spans(
         chunk_ids: the chunk of each token; never decreasing.
         after: frame before which none of the tokens begins.
     """
-    spans: list[Span] = []
+    spans: list[FrameSpan] = []
     index = 0
     while index < len(tokens):
         last = index

@@ -25,7 +25,7 @@ from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
-from espnet_speechllm_xl.evaluation.scoring_inputs import Span, by_recording
+from espnet_speechllm_xl.evaluation.scoring_inputs import RecordingSpan, by_recording
 from espnet_speechllm_xl.files import atomic_write
 
 TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST = "text", "token", "token_int", "score", "nbest.jsonl"
@@ -154,7 +154,7 @@ def write_texts(out: Path, good: Mapping[str, dict[str, Any]]) -> None:
                 stream.write(json.dumps({"utterance": utterance, "nbest": item["nbest"]}) + "\n")
 
 
-def write_recordings(out: Path, spans: dict[str, Span] | None) -> None:
+def write_recordings(out: Path, spans: dict[str, RecordingSpan] | None) -> None:
     """Write the words of all utterances in the time of their recordings; ``spans`` None: write nothing."""
     if spans is None:
         return

@@ -67,7 +67,7 @@ class Ignored:
 NOTHING_IGNORED = Ignored()
 
 
-class Span(NamedTuple):
+class RecordingSpan(NamedTuple):
     """A part of a recording, in seconds; ``channel`` is None where the recording has one."""
 
     recording: str
@@ -75,7 +75,7 @@ class Span(NamedTuple):
     start: float
     end: float
 
-    def is_at(self, other: "Span") -> bool:
+    def is_at(self, other: "RecordingSpan") -> bool:
         """Tell whether both are the same part, but for rounding; an infinite end (of the recording) equals any end."""
         same_channel = self.channel == other.channel or None in (self.channel, other.channel)
         same_end = abs(self.end - other.end) <= SAME_TIME or math.inf in (self.end, other.end)
@@ -91,7 +91,7 @@ class Reference:
         path: of the file or directory.
         texts: ``{utterance: text}``.
         speakers: ``{utterance: speaker}``.
-        spans: ``{utterance: Span}``; empty where they are not known.
+        spans: ``{utterance: RecordingSpan}``; empty where they are not known.
         aliases: ``{other name: utterance}``, as trn files have them.
         not_scored: utterances that an STM marks so; they have a span only.
     """
@@ -99,7 +99,7 @@ class Reference:
     path: str
     texts: dict[str, str]
     speakers: dict[str, str]
-    spans: dict[str, Span] = field(default_factory=dict)
+    spans: dict[str, RecordingSpan] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     not_scored: frozenset[str] = frozenset()
 
@@ -270,7 +270,7 @@ def _without_speaker(name: str) -> str:
 class Turn(NamedTuple):
     """A line of an STM file; ``text`` is None where it is not to be scored."""
 
-    span: Span
+    span: RecordingSpan
     speaker: str
     text: str | None
 
@@ -282,7 +282,7 @@ def read_stm(path: str | Path) -> list[Turn]:
         fields = line.split(None, 5)
         try:
             recording, channel, speaker, start, end = fields[:5]
-            span = Span(recording, _channel(channel), float(start), float(end))
+            span = RecordingSpan(recording, _channel(channel), float(start), float(end))
             if not 0 <= span.start < span.end < math.inf:
                 raise ValueError
         except ValueError:
@@ -300,8 +300,8 @@ def _channel(name: str) -> str:
     return {"a": "1", "b": "2"}.get(name.casefold(), name)
 
 
-def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str, Span]:
-    """Read Kaldi's ``segments``: ``{utterance: Span}``; raise UserError, also when it lacks one of ``utterances``."""
+def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str, RecordingSpan]:
+    """Read Kaldi's ``segments``, by utterance; raise UserError, also when one of ``utterances`` is lacking."""
     spans = {}
     for utterance, value in read_table(path).items():
         try:
@@ -309,16 +309,16 @@ def read_segments(path: str | Path, utterances: Iterable[str] = ()) -> dict[str,
         except ValueError:
             raise UserError(f"{path}: '{utterance} {value}' is no segment of a recording: mend the line") from None
         name = None if channel is None else str(channel + 1)  # CTM and STM count from 1
-        spans[utterance] = Span(recording, name, start, math.inf if end is None else end)
+        spans[utterance] = RecordingSpan(recording, name, start, math.inf if end is None else end)
     absent = sorted(set(utterances) - spans.keys())
     if absent:
         raise UserError(f"{path} lacks {some_names(absent)} ({len(absent)} in all): give the segments of the set")
     return spans
 
 
-def _named_turns(turns: list[Turn], spans: dict[str, Span], path: str | Path) -> dict[str, Turn]:
+def _named_turns(turns: list[Turn], spans: dict[str, RecordingSpan], path: str | Path) -> dict[str, Turn]:
     """Name each turn as the segment at its place, else after its place; raise UserError for two at one place."""
-    segments: dict[str, list[tuple[str, Span]]] = {}  # by recording
+    segments: dict[str, list[tuple[str, RecordingSpan]]] = {}  # by recording
     named: dict[str, Turn] = {}
     for utterance, span in spans.items():
         segments.setdefault(span.recording, []).append((utterance, span))
@@ -406,7 +406,7 @@ def _read_ctm(path: str | Path, reference: Reference) -> dict[str, str]:
     return _texts_of_words(words, known, path)
 
 
-def by_recording(utterances: dict[str, list[Word]], spans: dict[str, Span]) -> Channels:
+def by_recording(utterances: dict[str, list[Word]], spans: dict[str, RecordingSpan]) -> Channels:
     """Move the words of utterances, all of which have ``spans``, to the time of their recordings, in order."""
     found: Channels = {}
     for name, words in utterances.items():
@@ -475,11 +475,11 @@ def read_reference(
     return reference
 
 
-def _kaldi_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
+def _kaldi_reference(path: Path, spans: dict[str, RecordingSpan], speakers: dict[str, str]) -> Reference:
     return Reference(str(path), _kaldi_texts(path), speakers, spans)
 
 
-def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
+def _trn_reference(path: Path, spans: dict[str, RecordingSpan], speakers: dict[str, str]) -> Reference:
     found = read_trn(path)
     names = {name: _name_in_table(name, speakers) for name in found}
     _refuse_twice(names, path)
@@ -489,7 +489,7 @@ def _trn_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str])
     return Reference(str(path), texts, speakers or said, spans, {**short, **names})
 
 
-def _stm_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
+def _stm_reference(path: Path, spans: dict[str, RecordingSpan], speakers: dict[str, str]) -> Reference:
     turns = _named_turns(read_stm(path), spans, path)
     texts = {name: turn.text for name, turn in turns.items() if turn.text is not None}
     said = {name: turn.speaker for name, turn in turns.items()}
@@ -497,7 +497,7 @@ def _stm_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str])
     return Reference(str(path), texts, speakers or said, places, not_scored=frozenset(turns.keys() - texts.keys()))
 
 
-def _ctm_reference(path: Path, spans: dict[str, Span], speakers: dict[str, str]) -> Reference:
+def _ctm_reference(path: Path, spans: dict[str, RecordingSpan], speakers: dict[str, str]) -> Reference:
     silent = dict.fromkeys(spans, "")
     texts = _read_ctm(path, Reference("--segments", silent, {}, spans))
     return Reference(str(path), {**silent, **texts}, speakers, spans)

@@ -15,7 +15,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import significance
 from espnet_speechllm_xl.evaluation.significance import Interval
 from espnet_speechllm_xl.paper_tables.plan import Plan, TableRow
-from espnet_speechllm_xl.paper_tables.records import DecodedSet, Record, Records, Timing, timing
+from espnet_speechllm_xl.paper_tables.records import Record, RecordedSet, Records, Timing, timing
 
 FEWEST_SEEDS = 3
 Rates = dict[int, float]  # error rate in percent by seed
@@ -124,7 +124,7 @@ class Results:
         Raises:
             UserError: the trainings were scored on different references.
         """
-        found: dict[int, DecodedSet] = {}
+        found: dict[int, RecordedSet] = {}
         for seed in self.records_of(system):
             if seeds is None or seed in seeds:
                 decoded = self._decoded(system, seed, search, dataset, unit)
@@ -138,7 +138,7 @@ class Results:
         infos = [decoded.info for decoded in found.values()]
         return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
 
-    def _decoded(self, system: str, seed: int, search: str, dataset: str, unit: str) -> DecodedSet | None:
+    def _decoded(self, system: str, seed: int, search: str, dataset: str, unit: str) -> RecordedSet | None:
         """Return the decoded set in the record of a training, None without one in that unit.
 
         Args:
@@ -191,7 +191,7 @@ class Results:
         whole = self.plan.corpus.set_name(column)
         parsed = joined(whole)
         alone = parsed.base if parsed else whole
-        found: dict[int, tuple[DecodedSet, DecodedSet]] = {}
+        found: dict[int, tuple[RecordedSet, RecordedSet]] = {}
         try:
             for seed in self.records_of(row.system):
                 long = self._decoded(row.system, seed, row.search, whole, unit)

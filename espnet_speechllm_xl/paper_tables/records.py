@@ -27,7 +27,7 @@ from espnet_speechllm_xl.settings import from_dict
 
 
 @dataclass(frozen=True)
-class DecodedSet:
+class RecordedSet:
     """Errors and speed of a decoded set."""
 
     references: str  # digest of the reference texts
@@ -51,7 +51,7 @@ class Record:
     parameters: int | None = None
     stopped_early: bool = False  # by --patience, before max_epoch
     epochs: Epochs = field(default_factory=dict)
-    decoded: dict[str, DecodedSet] = field(default_factory=dict)  # by "<search>/<set>"
+    decoded: dict[str, RecordedSet] = field(default_factory=dict)  # by "<search>/<set>"
 
 
 class Records:
@@ -151,7 +151,7 @@ class Records:
             self._kept[system, seed] = record = replace(record, made=markdown.environment())
             write_record(self.path(system, seed), record)
 
-    def _decoded(self, system: str, seed: int, search: str, dataset: str) -> DecodedSet | None:
+    def _decoded(self, system: str, seed: int, search: str, dataset: str) -> RecordedSet | None:
         """Score a decoded set in ``exp/``, if it was decoded anew; None where there is none."""
         directory = self.trainings.decoded(system, search, dataset, seed)
         if directory is None:
@@ -204,7 +204,7 @@ def read_record(path: str | Path) -> Record:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values["epochs"] = {int(epoch): parts for epoch, parts in values["epochs"].items()}
-        values["decoded"] = {name: DecodedSet(**one) for name, one in values["decoded"].items()}
+        values["decoded"] = {name: RecordedSet(**one) for name, one in values["decoded"].items()}
         return Record(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no record of a training ({error}): remove it, or restore it") from error
@@ -245,7 +245,7 @@ def _digest(references: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _scored(units: Sequence[str], tables: decoded_sets.ScoringTables, digest: str, what: str) -> DecodedSet:
+def _scored(units: Sequence[str], tables: decoded_sets.ScoringTables, digest: str, what: str) -> RecordedSet:
     """Count the errors of a decoded set.
 
     Args:
@@ -259,7 +259,7 @@ def _scored(units: Sequence[str], tables: decoded_sets.ScoringTables, digest: st
     for unit in units:
         counts[unit], scored = significance.counted(tables.references, tables.hypotheses, tables.speakers, unit, what)
         missing = scored.missing
-    return DecodedSet(digest, counts, len(missing), tables.info)
+    return RecordedSet(digest, counts, len(missing), tables.info)
 
 
 def _described(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:

@@ -191,7 +191,8 @@ async def _decode(service: Service, request: Request, samples: np.ndarray) -> li
     segment_seconds = timeline.frame_start_seconds(model.acoustic.encoder.config.segment)
     block_segments = max(1, math.floor(BLOCK_SECONDS / segment_seconds))
     assert speech2text.chunking is not None  # Service refuses models without chunks
-    work = decode(model, speech2text.tokenizer, speech2text.chunking, speech2text.search, samples, block_segments)
+    parts = (model, speech2text.tokenizer, speech2text.chunking, speech2text.search_config)
+    work = decode(*parts, samples, block_segments)
     decoded = asyncio.wrap_future(service.engine.submit(owner, work))
     disconnected = asyncio.create_task(_disconnected(request))
     waits: set[asyncio.Future] = {decoded, disconnected}

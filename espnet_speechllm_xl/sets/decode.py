@@ -17,7 +17,7 @@ from espnet_speechllm_xl.sets.audio import SetAudio, remark_on_length, sample_co
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.decoding.results import Transcript
-    from espnet_speechllm_xl.evaluation.scoring_inputs import Span
+    from espnet_speechllm_xl.evaluation.scoring_inputs import RecordingSpan
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def decode_set(
 
 
 def _write_set(
-    out: Path, results: list[dict[str, Any]], task: dict[str, Any], spans: "dict[str, Span] | None"
+    out: Path, results: list[dict[str, Any]], task: dict[str, Any], spans: "dict[str, RecordingSpan] | None"
 ) -> DecodedSet:
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if has_failed(item)}

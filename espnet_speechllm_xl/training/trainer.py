@@ -75,7 +75,7 @@ class Batches(Iterable[Batch_co], Sized, Protocol[Batch_co]):
 class Trainer(espnet_trainer.Trainer):
     """ESPnet's trainer, mended."""
 
-    progress: "Progress"  # set by run()
+    progress: "TrainingProgress"  # set by run()
     options: Options
 
     @classmethod
@@ -103,7 +103,7 @@ class Trainer(espnet_trainer.Trainer):
             num_batches = len(train_iter_factory.build_iter(1))  # other epochs have about as many
             for schedule in schedules:
                 schedule.begin(num_batches // options.accum_grad * options.max_epoch)
-        cls.progress, cls.options = Progress(options.max_epoch, schedules), options
+        cls.progress, cls.options = TrainingProgress(options.max_epoch, schedules), options
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # from a killed run
             leftover.unlink(missing_ok=True)
         keep_freed_memory()
@@ -224,7 +224,7 @@ def _is_first(distributed_option: DistributedOption) -> bool:
     return not distributed_option.distributed or distributed_option.dist_rank == 0
 
 
-class Progress:
+class TrainingProgress:
     """Progress on standard output: a line an epoch, and a line a minute within a long epoch.
 
     Args:

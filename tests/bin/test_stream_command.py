@@ -19,7 +19,7 @@ from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.corpus.ctm import Word
 from espnet_speechllm_xl.corpus.raw_pcm import Pcm
 from espnet_speechllm_xl.decoding.output_formats import LiveResults
-from espnet_speechllm_xl.decoding.results import Segment, Update
+from espnet_speechllm_xl.decoding.results import TextSegment, Update
 
 RULES = ["--endpoint-length", "2.5", "--endpoint-silence", "0.6"]
 
@@ -263,7 +263,7 @@ def test_what_was_heard_before_broken_audio_is_written(capsys, monkeypatch, tiny
 def test_times_of_tokens_begin_with_the_first_word():
     """A word-start piece that settled alone is no part of the text."""
     words, tokens = (Word("the", 1.92, 2.1, 0.5), Word("on", 2.24, 2.4, 0.5)), ("\u2581", "\u2581the", "\u2581on")
-    (result,) = LiveResults().of(Update(segment=Segment(0, words, tokens, (0.0, 1.92, 2.24))), 3.0)
+    (result,) = LiveResults().of(Update(segment=TextSegment(0, words, tokens, (0.0, 1.92, 2.24))), 3.0)
     assert (result["start_time"], result["tokens"], result["timestamps"]) == (1.92, [*tokens[1:]], [0.0, 0.32])
 
 

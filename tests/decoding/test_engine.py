@@ -262,7 +262,7 @@ def test_streams_side_by_side_give_what_each_gives_alone(speech2text):
         stream = speech2text.stream("greedy" if cut == 2500 else "chunk_sync")
         pieces = [samples[i : i + cut] for i in range(0, len(samples), cut)]
         alone.append([*(stream.push(piece) for piece in pieces), stream.close()])
-    parts = speech2text.model, speech2text.tokenizer, speech2text.chunking, speech2text.search
+    parts = speech2text.model, speech2text.tokenizer, speech2text.chunking, speech2text.search_config
     (expected,) = speech2text(audio[0])
     with Engine(speech2text.model) as engine:
         futures = []
@@ -297,7 +297,7 @@ def test_a_cancelled_stream_changes_no_other(speech2text):
 def test_a_file_in_short_blocks_is_the_same_file(speech2text):
     """So that live streams never wait for more than a block of a file."""
     samples = tiny.speech(5, 100000)
-    parts = speech2text.model, speech2text.tokenizer, speech2text.chunking, speech2text.search, samples
+    parts = speech2text.model, speech2text.tokenizer, speech2text.chunking, speech2text.search_config, samples
     respond, longest = model_calls(speech2text.model), []
 
     def watched(requests):
