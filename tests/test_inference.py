@@ -456,7 +456,7 @@ def test_sizes_far_beyond_the_weights_are_refused_before_memory_is_used(tiny_mod
 def test_a_bad_setting_of_the_search_that_another_is_given_for(tiny_model_dir):
     directory = _with(tiny_model_dir, search_conf={"beam_size": 0, "nbest": 2})
     try:
-        assert load(directory, beam_size=3).search.nbest == 2
+        assert load(directory, beam_size=3).search_config.nbest == 2
         message = refused(ConfigError, directory, beam_size=-1)
     finally:
         shutil.rmtree(directory)
