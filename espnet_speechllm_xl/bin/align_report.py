@@ -1,6 +1,6 @@
 """``align-report``: how good an aligned set is, in figures and pictures.
 
-``ALIGNED/report/`` gets ``report.md`` and ``utterance_N.png`` (audio, word ends, chunk borders); where the dump has
+``ALIGNED/report/`` gets ``report.md`` and ``utterance_N.png`` (audio, word ends, chunk boundaries); where the dump has
 reference word times (``ref.ctm``) also ``delay.json`` and ``delay.png`` (paper Table III).
 """
 

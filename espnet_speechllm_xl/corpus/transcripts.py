@@ -50,7 +50,7 @@ def _tags(text: str, symbols: Sequence[str]) -> list[str]:
 def _rare_symbols(name: str, texts: Table, rare: int) -> list[str]:
     counts = Counter(character for text in texts.values() for character in normalise(text).replace(" ", ""))
     found = sorted((count, character) for character, count in counts.items() if count < rare)
-    listed = _listed(f"{shown(character)} {count}" for count, character in found)
+    listed = _listed(f"{shown_symbol(character)} {count}" for count, character in found)
     return [f"{name}: {len(found)} of {len(counts)} symbols occur fewer than {rare} times: {listed}"] if found else []
 
 
@@ -64,7 +64,7 @@ def _share(utterances: Sequence[str], texts: Table) -> str:
     return f"{len(utterances)} of {len(texts)} utterances (first '{utterances[0]}')"
 
 
-def shown(character: str) -> str:
+def shown_symbol(character: str) -> str:
     """Return a symbol as itself, or as U+XXXX where it could not be seen."""
     seen = character.isprintable() and not unicodedata.category(character).startswith(("M", "Z"))
     return f"'{character}'" if seen else f"U+{ord(character):04X}"
@@ -128,7 +128,7 @@ def losses(name: str, texts: Table, tokenizer: Tokenizer) -> list[str]:
             changed.append((utterance, text, decoded))
     said = []
     if unknown:
-        listed = _listed(f"{shown(character)} {count}" for character, count in unknown.most_common())
+        listed = _listed(f"{shown_symbol(character)} {count}" for character, count in unknown.most_common())
         said.append(f"{name}: the tokenizer has no token for {listed}, in {_share(with_unknown, texts)}")
     if changed:
         utterance, text, decoded = changed[0]

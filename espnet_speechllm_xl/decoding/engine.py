@@ -22,7 +22,7 @@ from espnet_speechllm_xl.model.decoder_steps import Request
 R = TypeVar("R")
 AnyRequest = EncodeRequest | Request
 Calls = Callable[[Sequence[Any]], list]  # requests of one kind -> as many results, in order
-Steps = Generator[list[Any], list[Any], R]  # yields requests, is sent their results, returns an R
+Steps = Generator[list[Any], Any, R]  # yields requests, is sent their results (at first None), returns an R
 
 
 class _Place(NamedTuple):
@@ -70,8 +70,7 @@ class Rounds:
         ended: list[tuple[Hashable, Any, Exception | None]] = []
         for key, (generator, results) in self._generators.items():
             try:
-                # A generator that has not begun is sent None, as the language wants it.
-                wanted[key] = next(generator) if results is None else generator.send(results)
+                wanted[key] = generator.send(results)
             except StopIteration as stop:
                 ended.append((key, stop.value, None))
             except Exception as error:  # this generator's alone

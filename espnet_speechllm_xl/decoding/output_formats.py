@@ -89,7 +89,7 @@ def word_dict(word: Word) -> Json:
         "text": word.text,
         "start": round(word.start, 3),
         "end": round(word.end, 3),
-        "confidence": round(word.confidence or 0.0, 4),
+        "confidence": None if word.confidence is None else round(word.confidence, 4),
         **({"joined": True} if word.joined else {}),
     }
 

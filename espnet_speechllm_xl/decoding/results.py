@@ -38,8 +38,9 @@ class TextSegment:
 
     @property
     def confidence(self) -> float | None:
-        """Return the mean confidence of the words; None without words."""
-        return sum(word.confidence or 0.0 for word in self.words) / len(self.words) if self.words else None
+        """Return the mean confidence of the words; None without words that have one."""
+        known = [word.confidence for word in self.words if word.confidence is not None]
+        return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import math
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,13 +50,30 @@ class Hypothesis:
     _chunk_id: int = field(default=0, repr=False, compare=False)  # chunk of the next output
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
-    _past: Any = field(default=None, repr=False, compare=False)  # the decoder's Past; None: of a result
-    _log_probs: Any = field(default=None, repr=False, compare=False)  # (V + 1,) of the next output; None: not asked
-    _scores: Any = field(default=None, repr=False, compare=False)  # (V + 1,) what each adds to the score
+    _past: Past | None = field(default=None, repr=False, compare=False)  # the decoder's; None: of a result
+    _log_probs: Tensor | None = field(default=None, repr=False, compare=False)  # (V + 1,) of the next output
+    _scores: Tensor | None = field(default=None, repr=False, compare=False)  # (V + 1,) what each adds to the score
 
     def _public(self) -> "Hypothesis":
         """Return it without the decoder's past, so that a result kept by a caller keeps no cache alive."""
         return replace(self, _past=None, _log_probs=None, _scores=None)
+
+    def _live_past(self) -> Past:
+        """Return the decoder's past, which every hypothesis in a beam has."""
+        assert self._past is not None
+        return self._past
+
+    def _outputs(self) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and scores (V + 1,) of the next output, as :meth:`Search._extend` filled them in."""
+        assert self._log_probs is not None and self._scores is not None
+        return self._log_probs, self._scores
+
+    def _request(self, chunks: Mapping[int, Tensor] | Sequence[Tensor], last: int | None) -> Request:
+        """Return the decoder step that its last output asks for; see :meth:`Search._extend`."""
+        is_last = self._chunk_id == last
+        if self._emitted:
+            return Request(self._live_past(), self._chunk_id, token=self.tokens[-1], last=is_last)
+        return Request(self._live_past(), self._chunk_id, frames=chunks[self._chunk_id], last=is_last)
 
 
 def _rank(hypothesis: Hypothesis) -> tuple:
@@ -135,9 +151,7 @@ class Search(abc.ABC):
             chunks: frames (q, D) of the chunk that each id names.
             last: id of the chunk behind which no audio follows; None: not known.
         """
-        results = yield [
-            Request(h._past, h._chunk_id, **_input(h, chunks), last=h._chunk_id == last) for h in hypotheses
-        ]
+        results = yield [h._request(chunks, last) for h in hypotheses]
         return [
             replace(h, _past=r.past, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
             for h, r in zip(hypotheses, results, strict=True)
@@ -145,13 +159,14 @@ class Search(abc.ABC):
 
     def _expand(self, hypotheses: Sequence[Hypothesis]) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
-        steps = torch.stack([h._log_probs for h in hypotheses]).double()
+        log_probs, scores = zip(*(h._outputs() for h in hypotheses), strict=True)
+        steps = torch.stack(log_probs).double()
         if steps.shape[1] != self.eoc + 1:
             raise UserError(
                 f"the decoder gave {steps.shape[1]} log-probabilities for {self.eoc} tokens and `$`: "
                 "use the token list that the model was trained with"
             )
-        totals = torch.stack([h._scores for h in hypotheses]).double()
+        totals = torch.stack(scores).double()
         totals += totals.new_tensor([h.score for h in hypotheses])[:, None]
         full = [i for i, h in enumerate(hypotheses) if h._emitted >= self.config.max_tokens_per_chunk]
         if full:
@@ -302,7 +317,7 @@ class ChunkSync(LiveSearch):
 
     def rest(self) -> None:
         """Let go of batches; see :class:`LiveSearch`."""
-        pasts = {id(h._past): h._past.alone() for h in self.beam}
+        pasts = {id(h._past): h._live_past().alone() for h in self.beam}
         self.beam = [replace(h, _past=pasts[id(h._past)]) for h in self.beam]
 
     def _recombine(
@@ -382,12 +397,6 @@ class AlignmentSync(Search):
             a, b = totals[ending].item(), totals[growing].item()
             totals[ending] = log_add(a, b) if a >= b else -math.inf
             totals[growing] = log_add(a, b) if a < b else -math.inf
-
-
-def _input(hypothesis: Hypothesis, chunks: Mapping[int, Tensor] | Sequence[Tensor]) -> dict[str, Any]:
-    if hypothesis._emitted:
-        return {"token": hypothesis.tokens[-1]}
-    return {"frames": chunks[hypothesis._chunk_id]}
 
 
 def _check_chunk(frames: Tensor, chunk_id: int) -> None:

@@ -119,7 +119,7 @@ def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_p
     Args:
         aligned: directory made by ``speechllm-xl align``, ``exp/<tag>/aligned/<set>``.
         dump: the set that was aligned.
-        chunk_size: frames between the borders drawn; None: as the training ``exp/<tag>`` has them, no borders where
+        chunk_size: frames between the boundaries drawn; None: as the training ``exp/<tag>`` has them, none where
             it has no chunks.
         num_plots: utterances drawn, evenly spaced in the list; at most all.
 
@@ -216,7 +216,7 @@ def _draw(
         audio: file of the utterance.
         words: of the alignment.
         reference: the words with their times in the reference; may be empty.
-        chunk_size: frames between the borders drawn; None: no borders.
+        chunk_size: frames between the boundaries drawn; None: no boundaries.
 
     Raises:
         AudioError: the audio cannot be read.

@@ -10,18 +10,11 @@ A word is *emitted* when it becomes settled (streams.py): from then on the strea
 Delays are measured for correct words only; :class:`Comparison` counts all others, each with its reason.
 """
 
-import functools
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.corpus.ctm import Word, matching, parted
 from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.tokenization import words_of
@@ -36,50 +29,6 @@ class Emission:
     end: float
     audio: float  # audio clock of its emission
     wall: float  # wall clock of its emission
-
-
-class SettledWord(Protocol):
-    """A word of a stream's update."""
-
-    @property
-    def text(self) -> str:
-        """Return the word."""
-
-    @property
-    def start(self) -> float:
-        """Return its start in seconds."""
-
-    @property
-    def end(self) -> float:
-        """Return its end in seconds."""
-
-
-class StreamUpdate(Protocol):
-    """Result of a push."""
-
-    @property
-    def words(self) -> Sequence[SettledWord]:
-        """Return the words that became settled."""
-
-
-class OpenStream(Protocol):
-    """A live stream, as :class:`~espnet_speechllm_xl.decoding.streams.Stream` is one."""
-
-    chunking: ChunkingConfig
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds of audio that are decoded."""
-
-    @property
-    def capped(self) -> int:
-        """Return the number of chunks that reached max_tokens_per_chunk."""
-
-    def push(self, samples: npt.NDArray[np.float32]) -> StreamUpdate:
-        """Take samples (n,)."""
-
-    def close(self) -> StreamUpdate:
-        """Settle all that is open."""
 
 
 @dataclass(frozen=True)
@@ -97,50 +46,6 @@ class Run:
         """Return the run that ``dataclasses.asdict`` turned into ``values``."""
         words, chunks = tuple(Emission(**word) for word in values["words"]), tuple(values["chunk_seconds"])
         return cls(**{**values, "words": words, "chunk_seconds": chunks})
-
-
-def stream_through(
-    stream: OpenStream,
-    samples: npt.NDArray[np.float32],
-    sample_rate: int,
-    block: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Run:
-    """Push audio through an open stream in blocks, as fast as it goes, and close it.
-
-    ``close`` comes at once after the last block.  A push that completes n chunks counts as n pushes of equal compute
-    time.
-
-    Args:
-        stream: without audio so far.
-        samples: (n,) audio.
-        sample_rate: of the audio in Hz.
-        block: samples of a push.
-        clock: tells the time in seconds.
-    """
-    blocks = [samples[start : start + block] for start in range(0, len(samples), block)]
-    steps: list[Callable[[], StreamUpdate]] = [functools.partial(stream.push, samples) for samples in blocks]
-    steps.append(stream.close)
-    words: list[Emission] = []
-    per_chunk: list[float] = []
-    total, finish, received, chunks = 0.0, 0.0, 0, 0
-    for step, new in zip(steps, [*map(len, blocks), 0], strict=True):
-        begin = clock()
-        update = step()
-        seconds = clock() - begin
-        received += new
-        arrived = received / sample_rate
-        finish = max(finish, arrived) + seconds
-        total += seconds
-        words += [Emission(word.text, word.start, word.end, arrived, finish) for word in update.words]
-        new_chunks, chunks = _chunks(stream) - chunks, _chunks(stream)
-        per_chunk += [seconds / max(1, new_chunks)] * new_chunks
-    return Run(tuple(words), len(samples) / sample_rate, total, tuple(per_chunk), stream.capped)
-
-
-def _chunks(stream: OpenStream) -> int:
-    """Count the chunks that the stream has decoded so far."""
-    return timeline.num_chunks(timeline.gap_frames(stream.seconds), stream.chunking.chunk)
 
 
 @dataclass(frozen=True)

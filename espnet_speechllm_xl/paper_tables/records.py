@@ -287,9 +287,8 @@ def timing(config: Mapping[str, Any]) -> Timing:
     conf = config.get("encoder_conf") or {}
     if config.get("encoder") == "emformer":
         encoder = from_dict(EncoderConfig, conf, "encoder_conf")
-    elif "segment" in conf:  # another encoder of ours (stream_encoder.py), which may have other settings beside these
-        given = {name: conf[name] for name in ("segment", "right_context") if name in conf}
-        encoder = from_dict(EncoderConfig, given, "encoder_conf")
+    elif {"segment", "right_context"} <= set(conf):  # another encoder of ours (config.EncoderTiming)
+        encoder = EncoderConfig(segment=conf["segment"], right_context=conf["right_context"])
     elif str(config.get("encoder")).startswith("contextual_block_"):
         # ESPnet's count frames behind their subsampling to 25 Hz; defaults of its ContextualBlock encoders.
         size, hop, ahead = (conf.get(name, default) for name, default in

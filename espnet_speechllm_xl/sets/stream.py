@@ -1,8 +1,10 @@
 """Streaming a dump set at several chunk sizes, to measure how late words come and what they cost."""
 
 import dataclasses
+import functools
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from espnet_speechllm_xl.corpus.ctm import Word
+    from espnet_speechllm_xl.decoding.results import Update
+    from espnet_speechllm_xl.decoding.streams import Stream
 
 BATCH = 8  # utterances after which a killed run goes on
 
@@ -195,6 +199,50 @@ def stream_set(
     return runs, content["failed"]
 
 
+def stream_through(
+    stream: "Stream",
+    samples: "np.ndarray",
+    sample_rate: int,
+    block: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> stream_latency.Run:
+    """Push audio through an open stream in blocks, as fast as it goes, and close it.
+
+    ``close`` comes at once after the last block.  A push that completes n chunks counts as n pushes of equal compute
+    time.
+
+    Args:
+        stream: without audio so far.
+        samples: (n,) audio.
+        sample_rate: of the audio in Hz.
+        block: samples of a push.
+        clock: tells the time in seconds.
+    """
+    blocks = [samples[start : start + block] for start in range(0, len(samples), block)]
+    steps: list[Callable[[], Update]] = [functools.partial(stream.push, samples) for samples in blocks]
+    steps.append(stream.close)
+    words: list[stream_latency.Emission] = []
+    per_chunk: list[float] = []
+    total, finish, received, chunks = 0.0, 0.0, 0, 0
+    for step, new in zip(steps, [*map(len, blocks), 0], strict=True):
+        begin = clock()
+        update = step()
+        seconds = clock() - begin
+        received += new
+        arrived = received / sample_rate
+        finish = max(finish, arrived) + seconds
+        total += seconds
+        words += [stream_latency.Emission(word.text, word.start, word.end, arrived, finish) for word in update.words]
+        new_chunks, chunks = _chunks(stream) - chunks, _chunks(stream)
+        per_chunk += [seconds / max(1, new_chunks)] * new_chunks
+    return stream_latency.Run(tuple(words), len(samples) / sample_rate, total, tuple(per_chunk), stream.capped)
+
+
+def _chunks(stream: "Stream") -> int:
+    """Count the chunks that the stream has decoded so far."""
+    return timeline.num_chunks(timeline.gap_frames(stream.seconds), stream.chunking.chunk)
+
+
 def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str, Any]]]:
     """Return a worker of :func:`~espnet_speechllm_xl.sets.batch_jobs.run_batches`: utterance ids -> one object each."""
     import numpy as np
@@ -208,7 +256,7 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
 
     def measured(samples: "np.ndarray") -> dict[str, Any]:
         samples, stream = np.concatenate([samples, tail]), speech2text.stream(**settings["stream"])
-        return dataclasses.asdict(stream_latency.stream_through(stream, samples, rate, settings["block"]))
+        return dataclasses.asdict(stream_through(stream, samples, rate, settings["block"]))
 
     measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
 

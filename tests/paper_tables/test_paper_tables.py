@@ -882,6 +882,10 @@ def test_findings_want_three_seeds_and_seeds_apart():
             {"encoder": "contextual_block_conformer", "encoder_conf": {"look_ahead": 8}},
             (0.64, 0.32, None, None, 1.6),
         ),
+        (
+            {"encoder": "another", "encoder_conf": {"segment": 8, "right_context": 3, "blocks": 2}},
+            (0.32, 0.12, None, None, 0.44),
+        ),
         ({"encoder": "vgg_rnn", "encoder_conf": {}}, (math.inf, 0, None, None, math.inf)),
     ],
 )

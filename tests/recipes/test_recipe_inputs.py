@@ -292,7 +292,7 @@ def test_a_training_of_these_tokens_keeps_its_name(run_driver, tmp_path):
 @pytest.mark.parametrize(
     "options, says",
     [
-        (["--searches", "greedy alds"], ", not 'alds'"),
+        (["--searches", "greedy alds"], "--searches: speechllm_xl has greedy alsd"),
         (["--system", "ctc", "--searches", "alsd"], "--searches: ctc has greedy prefix_beam, not 'alsd'"),
         (["--alignment", "ctmref"], "--alignment ctmref: give ctc, ctm:DIR or ctm:ref"),
         (["--train-config", "my.yaml"], "no configuration train_aligner_my.yaml here, in conf/ or in "),
