@@ -20,11 +20,11 @@ from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
-from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.systems import SYSTEMS, find_system
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
 
-if TYPE_CHECKING:  # ESPnet takes seconds to import
-    from espnet_speechllm_xl.systems.base_task import SpeechTask
+if TYPE_CHECKING:  # systems are imported when a model needs them
+    from espnet_speechllm_xl.systems.base_system import System
 
 LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: they get the defaults
 # A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
@@ -160,8 +160,8 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argparse.Namespace, type[SpeechTask]]":
-    """Read ``config.yaml`` as a namespace, and find its task.
+def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argparse.Namespace, type[System]]":
+    """Read ``config.yaml`` as a namespace, and find its system.
 
     Raises:
         ModelError: the file is missing or truncated, or its task is not ``wanted_task``.
@@ -176,23 +176,23 @@ def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argp
     except ConfigError as error:
         raise ModelError(str(error)) from error
     found = values.get("task")
-    if found not in list(TASKS) or found != (wanted_task or found):
-        known = wanted_task or f"one of {', '.join(TASKS)}"
+    if found not in list(SYSTEMS) or found != (wanted_task or found):
+        known = wanted_task or f"one of {', '.join(SYSTEMS)}"
         raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
     values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
-    task, args = find_task(found), argparse.Namespace(**values)
+    system, args = find_system(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: without it the end of the file is missing, and some values may be cut too.
-    choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
-    wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
+    choices = [name for each in system.part_choices for name in (each.name, f"{each.name}_conf")]
+    wanted = ("token_list", "tokenizer", "normalize", *system.sections, *choices, "distributed")
     missing = [name for name in wanted if name not in values]
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
     try:
-        task.check_sections(args)
+        system.check_sections(args)
         _check_tokens(args)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}: restore it or train again") from error
-    return args, task
+    return args, system
 
 
 def _check_tokens(args: argparse.Namespace) -> None:
@@ -216,11 +216,11 @@ def pack(directory: str | Path, target: str | Path, weights: str | None = None) 
         ModelError: the model does not load.
     """
     directory = Path(directory)
-    args, task = _read_config(directory)
+    args, system = _read_config(directory)
     load_model(directory, None, weights)  # a damaged model is not packed
     with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         archive.write(directory / CONFIG, CONFIG)
-        archive.write(directory / (weights or default_weights(directory, task.criterion)), WEIGHTS)
+        archive.write(directory / (weights or default_weights(directory, system.criterion)), WEIGHTS)
         tokenizer = find_tokenizer(directory, args)
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
         for file in files:

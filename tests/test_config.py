@@ -227,9 +227,9 @@ def test_every_field_is_frozen_and_explained(cls):
 
 @pytest.fixture(scope="module")
 def tasks():
-    from espnet_speechllm_xl.systems import TASKS, find_task
+    from espnet_speechllm_xl.systems import SYSTEMS, find_system
 
-    return {name: find_task(name) for name in TASKS}
+    return {name: find_system(name).task() for name in SYSTEMS}
 
 
 def test_signatures_hold_every_field_with_its_default():
@@ -280,13 +280,14 @@ def test_shared_configurations_are_accepted(tasks, path):
 
     task = tasks[_task_name(path.stem, tasks)]
     args = task.get_parser().parse_args(["--config", str(path), "--output_dir", "unused"])
-    for section in task.sections:
-        task.section(args, section)
+    system = task.system
+    for section in system.sections:
+        system.section(args, section)
     encoder = from_dict(EncoderConfig, args.encoder_conf, "encoder_conf")
-    if task.name == "speechllm_xl":
+    if system.name == "speechllm_xl":
         from_dict(DecoderConfig, args.decoder_conf, "decoder_conf")
         from_dict(SearchConfig, {**args.search_conf, "method": args.search}, "search_conf")
-        chunking = task.section(args, "chunking_conf")
+        chunking = system.section(args, "chunking_conf")
         chunking.check_against(encoder)
         if None not in (chunking.context, chunking.chunk):
             window = (chunking.context + 1) * chunking.chunk * 0.04
