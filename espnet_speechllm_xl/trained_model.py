@@ -9,12 +9,13 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
@@ -73,7 +74,7 @@ def load_model(
     with _naming_weights(path):
         state = read_weights(path)
     try:
-        with _no_larger_than(state):
+        with _no_larger_than(state), _Unfilled():
             model = system.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
@@ -81,7 +82,7 @@ def load_model(
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     with _naming_weights(path):
-        model.load_state_dict(state, strict=True)
+        _give_weights(model, state)
     return _cast(model, kind).to(place).eval(), tokenizer, args
 
 
@@ -129,6 +130,34 @@ def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
         yield
     finally:
         registered.remove()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it fresh weights are left as they are, since trained ones will take their place.
+
+    Torch would draw 200 million random numbers in seconds, and need memory for them.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401  # of any function of torch
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _give_weights(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Make the tensors of ``state`` the model's weights themselves, so that memory holds them once.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    given: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in state:  # weights that are shared stay so
+            state[name] = given.setdefault(weight, torch.nn.Parameter(state[name]))
+    model.load_state_dict(state, strict=True, assign=True)
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
