@@ -136,3 +136,27 @@ def test_shared_weights_stay_shared(tiny_tokens, tmp_path):
     torch.save(state, directory / file)
     lm = load_model(directory, dtype="bfloat16")[0].decoder.lm
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("adapters", [[], ["lora_rank=4"]], ids=["full", "lora"])
+def test_trained_weights_of_a_pretrained_decoder(tiny_tokens, tmp_path, adapters):
+    """They replace those of the checkpoint, and what was frozen stays so."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path / "llama")
+    options = tiny.conf("decoder_conf", [f"pretrained={tmp_path / 'llama'}", *adapters])
+    task, file, made = find_system("speechllm_xl").task(), "valid.acc_text.ave.pth", []
+
+    def train(model):
+        made.append(model)
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight))
+
+    directory = tiny.write_model(tmp_path / "exp", task, tiny_tokens, file, options, change=train)
+    model, trained = load_model(directory)[0], made[0].state_dict()
+    assert [*model.state_dict()] == [*trained]
+    assert all(value.equal(trained[name]) for name, value in model.state_dict().items())
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert frozen == [name for name, weight in made[0].named_parameters() if not weight.requires_grad]
+    assert bool(frozen) == bool(adapters)

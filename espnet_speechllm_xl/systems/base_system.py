@@ -40,7 +40,7 @@ Part = TypeVar("Part", bound=Callable)
 
 @dataclasses.dataclass(frozen=True)
 class Choices(Generic[Part]):
-    """The values of an option that names a part: with ``encoder``, of ``--encoder`` and, for it, ``--encoder_conf``."""
+    """Classes from which an option chooses by their names: ``--encoder NAME``, with its settings ``--encoder_conf``."""
 
     name: str
     classes: Mapping[str, Part]
@@ -61,8 +61,8 @@ class System(abc.ABC):
         "concat_conf": ConcatConfig,
         "augment_conf": AugmentConfig,
     }
-    part_choices: ClassVar[list[Choices]] = [encoder_choices]  # of the model, by the names of their options
-    part_sections: ClassVar[dict[str, type]] = {}  # further sections: keyword arguments of a class of ESPnet
+    part_choices: ClassVar[list[Choices]] = [encoder_choices]  # parts of the model
+    part_sections: ClassVar[dict[str, type]] = {}  # further sections: keyword arguments of these classes of ESPnet's
     search_choices: ClassVar[Choices]  # the ways to decode
     word_times = True  # whether decoding tells when a word was said
     needs_alignment = False  # whether training needs the end of every character
