@@ -26,7 +26,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.sequence import sequence_length
-from espnet_speechllm_xl.systems import SYSTEMS, find_system
+from espnet_speechllm_xl.systems import SYSTEMS, find_task
 from espnet_speechllm_xl.training.trainer import keep_freed_memory, matmul_precision
 
 RATE = 16000  # Hz
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> tuple[torch.nn.Module, argparse.Namespace]:
     """Build the model of a configuration in training mode; return it with the configuration as ESPnet's arguments."""
-    task = find_system(args.task).task()
+    task = find_task(args.task)
     options = task.get_parser().parse_args(["--config", str(args.config)])
     options.token_list, options.stats_file = [str(number) for number in range(args.vocab_size)], None
     return task.build_model(options).to(args.device).train(), options

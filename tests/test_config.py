@@ -269,9 +269,9 @@ def test_yaml_of_many_tokens_is_read_fast(tmp_path):
 
 @pytest.fixture(scope="module")
 def tasks():
-    from espnet_speechllm_xl.systems import SYSTEMS, find_system
+    from espnet_speechllm_xl.systems import SYSTEMS, find_task
 
-    return {name: find_system(name).task() for name in SYSTEMS}
+    return {name: find_task(name) for name in SYSTEMS}
 
 
 def test_signatures_hold_every_field_with_its_default():

@@ -15,7 +15,7 @@ import yaml
 
 from espnet_speechllm_xl import config
 from espnet_speechllm_xl.bin import cli
-from espnet_speechllm_xl.systems import SYSTEMS, chunked_aed, ctc_prompt_lm, find_system
+from espnet_speechllm_xl.systems import SYSTEMS, chunked_aed, ctc_prompt_lm, find_task
 
 REPO = Path(__file__).parent.parent
 PAGES = {
@@ -94,7 +94,7 @@ def command_options(command):
     """Names of the options of a command of speechllm-xl."""
     if command in ("train", "train-aligner"):
         systems = SYSTEMS if command == "train" else ["ctc"]
-        return {name for system in systems for name in options_of(find_system(system).task().get_parser())} | {"task"}
+        return {name for system in systems for name in options_of(find_task(system).get_parser())} | {"task"}
     parser = argparse.ArgumentParser()
     importlib.import_module(f"espnet_speechllm_xl.bin.{command.replace('-', '_')}").add_arguments(parser)
     return options_of(parser)

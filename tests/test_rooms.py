@@ -75,4 +75,4 @@ def test_of_the_systems_only_their_tasks_import_training():
         found = {path[1] for path in imports(file) if path[0] == "training"}
         assert found <= {"compat"} or file.stem == "base_task", file.name
         found = {path[:2] for path in imports(file)}
-        assert ("systems", "base_task") not in found or file.stem == "base_system", file.name
+        assert ("systems", "base_task") not in found or file.stem in ("base_system", "__init__"), file.name

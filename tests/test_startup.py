@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from espnet_speechllm_xl import trained_model
-from espnet_speechllm_xl.systems import SYSTEMS, find_system
+from espnet_speechllm_xl.systems import SYSTEMS, find_system, find_task
 from espnet_speechllm_xl.trained_model import load_model
 
 # Modules that take long to import, or that lead to such.
@@ -43,9 +43,9 @@ def model_dir(tmp_path_factory, tiny_tokens):
 
     def make(name):
         if name not in made:
-            system, out = find_system(name), tmp_path_factory.mktemp("exp") / name
-            weights = ".".join([*system.criterion[:2], "ave", "pth"])
-            made[name] = tiny.write_model(out, system.task(), tiny_tokens, weights, OPTIONS[name])
+            weights = ".".join([*find_system(name).criterion[:2], "ave", "pth"])
+            out = tmp_path_factory.mktemp("exp") / name
+            made[name] = tiny.write_model(out, find_task(name), tiny_tokens, weights, OPTIONS[name])
         return made[name]
 
     return make
@@ -129,7 +129,7 @@ def test_weights_of_another_type_become_the_wanted_one(model_dir, tmp_path):
 
 def test_shared_weights_stay_shared(tiny_tokens, tmp_path):
     options = tiny.conf("decoder_conf", [*tiny.DECODER, "tie_embeddings=true"])
-    task, file = find_system("speechllm_xl").task(), "valid.acc_text.ave.pth"
+    task, file = find_task("speechllm_xl"), "valid.acc_text.ave.pth"
     directory = tiny.write_model(tmp_path / "tied", task, tiny_tokens, file, options)
     # As the mean over epochs leaves them: apart.
     state = {name: value.clone() for name, value in torch.load(directory / file).items()}
@@ -146,7 +146,7 @@ def test_trained_weights_of_a_pretrained_decoder(tiny_tokens, tmp_path, adapters
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path / "llama")
     options = tiny.conf("decoder_conf", [f"pretrained={tmp_path / 'llama'}", *adapters])
-    task, file, made = find_system("speechllm_xl").task(), "valid.acc_text.ave.pth", []
+    task, file, made = find_task("speechllm_xl"), "valid.acc_text.ave.pth", []
 
     def train(model):
         made.append(model)

@@ -98,9 +98,9 @@ def make_data(folder: Path) -> ToyData:
 
 def task_of(name: str) -> "type[SpeechTask]":
     """Find the task of a name: "ctc", "speechllm_xl", ..."""
-    from espnet_speechllm_xl.systems import find_system
+    from espnet_speechllm_xl.systems import find_task
 
-    return find_system(name).task()
+    return find_task(name)
 
 
 def config(name: str, **changes: object) -> dict:

@@ -23,7 +23,7 @@ def main(name: str, argv: list[str]) -> int:
     Raises:
         UserError: an option, a file or a setting cannot be used.
     """
-    from espnet_speechllm_xl.systems import SYSTEMS, find_system
+    from espnet_speechllm_xl.systems import SYSTEMS, find_task
 
     if not argv or argv[0] in ("-h", "--help"):
         what, stage = ABOUT[name]
@@ -40,5 +40,5 @@ def main(name: str, argv: list[str]) -> int:
     if known.task not in SYSTEMS:
         raise UserError(f"--task {known.task}: there are {', '.join(SYSTEMS)}")
     with naming(known.output_dir):  # ESPnet's own files there
-        find_system(known.task).task().main(cmd=argv)
+        find_task(known.task).main(cmd=argv)
     return 0

@@ -31,7 +31,7 @@ from espnet_speechllm_xl.paper_tables.plan import PLAN as PLAN_FILE
 from espnet_speechllm_xl.paper_tables.plan import Plan, check_extra
 from espnet_speechllm_xl.paper_tables.trainings import Trainings
 from espnet_speechllm_xl.settings import from_dict
-from espnet_speechllm_xl.systems import find_system
+from espnet_speechllm_xl.systems import find_task
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -217,7 +217,7 @@ def test_trainings_of_the_repository_take_their_options(corpus):
         (config,) = [folder / "conf" / name for folder in (plan.directory, ROOT) if (folder / "conf" / name).is_file()]
         options = plan.command(system, 3)
         options = shlex.split(options[options.index("--train-args") + 1])
-        args = find_system(task).task().get_parser().parse_args(["--config", str(config), *options])
+        args = find_task(task).get_parser().parse_args(["--config", str(config), *options])
         assert args.seed == 3
         encoder = from_dict(EncoderConfig, args.encoder_conf)
         if hasattr(args, "chunking_conf"):

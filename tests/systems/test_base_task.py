@@ -7,7 +7,7 @@ import sys
 import pytest
 from espnet2.tasks.abs_task import AbsTask
 
-from espnet_speechllm_xl.systems import SYSTEMS, chunked_aed, ctc, ctc_prompt_lm, find_system, speechllm_xl, transducer
+from espnet_speechllm_xl.systems import SYSTEMS, chunked_aed, ctc, ctc_prompt_lm, find_task, speechllm_xl, transducer
 
 TASKS = {
     "speechllm_xl": (speechllm_xl, "SpeechLLMXLTask"),
@@ -22,7 +22,7 @@ TASKS = {
 def test_a_module_has_the_task_of_its_system(name):
     module, task_name = TASKS[name]
     task = getattr(module, task_name)
-    assert task is find_system(name).task() and issubclass(task, AbsTask)
+    assert task is find_task(name) and issubclass(task, AbsTask)
     assert (task.__module__, task.__qualname__) == (f"espnet_speechllm_xl.systems.{name}", task_name)
     assert task.get_default_config()["task"] == name
     # ESPnet starts a process for each GPU with this.

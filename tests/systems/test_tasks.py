@@ -23,7 +23,7 @@ from espnet_speechllm_xl.config import FeatureConfig
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.features import LogMel
 from espnet_speechllm_xl.settings import ConfigError
-from espnet_speechllm_xl.systems import find_system
+from espnet_speechllm_xl.systems import find_task
 from espnet_speechllm_xl.trained_model import ModelError, load_model
 from espnet_speechllm_xl.training.trainer import CheckpointError
 
@@ -368,7 +368,7 @@ def test_several_machines_as_in_the_documentation(monkeypatch):
     command = re.search(r"train \.\.\. (--ngpu .*?)\n```", page, re.S)[1]
     options = shlex.split(command.replace("\\\n", " ").replace("$first", "gpu-node01"))
     config = ["--config", str(ROOT / "tests/conf/train_micro.yaml")]
-    args = find_system("speechllm_xl").task().get_parser().parse_args([*config, *options])
+    args = find_task("speechllm_xl").get_parser().parse_args([*config, *options])
     slurm = {"STEP_NUM_NODES": 2, "NTASKS": 2, "NODEID": 1, "PROCID": 1, "STEP_NODELIST": "gpu-node[01-02]"}
     for name, value in {**slurm, "JOB_ID": 1, "STEP_ID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))

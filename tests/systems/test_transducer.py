@@ -14,11 +14,11 @@ from espnet_speechllm_xl.systems.transducer import SEARCHES, TransducerModel
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory, tiny_tokens):
     """A transducer of random weights."""
-    from espnet_speechllm_xl.systems import find_system
+    from espnet_speechllm_xl.systems import find_task
 
     return tiny.write_model(
         tmp_path_factory.mktemp("exp") / "transducer",
-        find_system("transducer").task(),
+        find_task("transducer"),
         tiny_tokens,
         "valid.loss.ave.pth",
         [*tiny.conf("decoder_conf", ["hidden_size=12"]), *tiny.conf("joint_network_conf", ["joint_space_size=10"])],
