@@ -22,7 +22,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from espnet2.train.class_choices import ClassChoices
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
@@ -34,7 +33,7 @@ from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunk
 from espnet_speechllm_xl.model.visibility import attention_mask
 from espnet_speechllm_xl.settings import ConfigError, from_dict, require, require_share, signature
 from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
-from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
+from espnet_speechllm_xl.systems.base_system import Choices, ChunkwiseSystem
 
 
 @dataclass(frozen=True)
@@ -259,13 +258,15 @@ class ChunkedAED(ChunkwiseModel):
         return hidden, sequence.target
 
 
-class ChunkedAEDTask(ChunkwiseTask):
+class ChunkedAEDSystem(ChunkwiseSystem):
     """Chunked AED (arXiv 2309.08436)."""
 
     name = "chunked_aed"
     model_class = ChunkedAED
-    decoder_choices = ClassChoices("decoder", classes={"label": LabelDecoder}, default="label")
+    decoder_choices = Choices("decoder", {"label": LabelDecoder}, default="label")
 
+
+__getattr__ = ChunkedAEDSystem.task_by_name  # ChunkedAEDTask
 
 if __name__ == "__main__":
-    ChunkedAEDTask.main()
+    ChunkedAEDSystem.task().main()
