@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
+from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import SYSTEMS, find_system
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
@@ -31,6 +32,7 @@ LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: t
 # A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
 # times smaller and YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
+INT8 = "int8"
 
 
 class ModelError(UserError):
@@ -51,7 +53,7 @@ def load_model(
         task: name of the task that the model must have (systems/); None: any.
         weights: file name in the directory; None: the averaged best.
         device: "cpu", "cuda", ...
-        dtype: "float32", "float64", "float16" or "bfloat16".
+        dtype: "float32", "float64", "float16", "bfloat16", or "int8": float32 with weights of 8 bits, on a CPU.
 
     Returns:
         The model (a class of systems/), its tokenizer, and config.yaml as a namespace.
@@ -62,6 +64,8 @@ def load_model(
     """
     directory = Path(directory)
     place, kind = _device(device), _dtype(dtype)
+    if dtype == INT8 and place.type != "cpu":
+        raise ConfigError(f"dtype 'int8' is for a CPU, not for {place}: use bfloat16 there")
     args, system = _read_config(directory, task)
     tokenizer = load_tokenizer(find_tokenizer(directory, args))
     args.stats_file = None  # mean and variance are in the weights
@@ -83,7 +87,10 @@ def load_model(
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     with _naming_weights(path):
         _give_weights(model, state)
-    return _cast(model, kind).to(place).eval(), tokenizer, args
+    model = _cast(model, kind)
+    if dtype == INT8:
+        use_int8(model)
+    return model.to(place).eval(), tokenizer, args
 
 
 @contextlib.contextmanager
@@ -183,9 +190,11 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str) -> torch.dtype:
+    if name == INT8:
+        return torch.float32
     dtype = getattr(torch, str(name), None)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16 or bfloat16")
+        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16, bfloat16 or int8")
     return dtype
 
 

@@ -1,7 +1,8 @@
 """Weights of 8 bits for decoding on a CPU: a quarter of the bytes that a decoder step must read.
 
 Weights have one scale an output, inputs one scale a row, found as they come (torchao's "dynamic activation" scheme).
-The products are sums of whole numbers, so a row gives the same whatever it is batched with.
+The products are sums of whole numbers, so a row gives the same whatever it is batched with.  What comes before may
+differ in its last digit, though, and now and then that rounds to another number of 8 bits.
 
 Shape legend: ``M`` rows, ``N`` inputs, ``K`` outputs of a layer.
 """

@@ -141,7 +141,7 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
             ConfigError: ``context`` is not 0 chunks.
         """
         require_own_chunk(context)
-        weight, config = self.output.weight, self.config
+        weight, config = self.embedding.weight, self.config
         nothing = weight.new_empty(config.blocks, 2, config.heads, 0, config.dim // config.heads)
         return LabelPast(weight.new_zeros(2, config.lstm_layers, config.dim), nothing)
 
@@ -150,7 +150,7 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         """Advance hypotheses; see :class:`ChunkDecoder`; the frames of a chunk are read behind an EOC."""
         memories = self._memories(requests)
         labels = [self.eoc if request.frames is not None else request.token for request in requests]
-        inputs = self.embedding(torch.tensor(labels, device=self.output.weight.device)[:, None])
+        inputs = self.embedding(torch.tensor(labels, device=self.embedding.weight.device)[:, None])
         padded, memory_chunk_id = _pad(memories)
         state = torch.stack([request.past.state for request in requests], dim=2)
         hidden, state = self(inputs, memory_chunk_id.new_zeros(len(requests), 1), padded, memory_chunk_id, state)

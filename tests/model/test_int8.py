@@ -41,7 +41,8 @@ def test_a_row_is_the_same_in_any_company():
 
 
 def test_all_but_ctc_heads_are_replaced():
-    model = nn.ModuleDict({"ctc": CTCHead(8, 3), "deep": nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4)))})
+    deep = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4)))
+    model = nn.ModuleDict({"ctc": CTCHead(8, 3), "deep": deep})
     use_int8(model)
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["ctc.output"] is nn.Linear
