@@ -30,7 +30,7 @@ ROOMS = {
 JOINING = {
     "__init__": {"training"},
     "__main__": {"bin"},
-    "trained_model": {"systems"},
+    "trained_model": {"model", "systems"},
     "inference": {"corpus", "decoding", "systems"},
 }
 
