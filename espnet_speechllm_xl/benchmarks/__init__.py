@@ -1,4 +1,5 @@
-"""The command ``bench``: how long the parts of the recogniser take, beside floors, peers and other checkouts.
+"""Measurements of speed: the parts of the recogniser beside floors, peers and other checkouts.
 
-``worker.py`` measures, in a process of its own; every other file decides what is measured, and writes what came out.
+``worker.py`` measures, in a process of its own; the other files of the command ``bench`` decide what is measured, and
+write what came out.
 """

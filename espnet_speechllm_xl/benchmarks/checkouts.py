@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -145,9 +146,9 @@ class Worker:
             raise WorkerError(answer["error"], answer["of_user"]) from _RemoteError(answer["trace"])
         return answer["value"]
 
-    def open(self, kind: str, **settings: object) -> "RemoteSubject":
+    def open(self, kind: str, settings: Mapping[str, object]) -> "RemoteSubject":
         """Make a subject of a kind (``Server.kinds`` of worker.py) in the process; raises WorkerError."""
-        return RemoteSubject(self, self.ask(open=kind, settings=settings))
+        return RemoteSubject(self, self.ask(open=kind, settings=dict(settings)))
 
 
 class _RemoteError(Exception):

@@ -27,35 +27,37 @@ def run(plan: Plan) -> Part:
 def _measure(plan: Plan, workers: Crew, settings: dict[str, object]) -> dict[str, object]:
     """Return the row of a batch size: figures, floors."""
     batch = int(str(settings["batch"]))
-    steps = workers.both("step", **settings)
+    steps = workers.both("step", settings)
     facts = steps[THIS].facts
     frames, context, shape = facts["frames"], facts["context"], DecoderShape(**facts["shape"])
     cached = context * (frames + TOKENS) + frames  # before the first token of a chunk
     products = {**settings, **facts["shape"]}
     bare = {
-        "token products": workers.ours("bare", rows=batch, **products),
-        "prefill products": workers.ours("bare", rows=batch * frames, repeats=1, **products),
+        "token products": workers.ours("bare", {**products, "rows": batch}),
+        "prefill products": workers.ours("bare", {**products, "rows": batch * frames, "repeats": 1}),
     }
-    probe = workers.ours("probe", **settings, **PROBE)
-    peers = {"Hugging Face": workers.ours("hugging_face", cached=cached, **products)} if plan.peers else {}
+    probe = workers.ours("probe", {**settings, **PROBE})
+    peers = {"Hugging Face": workers.ours("hugging_face", {**products, "cached": cached})} if plan.peers else {}
     itemsize = bare["token products"].facts["itemsize"]
     num_bytes, operations = probe.facts["bytes"], probe.facts["operations"]
     figures = workers.interleave(f"batch {batch}", {**steps, **bare, **peers, "probe": probe}, ROUNDS)
     machine = Machine.of(figures["probe"], num_bytes, operations)
-    inputs = {"token": (1, cached + (TOKENS + 1) / 2), "prefill": (frames, cached)}  # new; visible at the end, on average
+    inputs = {"token": (1, cached + (TOKENS + 1) / 2), "prefill": (frames, cached)}  # new; visible at the end, mean
     floors = {
         kind: step_floor(
             shape, machine, figures[f"{kind} products"]["products"].lower_quartile, batch, *inputs[kind], itemsize
         )
         for kind in KINDS
     }
-    return {"batch": batch, "cached": cached, "frames": frames, "machine": machine, "floors": floors, "figures": figures}
+    counted = {"batch": batch, "cached": cached, "frames": frames}
+    return {**counted, "machine": machine, "floors": floors, "figures": figures}
 
 
 def _table(plan: Plan, part: Part, kind: str) -> list[str]:
     """Return the table of token or prefill steps."""
     peer = plan.peers and kind == "token"
-    head = ["batch", f"{kind} step, ms", "its products alone, ms", "floor, ms", "bytes alone, ms", "operations alone, ms"]
+    head = ["batch", f"{kind} step, ms", "its products alone, ms"]
+    head += ["floor, ms", "bytes alone, ms", "operations alone, ms"]
     head += ["step / products", "step / floor", *(["Hugging Face, ms", "Hugging Face / floor"] if peer else [])]
     head += [f"{plan.other.commit}, ms", "times as fast"] if plan.other and not part.failed else []
     return markdown_table(head, [_cells(row, kind) for row in part.rows])

@@ -6,6 +6,7 @@ from espnet_speechllm_xl.benchmarks.rounds import Figure
 from espnet_speechllm_xl.evaluation.markdown import markdown_table
 
 NAME, CONFIG, VOCABULARY, ROUNDS = "length", "train_tiny.yaml", 500, 3
+LEGEND = "Milliseconds for a second of audio: lower quartile (median)."
 
 
 def run(plan: Plan) -> Part:
@@ -16,23 +17,24 @@ def run(plan: Plan) -> Part:
         subjects = {
             (name, length): subject
             for length in plan.lengths
-            for name, subject in workers.both("recording", **settings, seconds=length).items()
+            for name, subject in workers.both("recording", {**settings, "seconds": length}).items()
         }
         figures = workers.interleave(
             "recordings", {f"{name} {length}": one for (name, length), one in subjects.items()}, ROUNDS
         )
     for length in plan.lengths:
-        costs = {
+        found = {
             name: Figure.of([seconds / length for seconds in figures[f"{name} {length}"]["seconds"].samples])
             for name in plan.checkouts
             if f"{name} {length}" in figures
         }
-        part.rows.append({"seconds": length, "costs": costs})
-    part.lines = [*table(plan, part, "recording, s"), "", "Milliseconds for a second of audio: lower quartile (median)."]
+        part.rows.append({"seconds": length, "costs": found})
+    part.lines = [*table(plan, part, "recording, s"), "", LEGEND]
     for name, checkout in plan.checkouts.items():
-        points = [(row["seconds"], 1000 * row["costs"][name].lower_quartile) for row in part.rows if name in row["costs"]]
-        if points:
-            part.curves[checkout.commit if plan.other else "greedy"] = points
+        costs = {float(row["seconds"]): row["costs"][name] for row in part.rows if name in row["costs"]}
+        if costs:
+            label = checkout.commit if plan.other else "greedy"
+            part.curves[label] = [(seconds, 1000 * cost.lower_quartile) for seconds, cost in costs.items()]
     return part
 
 

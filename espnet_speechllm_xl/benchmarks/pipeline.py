@@ -36,15 +36,20 @@ def run(plan: Plan) -> Part:
     settings = plan.configuration(CONFIG, VOCABULARY)
     part = Part(NAME, settings)
     with crew(plan, part) as workers:
-        chunks = workers.both("chunk", **settings)
+        chunks = workers.both("chunk", settings)
         facts = chunks[THIS].facts
         subjects = _subjects(plan, workers, settings, chunks)
         known = {name: subject.facts for name, subject in subjects.items()}
         figures = workers.interleave("a chunk", subjects, ROUNDS)
     probe = known["probe"]
     machine = Machine.of(figures["probe"], probe["bytes"], probe["operations"])
-    itemsize = 4 if plan.dtype == "float32" else 2
-    floors = _floors(facts, machine, itemsize)
+    floors = _floors(facts, machine)
+    sizes = {"encoder": "encoder_parameters", **dict.fromkeys(("prefill", "tokens"), "decoder_parameters")}
+    for work in (*PARTS, "sum", GREEDY, BEAM_SEARCH):
+        known[work] = {"parameters": facts[sizes.get(work, "parameters")]}
+    for work in (BASE, LONG_SEGMENTS, CONFORMER):
+        if work in known:
+            known[work]["parameters"] = known[work]["encoder_parameters"]
     for work in (*PARTS, "sum", GREEDY, BEAM_SEARCH, BASE, LONG_SEGMENTS, CONFORMER):
         part.rows += _row(work, figures, floors, facts["chunk_seconds"], known)
     part.rows[0]["machine"] = machine
@@ -58,7 +63,7 @@ def _subjects(
     """Return all contestants by name."""
     subjects = dict(chunks)
     for work, search in ((GREEDY, "greedy"), (BEAM_SEARCH, "chunk_sync")):
-        streams = workers.both("streams", **settings, streams=1, chunks=1, search=search)
+        streams = workers.both("streams", {**settings, "streams": 1, "chunks": 1, "search": search})
         subjects |= {f"{name} {work}": stream for name, stream in streams.items()}
     if plan.peers:
         facts = chunks[THIS].facts
@@ -66,23 +71,17 @@ def _subjects(
         conformer = plan.this.folder / CONFORMER_YAML
         if not conformer.is_file():
             raise UserError(f"{conformer} does not exist: run this in a checkout, or give --no-peers")
-        subjects[BASE] = workers.ours("torchaudio_emformer", shape=BASE_SHAPE, **peer)
-        subjects[LONG_SEGMENTS] = workers.ours("torchaudio_emformer", shape=LONG_SHAPE, **peer)
+        subjects[BASE] = workers.ours("torchaudio_emformer", {**peer, "shape": BASE_SHAPE})
+        subjects[LONG_SEGMENTS] = workers.ours("torchaudio_emformer", {**peer, "shape": LONG_SHAPE})
         encoder_conf = read_yaml(conformer)["encoder_conf"]
-        subjects[CONFORMER] = workers.ours("contextual_block_conformer", encoder_conf=encoder_conf)
-    subjects["probe"] = workers.ours("probe", **settings, **decoder.PROBE)
+        subjects[CONFORMER] = workers.ours("contextual_block_conformer", {"encoder_conf": encoder_conf})
+    subjects["probe"] = workers.ours("probe", {**settings, **decoder.PROBE})
     return subjects
 
 
-def _floors(facts: dict[str, Any], machine: Machine, itemsize: int) -> dict[str, float]:
-    """Return the least seconds of each part of a chunk: its operations or its bytes, whichever take longer.
-
-    Args:
-        facts: of the measured model.
-        machine: that it runs on.
-        itemsize: bytes of a number.
-    """
-    shape, frames = DecoderShape(**facts["shape"]), facts["frames"]
+def _floors(facts: dict[str, Any], machine: Machine) -> dict[str, float]:
+    """Return the least seconds of each part of a chunk: its operations or its bytes, whichever take longer."""
+    itemsize, shape, frames = facts["itemsize"], DecoderShape(**facts["shape"]), facts["frames"]
     segments = frames / facts["segment"]
     rows = facts["segment"] + facts["look_ahead"]  # frames that go through the encoder's weights, a segment
     weights = itemsize * facts["encoder_weights"]
@@ -132,8 +131,8 @@ def _table(plan: Plan, part: Part) -> list[str]:
     rows = []
     for row in part.rows:
         factor, other = row["factors"][THIS], row["factors"].get(OTHER)
-        size = row["facts"].get("encoder_parameters")
-        cells = [row["work"], f"{size / 1e6:.0f} M" if size else "", f"{factor.lower_quartile:.3f}"]
+        size = row["facts"]["parameters"]
+        cells = [row["work"], f"{size / 1e6:.0f} M", f"{factor.lower_quartile:.3f}"]
         cells += [f"{factor.median:.3f}", shown(row["floor"], "{:.3f}")]
         cells.append(f"{factor.lower_quartile / base.lower_quartile:.2f}" if base else "-")
         if others:
@@ -152,7 +151,9 @@ def _legend(plan: Plan, part: Part, figures: Figures, facts: dict[str, Any]) -> 
     ]
     written = figures[f"{THIS} {GREEDY}"]["tokens_a_chunk"].median
     return [
-        f"Real-time factors by the lower quartile. The model has {facts['parameters'] / 1e6:.0f} M parameters; chunks of "
-        f"{facts['chunk_seconds']:g} s; parts with {TOKENS} tokens a chunk, the greedy stream with {written:.1f}. "
+        f"Real-time factors by the lower quartile; chunks of {facts['chunk_seconds']:g} s; {TOKENS} tokens a chunk, in "
+        f"the greedy stream {written:.1f}. Parameters: of what the row runs; the base of torchaudio's has segments of "
+        "0.16 s. The floor is the operations of the weight products over the measured rate, or the bytes over the "
+        "measured bandwidth, whichever takes longer. "
         f"Beam {BEAM} / greedy: {', '.join(ratios)}."
     ]

@@ -15,6 +15,7 @@ from espnet_speechllm_xl.files import temporary_folder
 THIS, OTHER = "this", "other"  # names of the checkouts among the contestants
 TOKENS = 5  # that a model of random weights writes in a chunk
 BEAM = 8
+Settings = Mapping[str, object]  # of a subject
 
 
 @dataclass(frozen=True)
@@ -98,41 +99,47 @@ class Crew:
         self._stack = contextlib.ExitStack()
         self._workers: dict[str, Worker] = {}
 
-    def both(self, kind: str, fresh: bool = False, **settings: object) -> dict[str, RemoteSubject]:
-        """Make a subject in each checkout, and return them by the checkouts' names; see :meth:`ours`."""
-        subjects = {THIS: self.ours(kind, fresh, **settings)}
+    def both(self, kind: str, settings: Settings, fresh: bool = False) -> dict[str, RemoteSubject]:
+        """Make a subject in each checkout, and return them by the checkouts' names.
+
+        Args:
+            kind: see :meth:`ours`.
+            settings: see :meth:`ours`.
+            fresh: see :meth:`ours`.
+        """
+        subjects = {THIS: self.ours(kind, settings, fresh)}
         if self._plan.other is not None and self._part.failed is None:
             try:
-                subjects[OTHER] = self._open(OTHER, kind, fresh, settings)
+                subjects[OTHER] = self._open(OTHER, kind, settings, fresh)
             except (WorkerError, UserError) as error:
                 self._part.failed = str(error)
                 say(f"{self._part.name}: {self._plan.other.folder} cannot run this: {error}")
         return subjects
 
-    def ours(self, kind: str, fresh: bool = False, **settings: object) -> RemoteSubject:
+    def ours(self, kind: str, settings: Settings, fresh: bool = False) -> RemoteSubject:
         """Make a subject in this checkout.
 
         Args:
             kind: of worker.py.
-            fresh: in a process of its own.
             settings: of the subject.
+            fresh: in a process of its own.
 
         Raises:
             UserError: the user's settings are wrong.
             WorkerError: a bug.
         """
         try:
-            return self._open(THIS, kind, fresh, settings)
+            return self._open(THIS, kind, settings, fresh)
         except WorkerError as error:
             if error.of_user:
                 raise UserError(str(error)) from error
             raise
 
-    def _open(self, name: str, kind: str, fresh: bool, settings: Mapping[str, object]) -> RemoteSubject:
+    def _open(self, name: str, kind: str, settings: Settings, fresh: bool) -> RemoteSubject:
         if fresh or name not in self._workers:
             worker = Worker(self._plan.checkouts[name], self._plan.threads)
             self._workers[name] = self._stack.enter_context(worker)
-        return self._workers[name].open(kind, **settings, folder=str(self._folder))
+        return self._workers[name].open(kind, {**settings, "folder": str(self._folder)})
 
     def interleave(self, what: str, subjects: Mapping[str, Contestant], rounds: int, warm_up: int = 1) -> Figures:
         """Measure subjects in turn, and give them up.

@@ -81,10 +81,10 @@ def block(plan: Plan, part: Part, run: dict[str, Any]) -> list[str]:
     lines = [
         f"`{run['command']}`",
         "",
-        f"{versions['date'][:10]}; {where['cpu']}, {where['cores']} cores{memory}; {plan.threads} thread(s), "
-        f"{plan.dtype}; Python {versions['python version']}, torch {versions['pytorch version']}, transformers "
-        f"{versions['transformers version']}; commit {plan.this.commit}"
-        + (f", other: {plan.other.commit}" if plan.other else "")
+        f"{versions['date'][:10]}; {where['cpu']}, {where['cores']} cores{memory}; "
+        f"{plan.threads} thread{'s' * (plan.threads > 1)}, {plan.dtype}; Python {versions['python version']}, "
+        f"torch {versions['pytorch version']}, transformers {versions['transformers version']}; "
+        f"commit {plan.this.commit}" + (f", other: {plan.other.commit}" if plan.other else "")
         + ".",
     ]
     if part.failed:
@@ -111,7 +111,10 @@ def write_plots(folder: str | Path, parts: Sequence[Part]) -> list[Path]:
     from espnet_speechllm_xl.evaluation import plots
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    labels = {"streams": ("streams", "seconds of audio a second"), "length": ("recording, s", "ms for a second of audio")}
+    labels = {
+        "streams": ("streams", "seconds of audio a second"),
+        "length": ("recording, s", "ms for a second of audio"),
+    }
     return [
         plots.plot_curves(Path(folder) / f"bench_{part.name}.png", part.curves, *labels[part.name])
         for part in parts

@@ -57,7 +57,7 @@ def run(plan: Plan) -> Part:
     settings = plan.configuration(CONFIG, VOCABULARY)
     part = Part(NAME, settings)
     with crew(plan, part) as workers:
-        files = workers.both("files", **settings, seconds=SECONDS)
+        files = workers.both("files", {**settings, "seconds": SECONDS})
         commands: dict[str, Contestant] = {
             name: Command(
                 ["-m", PACKAGE, "transcribe", one.facts["recording"], "--model", one.facts["model"]],
@@ -73,7 +73,9 @@ def run(plan: Plan) -> Part:
     return part
 
 
-LEGEND = [f"Whole processes: `transcribe` of a file of {SECONDS:g} s. Lower quartiles, medians in brackets; memory is RSS."]
+LEGEND = [
+    f"Whole processes: `transcribe` of a file of {SECONDS:g} s. Lower quartiles, medians in brackets; memory is RSS."
+]
 
 
 def _table(plan: Plan, figures: Figures) -> list[str]:

@@ -17,8 +17,8 @@ def run(plan: Plan) -> Part:
         for count in plan.streams:
             chunks = max(1, STREAM_CHUNKS // count)
             these = {**settings, "streams": count, "chunks": chunks, "search": "greedy"}
-            plain = workers.both("streams", **these)
-            profiled = workers.both("profiled_streams", **these)
+            plain = workers.both("streams", these)
+            profiled = workers.both("profiled_streams", these)
             seconds = plain[THIS].facts["audio_seconds"]
             subjects = {**plain, **{f"{name} profiled": subject for name, subject in profiled.items()}}
             figures = workers.interleave(f"{count} streams", subjects, ROUNDS)

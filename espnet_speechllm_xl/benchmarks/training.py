@@ -18,7 +18,9 @@ def run(plan: Plan) -> Part:
         subjects = {
             f"{name} {seconds}": subject
             for seconds, batch in batches.items()
-            for name, subject in workers.both("training", fresh=True, **settings, seconds=seconds, batch=batch).items()
+            for name, subject in workers.both(
+                "training", {**settings, "seconds": seconds, "batch": batch}, fresh=True
+            ).items()
         }
         # They are warm from a short utterance; long ones take long.
         figures = workers.interleave("batches", subjects, ROUNDS, warm_up=0)

@@ -17,6 +17,7 @@ import abc
 import ctypes
 import functools
 import gc
+import importlib
 import io
 import json
 import math
@@ -72,10 +73,10 @@ class Subject(abc.ABC):
         """Do the work once; return quantities by name, seconds unless a name says otherwise."""
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long a piece of work takes."""
+def seconds(work: Callable[..., object], *arguments: object) -> float:
+    """Return how long a piece of work takes, which is called with some arguments."""
     begin = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - begin
 
 
@@ -106,11 +107,11 @@ def write_tokenizer(path: Path, size: int) -> list[str]:
 def task_options(config: str, tokens: list[str]) -> tuple[Any, Any]:
     """Return the task of a training's YAML, and ESPnet's options."""
     import yaml
-    from espnet_speechllm_xl.systems import find_task
 
-    # ESPnet's parser would keep a task's name that is not in the file.
     name = yaml.safe_load(Path(config).read_text(encoding="utf-8")).get("task", "speechllm_xl")
-    task = find_task(name)
+    systems = importlib.import_module("espnet_speechllm_xl.systems")
+    # Checkouts differ: a system may be its own task, or know it.
+    task = systems.find_system(name).task() if hasattr(systems, "find_system") else systems.find_task(name)
     options = task.get_parser().parse_args(["--config", config])
     options.token_list, options.stats_file, options.task = tokens, None, name
     return task, options
@@ -160,6 +161,11 @@ def _loaded(path: str, dtype: str, beam_size: int, cap: tuple) -> Any:  # noqa: 
     )
 
 
+def count(model: nn.Module) -> int:
+    """Return how many numbers the weights of a model are; shared ones count once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def chunk_frames(chunking: Any) -> int:  # noqa: ANN401  # the checkout's ChunkingConfig
     """Return the frames of a chunk; raise ValueError where it or the context has no end."""
     if chunking.chunk is None or chunking.context is None:
@@ -167,26 +173,26 @@ def chunk_frames(chunking: Any) -> int:  # noqa: ANN401  # the checkout's Chunki
     return int(chunking.chunk)
 
 
-def noise_and_tones(count: int, rate: int) -> np.ndarray:
+def noise_and_tones(samples: int, rate: int) -> np.ndarray:
     """Return float32 samples (N,) in [-1, 1]: noise and tones that change ten times a second."""
     rng = np.random.default_rng(0)
     step = rate // 10
-    pieces = -(-count // step)
+    pieces = -(-samples // step)
     noise = rng.standard_normal((pieces, step)) * rng.choice([0.003, 0.03, 0.1], (pieces, 1))
     time_axis = np.arange(step) / rate
     tones = 0.1 * np.sin(2 * math.pi * rng.uniform(100, 3000, (pieces, 1)) * time_axis)
-    return np.clip((noise + tones).reshape(-1)[:count], -1, 1).astype(np.float32)
+    return np.clip((noise + tones).reshape(-1)[:samples], -1, 1).astype(np.float32)
 
 
 def audio(settings: Settings, speech2text: Any, wanted: float) -> np.ndarray:  # noqa: ANN401
     """Return ``wanted`` seconds of audio (N,) at the model's rate: of the user's file, looped, or made."""
     rate = speech2text.sample_rate
-    count = round(wanted * rate)
+    samples = round(wanted * rate)
     if settings["audio"]:
         once = speech2text.load(settings["audio"])
     else:
-        once = noise_and_tones(min(count, MOST_AUDIO * rate), rate)
-    return np.resize(once, count)
+        once = noise_and_tones(min(samples, MOST_AUDIO * rate), rate)
+    return np.resize(once, samples)
 
 
 # The machine, and the decoder with its floors and its peer
@@ -244,15 +250,15 @@ class Step(Subject):
         """Return the seconds of a ``prefill`` and of each ``token`` step."""
         from espnet_speechllm_xl.model.decoder_steps import Request
 
-        def extend(given: Callable[[int], dict[str, Any]]) -> None:
-            requests = [Request(past, self.chunk_id, **given(row)) for row, past in enumerate(self.pasts)]
+        def extend(inputs: list[dict[str, Any]]) -> None:
+            requests = [Request(past, self.chunk_id, **one) for past, one in zip(self.pasts, inputs, strict=True)]
             self.pasts = [result.past for result in self.decoder.extend(requests)]
 
-        prefill = seconds(lambda: extend(lambda row: {"frames": self.inputs[row]}))
-        tokens = [
-            seconds(lambda number=number: extend(lambda row: {"token": (row + number) % self.decoder.eoc}))
-            for number in range(self.tokens)
-        ]
+        prefill = seconds(extend, [{"frames": frames} for frames in self.inputs])
+        tokens = []
+        for number in range(self.tokens):
+            written = [{"token": (row + number) % self.decoder.eoc} for row in range(self.batch)]
+            tokens.append(seconds(extend, written))
         self.chunk_id += 1
         return {"prefill": [prefill], "token": tokens}
 
@@ -302,7 +308,7 @@ def _llama(dim: int, layers: int, heads: int, ffn_dim: int, outputs: int, dtype:
         vocab_size=outputs, hidden_size=dim, intermediate_size=ffn_dim, num_hidden_layers=layers,
         num_attention_heads=heads, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
+    return LlamaForCausalLM(config).eval().type(dtype)
 
 
 class HuggingFace(Subject):
@@ -322,7 +328,8 @@ class HuggingFace(Subject):
         self.cache = DynamicCache()
         shape = (self.batch, settings["heads"], self.cached, settings["dim"] // settings["heads"])
         for layer in range(settings["layers"]):
-            self.cache.update(*(torch.randn(*shape).to(float_type(settings)) for _ in range(2)), layer)
+            keys, values = torch.randn(2, *shape).to(float_type(settings))
+            self.cache.update(keys, values, layer)
         self.facts = {}
 
     def measure(self) -> Measured:
@@ -333,7 +340,7 @@ class HuggingFace(Subject):
             self.model(input_ids=tokens, use_cache=True, **{self.argument: self.cache})
 
         with torch.no_grad():
-            measured = [seconds(lambda number=number: step(number)) for number in range(self.tokens)]
+            measured = [seconds(step, number) for number in range(self.tokens)]
         self.cache.crop(-self.tokens)  # so many are taken away
         return {"token": measured}
 
@@ -377,7 +384,12 @@ class Streams(Subject):
     def measure(self) -> Measured:
         """Return the ``seconds`` of some chunks, and the ``tokens_a_chunk`` that each stream wrote."""
         self.requests.clear()
-        taken = seconds(lambda: [self.push() for _ in range(self.chunks)])
+
+        def work() -> None:
+            for _ in range(self.chunks):
+                self.push()
+
+        taken = seconds(work)
         return {"seconds": [taken], "tokens_a_chunk": [self.requests["token"] / (self.chunks * len(self.streams))]}
 
 
@@ -418,8 +430,11 @@ class Chunk(Subject):
             "chunk_seconds": self.seconds,
             "segment": encoder.config.segment,
             "look_ahead": encoder.config.right_context,
+            "itemsize": float_type(settings).itemsize,
             "encoder_weights": sum(weight.numel() for weight in encoder.parameters() if weight.dim() == 2),
-            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "encoder_parameters": count(encoder),
+            "decoder_parameters": count(model.decoder),
+            "parameters": count(model),
         }
         for _ in range(chunking.context + 2):
             self.measure()
@@ -462,8 +477,8 @@ class TorchaudioEmformer(Subject):
         self.calls = max(1, round(settings["chunk_seconds"] * FEATURE_FRAMES_PER_SECOND / segment))
         self.states: list[list[Tensor]] | None = None
         self.facts = {
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "encoder_parameters": sum(weight.numel() for weight in self.encoder.parameters()),
+            "parameters": count(model),
+            "encoder_parameters": count(self.encoder),
             "audio_seconds": self.calls * segment / FEATURE_FRAMES_PER_SECOND,
         }
 
@@ -490,7 +505,7 @@ class ContextualBlockConformer(Subject):
         self.features = torch.randn(1, 4 * conf["hop_size"], MEL_BANDS)
         self.states: Any = None
         self.facts = {
-            "encoder_parameters": sum(weight.numel() for weight in self.encoder.parameters()),
+            "encoder_parameters": count(self.encoder),
             "audio_seconds": conf["hop_size"] / FRAMES_PER_SECOND,
         }
         for _ in range(-(-conf["block_size"] // conf["hop_size"]) + 1):
@@ -517,7 +532,7 @@ class Recording(Subject):
 
     def measure(self) -> Measured:
         """Return the ``seconds`` of the transcription."""
-        return {"seconds": [seconds(lambda: self.speech2text.transcribe_batch([self.samples]))]}
+        return {"seconds": [seconds(self.speech2text.transcribe_batch, [self.samples])]}
 
 
 # Training, start-up
@@ -574,7 +589,7 @@ class Training(Subject):
         self.model.zero_grad(set_to_none=True)
         forget_peak()
         before = peak_bytes()
-        taken = seconds(lambda: self._pass(self.batch))
+        taken = seconds(self._pass, self.batch)
         measured = {"seconds": [taken], "peak_bytes": [float(peak_bytes())], "bytes_before": [float(before)]}
         self.model.zero_grad(set_to_none=True)
         forget_peak()
@@ -634,8 +649,16 @@ class Server:
         return None
 
 
+def forget_installed(package: str) -> None:
+    """Let no module of an installed package stand for one that the checkout lacks, as an editable installation does."""
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if f"editable___{package}" not in getattr(finder, "__module__", "")
+    ]
+
+
 def main() -> None:
     """Answer requests until there are no more."""
+    forget_installed("espnet_speechllm_xl")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

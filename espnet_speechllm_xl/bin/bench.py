@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--against", metavar="DIR", help="another checkout of this repository, measured side by side")
-    parser.add_argument("--model", help="trained model of streams, pipeline, length and startup (default: random weights)")
+    parser.add_argument("--model", help="trained model, but for decoder and training (default: random weights)")
     parser.add_argument("--config", metavar="FILE", help="YAML of a training, for all parts (default: each part's own)")
     parser.add_argument(
         "--vocab-size", type=at_least(int, 10), metavar="N", help="tokens of a random model (default: each part's own)"
@@ -51,9 +51,12 @@ def main(args: argparse.Namespace) -> int:
     strange = [name for name in args.parts if name not in PARTS]
     if strange:
         raise UserError(f"part '{strange[0]}' is none of {', '.join(PARTS)}: give one of them, or none for all")
+    this, other = own_checkout(), find_checkout(args.against) if args.against else None
+    if other and other.commit == this.commit:  # both are names in the tables
+        other = other._replace(commit=f"{other.commit}, {other.folder.name}")
     plan = Plan(
-        this=own_checkout(),
-        other=find_checkout(args.against) if args.against else None,
+        this=this,
+        other=other,
         config=args.config,
         vocab_size=args.vocab_size,
         model=args.model,
