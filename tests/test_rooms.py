@@ -20,7 +20,11 @@ ROOMS = {
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
-    "bin": {"corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"},
+    "benchmarks": {"model", "decoding", "systems", "evaluation"},
+    "bin": {
+        *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
+        "benchmarks",
+    },
 }
 # The files at the top that join rooms; the others import none.
 JOINING = {

@@ -78,17 +78,18 @@ class Worker:
     Args:
         checkout: to measure.
         threads: of torch.
+        clock: "wall", or "cpu": the process's CPU time.
 
     Raises:
         UserError: Python loads the package from somewhere else.
         WorkerError: the process does not even begin.
     """
 
-    def __init__(self, checkout: Checkout, threads: int) -> None:
+    def __init__(self, checkout: Checkout, threads: int, clock: str = "wall") -> None:
         self.checkout = checkout
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # ends with it
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT)],
+            [sys.executable, str(SCRIPT), clock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

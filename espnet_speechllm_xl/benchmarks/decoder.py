@@ -32,9 +32,10 @@ def _measure(plan: Plan, workers: Crew, settings: dict[str, object]) -> dict[str
     frames, context, shape = facts["frames"], facts["context"], DecoderShape(**facts["shape"])
     cached = context * (frames + TOKENS) + frames  # before the first token of a chunk
     products = {**settings, **facts["shape"]}
+    prefill = {"rows": batch * frames, "repeats": 3 if batch < 8 else 1}
     bare = {
-        "token products": workers.ours("bare", {**products, "rows": batch}),
-        "prefill products": workers.ours("bare", {**products, "rows": batch * frames, "repeats": 1}),
+        "token products": workers.ours("bare", {**products, "rows": batch, "repeats": 3}),
+        "prefill products": workers.ours("bare", {**products, **prefill}),
     }
     probe = workers.ours("probe", {**settings, **PROBE})
     peers = {"Hugging Face": workers.ours("hugging_face", {**products, "cached": cached})} if plan.peers else {}

@@ -30,6 +30,7 @@ class Plan:
     audio: str | None = None  # file; None: noise and tones
     dtype: str = "float32"
     threads: int = 1
+    clock: str = "wall"  # of the workers; "cpu": CPU time
     rounds: int | None = None  # None: each part's own
     batches: tuple[int, ...] = (1, 8, 32, 64)  # hypotheses of a decoder step
     streams: tuple[int, ...] = (1, 8, 32, 64)
@@ -137,7 +138,7 @@ class Crew:
 
     def _open(self, name: str, kind: str, settings: Settings, fresh: bool) -> RemoteSubject:
         if fresh or name not in self._workers:
-            worker = Worker(self._plan.checkouts[name], self._plan.threads)
+            worker = Worker(self._plan.checkouts[name], self._plan.threads, self._plan.clock)
             self._workers[name] = self._stack.enter_context(worker)
         return self._workers[name].open(kind, {**settings, "folder": str(self._folder)})
 

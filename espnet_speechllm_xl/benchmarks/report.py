@@ -43,6 +43,7 @@ def record(plan: Plan, parts: Sequence[Part], command: str) -> dict[str, Any]:
         "versions": environment(),
         "checkouts": {name: {"folder": str(one.folder), "commit": one.commit} for name, one in plan.checkouts.items()},
         "threads": plan.threads,
+        "clock": plan.clock,
         "dtype": plan.dtype,
         "parts": {
             part.name: {"settings": part.settings, "failed": part.failed, "rows": plain(part.rows)} for part in parts
@@ -78,15 +79,15 @@ def block(plan: Plan, part: Part, run: dict[str, Any]) -> list[str]:
     """
     versions, where = run["versions"], run["machine"]
     memory = f", {where['memory_bytes'] / 2**30:.0f} GiB" if where["memory_bytes"] else ""
-    lines = [
-        f"`{run['command']}`",
-        "",
-        f"{versions['date'][:10]}; {where['cpu']}, {where['cores']} cores{memory}; "
-        f"{plan.threads} thread{'s' * (plan.threads > 1)}, {plan.dtype}; Python {versions['python version']}, "
-        f"torch {versions['pytorch version']}, transformers {versions['transformers version']}; "
-        f"commit {plan.this.commit}" + (f", other: {plan.other.commit}" if plan.other else "")
-        + ".",
+    conditions = [
+        versions["date"][:10],
+        f"{where['cpu']}, {where['cores']} cores{memory}",
+        f"{plan.threads} thread{'s' * (plan.threads > 1)}, {plan.dtype}{', CPU time' * (plan.clock == 'cpu')}",
+        f"Python {versions['python version']}, torch {versions['pytorch version']}, "
+        f"transformers {versions['transformers version']}",
+        f"commit {plan.this.commit}" + (f", other: {plan.other.commit}" if plan.other else ""),
     ]
+    lines = [f"`{run['command']}`", "", f"{'; '.join(conditions)}."]
     if part.failed:
         lines.append(f"The other checkout cannot run this: {part.failed}")
     return [*lines, "", *part.lines]

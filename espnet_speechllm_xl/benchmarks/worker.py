@@ -1,6 +1,6 @@
 """A process that measures one checkout of this repository on request.
 
-    PYTHONPATH=CHECKOUT OMP_NUM_THREADS=1 python worker.py
+    PYTHONPATH=CHECKOUT OMP_NUM_THREADS=1 python worker.py wall
 
 The script belongs to the command that starts it; the package that it imports is the checkout's, which may be older.  It
 uses public names only.  Requests and answers are lines of JSON on standard input and output:
@@ -45,7 +45,6 @@ FEATURE_FRAMES_PER_SECOND = 100
 MEL_BANDS = 80
 TOKENS_PER_SECOND = 3.5  # of the training's texts, as in LibriSpeech
 MOST_AUDIO = 120  # seconds of made audio; it is looped
-REPEATS = 3  # of a short subject, in one measurement
 
 # Names of torch's operations in a profile.
 PRODUCTS = re.compile(r"::(\w*_)?(add|b|badd)?b?mm\w*$|linear\w*$")
@@ -73,11 +72,26 @@ class Subject(abc.ABC):
         """Do the work once; return quantities by name, seconds unless a name says otherwise."""
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+_clock = CLOCKS["wall"]
+
+
+def choose_clock(name: str) -> None:
+    """Measure by one of the ``CLOCKS`` from now on."""
+    global _clock
+    _clock = CLOCKS[name]
+
+
+def now() -> float:
+    """Return the time by the chosen clock, in seconds from some moment."""
+    return _clock()
+
+
 def seconds(work: Callable[..., object], *arguments: object) -> float:
     """Return how long a piece of work takes, which is called with some arguments."""
-    begin = time.perf_counter()
+    begin = now()
     work(*arguments)
-    return time.perf_counter() - begin
+    return now() - begin
 
 
 def float_type(settings: Settings) -> torch.dtype:
@@ -287,7 +301,7 @@ class Bare(Subject):
         self.last = torch.randn(settings["batch"], settings["dim"]).to(dtype)  # only last positions get logits
         weights = [*self.layers, self.output]
         self.facts = {"weights": sum(weight.numel() for weight in weights), "itemsize": self.output.itemsize}
-        self.repeats = settings.get("repeats", REPEATS)
+        self.repeats = settings["repeats"]
 
     def measure(self) -> Measured:
         """Return the seconds of ``products``."""
@@ -444,18 +458,18 @@ class Chunk(Subject):
         """Return the seconds of a chunk's ``encoder``, ``prefill`` and ``tokens``."""
         from espnet_speechllm_xl.model.decoder_steps import Request
 
-        begin = time.perf_counter()
+        begin = now()
         frames, self.state = self.model.acoustic.push(self.pieces[self.place % len(self.pieces)][None], self.state)
-        encoded = time.perf_counter()
+        encoded = now()
         self.place += 1
         if frames.shape[1] != self.frames:  # of the first chunk the look-ahead is still missing
             return {}
         inputs = self.model.projection(frames[0])
         (result,) = self.model.decoder.extend([Request(self.past, self.chunk_id, frames=inputs)])
-        read = time.perf_counter()
+        read = now()
         for token in range(self.tokens):
             (result,) = self.model.decoder.extend([Request(result.past, self.chunk_id, token=token)])
-        written = time.perf_counter()
+        written = now()
         self.past, self.chunk_id = result.past, self.chunk_id + 1
         return {"encoder": [encoded - begin], "prefill": [read - encoded], "tokens": [written - read]}
 
@@ -657,7 +671,8 @@ def forget_installed(package: str) -> None:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until there are no more; the argument is a clock."""
+    choose_clock(sys.argv[1])
     forget_installed("espnet_speechllm_xl")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer

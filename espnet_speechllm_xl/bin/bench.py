@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, ... (default %(default)s)")
     parser.add_argument("--threads", type=at_least(int, 1), default=1, help="of torch (default %(default)s)")
     parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"],
+        help="cpu: CPU time, which waiting for a busy core does not lengthen (default %(default)s; startup has both)",
+    )  # fmt: skip
+    parser.add_argument(
         "--rounds", type=at_least(int, 1), metavar="N", help="in which all are measured once (default: each part's own)"
     )
     for name, text, kind, default in (
@@ -63,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
         audio=args.audio,
         dtype=args.dtype,
         threads=args.threads,
+        clock=args.clock,
         rounds=args.rounds,
         batches=tuple(args.batches),
         streams=tuple(args.streams),

@@ -180,7 +180,7 @@ def test_the_package_of_the_checkout_is_loaded(foreign_checkout):
 
 
 def test_a_worker_that_dies_is_told():
-    with Worker(own_checkout(), threads=1) as worker:
+    with Worker(own_checkout(), threads=1, clock="cpu") as worker:
         worker._process.kill()
         with pytest.raises(WorkerError, match=r"ended with status -9 \(memory may have run out\)"):
             worker.ask(measure=0)
