@@ -270,12 +270,14 @@ class SearchConfig:
     beam_size: int = option(8, "hypotheses; greedy has 1")
     nbest: int = option(1, "distinct texts returned at most")
     max_tokens_per_chunk: int = option(40, "cap: then only the end of the chunk is allowed; reported when hit")
+    margin: float = option(math.inf, "hypotheses that score so much less than the best are dropped; inf: none")
     recombine: bool = option(False, "merge hypotheses of equal text in the same chunk (approximation)")
     ctc_weight: float = option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint_ctc.py)")
 
     def __post_init__(self) -> None:
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             require(getattr(self, name) >= 1, f"search {name} must be at least 1")
+        require(self.margin > 0, f"search margin {self.margin} must be positive (inf: no hypothesis is dropped)")
         require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
 
 

@@ -2,6 +2,16 @@
 
 import math
 
+import torch
+
+from espnet_speechllm_xl.model.decoder_steps import make_results
+
+
+def stacked(extended):
+    """Return the results of a decoder that has these pasts and log-probabilities (V + 1,)."""
+    pasts, log_probs = zip(*extended, strict=True)
+    return make_results(pasts, torch.stack(log_probs))
+
 
 def slow_sequence(num_frames, tokens, ends, chunk, delay, eoc):
     """The decoder sequence of one utterance: lists of inputs (('frame' or 'token', index)), chunk ids, targets.

@@ -58,7 +58,7 @@ def talkative(model):
     inputs, outputs = decoder.lm.get_input_embeddings().weight, decoder.lm.get_output_embeddings().weight
     for gain, weights in (
         (2, model.acoustic.encoder.parameters()),
-        (6, decoder.lm.get_decoder().layers.parameters()),
+        (6, decoder.lm.model.layers.parameters()),
         (8, [model.projection.weight]),
         (25, [inputs]),
         (40, [outputs]),

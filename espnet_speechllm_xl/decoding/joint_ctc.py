@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from espnet_speechllm_xl.decoding.token_times import frames_back
 from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
-from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
+from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result, make_results
 from espnet_speechllm_xl.settings import ConfigError
 
 MARGIN = 12  # frames, 0.48 s
@@ -76,11 +76,11 @@ class JointDecoder(ChunkDecoder[JointPast]):
 
         The results' ``scores`` are joint, their ``log_probs`` the decoder's alone.
         """
-        log_probs: dict[int, Tensor] = {}  # of CTC, and
-        inputs: dict[int, Tensor] = {}  # of the decoder, by the frames, which the hypotheses of a stream share
+        ctc_log_probs: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}  # of the decoder; both by the frames, which the hypotheses of a stream share
         for frames in (request.frames for request in requests if request.frames is not None):
             if id(frames) not in inputs:
-                log_probs[id(frames)] = self._ctc(frames[None])[0]
+                ctc_log_probs[id(frames)] = self._ctc(frames[None])[0]
                 inputs[id(frames)] = self._projection(frames)
         steps: list[Request] = []
         prefixes = []
@@ -88,19 +88,26 @@ class JointDecoder(ChunkDecoder[JointPast]):
             key = id(request.frames)
             past = request.past.decoder
             steps.append(Request(past, request.chunk_id, inputs.get(key), request.token, request.last))
-            prefixes.append(self._advanced(request, log_probs.get(key)))
+            prefixes.append(self._advanced(request, ctc_log_probs.get(key)))
         results = self._decoder.extend(steps)
-        return [self._result(*each) for each in zip(requests, results, prefixes, strict=True)]
+        pasts, gains = zip(*map(self._scored, requests, results, prefixes), strict=True)
+        log_probs = torch.stack([result.log_probs for result in results])
+        scores = (1 - self._weight) * log_probs.double() + self._weight * torch.stack(gains)
+        return make_results(pasts, log_probs, scores)
 
-    def _result(self, request: Request[JointPast], result: Result, prefix: Prefix) -> Result[JointPast]:
-        """Return the decoder's ``result`` with joint scores; ``prefix`` is the text that the request leads to."""
+    def _scored(self, request: Request[JointPast], result: Result, prefix: Prefix) -> tuple[JointPast, Tensor]:
+        """Return the past behind a request, and what each next output (V + 1,) adds to CTC's part of the score.
+
+        Args:
+            request: of the search.
+            result: the decoder's.
+            prefix: the text that the request leads to.
+        """
         margin = 0 if request.last else MARGIN + self._delay
         ctc_scores = torch.cat([prefix.next(), prefix.waiting(margin)[None]])
         before = request.past.ctc_scores
         counted = 0.0 if before is None else before[self.eoc if request.token is None else request.token]
-        scores = (1 - self._weight) * result.log_probs.double() + self._weight * (ctc_scores - counted)
-        past = JointPast(result.past, prefix, chunk_size(request), ctc_scores)
-        return Result(past, result.log_probs, scores)
+        return JointPast(result.past, prefix, chunk_size(request), ctc_scores), ctc_scores - counted
 
     def _advanced(self, request: Request[JointPast], log_probs: Tensor | None) -> Prefix:
         """Return the prefix behind a request; ``log_probs`` (c, V + 1) are CTC's of its frames, if it has any."""

@@ -8,18 +8,20 @@ together, so that utterances, streams and hypotheses share the decoder's batches
     after `$`         `$` itself is never fed; the hypothesis moves  Request(past, k + 1, frames=...)
                       on and is prefilled with the next chunk
 
-A step is asked for only after pruning, hence only for hypotheses that live on.  A score is the plain sum of the
-log-probabilities of tokens and `$`, in float64, without length normalisation (joint_ctc.py has others).  Equal scores
-are ordered by token sequence, then by the chunks of the tokens, so that results do not depend on the order inside
-``torch.topk``.  Scores that differ by rounding only (another batch, another device) are no ties and may swap.
+A step is asked for only after pruning, hence only for hypotheses that live on.  The best outputs are picked for all
+hypotheses of a call at once (``Outputs`` of decoder_steps.py), and only these are looked at here.  A score is the plain
+sum of the log-probabilities of tokens and `$`, in float64, without length normalisation (joint_ctc.py has others).
+Equal scores are ordered by token sequence, then by the chunks of the tokens, so that results do not depend on the order
+inside ``torch.topk``.  Scores that differ by rounding only (another batch, another device) are no ties and may swap.
 
 A new search derives from :class:`Search`, or from :class:`LiveSearch` if a stream may use it, and is named in
 :data:`SEARCHES`.
 
-Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens, ``n`` hypotheses being expanded.
+Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens.
 """
 
 import abc
+import functools
 import math
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -51,25 +53,18 @@ class Hypothesis:
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
     _past: Past | None = field(default=None, repr=False, compare=False)  # the decoder's; None: of a result
-    _log_probs: Tensor | None = field(default=None, repr=False, compare=False)  # (V + 1,) of the next output
-    _scores: Tensor | None = field(default=None, repr=False, compare=False)  # (V + 1,) what each adds to the score
 
     def _public(self) -> "Hypothesis":
         """Return it without the decoder's past, so that a result kept by a caller keeps no cache alive."""
-        return replace(self, _past=None, _log_probs=None, _scores=None)
+        return replace(self, _past=None)
 
     def _live_past(self) -> Past:
         """Return the decoder's past, which every hypothesis in a beam has."""
         assert self._past is not None
         return self._past
 
-    def _outputs(self) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and scores (V + 1,) of the next output, as :meth:`Search._extend` filled them in."""
-        assert self._log_probs is not None and self._scores is not None
-        return self._log_probs, self._scores
-
     def _request(self, chunks: Mapping[int, Tensor] | Sequence[Tensor], last: int | None) -> Request:
-        """Return the decoder step that its last output asks for; see :meth:`Search._extend`."""
+        """Return the decoder step that its last output asks for; see :meth:`Search._expand`."""
         is_last = self._chunk_id == last
         if self._emitted:
             return Request(self._live_past(), self._chunk_id, token=self.tokens[-1], last=is_last)
@@ -107,8 +102,7 @@ class Search(abc.ABC):
     def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
         self.config = config
         self.eoc = eoc
-        # (V,) added to the scores of a chunk's first token
-        self._closed = None if word_starts is None else torch.zeros(eoc).masked_fill(~word_starts, -math.inf)
+        self._word_starts = word_starts
         self.beam = [Hypothesis(_past=initial_past)]  # best first
 
     @abc.abstractmethod
@@ -141,10 +135,10 @@ class Search(abc.ABC):
             texts.setdefault(hypothesis.tokens, hypothesis._public())
         return list(texts.values())[: self.config.nbest]
 
-    def _extend(
+    def _expand(
         self, hypotheses: Sequence[Hypothesis], chunks: Mapping[int, Tensor] | Sequence[Tensor], last: int | None
-    ) -> Generator[Requests, Results, list[Hypothesis]]:
-        """Feed each hypothesis its last output.
+    ) -> Generator[Requests, Results, list["_Expansion"]]:
+        """Feed each hypothesis its last output; return what may come next, best first, at the cap only `$`.
 
         Args:
             hypotheses: to be extended.
@@ -152,61 +146,98 @@ class Search(abc.ABC):
             last: id of the chunk behind which no audio follows; None: not known.
         """
         results = yield [h._request(chunks, last) for h in hypotheses]
-        return [
-            replace(h, _past=r.past, _log_probs=r.log_probs, _scores=r.log_probs if r.scores is None else r.scores)
-            for h, r in zip(hypotheses, results, strict=True)
-        ]
-
-    def _expand(self, hypotheses: Sequence[Hypothesis]) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and float64 total scores (n, V + 1) of every next output; at the cap only of `$`."""
-        log_probs, scores = zip(*(h._outputs() for h in hypotheses), strict=True)
-        steps = torch.stack(log_probs).double()
-        if steps.shape[1] != self.eoc + 1:
+        given = results[0].outputs.log_probs.shape[1]
+        if given != self.eoc + 1:
             raise UserError(
-                f"the decoder gave {steps.shape[1]} log-probabilities for {self.eoc} tokens and `$`: "
+                f"the decoder gave {given} log-probabilities for {self.eoc} tokens and `$`: "
                 "use the token list that the model was trained with"
             )
-        totals = torch.stack(scores).double()
-        totals += totals.new_tensor([h.score for h in hypotheses])[:, None]
-        full = [i for i, h in enumerate(hypotheses) if h._emitted >= self.config.max_tokens_per_chunk]
-        if full:
-            totals[full, : self.eoc] = -math.inf
-        if self._closed is not None:
-            opening = [not h._emitted and bool(h.tokens or h._forgotten) for h in hypotheses]
-            totals[opening, : self.eoc] += self._closed.to(totals)
-        return steps, totals
+        return [_Expansion(h, r, self._candidates(h, r)) for h, r in zip(hypotheses, results, strict=True)]
 
-    def _prune(
-        self, hypotheses: Sequence[Hypothesis], steps: Tensor, totals: Tensor, ended: Sequence[Hypothesis] = ()
-    ) -> list[Hypothesis]:
-        """Return the best B of all expansions (n, V + 1) and of the hypotheses ``ended``, best first."""
-        flat = totals.flatten()
-        top = torch.topk(flat, min(self.config.beam_size, len(flat))).values.tolist()
-        if math.isnan(top[0]) or (top[0] < LOWEST and not ended):
+    def _candidates(self, h: Hypothesis, result: Result) -> dict[int, tuple[float, float]]:
+        """Return the next outputs that can be among the best B: their total scores and log-probabilities."""
+        if h._emitted >= self.config.max_tokens_per_chunk:
+            best = [result.outputs.end(result.row)]
+        else:
+            # Merging removes one output for each other hypothesis at most.
+            count = self.config.beam_size * (2 if self.config.recombine else 1)
+            closed = None
+            if self._word_starts is not None and self._opens(h):
+                closed = _closed(self._word_starts)
+            best = result.outputs.best(result.row, count, closed)
+        return {token: (h.score + score, log_prob) for token, score, log_prob in best}
+
+    @staticmethod
+    def _opens(h: Hypothesis) -> bool:
+        """Tell whether the next token is the first of a chunk, and not of all."""
+        return not h._emitted and bool(h.tokens or h._forgotten)
+
+    def _allows(self, h: Hypothesis, token: int) -> bool:
+        """Tell whether ``token`` may be the next output."""
+        if token == self.eoc:
+            return True
+        starts = self._word_starts is None or not self._opens(h) or bool(self._word_starts[token])
+        return starts and h._emitted < self.config.max_tokens_per_chunk
+
+    def _total(self, expansion: "_Expansion", token: int) -> float:
+        """Return the score of a hypothesis with one more output."""
+        if token not in expansion.candidates and self._allows(expansion.hypothesis, token):
+            _, score, log_prob = expansion.result.outputs.one(expansion.result.row, token)
+            expansion.candidates[token] = (expansion.hypothesis.score + score, log_prob)
+        return expansion.candidates.get(token, (-math.inf,))[0]
+
+    def _prune(self, expansions: Sequence["_Expansion"], ended: Sequence[Hypothesis] = ()) -> list[Hypothesis]:
+        """Return the best B of all expansions and of the hypotheses ``ended``, best first, within the margin."""
+        scored = [
+            (total, log_prob, token, expansion)
+            for expansion in expansions
+            for token, (total, log_prob) in expansion.candidates.items()
+        ]
+        totals = sorted((total for total, *_ in scored if not total < LOWEST), reverse=True)
+        if any(map(math.isnan, totals)) or not (totals or ended):
             raise UserError(
-                f"the decoder gave no usable log-probabilities in chunk {hypotheses[0]._chunk_id} (NaN or all -inf): "
-                "check the checkpoint, or decode in float32"
+                f"the decoder gave no usable log-probabilities in chunk {expansions[0].hypothesis._chunk_id} (NaN or "
+                "all -inf): check the checkpoint, or decode in float32"
             )
-        # topk orders ties as it likes: take every candidate that reaches its last value, then rank
-        picks = (flat >= max(top[-1], LOWEST)).nonzero().squeeze(1)
-        candidates = list(ended)
-        chosen = zip(picks.tolist(), flat[picks].tolist(), steps.flatten()[picks].tolist(), strict=True)
-        for index, score, step in chosen:
-            source, token = divmod(index, self.eoc + 1)
-            candidates.append(self._grow(hypotheses[source], token, score, step))
-        return sorted(candidates, key=_rank)[: self.config.beam_size]
+        # Every candidate as good as the last one is grown: ties are ranked by their text.
+        best = max([*totals[:1], *(h.score for h in ended)])
+        least = max(min(totals[: self.config.beam_size], default=math.inf), best - self.config.margin)
+        grown = [self._grow(*each) for each in scored if each[0] >= least]
+        kept = sorted([*ended, *grown], key=_rank)[: self.config.beam_size]
+        return [h for h in kept if h.score >= best - self.config.margin]
 
-    def _grow(self, h: Hypothesis, token: int, score: float, step: float) -> Hypothesis:
-        """Return ``h`` with one more output, of log-probability ``step``; ``score`` is the total."""
+    def _grow(self, total: float, log_prob: float, token: int, expansion: "_Expansion") -> Hypothesis:
+        """Return a hypothesis with one more output.
+
+        Args:
+            total: its score.
+            log_prob: of the output.
+            token: the output.
+            expansion: of the hypothesis.
+        """
+        h, past = expansion.hypothesis, expansion.result.past
         if token == self.eoc:
             capped = h.capped + (h._emitted >= self.config.max_tokens_per_chunk)
             return Hypothesis(
-                h.tokens, h.chunk_ids, h.token_scores, score, capped, h._chunk_id + 1, 0, h._forgotten, h._past
+                h.tokens, h.chunk_ids, h.token_scores, total, capped, h._chunk_id + 1, 0, h._forgotten, past
             )
-        tokens, chunk_ids, scores = (*h.tokens, token), (*h.chunk_ids, h._chunk_id), (*h.token_scores, step)
-        return Hypothesis(
-            tokens, chunk_ids, scores, score, h.capped, h._chunk_id, h._emitted + 1, h._forgotten, h._past
-        )
+        tokens, chunk_ids, scores = (*h.tokens, token), (*h.chunk_ids, h._chunk_id), (*h.token_scores, log_prob)
+        return Hypothesis(tokens, chunk_ids, scores, total, h.capped, h._chunk_id, h._emitted + 1, h._forgotten, past)
+
+
+@functools.lru_cache(maxsize=4)
+def _closed(word_starts: Tensor) -> Tensor:
+    """Return what is added (V + 1,) to the scores of a chunk's first token, where ``word_starts`` (V,) may be that."""
+    return torch.cat([torch.zeros(len(word_starts)).masked_fill(~word_starts, -math.inf), torch.zeros(1)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Expansion:
+    """A hypothesis with its next outputs."""
+
+    hypothesis: Hypothesis
+    result: Result  # of its decoder step
+    candidates: dict[int, tuple[float, float]]  # total score and log-probability of each output
 
 
 class LiveSearch(Search):
@@ -268,11 +299,10 @@ class ChunkSync(LiveSearch):
         ended: list[Hypothesis] = []
         open_ = self.beam
         while open_:
-            open_ = yield from self._extend(open_, {chunk_id: frames}, chunk_id if last else None)
-            steps, totals = self._expand(open_)
+            expansions = yield from self._expand(open_, {chunk_id: frames}, chunk_id if last else None)
             if self.config.recombine:
-                ended = self._recombine(ended, open_, totals)
-            best = self._prune(open_, steps, totals, ended)
+                ended = self._recombine(ended, expansions)
+            best = self._prune(expansions, ended)
             ended = [h for h in best if h._chunk_id > chunk_id]
             open_ = [h for h in best if h._chunk_id == chunk_id]
         self.beam, self.num_chunks = ended, chunk_id + 1
@@ -320,25 +350,25 @@ class ChunkSync(LiveSearch):
         pasts = {id(h._past): h._live_past().alone() for h in self.beam}
         self.beam = [replace(h, _past=pasts[id(h._past)]) for h in self.beam]
 
-    def _recombine(
-        self, ended: Sequence[Hypothesis], open_: Sequence[Hypothesis], totals: Tensor
-    ) -> list[Hypothesis]:
-        """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``totals`` (n, V + 1).
+    def _recombine(self, ended: Sequence[Hypothesis], expansions: Sequence[_Expansion]) -> list[Hypothesis]:
+        """Merge each ended hypothesis with the expansion by `$` that has its text; edits ``expansions``.
 
         No other two candidates can agree: open hypotheses are of distinct texts, with equally many tokens in the chunk.
         """
-        sources = {h.tokens: i for i, h in enumerate(open_)}
+        sources = {expansion.hypothesis.tokens: expansion for expansion in expansions}
         kept = []
         for h in ended:
             source = sources.get(h.tokens)
             if source is None:
                 kept.append(h)
                 continue
-            other = totals[source, self.eoc].item()
+            other = self._total(source, self.eoc)
             both = log_add(h.score, other)
             if h.score >= other:
                 kept.append(replace(h, score=both))
-            totals[source, self.eoc] = -math.inf if h.score >= other else both
+                del source.candidates[self.eoc]
+            else:
+                source.candidates[self.eoc] = (both, source.candidates[self.eoc][1])
         return kept
 
 
@@ -369,11 +399,10 @@ class AlignmentSync(Search):
         """Search, and return the n-best list; see :class:`Search`."""
         complete, active = ([], self._start) if self.frames else (self._start, [])
         while active and not self._done(complete, active):
-            active = yield from self._extend(active, self.frames, self._last)
-            steps, totals = self._expand(active)
+            expansions = yield from self._expand(active, self.frames, self._last)
             if self.config.recombine:
-                self._recombine(active, totals)
-            best = self._prune(active, steps, totals)
+                self._recombine(expansions)
+            best = self._prune(expansions)
             complete = complete + [h._public() for h in best if h._chunk_id == len(self.frames)]
             active = [h for h in best if h._chunk_id < len(self.frames)]
         self.beam = sorted(complete, key=_rank)
@@ -383,20 +412,25 @@ class AlignmentSync(Search):
     def _done(complete: Sequence[Hypothesis], active: Sequence[Hypothesis]) -> bool:
         return bool(complete) and max(h.score for h in complete) >= active[0].score
 
-    def _recombine(self, active: Sequence[Hypothesis], totals: Tensor) -> None:
+    def _recombine(self, expansions: Sequence[_Expansion]) -> None:
         """Merge expansions of equal text in place: ``x w`` that emits `$`, and ``x`` that emits ``w``.
 
         With equally many outputs, equal texts are in the same chunk, and no more than these two can agree.
         """
-        sources = {h.tokens: i for i, h in enumerate(active)}
-        for i, h in enumerate(active):
-            j = sources.get(h.tokens[:-1]) if h.tokens else None
-            if j is None:
+        sources = {expansion.hypothesis.tokens: expansion for expansion in expansions}
+        for ending in expansions:
+            tokens = ending.hypothesis.tokens
+            growing = sources.get(tokens[:-1]) if tokens else None
+            if growing is None:
                 continue
-            ending, growing = (i, self.eoc), (j, h.tokens[-1])
-            a, b = totals[ending].item(), totals[growing].item()
-            totals[ending] = log_add(a, b) if a >= b else -math.inf
-            totals[growing] = log_add(a, b) if a < b else -math.inf
+            a, b = self._total(ending, self.eoc), self._total(growing, tokens[-1])
+            if max(a, b) == -math.inf:
+                continue
+            (kept, token), (dropped, other) = (ending, self.eoc), (growing, tokens[-1])
+            if a < b:
+                (kept, token), (dropped, other) = (dropped, other), (kept, token)
+            kept.candidates[token] = (log_add(a, b), kept.candidates[token][1])
+            dropped.candidates.pop(other, None)
 
 
 def _check_chunk(frames: Tensor, chunk_id: int) -> None:

@@ -1,17 +1,18 @@
 """The contract between a search and a decoder: requests for decoder steps, their results, and who answers them.
 
-    search  --Request(past, chunk_id, frames or token)-->  ChunkDecoder.extend  --Result(past, log_probs)-->  search
+    search  --Request(past, chunk_id, frames or token)-->  ChunkDecoder.extend  --Result(past, outputs)-->  search
 
 A search knows no decoder beyond this file, and a decoder knows no search.
 
-Shape legend: ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` frames of a chunk, ``D`` size of a frame, ``V``
-tokenizer size.
+Shape legend: ``R`` hypotheses of a call, ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` frames of a chunk,
+``D`` size of a frame, ``V`` tokenizer size.
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -42,13 +43,103 @@ class Request(Generic[P]):
         return "token" if self.frames is None else "prefill"
 
 
+class Candidate(NamedTuple):
+    """One possible next output of a hypothesis."""
+
+    token: int  # or `$`
+    score: float  # what it adds to the hypothesis' score
+    log_prob: float  # the decoder's
+
+
+class Outputs:
+    """The scores of all next outputs of the R hypotheses of a call.
+
+    A hypothesis needs only a few of its V + 1 outputs.  The first one that asks has them picked for all R at once.
+
+    Args:
+        log_probs: (R, V + 1) natural logarithms; the last entry is `$`.
+        scores: (R, V + 1) what each output adds to the hypothesis' score (joint_ctc.py); None: ``log_probs``.
+    """
+
+    def __init__(self, log_probs: Tensor, scores: Tensor | None = None) -> None:
+        self.log_probs = log_probs
+        self.scores = log_probs if scores is None else scores
+        self._best: dict[tuple[int, int | None], list[list[Candidate]]] = {}
+        self._ends: list[Candidate] | None = None
+
+    def best(self, row: int, count: int, closed: Tensor | None = None) -> list[Candidate]:
+        """Return the ``count`` best outputs of a hypothesis, and all that score as much as the last of these.
+
+        Args:
+            row: the hypothesis.
+            count: of outputs; where the tokenizer has fewer, all.
+            closed: (V + 1,) what is added to the scores: 0, or -inf where an output is not allowed; None: nothing.
+        """
+        key = count, None if closed is None else id(closed)
+        if key not in self._best:
+            scores = self.scores if closed is None else self.scores + closed.to(self.scores)
+            # One more shows whether an output beyond is as good as the last.
+            top, tokens = scores.topk(min(count + 1, scores.shape[1]))
+            self._best[key] = self._candidates(tokens, top)
+        best = self._best[key][row]
+        # A NaN stands first, and would be equal to nothing; impossible outputs are no ties.
+        if len(best) <= count or best[count].score != best[count - 1].score or best[count].score == -math.inf:
+            return best[:count]
+        scores = self.scores[row] if closed is None else self.scores[row] + closed.to(self.scores)
+        tokens = (scores >= best[count - 1].score).nonzero()[:, 0]
+        return [
+            Candidate(*each)
+            for each in zip(tokens.tolist(), scores[tokens].tolist(), self.log_probs[row][tokens].tolist(), strict=True)
+        ]
+
+    def end(self, row: int) -> Candidate:
+        """Return `$` as the next output of a hypothesis."""
+        if self._ends is None:
+            end = self.log_probs.shape[1] - 1
+            scores, log_probs = self.scores[:, -1].tolist(), self.log_probs[:, -1].tolist()
+            self._ends = [Candidate(end, *each) for each in zip(scores, log_probs, strict=True)]
+        return self._ends[row]
+
+    def one(self, row: int, token: int) -> Candidate:
+        """Return one token as the next output of a hypothesis."""
+        return Candidate(token, self.scores[row, token].item(), self.log_probs[row, token].item())
+
+    def _candidates(self, tokens: Tensor, scores: Tensor) -> list[list[Candidate]]:
+        """Return the candidates of each hypothesis from tokens (R, n) and their scores (R, n)."""
+        lists = tokens.tolist(), scores.tolist()
+        log_probs = lists[1] if self.scores is self.log_probs else self.log_probs.gather(1, tokens).tolist()
+        return [list(map(Candidate, *each)) for each in zip(*lists, log_probs, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Result(Generic[P]):
-    """The extended past, and the scores of what may come next."""
+    """The extended past, and what may come next."""
 
     past: P
-    log_probs: Tensor  # (V + 1,) natural logarithms after the last input; the last entry is `$`
-    scores: Tensor | None = None  # (V + 1,) what each adds to the hypothesis' score; None: log_probs (joint_ctc.py)
+    outputs: Outputs  # of all requests of the call
+    row: int  # which of them are this one's
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Return the natural logarithms (V + 1,) of the probabilities of what may come next."""
+        return self.outputs.log_probs[self.row]
+
+    @property
+    def scores(self) -> Tensor:
+        """Return what each next output (V + 1,) adds to the hypothesis' score."""
+        return self.outputs.scores[self.row]
+
+
+def make_results(pasts: Sequence[P], log_probs: Tensor, scores: Tensor | None = None) -> list[Result[P]]:
+    """Return the results of a call.
+
+    Args:
+        pasts: of the R hypotheses, extended.
+        log_probs: (R, V + 1), see :class:`Outputs`.
+        scores: (R, V + 1), see :class:`Outputs`.
+    """
+    outputs = Outputs(log_probs, scores)
+    return [Result(past, outputs, row) for row, past in enumerate(pasts)]
 
 
 class ChunkDecoder(abc.ABC, Generic[P]):

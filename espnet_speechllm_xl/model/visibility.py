@@ -3,6 +3,8 @@
 Shape legend: ``B`` batch, ``Q`` queries, ``K`` keys.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -68,10 +70,13 @@ def attention_mask(
     seen = visible(
         query_position[:, :, None], query_chunk_id[:, :, None], key_position[:, None], key_chunk_id[:, None], context
     )
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+    unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
+    return torch.where(seen, torch.zeros_like(unseen), unseen)[:, None]
 
 
-def oldest_visible_chunk(chunk_id: int, context: int | None) -> int:
+Chunks = TypeVar("Chunks", int, Tensor)
+
+
+def oldest_visible_chunk(chunk_id: Chunks, context: int) -> Chunks:
     """Return the first chunk that queries of chunk ``chunk_id``, and of all later chunks, may still see."""
-    return 0 if context is None else chunk_id - context
+    return chunk_id - context

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
-from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder
+from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder, make_results
 from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
 from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunks, gather_inputs
 from espnet_speechllm_xl.model.visibility import attention_mask
@@ -158,7 +158,7 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         logits = self.logits(hidden[:, 0])
         log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         pasts = [LabelPast(one, memory) for one, memory in zip(state.unbind(2), memories, strict=True)]
-        return [Result(past, scores) for past, scores in zip(pasts, log_probs, strict=True)]
+        return make_results(pasts, log_probs)
 
     def _memories(self, requests: Sequence[Request[LabelPast]]) -> list[Tensor]:
         """Return the memory (blocks, 2, H, q, d) that each request attends to.

@@ -56,7 +56,7 @@ from espnet_speechllm_xl.model import cache
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
-from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
+from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result, make_results
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
 from espnet_speechllm_xl.model.sequence import DecoderSequence, check_ends, gather_inputs, interleave, without_padding
@@ -204,7 +204,9 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
             for request in requests
         ]
         results = self.lm.extend([step for step, _ in steps])
-        return [self._result(result, past) for result, (_, past) in zip(results, steps, strict=True)]
+        pasts = [dataclasses.replace(past, lm=result.past) for result, (_, past) in zip(results, steps, strict=True)]
+        log_probs = [self._fused(result.log_probs, past) for result, past in zip(results, pasts, strict=True)]
+        return make_results(pasts, torch.stack(log_probs))
 
     def _token(self, request: Request[PromptPast]) -> tuple[Request[cache.CachedPast], PromptPast]:
         """Return the LM's step for one more token, and the past it leads to, whose ``lm`` is still the old one."""
@@ -230,12 +232,11 @@ class PromptDecoder(nn.Module, ChunkDecoder[PromptPast]):
             PromptPast(past.lm, past.prompts + len(vectors), past.tokens, prompts.memory, spelled),
         )
 
-    def _result(self, result: Result[cache.CachedPast], past: PromptPast) -> Result[PromptPast]:
-        """Return the LM's ``result`` with CTC's say about the end of the block."""
-        log_probs = result.log_probs
-        if past.spelled is not None:
-            log_probs = fuse_end(log_probs, past.spelled.end(), self.config.end_ctc_weight)
-        return Result(dataclasses.replace(past, lm=result.past), log_probs)
+    def _fused(self, log_probs: Tensor, past: PromptPast) -> Tensor:
+        """Return the LM's ``log_probs`` (V + 1,) with CTC's say about the end of the block."""
+        if past.spelled is None:
+            return log_probs
+        return fuse_end(log_probs, past.spelled.end(), self.config.end_ctc_weight)
 
 
 def _block_means(frames: Tensor, members: Tensor) -> Tensor:

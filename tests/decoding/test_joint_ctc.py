@@ -7,6 +7,7 @@ import random
 import pytest
 import tiny
 import torch
+from slow import stacked
 from test_searches import Toy, all_paths, config, rank, text_of
 
 from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig
@@ -15,7 +16,7 @@ from espnet_speechllm_xl.decoding.joint_ctc import JointDecoder, JointModel
 from espnet_speechllm_xl.decoding.searches import make_search
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
-from espnet_speechllm_xl.model.decoder_steps import Result
+from espnet_speechllm_xl.model.decoder_steps import make_results
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.ctc import collapse
 
@@ -146,8 +147,8 @@ class Shy:
                 chances = [0.05, 0.05, 0.9] if told else [0.3, 0.05, 0.65]
             else:
                 chances = [0.01, 0.01, 0.98] if 1 in row else [0.01 if told else 0.35, 0.6, 0.05]
-            results.append(Result(row, torch.tensor(chances, dtype=torch.float64).log()))
-        return results
+            results.append((row, torch.tensor(chances, dtype=torch.float64).log()))
+        return stacked(results)
 
 
 @pytest.mark.parametrize("method", ["alsd", "chunk_sync"])
@@ -172,7 +173,7 @@ class Due:
     def extend(self, requests):
         due = [request.frames is not None and request.chunk_id == self.chunk for request in requests]
         chances = [[0.9, 0.01, 0.09] if now else [0.01, 0.01, 0.98] for now in due]
-        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+        return make_results([()] * len(chances), torch.tensor(chances, dtype=torch.float64).log())
 
 
 @pytest.mark.parametrize("chunk, delay", [(6, 12), (6, 30), (16, 40)])
@@ -206,7 +207,7 @@ class Brief:
 
     def extend(self, requests):
         chances = [[0.3, 0.05, 0.65] if request.token is None else [0.01, 0.01, 0.98] for request in requests]
-        return [Result((), torch.tensor(each, dtype=torch.float64).log()) for each in chances]
+        return make_results([()] * len(chances), torch.tensor(chances, dtype=torch.float64).log())
 
 
 @pytest.mark.parametrize("method", ["alsd", "chunk_sync", "greedy"])

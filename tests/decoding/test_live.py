@@ -358,8 +358,8 @@ def test_a_stream_holds_no_more_after_minutes_than_after_seconds(model, method):
         return [
             len(best.tokens),
             stream._times.frames if stream._times._ctc is None else sum(map(len, stream._times._chunks)),
-            max(len(row.position) for row in rows),
-            max(row.keys_values.untyped_storage().nbytes() for row in rows),
+            max(row.length for row in rows),
+            max(row.slot.store.width for row in rows),
             stream._audio._count,
             len(stream._segment.words),
         ]

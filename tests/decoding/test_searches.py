@@ -9,11 +9,11 @@ import random
 
 import pytest
 import torch
+from slow import stacked
 
 from espnet_speechllm_xl.config import SearchConfig
 from espnet_speechllm_xl.decoding.engine import run
 from espnet_speechllm_xl.decoding.searches import AlignmentSync, ChunkSync, make_search
-from espnet_speechllm_xl.model.decoder_steps import Result
 
 
 class Toy:
@@ -37,8 +37,8 @@ class Toy:
         for r in requests:
             assert (r.frames is None) != (r.token is None)
             row = r.past + ((("f", r.chunk_id, len(r.frames)),) if r.token is None else (r.token,))
-            results.append(Result(row, torch.tensor(self.log_probs(row), dtype=torch.float64)))
-        return results
+            results.append((row, torch.tensor(self.log_probs(row), dtype=torch.float64)))
+        return stacked(results)
 
 
 class TieToy(Toy):
@@ -57,8 +57,9 @@ class RunOn(AlignmentSync):
         return False
 
 
-def config(method="alsd", beam=4, cap=3, nbest=1000, recombine=False):
-    return SearchConfig(method, beam_size=beam, nbest=nbest, max_tokens_per_chunk=cap, recombine=recombine)
+def config(method="alsd", beam=4, cap=3, nbest=1000, recombine=False, margin=math.inf):
+    sizes = {"beam_size": beam, "nbest": nbest, "max_tokens_per_chunk": cap}
+    return SearchConfig(method, **sizes, recombine=recombine, margin=margin)
 
 
 def decode(search, toy, sizes):
@@ -108,7 +109,13 @@ def best_per_text(scored):
     return [(text, *rest) for text, rest in texts.items()]
 
 
-def slow_chunk_sync(toy, sizes, beam, cap, merge=False):
+def within(candidates, beam, margin):
+    """The best of {state: score}, none further from the first than ``margin``."""
+    kept = sorted(candidates.items(), key=rank)[:beam]
+    return {state: score for state, score in kept if score >= kept[0][1] - margin}
+
+
+def slow_chunk_sync(toy, sizes, beam, cap, merge=False, margin=math.inf):
     """{(segments, True): score}: dicts of (segments, ended) instead of hypotheses."""
     states = {((), True): 0.0}
     for _ in sizes:
@@ -125,11 +132,11 @@ def slow_chunk_sync(toy, sizes, beam, cap, merge=False):
                     candidates[segments[:-1] + (segments[-1] + (w,),), False] = score + log_probs[w]
             if merge:
                 candidates = slow_merge(candidates, lambda s: (text_of(s[0]), s[1]))
-            states = dict(sorted(candidates.items(), key=rank)[:beam])
+            states = within(candidates, beam, margin)
     return states
 
 
-def slow_alignment_sync(toy, sizes, beam, cap, merge=False):
+def slow_alignment_sync(toy, sizes, beam, cap, merge=False, margin=math.inf):
     """{(segments,): score} of the complete ones; a state is the tokens of the chunks begun."""
     active, pool = {(((),),): 0.0}, {}
     while active and (not pool or max(pool.values()) < max(active.values())):
@@ -141,7 +148,7 @@ def slow_alignment_sync(toy, sizes, beam, cap, merge=False):
                 candidates[(segments[:-1] + (segments[-1] + (w,),),)] = score + log_probs[w]
         if merge:
             candidates = slow_merge(candidates, lambda s: (text_of(s[0]), len(s[0])))
-        best = dict(sorted(candidates.items(), key=rank)[:beam])
+        best = within(candidates, beam, margin)
         pool.update({(s[:-1],): score for (s,), score in best.items() if len(s) > len(sizes)})
         active = {state: score for state, score in best.items() if len(state[0]) <= len(sizes)}
     return pool
@@ -187,13 +194,24 @@ def test_beam_as_large_as_the_space_is_exhaustive(vocabulary, sizes, cap, seed):
 
 @pytest.mark.parametrize("method", ["chunk_sync", "alsd"])
 @pytest.mark.parametrize("beam", [1, 2, 3, 7])
+@pytest.mark.parametrize("margin", [math.inf, 2.0])
 @pytest.mark.parametrize("toy_class", [Toy, TieToy])
-def test_small_beam_equals_the_slow_reference(method, beam, toy_class):
+def test_small_beam_equals_the_slow_reference(method, beam, margin, toy_class):
     for seed in range(25):
         vocabulary, sizes, cap = 2 + seed % 3, (4, 4, 4, 4, 3)[seed % 4 :], 1 + seed % 4
         toy = toy_class(seed, vocabulary)
-        found = decode(make_search(config(method, beam, cap), (), vocabulary), toy, sizes)
-        assert_nbest(found, best_per_text(SLOW[method](toy, sizes, beam, cap)))
+        found = decode(make_search(config(method, beam, cap, margin=margin), (), vocabulary), toy, sizes)
+        assert_nbest(found, best_per_text(SLOW[method](toy, sizes, beam, cap, margin=margin)))
+
+
+@pytest.mark.parametrize("method", ["chunk_sync", "alsd"])
+def test_a_margin_asks_for_fewer_decoder_steps(method):
+    steps = []
+    for margin in (math.inf, 1.0):
+        toy = Toy(1, 4)
+        decode(make_search(config(method, 7, margin=margin), (), 4), toy, (4, 4, 4))
+        steps.append(sum(map(len, toy.calls)))
+    assert steps[1] < 0.8 * steps[0]
 
 
 @pytest.mark.parametrize("search_class", [ChunkSync, RunOn])
@@ -420,7 +438,7 @@ def test_equal_scores_are_ordered_by_tokens(method):
 def test_results_hold_no_decoder_state():
     toy, search = Toy(0, 3), ChunkSync(config("chunk_sync", 4, 3), (), 3)
     found = decode(search, toy, (4, 4))
-    assert all(h._past is None and h._log_probs is None for h in [*found, search.best()])
+    assert all(h._past is None for h in [*found, search.best()])
     assert all(h._past is not None for h in search.beam)
 
 
@@ -458,7 +476,7 @@ def test_wrong_shapes_are_errors():
 def test_single_precision_log_probabilities_are_summed_in_double():
     class Single(Toy):
         def extend(self, requests):
-            return [Result(r.past, r.log_probs.float()) for r in super().extend(requests)]
+            return stacked([(r.past, r.log_probs.float()) for r in super().extend(requests)])
 
     toy = Single(7, 3)
     for method in ("chunk_sync", "alsd"):

@@ -1,5 +1,6 @@
 """The decoder: cached, evicted, re-based and batched calls against one plain masked call; sizes; checkpoints."""
 
+import copy
 import dataclasses
 import random
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_speechllm_xl.model import llm
+from espnet_speechllm_xl.model import pretrained
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.emformer import EmformerEncoder
 from espnet_speechllm_xl.model.llm import Decoder
@@ -78,7 +79,7 @@ def run_streams(decoder, context, seed, rounds=40, forks=True):
     """Hypotheses of different ages, some forked, extended together in random groups."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    dtype = decoder.initial_past(None).keys_values.dtype
+    dtype = decoder.lm.get_output_embeddings().weight.dtype
     streams = [Stream(decoder.initial_past(context))]
     for _ in range(rounds):
         if len(streams) < 7 and rng.random() < 0.4:
@@ -135,7 +136,8 @@ def test_eviction_bounds_the_cache(decoder, context):
     for chunk in range(30):
         past = decoder.extend([Request(past, chunk, frames=torch.randn(4, 16, dtype=torch.float64))])[0].past
         past = decoder.extend([Request(past, chunk, token=3)])[0].past
-        assert past.keys_values.shape[2] == len(past.chunk_id) == len(past.position) == 5 * (min(chunk, context) + 1)
+        assert past.length == past.entries.shape[1] == 5 * (min(chunk, context) + 1)
+        assert past.slot.store.width == 64
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
@@ -146,86 +148,51 @@ def test_a_row_holds_its_own_past_and_no_more(decoder, context):
             newest = stream.inputs[-1][0] if stream.inputs else 0
             visible = [x for chunk, x in stream.inputs if chunk >= newest - context]
             width = sum(1 if isinstance(x, int) else len(x) for x in visible)
-            assert stream.past.keys_values.shape[2] == len(stream.past.position) == len(stream.past.chunk_id) == width
-
-
-@pytest.mark.parametrize("context", [0, 1, 2])
-def test_rebasing_changes_nothing(decoder, context, monkeypatch):
-    plain = run_streams(decoder, context, seed=5, rounds=60)
-    monkeypatch.setattr(llm, "REBASE_POSITION", 5)
-    rebased = run_streams(decoder, context, seed=5, rounds=60)
-    assert max(stream.past.next_position for stream in plain) > 80
-    # A visible window is at most (context + 1) chunks of 6 frames and their tokens.
-    longest = max(len(stream.past.position) for stream in rebased)
-    assert max(stream.past.next_position for stream in rebased) <= 5 + 2 * longest
-    assert worst_difference(decoder, plain, context) < ROUND_OFF
-    assert worst_difference(decoder, rebased, context) < ANGLES
+            assert stream.past.length == sum(count for _, count in stream.past.chunks) == width
 
 
 def test_hour_10_equals_the_start():
-    """A past that began 900,000 positions ago gives what it gave at position 0, also in float32."""
+    """A stream at position 900,000 gives what it gives at position 0, also in float32."""
     for dtype in (torch.float32, torch.float64):
         decoder = make_decoder(dtype)
-        frames = torch.randn(2, 7, 16, dtype=dtype)
-        young = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames[0])])[0].past
-        late = 900_000 + torch.randint(1000, (1,)).item()
-        keys_values = young.keys_values.clone()
-        keys_values[0::2] = decoder._rotate(keys_values[0::2], late)
-        old = dataclasses.replace(
-            young,
-            keys_values=keys_values,
-            position=young.position + late,
-            chunk_id=young.chunk_id + 28_000,
-            next_position=young.next_position + late,
-        )
-        for _ in range(3):
-            requests = [Request(young, 1, frames=frames[1]), Request(old, 28_001, frames=frames[1])]
-            results = decoder.extend(requests)
-            assert (results[0].log_probs - results[1].log_probs).abs().max() < ANGLES
-            young_token, old_token = decoder.extend(
-                [Request(results[0].past, 1, token=4), Request(results[1].past, 28_001, token=4)]
-            )
-            assert (young_token.log_probs - old_token.log_probs).abs().max() < ANGLES
-            assert old_token.past.next_position == 15, "re-based to the start"
-        new = dataclasses.replace(decoder.initial_past(1), next_position=late)
-        requests = [Request(decoder.initial_past(1), 0, frames=frames[0]), Request(new, 9, frames=frames[0])]
-        first = decoder.extend(requests)
-        assert (first[0].log_probs - first[1].log_probs).abs().max() < 1e-5
+        young = decoder.initial_past(1)
+        old = dataclasses.replace(young, next_position=900_000 + torch.randint(1000, (1,)).item())
+        for chunk in range(3):
+            frames = torch.randn(7, 16, dtype=dtype)
+            for new in ({"frames": frames}, {"token": 4}):
+                results = decoder.extend([Request(young, chunk, **new), Request(old, chunk, **new)])
+                assert (results[0].log_probs - results[1].log_probs).abs().max() < ANGLES
+                young, old = (result.past for result in results)
+        assert old.next_position > 900_000 > young.next_position == 24
 
 
 def test_a_long_stream_does_not_drift():
     """After 20,000 positions the last chunks alone decide: with L layers and context b, L b + 1 chunks."""
     decoder = make_decoder(torch.float32, layers=2)
+    assert_no_drift(decoder)
+
+
+def assert_no_drift(decoder):
     torch.manual_seed(1)
     recent = [torch.randn(100, 16) for _ in range(3)]
     past, highest = decoder.initial_past(1), 0
     for chunk in range(197):
         past = decoder.extend([Request(past, chunk, frames=torch.randn(100, 16))])[0].past
         highest = max(highest, past.next_position)
-    assert highest <= llm.REBASE_POSITION + 200
     fresh = decoder.initial_past(1)
     for chunk, frames in enumerate(recent):
         old, new = decoder.extend([Request(past, 197 + chunk, frames=frames), Request(fresh, chunk, frames=frames)])
         past, fresh = old.past, new.past
     assert (old.log_probs - new.log_probs).abs().max() < 1e-3
     assert (old.log_probs - new.log_probs).abs().max() < 1e-2 * new.log_probs.std()
-
-
-def test_a_large_position_would_err_in_float32(monkeypatch):
-    """Why rows are re-based at all."""
-    decoder = make_decoder(torch.float32)
-    monkeypatch.setattr(llm, "REBASE_POSITION", 10**9)
-    frames = torch.randn(40, 16)
-    late = dataclasses.replace(decoder.initial_past(1), next_position=900_000)
-    start, end = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames), Request(late, 0, frames=frames)])
-    assert (start.log_probs - end.log_probs).abs().max() > 1e-3
+    return highest
 
 
 def test_forks_do_not_disturb_each_other(decoder):
     torch.manual_seed(3)
     frames = torch.randn(5, 16, dtype=torch.float64)
     parent = decoder.extend([Request(decoder.initial_past(1), 0, frames=frames)])[0].past
-    before = {name: getattr(parent, name).clone() for name in ("keys_values", "position", "chunk_id")}
+    before = dataclasses.replace(parent), parent.entries.clone()
     together = decoder.extend([Request(parent, 0, token=t) for t in (1, 2, 3)] + [Request(parent, 1, frames=frames)])
     alone = [decoder.extend([Request(parent, 0, token=t)])[0] for t in (1, 2, 3)]
     alone += decoder.extend([Request(parent, 1, frames=frames)])
@@ -233,8 +200,7 @@ def test_forks_do_not_disturb_each_other(decoder):
         assert (one.log_probs - other.log_probs).abs().max() < ROUND_OFF
         assert one.past.next_position == other.past.next_position
     assert (together[0].log_probs - together[1].log_probs).abs().max() > 1e-3
-    for name, value in before.items():
-        assert torch.equal(getattr(parent, name), value)
+    assert parent == before[0] and torch.equal(parent.entries, before[1])
     deeper = decoder.extend([Request(together[1].past, 0, token=5), Request(together[0].past, 0, token=5)])
     inputs = [(0, frames), (0, 2), (0, 5)]
     assert (deeper[0].log_probs - full_forward(decoder, inputs, 1)[-1]).abs().max() < ROUND_OFF
@@ -252,8 +218,6 @@ def test_rope_theta_is_used():
     inputs = [(0, torch.randn(9, 16, dtype=torch.float64))]
     one, other = make_decoder(rope_theta=10000.0), make_decoder(rope_theta=100.0)
     assert (full_forward(one, inputs, 1) - full_forward(other, inputs, 1)).abs().max() > 1e-3
-    frequencies = one.lm.get_decoder().rotary_emb.inv_freq
-    assert torch.allclose(frequencies, 10000.0 ** -(torch.arange(0, 8, 2).double() / 8))
 
 
 def test_embed_dropout_zeroes_whole_tokens():
@@ -291,9 +255,8 @@ def test_size_paper_counts_what_the_paper_says():
         decoder = Decoder(5000, **conf["decoder_conf"])
         encoder = EmformerEncoder(80, **conf["encoder_conf"])
         projection = torch.nn.Linear(encoder.output_size(), decoder.dim)
-    shape = decoder.lm.config
-    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads) == (12, 768, 12)
-    assert shape.intermediate_size == 2048
+    shape = decoder.config
+    assert (shape.layers, shape.dim, shape.heads, shape.ffn_dim) == (12, 768, 12, 2048)
     assert count_parameters(decoder) == pytest.approx(92e6, rel=0.03)
     assert count_parameters(encoder) + count_parameters(projection) == pytest.approx(107e6, rel=0.03)
     assert (encoder.config.segment, encoder.config.right_context) == (32, 6), "look-ahead of 0.24 s"
@@ -372,13 +335,46 @@ def test_pretrained_in_full(checkpoint, vocabulary):
     assert torch.equal(decoder.lm.get_input_embeddings().weight[:kept], saved["model.embed_tokens.weight"][:kept])
     assert torch.equal(decoder.lm.model.layers[1].mlp.up_proj.weight, saved["model.layers.1.mlp.up_proj.weight"])
     assert decoder.eoc == vocabulary and decoder.logits(torch.zeros(1, 16)).shape == (1, vocabulary + 1)
-    assert decoder.dim == 16 and decoder.initial_past(0).keys_values.shape == (4, 2, 0, 4)
+    assert decoder.dim == 16 and decoder.network.cache_shape == (2, 2, 4)
     assert all(weight.requires_grad for weight in decoder.parameters())
 
 
 @pytest.mark.parametrize("context", [0, 1, None])
 def test_pretrained_forward_and_extend_agree(checkpoint, context):
     check_extend(Decoder(VOCABULARY, pretrained=str(checkpoint)), context)
+
+
+@pytest.mark.parametrize("context", [0, 1, 2])
+def test_rebasing_changes_nothing(checkpoint, context, monkeypatch):
+    monkeypatch.setattr(pretrained, "REBASE_POSITION", 10**9)
+    decoder = Decoder(VOCABULARY, pretrained=str(checkpoint)).double().eval()
+    plain = run_streams(decoder, context, seed=5, rounds=60)
+    monkeypatch.setattr(pretrained, "REBASE_POSITION", 5)
+    decoder = copy.deepcopy(decoder)
+    rebased = run_streams(decoder, context, seed=5, rounds=60)
+    assert max(stream.past.next_position for stream in plain) > 80
+    # A visible window is at most (context + 1) chunks of 6 frames and their tokens.
+    longest = max(stream.past.length for stream in rebased)
+    assert max(stream.past.next_position for stream in rebased) <= 5 + 2 * longest
+    assert worst_difference(decoder, plain, context) < ROUND_OFF
+    assert worst_difference(decoder, rebased, context) < ANGLES
+
+
+def test_a_long_stream_of_a_pretrained_model_does_not_drift(checkpoint):
+    decoder = Decoder(VOCABULARY, pretrained=str(checkpoint)).eval()
+    assert assert_no_drift(decoder) <= pretrained.REBASE_POSITION + 200
+
+
+def test_a_large_position_would_err_in_float32(checkpoint, monkeypatch):
+    """Why pasts of pretrained models are re-based at all."""
+    monkeypatch.setattr(pretrained, "REBASE_POSITION", 10**9)
+    decoder = Decoder(VOCABULARY, pretrained=str(checkpoint)).eval()
+    frames, errors = torch.randn(40, 16), []
+    for position in (1000, 900_000):
+        late = dataclasses.replace(decoder.initial_past(1), next_position=position)
+        start, end = decoder.extend([Request(past, 0, frames=frames) for past in (decoder.initial_past(1), late)])
+        errors.append((start.log_probs - end.log_probs).abs().max())
+    assert errors[1] > 1e-4 and errors[1] > 50 * errors[0]
 
 
 def test_lora_trains_adapters_embeddings_and_output_only(checkpoint):
@@ -470,7 +466,7 @@ def test_scaled_rope_is_rebased_without_scaling_again(tmp_path, monkeypatch):
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     decoder = Decoder(VOCABULARY, pretrained=str(tmp_path)).double().eval()
     assert decoder.lm.get_decoder().rotary_emb.attention_scaling != 1
-    monkeypatch.setattr(llm, "REBASE_POSITION", 5)
+    monkeypatch.setattr(pretrained, "REBASE_POSITION", 5)
     assert worst_difference(decoder, run_streams(decoder, 1, seed=3, rounds=60), 1) < ANGLES
 
 

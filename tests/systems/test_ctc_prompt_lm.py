@@ -322,7 +322,7 @@ def talkative(model):
     inputs, outputs = decoder.lm.lm.get_input_embeddings().weight, decoder.lm.lm.get_output_embeddings().weight
     for gain, weights in (
         (2, model.acoustic.encoder.parameters()),
-        (6, decoder.lm.lm.get_decoder().layers.parameters()),
+        (6, decoder.lm.lm.model.layers.parameters()),
         (8, [decoder.frame_prompt.weight, decoder.context_prompt.weight]),
         (4, [*decoder.memory.parameters(), decoder.ctc.output.weight]),
         (25, [inputs]),
