@@ -414,7 +414,7 @@ class ProfiledStreams(Streams):
         """Return the ``seconds`` of some chunks, and the seconds within ``products`` and ``attention``."""
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
             measured = super().measure()
         events = profiler.key_averages()
         for name, pattern in (("products", PRODUCTS), ("attention", ATTENTION)):
