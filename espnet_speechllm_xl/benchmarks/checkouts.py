@@ -23,12 +23,13 @@ class WorkerError(Exception):
 
     Args:
         message: its error.
+        folder: of the checkout.
         of_user: the user can mend it.
     """
 
-    def __init__(self, message: str, of_user: bool = False) -> None:
+    def __init__(self, message: str, folder: Path, of_user: bool = False) -> None:
         super().__init__(message)
-        self.of_user = of_user
+        self.folder, self.of_user = folder, of_user
 
 
 class Checkout(NamedTuple):
@@ -141,10 +142,12 @@ class Worker:
             self._log.seek(0)
             said = " ".join(self._log.read().splitlines()[-LAST_LINES:])
             killed = " (memory may have run out)" if status == -9 else ""
-            raise WorkerError(f"the process ended with status {status}{killed}: {said}")
+            message = f"the process ended with status {status}{killed}: {said}"
+            raise WorkerError(message, self.checkout.folder)
         answer = json.loads(line)
         if "error" in answer:
-            raise WorkerError(answer["error"], answer["of_user"]) from _RemoteError(answer["trace"])
+            error = WorkerError(answer["error"], self.checkout.folder, answer["of_user"])
+            raise error from _RemoteError(answer["trace"])
         return answer["value"]
 
     def open(self, kind: str, settings: Mapping[str, object]) -> "RemoteSubject":

@@ -60,11 +60,12 @@ def _table(plan: Plan, part: Part, kind: str) -> list[str]:
     head = ["batch", f"{kind} step, ms", "its products alone, ms"]
     head += ["floor, ms", "bytes alone, ms", "operations alone, ms"]
     head += ["step / products", "step / floor", *(["Hugging Face, ms", "Hugging Face / floor"] if peer else [])]
-    head += [f"{plan.other.commit}, ms", "times as fast"] if plan.other and not part.failed else []
-    return markdown_table(head, [_cells(row, kind) for row in part.rows])
+    others = plan.other if not part.failed else None
+    head += [f"{others.commit}, ms", "times as fast"] if others else []
+    return markdown_table(head, [_cells(row, kind, others is not None) for row in part.rows])
 
 
-def _cells(row: dict, kind: str) -> list[str]:
+def _cells(row: dict, kind: str, others: bool) -> list[str]:
     figures: Figures = row["figures"]
     floor: StepFloor = row["floors"][kind]
     step, products = figures[THIS][kind], figures[f"{kind} products"]["products"]
@@ -79,7 +80,7 @@ def _cells(row: dict, kind: str) -> list[str]:
     if kind == "token" and "Hugging Face" in figures:
         peer = figures["Hugging Face"]["token"]
         cells += [both(peer), f"{peer.lower_quartile / floor.products_and_cache:.2f}"]
-    if OTHER in figures:
+    if others:
         cells += [both(figures[OTHER][kind]), shown(against(figures, kind), "{:.2f}")]
     return cells
 

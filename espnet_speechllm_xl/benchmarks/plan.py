@@ -113,9 +113,14 @@ class Crew:
             try:
                 subjects[OTHER] = self._open(OTHER, kind, settings, fresh)
             except (WorkerError, UserError) as error:
-                self._part.failed = str(error)
-                say(f"{self._part.name}: {self._plan.other.folder} cannot run this: {error}")
+                self._fail(error)
         return subjects
+
+    def _fail(self, error: Exception) -> None:
+        """Leave out the other checkout from now on."""
+        assert self._plan.other is not None
+        self._part.failed = str(error)
+        say(f"{self._part.name}: {self._plan.other.folder} cannot run this: {error}")
 
     def ours(self, kind: str, settings: Settings, fresh: bool = False) -> RemoteSubject:
         """Make a subject in this checkout.
@@ -147,12 +152,20 @@ class Crew:
 
         Args:
             what: of the part is measured, for messages.
-            subjects: by name.
+            subjects: by name; the names of the other checkout's begin with ``OTHER``.
             rounds: where the user says nothing.
             warm_up: rounds that do not count.
         """
+        if self._part.failed:  # with some of its subjects only
+            subjects = {name: subject for name, subject in subjects.items() if name.split()[0] != OTHER}
         rounds = self._plan.rounds or rounds
-        figures = interleave(subjects, rounds, warm_up, lambda text: say(f"{self._part.name}, {what}: {text}"))
+        try:
+            figures = interleave(subjects, rounds, warm_up, lambda text: say(f"{self._part.name}, {what}: {text}"))
+        except WorkerError as error:
+            if self._plan.other is None or error.folder != self._plan.other.folder or self._part.failed:
+                raise
+            self._fail(error)
+            return self.interleave(what, subjects, rounds, warm_up)
         for subject in subjects.values():
             if isinstance(subject, RemoteSubject):
                 subject.close()

@@ -28,7 +28,7 @@ class Command:
 
     def __init__(self, arguments: list[str], folder: Path, threads: int) -> None:
         self._command = [sys.executable, *arguments]
-        self._environment = environment(folder, threads)
+        self._folder, self._environment = folder, environment(folder, threads)
 
     def measure(self) -> dict[str, list[float]]:
         """Return ``seconds``, ``cpu_seconds`` and ``peak_bytes`` (RSS) of a process; WorkerError where it fails."""
@@ -43,7 +43,8 @@ class Command:
             log.seek(0)
             if process.returncode:
                 said = " ".join(log.read().splitlines()[-3:])
-                raise WorkerError(f"{' '.join(self._command)} ended with {process.returncode}: {said}")
+                message = f"{' '.join(self._command)} ended with {process.returncode}: {said}"
+                raise WorkerError(message, self._folder)
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         return {
             "seconds": [taken],

@@ -11,7 +11,7 @@ import pytest
 import espnet_speechllm_xl
 from espnet_speechllm_xl.benchmarks import decoder, pipeline, startup, streams, training
 from espnet_speechllm_xl.benchmarks.checkouts import Checkout, Worker, WorkerError, find_checkout, own_checkout
-from espnet_speechllm_xl.benchmarks.plan import Plan
+from espnet_speechllm_xl.benchmarks.plan import Crew, Part, Plan
 from espnet_speechllm_xl.benchmarks.startup import Command
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.errors import UserError
@@ -184,6 +184,28 @@ def test_a_worker_that_dies_is_told():
         worker._process.kill()
         with pytest.raises(WorkerError, match=r"ended with status -9 \(memory may have run out\)"):
             worker.ask(measure=0)
+
+
+def test_another_checkout_that_fails_on_the_way_is_left_out(foreign_checkout, tmp_path, capsys):
+    class Counting:
+        def __init__(self):
+            self.turns = 0
+
+        def measure(self):
+            self.turns += 1
+            return {"seconds": [1.0]}
+
+    ours = Counting()
+    plan = Plan(own_checkout(), other=find_checkout(foreign_checkout))
+    part = Part("made-up", {})
+    failing = Command(["-c", "import sys; sys.exit('too old')"], foreign_checkout, 1)
+    figures = Crew(plan, part, tmp_path).interleave("it", {"this": ours, "other": failing}, rounds=2)
+    assert list(figures) == ["this"] and figures["this"]["seconds"].samples == [1.0, 1.0]
+    assert ours.turns == 4  # one of them was in vain, one warms up
+    assert part.failed.endswith("ended with 1: too old") and "cannot run this" in capsys.readouterr().err
+    with pytest.raises(WorkerError, match="too old"):  # a fault of this checkout is one
+        own = Command(["-c", "import sys; sys.exit('too old')"], own_checkout().folder, 1)
+        Crew(plan, Part("made-up", {}), tmp_path).interleave("it", {"this": own}, rounds=1)
 
 
 def test_a_commit_names_a_checkout(tmp_path):
