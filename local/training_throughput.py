@@ -26,7 +26,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.sequence import sequence_length
-from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.systems import SYSTEMS, find_task
 from espnet_speechllm_xl.training.trainer import keep_freed_memory, matmul_precision
 
 RATE = 16000  # Hz
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML of a training")
-    parser.add_argument("--task", default="speechllm_xl", choices=sorted(TASKS))
+    parser.add_argument("--task", default="speechllm_xl", choices=sorted(SYSTEMS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vocab-size", type=int, default=5000)
     parser.add_argument(
