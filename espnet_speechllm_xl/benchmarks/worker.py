@@ -17,7 +17,6 @@ import abc
 import ctypes
 import functools
 import gc
-import importlib
 import io
 import json
 import math
@@ -122,10 +121,10 @@ def task_options(config: str, tokens: list[str]) -> tuple[Any, Any]:
     """Return the task of a training's YAML, and ESPnet's options."""
     import yaml
 
+    from espnet_speechllm_xl.systems import find_task
+
     name = yaml.safe_load(Path(config).read_text(encoding="utf-8")).get("task", "speechllm_xl")
-    systems = importlib.import_module("espnet_speechllm_xl.systems")
-    # Checkouts differ: a system may be its own task, or know it.
-    task = systems.find_system(name).task() if hasattr(systems, "find_system") else systems.find_task(name)
+    task = find_task(name)
     options = task.get_parser().parse_args(["--config", config])
     options.token_list, options.stats_file, options.task = tokens, None, name
     return task, options
@@ -176,8 +175,13 @@ def _loaded(path: str, dtype: str, beam_size: int, cap: tuple) -> Any:  # noqa: 
 
 
 def count(model: nn.Module) -> int:
-    """Return how many numbers the weights of a model are; shared ones count once."""
-    return sum(weight.numel() for weight in model.parameters())
+    """Return how many numbers the weights of a model are, and its few other tensors; shared ones count once."""
+    return sum(weight.numel() for weight in _tensors(model))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()  # weights of 8 bits are such
 
 
 def chunk_frames(chunking: Any) -> int:  # noqa: ANN401  # the checkout's ChunkingConfig
@@ -445,7 +449,7 @@ class Chunk(Subject):
             "segment": encoder.config.segment,
             "look_ahead": encoder.config.right_context,
             "itemsize": float_type(settings).itemsize,
-            "encoder_weights": sum(weight.numel() for weight in encoder.parameters() if weight.dim() == 2),
+            "encoder_weights": sum(weight.numel() for weight in _tensors(encoder) if weight.dim() == 2),
             "encoder_parameters": count(encoder),
             "decoder_parameters": count(model.decoder),
             "parameters": count(model),
