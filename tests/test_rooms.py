@@ -20,7 +20,7 @@ ROOMS = {
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
-    "benchmarks": {"model", "decoding", "systems", "evaluation"},
+    "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
     "bin": {
         *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
         "benchmarks",
@@ -30,7 +30,7 @@ ROOMS = {
 JOINING = {
     "__init__": {"training"},
     "__main__": {"bin"},
-    "trained_model": {"systems"},
+    "trained_model": {"model", "systems"},
     "inference": {"corpus", "decoding", "systems"},
 }
 

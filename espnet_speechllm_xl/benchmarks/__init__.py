@@ -1,5 +1,5 @@
-"""Measurements of speed: the parts of the recogniser beside floors, peers and other checkouts.
+"""Measurements of speed: the recogniser's parts beside floors, peers and other checkouts; what a GPU allows.
 
-``worker.py`` measures, in a process of its own; the other files of the command ``bench`` decide what is measured, and
-write what came out.
+The command ``bench`` measures on a CPU: ``worker.py`` in a process of its own, and the others decide what, and write
+what came out.  The GPU check has its own files, ``gpu_*.py`` and ``made_up.py``.
 """

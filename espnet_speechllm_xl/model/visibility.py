@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1  # chunk id of a slot that holds nothing
+MASKED = -30000.0  # added to the logits of unseen keys; float16 has it too, as mixed precision may cast the mask to that
 
 
 def visible(
@@ -70,7 +71,7 @@ def attention_mask(
     seen = visible(
         query_position[:, :, None], query_chunk_id[:, :, None], key_position[:, None], key_chunk_id[:, None], context
     )
-    unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
+    unseen = torch.full((), MASKED, dtype=dtype, device=seen.device)
     return torch.where(seen, torch.zeros_like(unseen), unseen)[:, None]
 
 

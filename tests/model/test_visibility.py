@@ -73,7 +73,7 @@ def test_steps_see_what_the_whole_sequence_sees(context):
             assert row == [slot is not None and expected[i][slot] for slot in slots]
 
 
-@pytest.mark.parametrize("context", [0, 1, 3, None])
+@pytest.mark.parametrize("context", [0, 1, 3])
 def test_evicted_chunks_are_out_of_sight_for_good(context):
     chunks = [k for k in range(9) for _ in range(3)]
     seen = slow_visible(chunks, context)
@@ -89,5 +89,7 @@ def test_mask_keeps_its_type_and_stays_finite(dtype):
     chunk = torch.tensor([[0, 0, 1, 1, PADDING], [PADDING] * 5])
     position = torch.arange(5).expand(2, 5)
     mask = attention_mask(position, chunk, position, chunk, 0, dtype)
-    assert mask.dtype == dtype and torch.isfinite(mask).all()
+    assert mask.dtype == dtype
+    for other in (dtype, torch.float16, torch.bfloat16):  # mixed precision casts it
+        assert torch.isfinite(mask.to(other)).all()
     assert (mask[1] != 0).all()
