@@ -35,7 +35,12 @@ class Command:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             begin = time.perf_counter()
             process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=self._environment
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=self._environment,
+                cwd=self._folder,  # from where `python -m` takes packages first
             )
             _, status, usage = os.wait4(process.pid, 0)
             taken = time.perf_counter() - begin
