@@ -20,7 +20,7 @@ ROOMS = {
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
-    "benchmarks": {"corpus", "model", "decoding", "training", "systems"},
+    "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
     "bin": {
         *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
         "benchmarks",

@@ -32,6 +32,7 @@ COMMANDS = {
     "border-report": "errors at the boundaries of chunks, or what a model thinks of the words there",
     "robustness": "WER at other levels, and of audio that is cut where its last word ends",
     "endless": "run one stream for hours: memory, time and text must stay the same",
+    "bench": "times of the recogniser's parts, beside floors, peers and another checkout",
     "tables": "train and decode what the paper's tables need on a corpus, and write TABLES.md",
     "pack": "make one file of a trained model",
 }
