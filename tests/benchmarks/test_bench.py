@@ -177,12 +177,13 @@ def test_a_process_that_fails_says_why():
         Command(["-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], REPO, 1).measure()
 
 
-def test_the_package_of_the_checkout_is_loaded(foreign_checkout):
+def test_the_package_of_the_checkout_is_loaded(foreign_checkout, monkeypatch):
     with Worker(find_checkout(foreign_checkout), threads=2) as worker:
         assert worker.open("probe", {"megabytes": 1, "size": 64, "dtype": "float32"}).measure()["sum"]
         with pytest.raises(WorkerError, match="No module named 'espnet_speechllm_xl.systems'"):
             worker.open("training", {"config": MICRO[1], "vocab_size": 30, "batch": 1, "seconds": 1})
         worker.ask(measure=0)  # it lives on
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
     with pytest.raises(UserError, match="Python loads .* instead"):
         Worker(Checkout(foreign_checkout / "elsewhere", ""), threads=1)
 
