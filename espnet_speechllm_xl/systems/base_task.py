@@ -19,6 +19,7 @@ import numpy.typing as npt
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str2bool, str_or_none
 from torch import Tensor, distributed, nn, optim
 
 from espnet_speechllm_xl.config import (
@@ -57,6 +58,7 @@ from espnet_speechllm_xl.training.checks import (
     read_first_ints,
     read_token_list,
 )
+from espnet_speechllm_xl.training.layers import check_backend
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
 from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
@@ -125,6 +127,21 @@ class SpeechTask(abs_task.AbsTask):
             choices=["highest", "high", "medium"],
             help="Of float32 matrix products in training (torch.set_float32_matmul_precision): medium is the fastest "
             "and allows bfloat16 or TF32 inside a product",
+        )
+        group.add_argument(
+            "--compile_layers",
+            type=str_or_none,
+            default=None,
+            metavar="BACKEND",
+            help="Compile each layer of encoder and decoder in training by this backend of torch.compile, such as "
+            "inductor (which needs a C++ compiler, and triton on a GPU); null: do not compile",
+        )
+        group.add_argument(
+            "--recompute_layers",
+            type=str2bool,
+            default=False,
+            help="Compute each layer again in the backward pass instead of keeping what is in it (activation "
+            "checkpointing): less memory, longer steps, the same gradients",
         )
         for section, conf in cls.sections.items():
             default, text = dataclasses.asdict(conf()), (conf.__doc__ or "").split("\n")[0]
@@ -238,6 +255,8 @@ class SpeechTask(abs_task.AbsTask):
             loss = args.loss_conf if "loss_conf" in cls.sections else {}
             check_joint("chunking_conf" in cls.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
         check_optimiser(args, abs_task.optim_classes, abs_task.scheduler_classes)
+        if args.compile_layers is not None and not args.collect_stats:
+            check_backend(args.compile_layers, "cuda" if args.ngpu else "cpu")
         kept = args.keep_nbest_models
         if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
             raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
