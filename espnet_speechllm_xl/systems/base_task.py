@@ -177,7 +177,9 @@ class SpeechTask(abs_task.AbsTask):
         cls.check_options(args)
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
-        precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
+        # Plain products have transposed views, which torch 2.11 cannot compile where their sizes are variables.
+        plain_attention = not args.ngpu and args.compile_layers is None
+        precision = matmul_precision(args.matmul_precision, on_cpu=plain_attention)
         with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
         if args.collect_stats:
