@@ -84,5 +84,5 @@ setup(
             "types-tqdm>=4.66,<5",
         ],
     },
-    entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:main"]},
+    entry_points={"console_scripts": ["speechllm-xl = espnet_speechllm_xl.bin.cli:run"]},
 )

@@ -270,7 +270,7 @@ class SearchConfig:
     beam_size: int = option(8, "hypotheses; greedy has 1")
     nbest: int = option(1, "distinct texts returned at most")
     max_tokens_per_chunk: int = option(40, "cap: then only the end of the chunk is allowed; reported when hit")
-    margin: float = option(math.inf, "hypotheses that score so much less than the best are dropped; inf: none")
+    margin: float = option(5.0, "hypotheses that score so much less than the best are dropped; inf: none")
     recombine: bool = option(False, "merge hypotheses of equal text in the same chunk (approximation)")
     ctc_weight: float = option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint_ctc.py)")
 

@@ -20,12 +20,12 @@ from espnet_speechllm_xl.decoding.searches import live_method
 from espnet_speechllm_xl.decoding.streams import Stream
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
-from espnet_speechllm_xl.systems import find_task
+from espnet_speechllm_xl.systems import find_system
 from espnet_speechllm_xl.tokenization import Tokenizer
 from espnet_speechllm_xl.trained_model import load_model, unpacked
 
-if TYPE_CHECKING:  # ESPnet takes seconds to import
-    from espnet_speechllm_xl.systems.base_task import SpeechTask
+if TYPE_CHECKING:  # systems are imported when a model needs them
+    from espnet_speechllm_xl.systems.base_system import System
 
 
 class Speech2Text:
@@ -35,7 +35,7 @@ class Speech2Text:
     >>> s2t("speech.wav")[0].text
 
     Attributes:
-        task: of the model.
+        system: of the model (systems/).
         model: in evaluation mode; with a ``ctc_weight``, its joint scoring with CTC.
         tokenizer: of the model.
         search: the settings of the search.
@@ -44,13 +44,13 @@ class Speech2Text:
 
     def __init__(
         self,
-        task: "type[SpeechTask]",
+        system: "type[System]",
         model: Any,  # noqa: ANN401  # a ChunkModel, or a baseline's model without chunks
         tokenizer: Tokenizer,
         search: SearchConfig,
         chunking: ChunkingConfig | None,
     ) -> None:
-        self.task = task
+        self.system = system
         self.model = model
         self.tokenizer = tokenizer
         self.search_config = search
@@ -73,7 +73,7 @@ class Speech2Text:
         Args:
             path: experiment directory, or a file made by ``speechllm-xl pack``.
             device: "cpu", "cuda", ...
-            dtype: "float32", "float64", "bfloat16", ...
+            dtype: "float32", "float64", "bfloat16", "int8" (weights of 8 bits, on a CPU), ...
             weights: file name of the weights in the directory; None: the averaged best.
             chunk_size: seconds, in place of training's; infinity is allowed.
             context: seconds, in place of training's; infinity is allowed.
@@ -89,22 +89,22 @@ class Speech2Text:
         with unpacked(Path(path)) as directory:
             model, tokenizer, args = load_model(directory, None, weights, device, dtype)
             own = _own_search(directory, args, model, given=search_conf)
-        task = find_task(args.task)
-        choices = task.search_choices
+        system = find_system(args.task)
+        choices = system.search_choices
         if "method" in search_conf:
             raise ConfigError(f"method '{search_conf['method']}': give search instead")
         settings = {**own, **search_conf, "method": search or own["method"]}
         config = from_dict(SearchConfig, settings, "search_conf")
         if config.method not in choices.classes:
             raise ConfigError(
-                f"search '{config.method}': a model of task '{task.name}' has {', '.join(choices.classes)}"
+                f"search '{config.method}': a model of task '{system.name}' has {', '.join(choices.classes)}"
             )
         chunking = _rechunk(getattr(model, "chunking", None), chunk_size, context)
         if chunking is not None:
             chunking.check_against(model.acoustic.encoder.config)
         if config.ctc_weight:
             model = JointModel(model, config.ctc_weight)
-        return cls(task, model, tokenizer, config, chunking)
+        return cls(system, model, tokenizer, config, chunking)
 
     @property
     def sample_rate(self) -> int:
@@ -155,7 +155,7 @@ class Speech2Text:
         """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone."""
         if not recordings:
             return []
-        return self.task.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
+        return self.system.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
 
     def stream(
         self,
@@ -179,7 +179,7 @@ class Speech2Text:
         """
         if self.chunking is None:
             raise ConfigError(
-                f"a model of task '{self.task.name}' decodes whole recordings only: a live stream needs one that "
+                f"a model of task '{self.system.name}' decodes whole recordings only: a live stream needs one that "
                 "writes chunk by chunk"
             )
         chunking = _rechunk(self.chunking, chunk_size, context)
@@ -196,7 +196,7 @@ def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Modul
         ConfigError: they are bad; it names the model's file.
     """
     # An aligner of before it could be decoded has no settings for that.
-    method = getattr(args, "search", find_task(args.task).search_choices.default)
+    method = getattr(args, "search", find_system(args.task).search_choices.default)
     settings = {**getattr(args, "search_conf", {}), "method": method}
     settings = {name: value for name, value in settings.items() if name not in given}
     try:

@@ -9,27 +9,30 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
+from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
-from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.systems import SYSTEMS, find_system
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
 
-if TYPE_CHECKING:  # ESPnet takes seconds to import
-    from espnet_speechllm_xl.systems.base_task import SpeechTask
+if TYPE_CHECKING:  # systems are imported when a model needs them
+    from espnet_speechllm_xl.systems.base_system import System
 
 LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: they get the defaults
 # A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
 # times smaller and YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
+INT8 = "int8"
 
 
 class ModelError(UserError):
@@ -50,7 +53,7 @@ def load_model(
         task: name of the task that the model must have (systems/); None: any.
         weights: file name in the directory; None: the averaged best.
         device: "cpu", "cuda", ...
-        dtype: "float32", "float64", "float16" or "bfloat16".
+        dtype: "float32", "float64", "float16", "bfloat16", or "int8": float32 with weights of 8 bits, on a CPU.
 
     Returns:
         The model (a class of systems/), its tokenizer, and config.yaml as a namespace.
@@ -61,6 +64,8 @@ def load_model(
     """
     directory = Path(directory)
     place, kind = _device(device), _dtype(dtype)
+    if dtype == INT8 and place.type != "cpu":
+        raise ConfigError(f"dtype 'int8' is for a CPU, not for {place}: use bfloat16 there")
     args, system = _read_config(directory, task)
     tokenizer = load_tokenizer(find_tokenizer(directory, args))
     args.stats_file = None  # mean and variance are in the weights
@@ -73,7 +78,7 @@ def load_model(
     with _naming_weights(path):
         state = read_weights(path)
     try:
-        with _no_larger_than(state):
+        with _no_larger_than(state), _Unfilled():
             model = system.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
@@ -81,8 +86,11 @@ def load_model(
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     with _naming_weights(path):
-        model.load_state_dict(state, strict=True)
-    return _cast(model, kind).to(place).eval(), tokenizer, args
+        _give_weights(model, state)
+    model = _cast(model, kind)
+    if dtype == INT8:
+        use_int8(model)
+    return model.to(place).eval(), tokenizer, args
 
 
 @contextlib.contextmanager
@@ -131,6 +139,34 @@ def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
         registered.remove()
 
 
+class _Unfilled(TorchFunctionMode):
+    """Within it fresh weights are left as they are, since trained ones will take their place.
+
+    Torch would draw 200 million random numbers in seconds, and need memory for them.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401  # of any function of torch
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _give_weights(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Make the tensors of ``state`` the model's weights themselves, so that memory holds them once.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    given: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in state:  # weights that are shared stay so
+            state[name] = given.setdefault(weight, torch.nn.Parameter(state[name]))
+    model.load_state_dict(state, strict=True, assign=True)
+
+
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """Cast the model to ``dtype``, features and their normalisation to float32 at least: half has too small a range."""
     acoustic: Any = model.acoustic
@@ -154,14 +190,16 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str) -> torch.dtype:
+    if name == INT8:
+        return torch.float32
     dtype = getattr(torch, str(name), None)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16 or bfloat16")
+        raise ConfigError(f"dtype '{name}' is unknown: use float32, float64, float16, bfloat16 or int8")
     return dtype
 
 
-def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argparse.Namespace, type[SpeechTask]]":
-    """Read ``config.yaml`` as a namespace, and find its task.
+def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argparse.Namespace, type[System]]":
+    """Read ``config.yaml`` as a namespace, and find its system.
 
     Raises:
         ModelError: the file is missing or truncated, or its task is not ``wanted_task``.
@@ -176,23 +214,23 @@ def _read_config(directory: Path, wanted_task: str | None = None) -> "tuple[argp
     except ConfigError as error:
         raise ModelError(str(error)) from error
     found = values.get("task")
-    if found not in list(TASKS) or found != (wanted_task or found):
-        known = wanted_task or f"one of {', '.join(TASKS)}"
+    if found not in list(SYSTEMS) or found != (wanted_task or found):
+        known = wanted_task or f"one of {', '.join(SYSTEMS)}"
         raise ModelError(f"{path} is of task {shown(found)}, not {known}: give the directory of such a model")
     values = {**dict.fromkeys(LATER_SECTIONS, {}), **values}
-    task, args = find_task(found), argparse.Namespace(**values)
+    system, args = find_system(found), argparse.Namespace(**values)
     # ESPnet writes "distributed" last: without it the end of the file is missing, and some values may be cut too.
-    choices = [name for each in task.class_choices_list for name in (each.name, f"{each.name}_conf")]
-    wanted = ("token_list", "tokenizer", "normalize", *task.sections, *choices, "distributed")
+    choices = [name for each in system.part_choices for name in (each.name, f"{each.name}_conf")]
+    wanted = ("token_list", "tokenizer", "normalize", *system.sections, *choices, "distributed")
     missing = [name for name in wanted if name not in values]
     if missing:
         raise ModelError(f"{path} lacks {', '.join(missing)}: it is truncated; restore it or train again")
     try:
-        task.check_sections(args)
+        system.check_sections(args)
         _check_tokens(args)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}: restore it or train again") from error
-    return args, task
+    return args, system
 
 
 def _check_tokens(args: argparse.Namespace) -> None:
@@ -216,11 +254,11 @@ def pack(directory: str | Path, target: str | Path, weights: str | None = None) 
         ModelError: the model does not load.
     """
     directory = Path(directory)
-    args, task = _read_config(directory)
+    args, system = _read_config(directory)
     load_model(directory, None, weights)  # a damaged model is not packed
     with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         archive.write(directory / CONFIG, CONFIG)
-        archive.write(directory / (weights or default_weights(directory, task.criterion)), WEIGHTS)
+        archive.write(directory / (weights or default_weights(directory, system.criterion)), WEIGHTS)
         tokenizer = find_tokenizer(directory, args)
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
         for file in files:

@@ -23,14 +23,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.benchmarks.made_up import RATE, READ_TOKENS_PER_SECOND, draw_batch
 from espnet_speechllm_xl.bin.options import at_least
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.sequence import sequence_length
-from espnet_speechllm_xl.systems import TASKS, find_task
+from espnet_speechllm_xl.systems import SYSTEMS, find_task
 from espnet_speechllm_xl.training.trainer import keep_freed_memory, matmul_precision
 
-RATE = 16000  # Hz
-TOKENS_PER_SECOND = 3.5
 DEVICES = 8  # devices that share the batch_bins of the YAML
 
 
@@ -48,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="YAML of a training")
-    parser.add_argument("--task", default="speechllm_xl", choices=sorted(TASKS))
+    parser.add_argument("--task", default="speechllm_xl", choices=sorted(SYSTEMS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vocab-size", type=int, default=5000)
     parser.add_argument(
@@ -81,32 +80,6 @@ def build(args: argparse.Namespace) -> tuple[torch.nn.Module, argparse.Namespace
     options = task.get_parser().parse_args(["--config", str(args.config)])
     options.token_list, options.stats_file = [str(number) for number in range(args.vocab_size)], None
     return task.build_model(options).to(args.device).train(), options
-
-
-def draw_batch(
-    rng: np.random.Generator, bins: int, vocab_size: int, device: str
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Draw a batch of utterances of one length.
-
-    Args:
-        rng: draws the length.
-        bins: frames and tokens that the batch may have.
-        vocab_size: number of different tokens.
-        device: of the tensors.
-
-    Returns:
-        Arguments of a model's ``forward``, and the seconds of audio.
-    """
-    seconds = rng.uniform(14, 16) if rng.random() < 0.6 else rng.uniform(2, 14)
-    samples, tokens = round(RATE * seconds), max(1, round(TOKENS_PER_SECOND * seconds))
-    frames = int(timeline.frames(samples, RATE))
-    size = max(1, bins // sequence_length(frames, tokens))
-    batch = {
-        "speech": torch.randn(size, samples), "speech_lengths": torch.full((size,), samples),
-        "text": torch.randint(0, vocab_size, (size, tokens)), "text_lengths": torch.full((size,), tokens),
-        "ends": torch.randint(0, frames, (size, tokens)).sort(1).values,
-    }  # fmt: skip
-    return {name: tensor.to(device) for name, tensor in batch.items()}, seconds * size
 
 
 def measure(args: argparse.Namespace, model: torch.nn.Module, options: argparse.Namespace) -> Figures:
@@ -202,7 +175,7 @@ def report(
         memory = torch.cuda.max_memory_allocated(args.device)
     weights = 16 * sum(value.numel() for value in model.parameters())
     bins = options.batch_bins // DEVICES
-    seconds = 100 * bins / sequence_length(int(timeline.frames(100 * RATE, RATE)), round(100 * TOKENS_PER_SECOND))
+    seconds = 100 * bins / sequence_length(int(timeline.frames(100 * RATE, RATE)), round(100 * READ_TOKENS_PER_SECOND))
     lines.append(f"memory: {memory / 2**30:.1f} GiB at most in these steps")
     lines.append(
         f"memory of a device with batch_bins {bins}: {weights / 2**30:.1f} GiB for weights, gradients and AdamW's "

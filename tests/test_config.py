@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from espnet_speechllm_xl.config import (
     StreamConfig,
 )
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.settings import ConfigError, from_dict
+from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml
 from espnet_speechllm_xl.systems.chunked_aed import LabelDecoderConfig
 
 ROOT = Path(__file__).parent.parent
@@ -222,14 +223,55 @@ def test_every_field_is_frozen_and_explained(cls):
         assert f"    {field.name}: " in source
 
 
+# --- YAML ---
+
+
+ODD = """\
+numbers: [1_000, 0x1F, 010, 1e-5, 1.0e-5, .inf, -.INF, 1:30]
+words: [yes, Off, ~, null, "null", 2026-11-30, ! x, é, "\\u00e9"]
+merged: {<<: &base {a: 1, b: 2}, b: 3}
+again: *base
+block: |
+  one
+    two
+folded: >-
+  one
+  two
+"""
+
+
+@pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda path: path and f"{path.parents[1].name}-{path.stem}")
+def test_yaml_means_what_pyyaml_says(path, tmp_path):
+    if path is None:
+        (path := tmp_path / "odd.yaml").write_text(ODD, "utf-8")
+    assert repr(read_yaml(path)) == repr(yaml.safe_load(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 200000, "- " * 200000, "{a: " * 200000], ids=lambda text: text[:4])
+def test_yaml_too_deep_is_an_error_not_a_crash(text, tmp_path):
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        read_yaml(tmp_path / "deep.yaml")
+
+
+def test_yaml_of_many_tokens_is_read_fast(tmp_path):
+    file, text = tmp_path / "config.yaml", "token_list:\n" + "".join(f"- token{index}\n" for index in range(10000))
+    file.write_text(text)
+    begin = time.process_time()
+    slow = yaml.safe_load(text)
+    middle = time.process_time()
+    assert read_yaml(file) == slow
+    assert time.process_time() - middle < (middle - begin) / 2
+
+
 # --- what ESPnet makes of them ---
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    from espnet_speechllm_xl.systems import TASKS, find_task
+    from espnet_speechllm_xl.systems import SYSTEMS, find_task
 
-    return {name: find_task(name) for name in TASKS}
+    return {name: find_task(name) for name in SYSTEMS}
 
 
 def test_signatures_hold_every_field_with_its_default():
@@ -280,13 +322,14 @@ def test_shared_configurations_are_accepted(tasks, path):
 
     task = tasks[_task_name(path.stem, tasks)]
     args = task.get_parser().parse_args(["--config", str(path), "--output_dir", "unused"])
-    for section in task.sections:
-        task.section(args, section)
+    system = task.system
+    for section in system.sections:
+        system.section(args, section)
     encoder = from_dict(EncoderConfig, args.encoder_conf, "encoder_conf")
-    if task.name == "speechllm_xl":
+    if system.name == "speechllm_xl":
         from_dict(DecoderConfig, args.decoder_conf, "decoder_conf")
         from_dict(SearchConfig, {**args.search_conf, "method": args.search}, "search_conf")
-        chunking = task.section(args, "chunking_conf")
+        chunking = system.section(args, "chunking_conf")
         chunking.check_against(encoder)
         if None not in (chunking.context, chunking.chunk):
             window = (chunking.context + 1) * chunking.chunk * 0.04

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+import torch
 import yaml
 from limits import longest_file
 
@@ -258,7 +259,7 @@ def test_one_sample_of_any_stride(tiny_model_dir):
     assert stream.close().text == ""
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "int8"])
 def test_other_number_types(tiny_model_dir, dtype):
     audio = tiny.speech(8, 48000)
     (transcript,) = load(tiny_model_dir, search="greedy", dtype=dtype)(audio)
@@ -266,6 +267,21 @@ def test_other_number_types(tiny_model_dir, dtype):
     if dtype == "float64":
         (single,) = load(tiny_model_dir, search="greedy")(audio)
         assert transcript.text == single.text and transcript.score == pytest.approx(single.score, rel=1e-4)
+
+
+def test_weights_of_8_bits(tiny_model_dir, monkeypatch):
+    """They stand in all layers but CTC's, and change scores a little; a GPU is refused."""
+    rounded, whole = (load(tiny_model_dir, search="greedy", dtype=dtype) for dtype in ("int8", "float32"))
+    frames = torch.randn(1, 200, 80)
+    given, wanted = (
+        one.model.acoustic.encoder(frames, torch.tensor([200]))[0] for one in (rounded, whole)
+    )
+    assert 1e-4 < (given - wanted).norm() / wanted.norm() < 0.1
+    linear = [module for module in rounded.model.modules() if type(module) is torch.nn.Linear]
+    assert all(module is rounded.model.ctc.output for module in linear)
+    monkeypatch.setattr(trained_model, "_device", lambda name: torch.device("cuda"))
+    with pytest.raises(ConfigError, match="dtype 'int8' is for a CPU"):
+        load(tiny_model_dir, dtype="int8", device="cuda")
 
 
 # Bad models

@@ -15,7 +15,7 @@ import yaml
 
 from espnet_speechllm_xl import config
 from espnet_speechllm_xl.bin import cli
-from espnet_speechllm_xl.systems import TASKS, chunked_aed, ctc_prompt_lm, find_task
+from espnet_speechllm_xl.systems import SYSTEMS, chunked_aed, ctc_prompt_lm, find_task
 
 REPO = Path(__file__).parent.parent
 PAGES = {
@@ -93,8 +93,8 @@ def options_of(parser):
 def command_options(command):
     """Names of the options of a command of speechllm-xl."""
     if command in ("train", "train-aligner"):
-        tasks = TASKS if command == "train" else ["ctc"]
-        return {name for task in tasks for name in options_of(find_task(task).get_parser())} | {"task"}
+        systems = SYSTEMS if command == "train" else ["ctc"]
+        return {name for system in systems for name in options_of(find_task(system).get_parser())} | {"task"}
     parser = argparse.ArgumentParser()
     importlib.import_module(f"espnet_speechllm_xl.bin.{command.replace('-', '_')}").add_arguments(parser)
     return options_of(parser)

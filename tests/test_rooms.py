@@ -20,19 +20,23 @@ ROOMS = {
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
-    "bin": {"corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"},
+    "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
+    "bin": {
+        *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
+        "benchmarks",
+    },
 }
 # The files at the top that join rooms; the others import none.
 JOINING = {
     "__init__": {"training"},
     "__main__": {"bin"},
-    "trained_model": {"systems"},
+    "trained_model": {"model", "systems"},
     "inference": {"corpus", "decoding", "systems"},
 }
 
 
-def imported_rooms(file):
-    """The rooms that a file imports from, at its top or within functions."""
+def imports(file):
+    """What a file imports of the package, at its top or within functions: ("room", "file", "name") and shorter ones."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -41,9 +45,12 @@ def imported_rooms(file):
             modules = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        paths = [module.split(".")[1:] for module in modules if module.split(".")[0] == NAME]
-        found |= {parts[0] for parts in paths if parts and parts[0] in ROOMS}
+        found |= {tuple(module.split(".")[1:]) for module in modules if module.split(".")[0] == NAME}
     return found
+
+
+def imported_rooms(file):
+    return {path[0] for path in imports(file) if path and path[0] in ROOMS}
 
 
 def test_every_folder_is_a_known_room():
@@ -64,3 +71,12 @@ def test_a_room_imports_only_what_stands_below_it(room):
 def test_files_at_the_top_import_no_room_but_those_that_join_them():
     for file in PACKAGE.glob("*.py"):
         assert imported_rooms(file) <= JOINING.get(file.stem, set()), file.name
+
+
+def test_of_the_systems_only_their_tasks_import_training():
+    """A trained model loads without it, see tests/test_startup.py."""
+    for file in (PACKAGE / "systems").glob("*.py"):
+        found = {path[1] for path in imports(file) if path[0] == "training"}
+        assert found <= {"compat"} or file.stem == "base_task", file.name
+        found = {path[:2] for path in imports(file)}
+        assert ("systems", "base_task") not in found or file.stem in ("base_system", "__init__"), file.name

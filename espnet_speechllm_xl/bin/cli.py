@@ -1,11 +1,15 @@
 """``speechllm-xl COMMAND``: finds the command and runs it; nothing heavy is imported before its arguments are known."""
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from espnet_speechllm_xl import __version__
 from espnet_speechllm_xl.bin import guard
@@ -28,11 +32,25 @@ COMMANDS = {
     "border-report": "errors at the boundaries of chunks, or what a model thinks of the words there",
     "robustness": "WER at other levels, and of audio that is cut where its last word ends",
     "endless": "run one stream for hours: memory, time and text must stay the same",
+    "bench": "times of the recogniser's parts, beside floors, peers and another checkout",
     "tables": "train and decode what the paper's tables need on a corpus, and write TABLES.md",
     "pack": "make one file of a trained model",
 }
 JUDGES_OF_DATA = ("data", "align-report", "border-report")  # unusable data is a failed input, not wrong use
 UNTIDY = ("train", "train-aligner", "tables")  # the processes that they start have to end by themselves
+
+
+def run() -> NoReturn:
+    """Run the command line of this process, and end the process with the exit code."""
+    code = main()
+    busy = any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
+    if busy or sys.argv[1] in UNTIDY:
+        sys.exit(code)
+    # After these functions Python would free every object, and torch's libraries theirs: half a second, for nothing.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # the command has its exit code already
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,4 +103,4 @@ def _run(command: Callable[[], int | None], name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -22,7 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
     parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 (default %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16, int8 (default %(default)s)")
     parser.add_argument(
         "--search",
         metavar="NAME",

@@ -23,11 +23,11 @@ def main(name: str, argv: list[str]) -> int:
     Raises:
         UserError: an option, a file or a setting cannot be used.
     """
-    from espnet_speechllm_xl.systems import TASKS, find_task
+    from espnet_speechllm_xl.systems import SYSTEMS, find_task
 
     if not argv or argv[0] in ("-h", "--help"):
         what, stage = ABOUT[name]
-        print(HELP.format(name=name, what=what.format(tasks=", ".join(list(TASKS)[1:])), stage=stage))
+        print(HELP.format(name=name, what=what.format(tasks=", ".join(list(SYSTEMS)[1:])), stage=stage))
         return 0 if argv else 2
     argv = ["--help" if argument == "--espnet-help" else argument for argument in argv]
     from espnet_speechllm_xl.errors import UserError
@@ -37,8 +37,8 @@ def main(name: str, argv: list[str]) -> int:
     parser.add_argument("--task", default="ctc" if name == "train-aligner" else "speechllm_xl")
     parser.add_argument("--output_dir", default="--output_dir")
     known = parser.parse_known_args(argv)[0]
-    if known.task not in TASKS:
-        raise UserError(f"--task {known.task}: there are {', '.join(TASKS)}")
+    if known.task not in SYSTEMS:
+        raise UserError(f"--task {known.task}: there are {', '.join(SYSTEMS)}")
     with naming(known.output_dir):  # ESPnet's own files there
         find_task(known.task).main(cmd=argv)
     return 0

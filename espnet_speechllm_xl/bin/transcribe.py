@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> int:
     if args.format == "ctm" and count > 1:
         raise UserError(f"--format ctm: {count} files would be the recording '{name}': transcribe them one by one")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
-    if args.format in TIMED and not speech2text.task.word_times:
-        name = speech2text.task.name
+    if args.format in TIMED and not speech2text.system.word_times:
+        name = speech2text.system.name
         raise UserError(f"--format {args.format}: a model of task '{name}' gives no word times: use text or json")
     failed = 0
     for file in args.files:

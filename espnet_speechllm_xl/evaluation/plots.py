@@ -319,6 +319,37 @@ def plot_length_bars(
     return save(figure, path)
 
 
+def plot_curves(
+    path: str | Path, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, title: str = ""
+) -> Path:
+    """Draw lines through points, both axes from 0.
+
+    Args:
+        path: of the picture.
+        series: ``{name: [(x, y), ...]}``.
+        x_label: of the axis below.
+        y_label: of the axis at the left.
+        title: of the picture.
+
+    Raises:
+        UserError: there are no points.
+    """
+    if not any(series.values()):
+        raise UserError(f"{title or path}: there are no points: nothing to plot")
+    figure, (panel,) = _figure(6.4, 3.8)
+    for row, (name, points) in enumerate(series.items()):
+        panel.plot(*zip(*points, strict=True), color=COLOURS[row % len(COLOURS)], marker=MARKERS[row % len(MARKERS)],
+                   label=name)  # fmt: skip
+    panel.set_xlim(left=0)
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.grid(alpha=0.3)
+    _without_math(panel.legend())
+    panel.set_title(title, parse_math=False)
+    return save(figure, path)
+
+
 def plot_latency(path: str | Path, points: Sequence[tuple[str, float, float, float]], title: str = "") -> Path:
     """Draw the accuracy-latency curve: WER over emission delay, a whisker from the median to the 90th percentile.
 

@@ -347,7 +347,7 @@ class ConvFrontend(Frontend):
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the 3 feature frames before the first, (B, 3, M): zeros."""
-        return self.linear.weight.new_zeros(batch, timeline.STACK - 1, self.input_size)
+        return self.conv1.weight.new_zeros(batch, timeline.STACK - 1, self.input_size)
 
     def forward(self, stacked: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frames (B, T, D) of ``stacked`` (B, T, 4 M), and the next state."""

@@ -136,15 +136,21 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     def _fitting_pool(self) -> Pool:
         """Return the store of the cache, a new one if the weights have moved or changed their type since."""
-        weight = self.lm.get_output_embeddings().weight
+        weight = self._table()
         if self._pool is None or (self._pool.dtype, self._pool.device) != (weight.dtype, weight.device):
             network = self.network
             self._pool = Pool(*network.cache_shape, weight, network.rebase)
         return self._pool
 
+    def _table(self) -> Tensor:
+        """Return the weights of the embedding table, which tell device and type: other layers may be of 8 bits."""
+        weight = self.lm.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def _inputs(self, requests: Sequence[Request[CachedPast]]) -> Tensor:
         """Return the decoder inputs (R, q, D) of R requests, padded with zeros."""
-        device = self.lm.get_output_embeddings().weight.device
+        device = self._table().device
         if all(request.frames is None for request in requests):
             return self.embed(torch.tensor([[request.token] for request in requests], device=device))
         pieces = [

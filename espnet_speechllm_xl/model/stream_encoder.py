@@ -1,7 +1,7 @@
 """The contract of an encoder: feature frames (100 Hz) to frames (25 Hz), for whole utterances and for streams.
 
-An encoder is a class in a file of this room, named in ``encoder_choices`` of systems/base_task.py, with its settings in
-config.py.
+An encoder is a class in a file of this room, named in ``encoder_choices`` of systems/base_system.py.  Its settings are
+in config.py.
 
 Shape legend: ``B`` batch, ``F``, ``f`` feature frames, ``M`` mel bands, ``T``, ``t`` frames, ``D`` size of a frame.
 """

@@ -171,7 +171,7 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
                 "audio_seconds": len(recording.samples) / speech2text.sample_rate,
                 "seconds": per_sample * len(recording.samples),
             }
-            if speech2text.task.word_times:
+            if speech2text.system.word_times:
                 words = [[word.text, word.start, word.end, word.confidence] for word in nbest[0].words]
                 items[utterance]["words"] = words
         return [items[utterance] for utterance in utterances]

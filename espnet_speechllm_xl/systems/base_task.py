@@ -1,11 +1,12 @@
-"""The shared part of the tasks: options, data, batches, the acoustic front of the model."""
+"""The ESPnet tasks that train the systems: options, their checks, data and batches."""
 
-import abc
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
@@ -15,33 +16,20 @@ from espnet_speechllm_xl.training import compat
 with compat.without_notice():
     from espnet2.tasks import abs_task
 
-import numpy.typing as npt
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool, str_or_none
-from torch import Tensor, distributed, nn, optim
+from torch import distributed, nn, optim
 
-from espnet_speechllm_xl.config import (
-    AugmentConfig,
-    ChunkingConfig,
-    ConcatConfig,
-    FeatureConfig,
-    LossConfig,
-    SearchConfig,
-    SpecAugmentConfig,
-)
+from espnet_speechllm_xl.config import LossConfig, SearchConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.decoding.joint_ctc import check_joint
-from espnet_speechllm_xl.decoding.results import Transcript
-from espnet_speechllm_xl.decoding.searches import SEARCHES
-from espnet_speechllm_xl.decoding.streams import transcribe
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
-from espnet_speechllm_xl.model.audio_to_frames import Acoustic
-from espnet_speechllm_xl.model.emformer import EmformerEncoder
-from espnet_speechllm_xl.settings import ConfigError, check_mapping, from_dict, read_yaml, shown
-from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
+from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml, shown
+from espnet_speechllm_xl.systems.base_system import Choices, System
+from espnet_speechllm_xl.tokenization import load_tokenizer
 from espnet_speechllm_xl.training.batches import BatchFactory, Preprocessor, collate
 from espnet_speechllm_xl.training.checks import (
     BATCH_OPTIONS,
@@ -64,55 +52,38 @@ from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_pa
 
 abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
 
-encoder_choices = ClassChoices("encoder", classes={"emformer": EmformerEncoder}, default="emformer")
+
+@functools.cache
+def espnet_task(system: type[System]) -> "type[SpeechTask]":
+    """Return the ESPnet task of a system: ``SpeechLLMXLTask`` of ``SpeechLLMXLSystem``, of the same module.
+
+    ESPnet hands it to other processes by its name, by which the module has it, too.
+    """
+    name = f"{system.__name__.removesuffix('System')}Task"
+    about = {"__module__": system.__module__, "__doc__": f"{system.__doc__}  The ESPnet task."}
+    parts = [_class_choices(choices) for choices in system.part_choices]
+    fields = {**about, "system": system, "class_choices_list": parts}
+    return types.new_class(name, (SpeechTask,), exec_body=lambda namespace: namespace.update(fields))
+
+
+def _class_choices(choices: Choices) -> ClassChoices:
+    return ClassChoices(choices.name, dict(choices.classes), default=choices.default)
 
 
 class SpeechTask(abs_task.AbsTask):
-    """Base of the tasks; a subclass names itself, its sections, builds the model and says how it decodes."""
+    """Base of the tasks, of which :func:`espnet_task` makes one for a system."""
 
+    system: ClassVar[type[System]]
     num_optimizers = 1
     trainer = Trainer
-    name = ""  # written to config.yaml, so that a directory of another task is told apart
-    criterion: ClassVar[tuple[str, str, str]]  # by which epochs are chosen: set, statistic, "min" or "max"
-    sections: ClassVar[dict[str, type]] = {
-        "features_conf": FeatureConfig,
-        "specaug_conf": SpecAugmentConfig,
-        "concat_conf": ConcatConfig,
-        "augment_conf": AugmentConfig,
-    }
-    class_choices_list: ClassVar[list[ClassChoices]] = [encoder_choices]
-    search_choices: ClassVar[ClassChoices]  # the ways to decode
-    word_times = True  # whether decoding tells when a word was said
-
-    @staticmethod
-    @abc.abstractmethod
-    def transcribe(
-        model: Any,  # noqa: ANN401  # the task's
-        tokenizer: Tokenizer,
-        chunking: Any,  # noqa: ANN401  # ChunkingConfig or None
-        search_config: SearchConfig,
-        recordings: Sequence[npt.ArrayLike | Tensor],
-    ) -> list[list[Transcript]]:
-        """Return the n-best list of each recording.
-
-        Args:
-            model: of this task, in evaluation mode.
-            tokenizer: of the model.
-            chunking: of the decoding; None for a model without chunks.
-            search_config: its method is one of ``search_choices``.
-            recordings: samples (n,) of each, float in [-1, 1] at the model's rate.
-
-        Raises:
-            AudioError: the samples of a recording cannot be used.
-        """
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options beyond ESPnet's own; every ``*_conf`` section is a dataclass of config.py."""
-        group = parser.add_argument_group(f"{cls.name} options")
+        group = parser.add_argument_group(f"{cls.system.name} options")
         required = parser.get_default("required")
         required += ["token_list", "tokenizer"]
-        group.add_argument("--task", default=cls.name, choices=[cls.name], help="Kept in config.yaml")
+        group.add_argument("--task", default=cls.system.name, choices=[cls.system.name], help="Kept in config.yaml")
         group.add_argument("--token_list", default=None, help="File with one token a line, in the tokenizer's order")
         group.add_argument("--tokenizer", default=None, help="sentencepiece model, or directory of a HF tokenizer")
         group.add_argument(
@@ -143,18 +114,21 @@ class SpeechTask(abs_task.AbsTask):
             help="Compute each layer again in the backward pass instead of keeping what is in it (activation "
             "checkpointing): less memory, longer steps, the same gradients",
         )
-        for section, conf in cls.sections.items():
+        for section, conf in cls.system.sections.items():
             default, text = dataclasses.asdict(conf()), (conf.__doc__ or "").split("\n")[0]
             group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
-        for choices in (*cls.class_choices_list, cls.search_choices):
+        for section, part in cls.system.part_sections.items():
+            text = f"The keyword arguments of ESPnet's {part.__name__}"
+            group.add_argument(f"--{section}", action=NestedDictAction, default=get_default_kwargs(part), help=text)
+        for choices in (*cls.class_choices_list, _class_choices(cls.system.search_choices)):
             choices.add_arguments(group)
         search = dataclasses.asdict(SearchConfig())
         del search["method"]  # that is --search
         parser.set_defaults(search_conf=search)
         parser.set_defaults(
             iterator_type="task",
-            best_model_criterion=[cls.criterion],
-            early_stopping_criterion=cls.criterion,
+            best_model_criterion=[cls.system.criterion],
+            early_stopping_criterion=cls.system.criterion,
             num_att_plot=0,
             use_matplotlib=False,
             num_workers=0,
@@ -171,7 +145,7 @@ class SpeechTask(abs_task.AbsTask):
 
         Where the YAML has no encoder_conf, the encoder takes the settings of the model that training begins with.
         """
-        cls.check_sections(args)
+        cls.system.check_sections(args)
         if not args.config or not read_yaml(args.config).get("encoder_conf"):
             args.encoder_conf = {**encoder_to_begin_with(args.init_param, args.encoder), **args.encoder_conf}
         cls.check_options(args)
@@ -184,7 +158,7 @@ class SpeechTask(abs_task.AbsTask):
             super().main_worker(args)
         if args.collect_stats:
             with atomic_write(Path(args.output_dir) / FEATURES) as stream:
-                json.dump(dataclasses.asdict(cls.section(args, "features_conf")), stream)
+                json.dump(dataclasses.asdict(cls.system.section(args, "features_conf")), stream)
         if distributed.is_initialized():
             # Left to the end of the process, gloo's threads now and then abort it after a training that was finished.
             distributed.destroy_process_group()
@@ -225,25 +199,13 @@ class SpeechTask(abs_task.AbsTask):
             raise ConfigError(f"{', '.join(lacking)} must be given: a recipe's run.sh does so")
 
     @classmethod
-    def check_sections(cls, args: argparse.Namespace) -> None:
-        """Raise ConfigError for a section that is no mapping, or a part of the model that there is not.
-
-        Sections without entries become empty ones.
-        """
-        for name, value in vars(args).items():
-            if name.endswith("_conf"):
-                setattr(args, name, check_mapping({} if value is None else value, name))
-        for choices in (*cls.class_choices_list, cls.search_choices):
-            name = getattr(args, choices.name, choices.default)  # an old aligner has no search
-            if name not in list(choices.classes):
-                raise ConfigError(f"{choices.name} {shown(name)}: use one of {', '.join(choices.classes)}")
-
-    @classmethod
     def check_options(cls, args: argparse.Namespace) -> None:
         """Raise ConfigError for options that would be ignored, or that decoding would trip over after the training."""
-        check_rate(args, cls.section(args, "features_conf").sample_rate, "features_conf sample_rate")
-        if args.task != cls.name:
-            raise ConfigError(f"task: {args.task}: this trains {cls.name}: give --task {args.task} on the command line")
+        system = cls.system
+        check_rate(args, system.section(args, "features_conf").sample_rate, "features_conf sample_rate")
+        if args.task != system.name:
+            here = f"this trains {system.name}: give --task {args.task} on the command line"
+            raise ConfigError(f"task: {args.task}: {here}")
         parser = cls.get_parser()
         ignored = [name for name in BATCH_OPTIONS if getattr(args, name) != parser.get_default(name)]
         if ignored:
@@ -254,8 +216,8 @@ class SpeechTask(abs_task.AbsTask):
         if "method" in args.search_conf:
             raise ConfigError("search_conf method: give --search instead")
         if from_dict(SearchConfig, args.search_conf, "search_conf").ctc_weight:
-            loss = args.loss_conf if "loss_conf" in cls.sections else {}
-            check_joint("chunking_conf" in cls.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
+            loss = args.loss_conf if "loss_conf" in system.sections else {}
+            check_joint("chunking_conf" in system.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
         check_optimiser(args, abs_task.optim_classes, abs_task.scheduler_classes)
         if args.compile_layers is not None and not args.collect_stats:
             check_backend(args.compile_layers, "cuda" if args.ngpu else "cpu")
@@ -264,7 +226,7 @@ class SpeechTask(abs_task.AbsTask):
             raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")
         starts = [path for path in args.init_param if has_normaliser(path)]
         for path in starts:
-            check_init_features(path, dataclasses.asdict(cls.section(args, "features_conf")))
+            check_init_features(path, dataclasses.asdict(system.section(args, "features_conf")))
         if not (args.collect_stats or args.stats_file or starts):
             raise ConfigError(
                 "no --stats_file: give feats_stats.npz of the statistics stage, for normalize: global_mvn"
@@ -294,11 +256,6 @@ class SpeechTask(abs_task.AbsTask):
         return super().build_optimizers(args, model)
 
     @classmethod
-    def section(cls, args: argparse.Namespace, name: str) -> Any:  # noqa: ANN401  # of the class in ``sections``
-        """Return one ``*_conf`` section as its dataclass."""
-        return from_dict(cls.sections[name], getattr(args, name), name)
-
-    @classmethod
     def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
         """Return the settings that determine the weights, with defaults: ``{"encoder_conf dim": 144, ...}``."""
         settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
@@ -307,20 +264,21 @@ class SpeechTask(abs_task.AbsTask):
         settings["token_list"] = args.token_list
         if isinstance(args.token_list, str):
             settings["token_list"] = read_token_list(args.token_list)
-        conf = {name: dataclasses.asdict(cls.section(args, name)) for name in cls.sections}
-        for choices in cls.class_choices_list:
+        conf = {name: dataclasses.asdict(cls.system.section(args, name)) for name in cls.system.sections}
+        for choices in cls.system.part_choices:
             settings[choices.name] = getattr(args, choices.name)
-            defaults = get_default_kwargs(choices.get_class(settings[choices.name]))
+            defaults = get_default_kwargs(choices.classes[settings[choices.name]])
             conf[f"{choices.name}_conf"] = {**defaults, **getattr(args, f"{choices.name}_conf")}
         for name, section in conf.items():
             settings.update({f"{name} {field}": value for field, value in section.items()})
-        return settings
+        return {**settings, **{name: getattr(args, name) for name in cls.system.part_sections}}
 
     @classmethod
     def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocessor:
         """Return the reader of texts and alignments, the same for training and evaluation."""
-        whole_words = "chunking_conf" in cls.sections and cls.section(args, "chunking_conf").unit == "word"
-        rate = cls.section(args, "features_conf").sample_rate
+        system = cls.system
+        whole_words = "chunking_conf" in system.sections and system.section(args, "chunking_conf").unit == "word"
+        rate = system.section(args, "features_conf").sample_rate
         return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)
 
     @classmethod
@@ -331,7 +289,9 @@ class SpeechTask(abs_task.AbsTask):
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
         """Return the data that every example has."""
-        return ("speech", "text")
+        if inference:
+            return ("speech",)
+        return ("speech", "text", "alignment") if cls.system.needs_alignment else ("speech", "text")
 
     @classmethod
     def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
@@ -358,14 +318,14 @@ class SpeechTask(abs_task.AbsTask):
         if args.num_iters_per_epoch is not None:
             raise ConfigError("num_iters_per_epoch is not supported: an epoch is every utterance once")
         world = distributed.get_world_size() if iter_options.distributed else 1
-        features = cls.section(args, "features_conf")
+        features = cls.system.section(args, "features_conf")
         return BatchFactory(
             dataset=cls.build_dataset(args, iter_options),
             samples=samples,
             tokens=tokens,
             speakers=read_table(paths["spk"]) if "spk" in paths else None,
-            concat=cls.section(args, "concat_conf"),
-            augment=cls.section(args, "augment_conf"),
+            concat=cls.system.section(args, "concat_conf"),
+            augment=cls.system.section(args, "augment_conf"),
             batch_bins=iter_options.batch_bins,
             sample_rate=features.sample_rate,
             tail=features.tail_frames,
@@ -377,62 +337,16 @@ class SpeechTask(abs_task.AbsTask):
         )
 
     @classmethod
-    def build_acoustic(cls, args: argparse.Namespace) -> Acoustic:
-        """Make features, normalisation and encoder.
-
-        It also completes ``args``, which becomes config.yaml: the tokens themselves, and every setting of our sections,
-        so that later defaults do not change a trained model.
-        """
-        if args.normalize != "global_mvn":
-            raise ConfigError(
-                f"normalize: {args.normalize}: a stream cannot know the mean of an utterance that is still being "
-                "spoken; use global_mvn (statistics of the training set)"
-            )
+    def build_model(cls, args: argparse.Namespace) -> nn.Module:
+        """Make the model of ``args`` and complete them to config.yaml, with the tokens themselves."""
         if isinstance(args.token_list, str):
             args.token_list = read_token_list(args.token_list)
-        for name in cls.sections:
-            setattr(args, name, dataclasses.asdict(cls.section(args, name)))
         if args.stats_file:
-            check_statistics(Path(args.stats_file), args.features_conf)
-        acoustic = Acoustic(
-            cls.section(args, "features_conf"),
-            cls.section(args, "specaug_conf"),
-            encoder_choices.get_class(args.encoder),
-            args.encoder_conf,
-            stats_file=args.stats_file,
-        )
-        args.encoder_conf = dataclasses.asdict(acoustic.encoder.config)
-        return acoustic
+            features = cls.system.section(args, "features_conf")
+            check_statistics(Path(args.stats_file), dataclasses.asdict(features))
+        return cls.system.build_model(args)
 
 
 def _refuse(message: str) -> NoReturn:
     message = message.split("\n")[0]  # behind it are ESPnet's examples
     raise ConfigError(f"{message}: speechllm-xl train --espnet-help lists the options")
-
-
-class ChunkwiseTask(SpeechTask):
-    """Base of these tasks; a subclass names itself, its model and the decoders that this can have."""
-
-    criterion = ("valid", "acc_text", "max")
-    sections = {**SpeechTask.sections, "chunking_conf": ChunkingConfig, "loss_conf": LossConfig}
-    search_choices = ClassChoices("search", classes=SEARCHES, default="alsd")
-    transcribe = staticmethod(transcribe)
-    model_class: ClassVar[type[nn.Module]]  # called with acoustic front, decoder and these sections
-    model_sections: ClassVar[tuple[str, ...]] = ("chunking_conf", "loss_conf")
-    decoder_choices: ClassVar[ClassChoices]
-
-    def __init_subclass__(cls) -> None:
-        cls.class_choices_list = [encoder_choices, cls.decoder_choices]
-
-    @classmethod
-    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
-        """Return the data that every example has; training needs the alignment."""
-        return ("speech",) if inference else ("speech", "text", "alignment")
-
-    @classmethod
-    def build_model(cls, args: argparse.Namespace) -> nn.Module:
-        """Make the model of ``args``."""
-        acoustic = cls.build_acoustic(args)
-        decoder = cls.decoder_choices.get_class(args.decoder)(len(args.token_list), **args.decoder_conf)
-        args.decoder_conf = dataclasses.asdict(decoder.config)
-        return cls.model_class(acoustic, decoder, *(cls.section(args, name) for name in cls.model_sections))

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from espnet2.train.class_choices import ClassChoices
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
@@ -34,7 +33,7 @@ from espnet_speechllm_xl.model.sequence import build_label_sequence, frame_chunk
 from espnet_speechllm_xl.model.visibility import attention_mask
 from espnet_speechllm_xl.settings import ConfigError, from_dict, require, require_share, signature
 from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
-from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
+from espnet_speechllm_xl.systems.base_system import Choices, ChunkwiseSystem
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
             ConfigError: ``context`` is not 0 chunks.
         """
         require_own_chunk(context)
-        weight, config = self.output.weight, self.config
+        weight, config = self.embedding.weight, self.config
         nothing = weight.new_empty(config.blocks, 2, config.heads, 0, config.dim // config.heads)
         return LabelPast(weight.new_zeros(2, config.lstm_layers, config.dim), nothing)
 
@@ -151,7 +150,7 @@ class LabelDecoder(nn.Module, TextDecoder[LabelPast]):
         """Advance hypotheses; see :class:`ChunkDecoder`; the frames of a chunk are read behind an EOC."""
         memories = self._memories(requests)
         labels = [self.eoc if request.frames is not None else request.token for request in requests]
-        inputs = self.embedding(torch.tensor(labels, device=self.output.weight.device)[:, None])
+        inputs = self.embedding(torch.tensor(labels, device=self.embedding.weight.device)[:, None])
         padded, memory_chunk_id = _pad(memories)
         state = torch.stack([request.past.state for request in requests], dim=2)
         hidden, state = self(inputs, memory_chunk_id.new_zeros(len(requests), 1), padded, memory_chunk_id, state)
@@ -259,13 +258,15 @@ class ChunkedAED(ChunkwiseModel):
         return hidden, sequence.target
 
 
-class ChunkedAEDTask(ChunkwiseTask):
+class ChunkedAEDSystem(ChunkwiseSystem):
     """Chunked AED (arXiv 2309.08436)."""
 
     name = "chunked_aed"
     model_class = ChunkedAED
-    decoder_choices = ClassChoices("decoder", classes={"label": LabelDecoder}, default="label")
+    decoder_choices = Choices("decoder", {"label": LabelDecoder}, default="label")
 
+
+__getattr__ = ChunkedAEDSystem.task_by_name  # ChunkedAEDTask
 
 if __name__ == "__main__":
-    ChunkedAEDTask.main()
+    ChunkedAEDSystem.task().main()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy.typing as npt
 import torch
-from espnet2.train.class_choices import ClassChoices
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import edit_distance
@@ -24,7 +23,7 @@ from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
-from espnet_speechllm_xl.systems.base_task import SpeechTask
+from espnet_speechllm_xl.systems.base_system import Choices, System
 from espnet_speechllm_xl.tokenization import Tokenizer
 
 
@@ -199,7 +198,7 @@ def transcribe(
     search_config: SearchConfig,
     recordings: Sequence[npt.ArrayLike | Tensor],
 ) -> list[list[Transcript]]:
-    """Return the n-best list of each recording (n,); see :meth:`SpeechTask.transcribe`."""
+    """Return the n-best list of each recording (n,); see :meth:`System.transcribe`."""
     speech = [checked_samples(samples, model) for samples in recordings]
     lengths = torch.tensor([len(samples) for samples in speech], device=speech[0].device)
     log_probs, counts = model.log_probs(pad_sequence(speech, batch_first=True), lengths)
@@ -241,21 +240,23 @@ def _spans(log_probs: Tensor, tokens: list[int], blank: int, end: int) -> list[T
         return [TokenSpan(min(span.start, end - 1), min(span.end, end - 1)) for span in spans]
 
 
-class CTCTask(SpeechTask):
+class CTCSystem(System):
     """Encoder and CTC head."""
 
     name = "ctc"
     criterion = ("valid", "ter", "min")
-    sections = {**SpeechTask.sections, "ctc_conf": CTCConfig}
-    search_choices = ClassChoices("search", SEARCHES, default="greedy")
+    sections = {**System.sections, "ctc_conf": CTCConfig}
+    search_choices = Choices("search", SEARCHES, default="greedy")
     transcribe = staticmethod(transcribe)
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> CTCModel:
-        """Make the model of ``args``."""
+        """Make the model of ``args``; see :meth:`System.build_model`."""
         acoustic = cls.build_acoustic(args)
         return CTCModel(acoustic, len(args.token_list), cls.section(args, "ctc_conf").dropout)
 
 
+__getattr__ = CTCSystem.task_by_name  # CTCTask
+
 if __name__ == "__main__":
-    CTCTask.main()
+    CTCSystem.task().main()

@@ -63,8 +63,8 @@ from espnet_speechllm_xl.model.sequence import DecoderSequence, check_ends, gath
 from espnet_speechllm_xl.model.visibility import PADDING
 from espnet_speechllm_xl.settings import ConfigError, require
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
-from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
-from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
+from espnet_speechllm_xl.systems.base_system import ChunkwiseSystem
+from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLSystem
 
 
 @dataclass(frozen=True)
@@ -368,15 +368,17 @@ class CTCPromptLM(AcousticModel):
         return torch.where(drawn[1] < self.prompt_config.prefix_probability, shorter, blocks)
 
 
-class CTCPromptLMTask(ChunkwiseTask):
+class CTCPromptLMSystem(ChunkwiseSystem):
     """Encoder, CTC prompts, LM (arXiv 2406.16107); data, LM and searches are those of the recogniser."""
 
     name = "ctc_prompt_lm"
-    sections = {**ChunkwiseTask.sections, "prompt_conf": PromptConfig}
+    sections = {**ChunkwiseSystem.sections, "prompt_conf": PromptConfig}
     model_class = CTCPromptLM
-    model_sections = (*ChunkwiseTask.model_sections, "prompt_conf")
-    decoder_choices = SpeechLLMXLTask.decoder_choices
+    model_sections = (*ChunkwiseSystem.model_sections, "prompt_conf")
+    decoder_choices = SpeechLLMXLSystem.decoder_choices
 
+
+__getattr__ = CTCPromptLMSystem.task_by_name  # CTCPromptLMTask
 
 if __name__ == "__main__":
-    CTCPromptLMTask.main()
+    CTCPromptLMSystem.task().main()

@@ -1,13 +1,12 @@
-"""SpeechLLM-XL (arXiv 2410.03752): the recogniser, and its ESPnet task."""
+"""SpeechLLM-XL (arXiv 2410.03752): the recogniser."""
 
-from espnet2.train.class_choices import ClassChoices
 from torch import Tensor
 
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs
 from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
-from espnet_speechllm_xl.systems.base_task import ChunkwiseTask
+from espnet_speechllm_xl.systems.base_system import Choices, ChunkwiseSystem
 
 
 class SpeechLLMXL(ChunkwiseModel):
@@ -31,13 +30,15 @@ class SpeechLLMXL(ChunkwiseModel):
         return self.decoder(inputs, sequence.position, sequence.chunk_id, chunking.context), sequence.target
 
 
-class SpeechLLMXLTask(ChunkwiseTask):
+class SpeechLLMXLSystem(ChunkwiseSystem):
     """SpeechLLM-XL (arXiv 2410.03752)."""
 
     name = "speechllm_xl"
     model_class = SpeechLLMXL
-    decoder_choices = ClassChoices("decoder", classes={"llm": Decoder}, default="llm")
+    decoder_choices = Choices("decoder", {"llm": Decoder}, default="llm")
 
+
+__getattr__ = SpeechLLMXLSystem.task_by_name  # SpeechLLMXLTask
 
 if __name__ == "__main__":
-    SpeechLLMXLTask.main()
+    SpeechLLMXLSystem.task().main()

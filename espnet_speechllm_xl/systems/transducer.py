@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
-from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
 from espnet2.asr_transducer.joint_network import JointNetwork
-from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
-from espnet2.utils.nested_dict_action import NestedDictAction
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import rnnt_loss
@@ -27,8 +23,13 @@ from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.settings import ConfigError, check_names
 from espnet_speechllm_xl.systems.base_model import AcousticModel, Trained
-from espnet_speechllm_xl.systems.base_task import SpeechTask, encoder_choices
+from espnet_speechllm_xl.systems.base_system import Choices, System, encoder_choices
 from espnet_speechllm_xl.tokenization import Tokenizer
+from espnet_speechllm_xl.training import compat
+
+with compat.without_notice():
+    from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
+    from espnet2.asr.transducer.beam_search_transducer import BeamSearchTransducer
 
 BLANK = 0
 
@@ -105,7 +106,7 @@ def transcribe(
     search_config: SearchConfig,
     recordings: Sequence[npt.ArrayLike | Tensor],
 ) -> list[list[Transcript]]:
-    """Return the n-best list of each recording (n,); see :meth:`SpeechTask.transcribe`.
+    """Return the n-best list of each recording (n,); see :meth:`System.transcribe`.
 
     Scores are normalised by length, as ESPnet does; words have no times.
     """
@@ -156,43 +157,28 @@ def _transcript(tokenizer: Tokenizer, text: str, labelling: _Labelling) -> Trans
     )
 
 
-decoder_choices = ClassChoices("decoder", classes={"transducer": TransducerDecoder}, default="transducer")
 SEARCHES = ("greedy", "default", "alsd", "tsd", "nsc", "maes")  # ESPnet's
 
 
-class TransducerTask(SpeechTask):
+class TransducerSystem(System):
     """Encoder, label decoder, joint network."""
 
     name = "transducer"
     criterion = ("valid", "loss", "min")
-    sections = {**SpeechTask.sections, "loss_conf": LossConfig}
-    class_choices_list = [encoder_choices, decoder_choices]
-    search_choices = ClassChoices("search", dict.fromkeys(SEARCHES, BeamSearchTransducer), default="default")
+    sections = {**System.sections, "loss_conf": LossConfig}
+    decoder_choices = Choices("decoder", {"transducer": TransducerDecoder}, default="transducer")
+    part_choices = [encoder_choices, decoder_choices]
+    part_sections = {"joint_network_conf": JointNetwork}
+    search_choices = Choices("search", dict.fromkeys(SEARCHES, BeamSearchTransducer), default="default")
     transcribe = staticmethod(transcribe)
     word_times = False
 
     @classmethod
-    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the options, with the joint network's."""
-        super().add_task_arguments(parser)
-        parser.add_argument(
-            "--joint_network_conf",
-            action=NestedDictAction,
-            default=get_default_kwargs(JointNetwork),
-            help="ESPnet's JointNetwork: joint_space_size, ...",
-        )
-
-    @classmethod
-    def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
-        """Return the settings that determine the weights, with the joint network's."""
-        return {**super().training_settings(args), "joint_network_conf": args.joint_network_conf}
-
-    @classmethod
     def build_model(cls, args: argparse.Namespace) -> TransducerModel:
-        """Make the model of ``args``."""
+        """Make the model of ``args``; see :meth:`System.build_model`."""
         acoustic = cls.build_acoustic(args)
         classes = len(args.token_list) + 1
-        decoder_class = decoder_choices.get_class(args.decoder)
+        decoder_class = cls.decoder_choices.classes[args.decoder]
         for section, built in (("decoder_conf", decoder_class), ("joint_network_conf", JointNetwork)):
             check_names(getattr(args, section), list(get_default_kwargs(built)), section)
         decoder = decoder_class(classes, **args.decoder_conf)
@@ -200,5 +186,7 @@ class TransducerTask(SpeechTask):
         return TransducerModel(acoustic, decoder, joint, cls.section(args, "loss_conf"))
 
 
+__getattr__ = TransducerSystem.task_by_name  # TransducerTask
+
 if __name__ == "__main__":
-    TransducerTask.main()
+    TransducerSystem.task().main()

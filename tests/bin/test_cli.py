@@ -85,6 +85,38 @@ def one_line(error):
     return lines[0]
 
 
+# The end of the process
+
+
+def ended(begin):
+    """(exit code, standard output) of a process whose command ``transcribe`` is ``begin``, lines of Python."""
+    script = [
+        "import atexit, sys, threading, time",
+        "from espnet_speechllm_xl.bin import cli",
+        "class Garbage:",
+        "    def __del__(self): print('freed', flush=True)",
+        "garbage = Garbage()",
+        "garbage.itself = garbage",
+        "def main():",
+        *(f"    {line}" for line in begin),
+        "    return 2",
+        "cli.main, sys.argv = main, ['speechllm-xl', 'transcribe']",
+        "cli.run()",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    return done.returncode, done.stdout.split()
+
+
+def test_the_process_ends_without_freeing_its_memory():
+    assert ended(["atexit.register(print, 'last')", "print('text')"]) == (2, ["text", "last"])
+
+
+def test_the_process_waits_for_its_threads():
+    late = ["threading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()", "print('text')"]
+    assert ended(late) == (2, ["text", "late", "freed"])
+
+
 # Help and wrong use
 
 

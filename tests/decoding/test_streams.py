@@ -351,12 +351,12 @@ def answer_of(tiny_model):
 
 def test_alsd_cannot_stream(tiny_model):
     from espnet_speechllm_xl import Speech2Text
-    from espnet_speechllm_xl.systems import find_task
+    from espnet_speechllm_xl.systems import find_system
 
-    speech2text = Speech2Text(find_task("speechllm_xl"), *tiny_model, search("alsd"), tiny_model[0].chunking)
+    speech2text = Speech2Text(find_system("speechllm_xl"), *tiny_model, search("alsd"), tiny_model[0].chunking)
     with pytest.raises(ConfigError, match="'alsd' needs all audio before the first word: use 'greedy' or 'chunk_sync'"):
         speech2text.stream(search="alsd")
-    greedy = Speech2Text(find_task("speechllm_xl"), *tiny_model, search("greedy"), tiny_model[0].chunking)
+    greedy = Speech2Text(find_system("speechllm_xl"), *tiny_model, search("greedy"), tiny_model[0].chunking)
     assert greedy.stream().search.config == search("greedy", beam=1)
     updates = play(speech2text.stream(), np.array_split(tiny.speech(2, 40000), 7))
     assert said(updates) == offline(tiny_model, (16, 2), search("chunk_sync"), tiny.speech(2, 40000))[0][0].text

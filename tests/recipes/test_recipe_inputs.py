@@ -317,12 +317,12 @@ def test_what_needs_no_aligner_needs_no_configuration_of_one(run_driver, tmp_pat
 
 
 def test_the_driver_knows_the_searches_of_the_tasks(run_driver, tmp_path):
-    from espnet_speechllm_xl.systems import TASKS, find_task
+    from espnet_speechllm_xl.systems import SYSTEMS, find_system
 
-    for task in TASKS:
+    for task in SYSTEMS:
         done = run_driver("speechllm_xl.sh", tmp_path, "--system", task, "--searches", "none", "--stage", "score")
         known = re.search(rf"--searches: {task} has (.*), not 'none'", done.stderr)[1]
-        assert {*known.split()} == {*find_task(task).search_choices.classes}
+        assert {*known.split()} == {*find_system(task).search_choices.classes}
 
 
 def test_audio_that_fails_is_named_at_the_end(run_driver, toy_data, tmp_path):
