@@ -151,8 +151,6 @@ class _Convolution(nn.Module):
         stream = torch.cat([history.to(gated), segment.flatten(1, 2)], dim=1)
         window = _windows(stream, history.shape[1], count, tail)
         mixed = self.depthwise(window.flatten(0, 1).transpose(1, 2)).transpose(1, 2)  # (B N, S + R, D)
-        # The norm would copy it anyway; torch 2.11's inductor cannot save a transposed view of unknown size.
-        mixed = mixed.contiguous()
         mixed = self.project(F.silu(self.norm(mixed))).view(batch, count, width, dim)
         return self.dropout(mixed), _last(stream, history.shape[1])
 
