@@ -19,7 +19,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     if not training or probability == 0.0:
         return x
     dropped = round(256 * probability)
-    if x.device.type != "cpu" or not 0 < dropped < 256:
+    # A compiled layer draws within its kernels.
+    if x.device.type != "cpu" or not 0 < dropped < 256 or torch.compiler.is_compiling():
         return F.dropout(x, probability, training)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped

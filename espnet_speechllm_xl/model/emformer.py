@@ -81,7 +81,7 @@ def _windows(stream: Tensor, history: int, count: int, tail: Tensor) -> Tensor:
     """
     # Slices and one cat: the backward of torch.Tensor.unfold is several times slower.
     size = (stream.shape[1] - history) // count
-    whole, rest = divmod(history, size)
+    whole, rest = history // size, history % size  # torch.compile knows no divmod
     parts = [stream[:, : count * size].unflatten(1, (count, size))[:, :, :rest]] if rest else []
     for k in range(whole + 1):
         begin = rest + k * size

@@ -19,6 +19,7 @@ with compat.without_notice():
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str2bool, str_or_none
 from torch import distributed, nn, optim
 
 from espnet_speechllm_xl.config import LossConfig, SearchConfig
@@ -45,6 +46,7 @@ from espnet_speechllm_xl.training.checks import (
     read_first_ints,
     read_token_list,
 )
+from espnet_speechllm_xl.training.layers import check_backend
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
 from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
@@ -97,6 +99,21 @@ class SpeechTask(abs_task.AbsTask):
             help="Of float32 matrix products in training (torch.set_float32_matmul_precision): medium is the fastest "
             "and allows bfloat16 or TF32 inside a product",
         )
+        group.add_argument(
+            "--compile_layers",
+            type=str_or_none,
+            default=None,
+            metavar="BACKEND",
+            help="Compile each layer of encoder and decoder in training by this backend of torch.compile, such as "
+            "inductor (which needs a C++ compiler, and triton on a GPU); null: do not compile",
+        )
+        group.add_argument(
+            "--recompute_layers",
+            type=str2bool,
+            default=False,
+            help="Compute each layer again in the backward pass instead of keeping what is in it (activation "
+            "checkpointing): less memory, longer steps, the same gradients",
+        )
         for section, conf in cls.system.sections.items():
             default, text = dataclasses.asdict(conf()), (conf.__doc__ or "").split("\n")[0]
             group.add_argument(f"--{section}", action=NestedDictAction, default=default, help=text)
@@ -134,7 +151,9 @@ class SpeechTask(abs_task.AbsTask):
         cls.check_options(args)
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
-        precision = matmul_precision(args.matmul_precision, on_cpu=not args.ngpu)
+        # Plain products have transposed views, which torch 2.11 cannot compile where their sizes are variables.
+        plain_attention = not args.ngpu and args.compile_layers is None
+        precision = matmul_precision(args.matmul_precision, on_cpu=plain_attention)
         with replaced(abs_task, "load_pretrained_model", load_part), precision:
             super().main_worker(args)
         if args.collect_stats:
@@ -200,6 +219,8 @@ class SpeechTask(abs_task.AbsTask):
             loss = args.loss_conf if "loss_conf" in system.sections else {}
             check_joint("chunking_conf" in system.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
         check_optimiser(args, abs_task.optim_classes, abs_task.scheduler_classes)
+        if args.compile_layers is not None and not args.collect_stats:
+            check_backend(args.compile_layers, "cuda" if args.ngpu else "cpu")
         kept = args.keep_nbest_models
         if min([kept] if isinstance(kept, int) else kept, default=0) < 1:
             raise ConfigError(f"keep_nbest_models {kept}: decoding takes the mean of the best epochs: give 1 or more")

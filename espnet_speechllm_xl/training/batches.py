@@ -4,7 +4,7 @@ ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (so
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
@@ -23,6 +23,9 @@ from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
 MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
 STRETCH = 400  # samples whose level may be that of the background noise
+# Share by which lengths are changed at random before examples are sorted into batches.  It mixes the batches from epoch
+# to epoch, and is about the share of padding that this costs.
+JITTER = 0.02
 
 Arrays = dict[str, np.ndarray]  # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames
 
@@ -173,8 +176,36 @@ def _quiet_level(speech: np.ndarray) -> float:
     return min(float(np.sqrt(np.mean(speech[start : start + STRETCH] ** 2))) for start in starts)
 
 
+class Padding:
+    """Counts the padding of batches.
+
+    Args:
+        sample_rate: Hz of the audio.
+        tail: frames of silence that the model appends to each example.
+    """
+
+    def __init__(self, sample_rate: int, tail: int) -> None:
+        self._sample_rate, self._tail = sample_rate, tail
+        self._real, self._padded = [0, 0], [0, 0]
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Count a batch of :func:`collate`."""
+        frames = timeline.frames(batch["speech_lengths"], self._sample_rate) + self._tail
+        for index, counts in enumerate((frames, frames + batch["text_lengths"])):
+            self._real[index] += int(counts.sum())
+            self._padded[index] += int(counts.max()) * len(counts)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Return which shares of the encoder's frames and of the decoder's inputs are padding."""
+        frames, inputs = (
+            1 - real / padded if padded else 0.0 for real, padded in zip(self._real, self._padded, strict=True)
+        )
+        return frames, inputs
+
+
 class BatchFactory(AbsIterFactory):
-    """Batches of similar total sequence length (frames + tokens), made anew for each epoch.
+    """Batches of similar length, made anew for each epoch.
 
     An epoch depends on the seed and its number only, so a resumed training sees the same batches.
 
@@ -225,7 +256,7 @@ class BatchFactory(AbsIterFactory):
         self.speakers = speakers
         self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
         self.augment = augment or AugmentConfig()
-        self.tail = tail
+        self.sample_rate, self.tail = sample_rate, tail
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for file, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -249,6 +280,10 @@ class BatchFactory(AbsIterFactory):
         """Count the decoder inputs of an example."""
         return sequence_length(num_frames + self.tail, num_tokens)
 
+    def new_padding(self) -> Padding:
+        """Return a counter of the padding in the batches."""
+        return Padding(self.sample_rate, self.tail)
+
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> DataLoader:
         """Return the loader of one epoch, which yields ``(utterance ids, batch)``; ``shuffle`` changes nothing."""
         batches = self.batches(epoch)
@@ -269,10 +304,13 @@ class BatchFactory(AbsIterFactory):
         examples = self._examples(rng)
         if self.train:
             examples = self._augmented(examples, np.random.default_rng([self.seed, epoch, 1]))
-        # A little noise on the length mixes the batches from epoch to epoch.
-        jitter = rng.uniform(0.9, 1.1, len(examples)) if self.train else np.ones(len(examples))
-        keyed = sorted(zip(examples, jitter, strict=True), key=lambda pair: self._total(pair[0]) * pair[1])
-        batches = _fill([example for example, _ in keyed], self._total, self.batch_bins, self.world_size)
+        frames, inputs = (np.array(counts, dtype=np.int64) for counts in zip(*map(self._size, examples), strict=True))
+        # The encoder pads frames, the decoder its inputs, frames and tokens: each has its say in what is of one length.
+        lengths = (frames + inputs) / 2
+        if self.train:
+            lengths *= rng.uniform(1 - JITTER, 1 + JITTER, len(examples))
+        order = np.argsort(lengths, kind="stable").tolist()
+        batches = _fill([(examples[index], int(inputs[index])) for index in order], self.batch_bins, self.world_size)
         if len(batches[0]) < self.world_size:
             raise DataError(
                 f"{len(batches[0])} examples for {self.world_size} processes, which take one each at least: "
@@ -293,10 +331,11 @@ class BatchFactory(AbsIterFactory):
             for example, gain, cut, frames in zip(examples, gains, cuts, kept, strict=True)
         ]
 
-    def _total(self, example: Example) -> int:
-        last = example.utterances[-1]
-        num_frames = example.offsets[-1] + self.frames[last]
-        return self._inputs(num_frames, sum(self.tokens[utterance] for utterance in example.utterances))
+    def _size(self, example: Example) -> tuple[int, int]:
+        """Count the frames that the encoder gives for an example, and the decoder inputs."""
+        num_frames = example.offsets[-1] + self.frames[example.utterances[-1]]
+        num_tokens = sum(self.tokens[utterance] for utterance in example.utterances)
+        return num_frames + self.tail, self._inputs(num_frames, num_tokens)
 
     def _examples(self, rng: np.random.Generator) -> list[Example]:
         """Return all utterances as examples, some of them joined in training."""
@@ -340,21 +379,19 @@ class BatchFactory(AbsIterFactory):
         return order
 
 
-def _fill(
-    examples: list[Example], length: Callable[[Example], int], bins: int, min_examples: int
-) -> list[list[Example]]:
-    """Cut a list sorted by length into batches of at most ``bins`` inputs, padding included.
+def _fill(examples: Iterable[tuple[Example, int]], bins: int, min_examples: int) -> list[list[Example]]:
+    """Cut a list of examples and their decoder inputs, about sorted, into batches.
 
-    A batch has ``min_examples`` at least, even if that takes more inputs.
+    A batch has at most ``bins`` inputs, padding included.  It has ``min_examples`` at least, even if they have more.
     """
     batches: list[list[Example]] = []
     batch: list[Example] = []
     longest = 0
-    for example in examples:
-        longest = max(longest, length(example))  # the jitter puts some a little out of order
+    for example, length in examples:
+        longest = max(longest, length)
         if len(batch) >= min_examples and longest * (len(batch) + 1) > bins:
             batches.append(batch)
-            batch, longest = [], length(example)
+            batch, longest = [], length
         batch.append(example)
     if batches and len(batch) < min_examples:
         batches[-1].extend(batch)

@@ -10,6 +10,7 @@ ESPnet 202511 to 202611 have these faults, mended here:
 Faults of single releases: :mod:`~espnet_speechllm_xl.training.compat`.
 """
 
+import argparse
 import contextlib
 import ctypes
 import functools
@@ -18,30 +19,33 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Protocol, TypeVar
 
 import espnet2.train.trainer as espnet_trainer
 import torch
-from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
+from espnet2.utils.build_dataclass import build_dataclass
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_speechllm_xl.errors import UserError, of_machine
 from espnet_speechllm_xl.experiment import CHECKPOINT, average_name
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.training import compat
+from espnet_speechllm_xl.training.batches import BatchFactory, Padding
 from espnet_speechllm_xl.training.checks import parse_init_param
+from espnet_speechllm_xl.training.layers import compiled_layers, recompute_layers
 from espnet_speechllm_xl.training.schedule import LinearShares
 
 SHOWN = ("loss", "acc", "ter", "cer_ctc")  # figures of the validation that the line of an epoch shows
 
 Criteria = Sequence[Sequence[str]]  # (phase, name of a figure, "min" or "max") each
 Batch_co = TypeVar("Batch_co", covariant=True)
-Batch = TypeVar("Batch")
+Loaded = tuple[list[str], dict[str, torch.Tensor]]  # utterance ids and batch, as batches.collate makes them
 
 
 class CheckpointError(UserError):
@@ -66,6 +70,16 @@ class Options(Protocol):
     best_model_criterion: Criteria
     patience: int | None
     early_stopping_criterion: Sequence[str]
+    compile_layers: str | None
+    recompute_layers: bool
+
+
+@dataclass
+class TrainerOptions(espnet_trainer.TrainerOptions):
+    """ESPnet's options of the trainer, and those of :mod:`~espnet_speechllm_xl.training.layers`."""
+
+    compile_layers: str | None
+    recompute_layers: bool
 
 
 class Batches(Iterable[Batch_co], Sized, Protocol[Batch_co]):
@@ -79,11 +93,17 @@ class Trainer(espnet_trainer.Trainer):
     options: Options
 
     @classmethod
+    def build_options(cls, args: argparse.Namespace) -> TrainerOptions:
+        """Return the part of the training's options that the trainer reads."""
+        return build_dataclass(TrainerOptions, args)
+
+    @classmethod
     def run(
         cls,
         *,
+        model: torch.nn.Module,
         schedulers: Sequence[object],
-        train_iter_factory: AbsIterFactory,
+        train_iter_factory: BatchFactory,
         trainer_options: Options,
         distributed_option: DistributedOption,
         **others: object,
@@ -91,6 +111,7 @@ class Trainer(espnet_trainer.Trainer):
         """Train as ESPnet does; files appear whole, and ``<criterion>.ave.pth`` is the mean of the n best epochs.
 
         Args:
+            model: is trained.
             schedulers: the learning rate schedules.
             train_iter_factory: makes the batches of an epoch.
             trainer_options: settings of the training.
@@ -103,13 +124,21 @@ class Trainer(espnet_trainer.Trainer):
             num_batches = len(train_iter_factory.build_iter(1))  # other epochs have about as many
             for schedule in schedules:
                 schedule.begin(num_batches // options.accum_grad * options.max_epoch)
-        cls.progress, cls.options = TrainingProgress(options.max_epoch, schedules), options
+        cls.progress = TrainingProgress(options.max_epoch, train_iter_factory.new_padding, schedules)
+        cls.options = options
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # from a killed run
             leftover.unlink(missing_ok=True)
         keep_freed_memory()
-        with replaced(torch, "save", _atomic_save), replaced(espnet_trainer, "average_nbest_models", average_best):
+        with (
+            replaced(torch, "save", _atomic_save),
+            replaced(espnet_trainer, "average_nbest_models", average_best),
+            compiled_layers(model, options.compile_layers),
+        ):
+            if options.recompute_layers:
+                recompute_layers(model)
             try:
                 super().run(
+                    model=model,
                     schedulers=schedulers,
                     train_iter_factory=train_iter_factory,
                     trainer_options=options,
@@ -164,7 +193,7 @@ class Trainer(espnet_trainer.Trainer):
     def train_one_epoch(
         cls,
         *,
-        iterator: Batches,
+        iterator: Batches[Loaded],
         optimizers: Sequence[torch.optim.Optimizer],
         reporter: SubReporter,
         distributed_option: DistributedOption,
@@ -229,19 +258,25 @@ class TrainingProgress:
 
     Args:
         max_epoch: the last epoch.
+        new_padding: makes a counter of padding, for an epoch.
         schedules: learning rate schedules to show.
     """
 
-    def __init__(self, max_epoch: int, schedules: Sequence[LinearShares] = ()) -> None:
-        self.max_epoch, self.schedules = max_epoch, schedules
+    def __init__(
+        self, max_epoch: int, new_padding: Callable[[], Padding], schedules: Sequence[LinearShares] = ()
+    ) -> None:
+        self.max_epoch, self.new_padding, self.schedules = max_epoch, new_padding, schedules
+        self.padding = new_padding()  # of the epoch
         self.start = time.monotonic()
         self.done = 0  # epochs of this run
         self.train_loss = float("nan")
 
-    def watch(self, batches: Batches[Batch], reporter: SubReporter) -> Iterator[Batch]:
-        """Yield the batches of an epoch; print once a minute how many are done."""
+    def watch(self, batches: Batches[Loaded], reporter: SubReporter) -> Iterator[Loaded]:
+        """Yield the batches of an epoch, and count their padding; print once a minute how many are done."""
+        self.padding = self.new_padding()
         start = printed = time.monotonic()
         for count, batch in enumerate(batches, 1):
+            self.padding.add(batch[1])
             yield batch
             if time.monotonic() - printed >= 60:
                 printed = time.monotonic()
@@ -269,8 +304,10 @@ class TrainingProgress:
             f"learning rate {schedule.rate(schedule.steps):.2g} at {schedule.share:.0%} of its schedule; "
             for schedule in self.schedules
         )
+        frames, inputs = self.padding.shares
         print(
             f"epoch {reporter.epoch}/{self.max_epoch}: train loss {self.train_loss:.3f}; valid {valid}; {place}"
+            f"padding {frames:.1%} of the frames, {inputs:.1%} with the tokens; "
             f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
             flush=True,
         )

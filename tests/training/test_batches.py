@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 import training
 from slow import slow_sequence
 
@@ -17,6 +18,7 @@ from espnet_speechllm_xl.training.batches import (
     DataError,
     Example,
     JoinedDataset,
+    Padding,
     Preprocessor,
     collate,
 )
@@ -137,6 +139,65 @@ def test_epochs_differ_and_repeat_themselves():
     assert examples[0] != examples[1]
     valid = factory(*arguments, CONCAT, train=False)
     assert valid.batches(1) == valid.batches(2)
+
+
+def ordinary(count=3000, seed=0):
+    """Draw utterances as LibriSpeech has them: half of 12 to 16 s, the others of all lengths from 1 to 35 s."""
+    rng = np.random.default_rng(seed)
+    seconds = np.where(
+        rng.random(count) < 0.5, rng.normal(14.2, 1.2, count), rng.lognormal(np.log(9.5), 0.55, count)
+    ).clip(1, 35)
+    names = [f"u{index:04d}" for index in range(count)]
+    tokens = (3.5 * seconds * rng.normal(1, 0.12, count)).clip(1)
+    return (
+        {name: int(RATE * value) for name, value in zip(names, seconds, strict=True)},
+        {name: int(value) for name, value in zip(names, tokens, strict=True)},
+        {name: f"s{index // 100}" for index, name in enumerate(names)},
+    )
+
+
+def shares(batches, samples, tokens):
+    """Compute which shares of frames and decoder inputs are padding, from the samples of the joined audio."""
+    real, padded = [0, 0], [0, 0]
+    for batch in batches:
+        lengths = [example.offsets[-1] * FRAME + samples[example.utterances[-1]] for example in batch]
+        frames = [timeline.frames(length, RATE) for length in lengths]
+        for index, counts in enumerate((frames, [size(example, samples, tokens) for example in batch])):
+            real[index] += sum(counts)
+            padded[index] += max(counts) * len(counts)
+    return [1 - one / other for one, other in zip(real, padded, strict=True)]
+
+
+@pytest.mark.parametrize("concat", [None, ConcatConfig(max_seconds=30.0, probability=0.5)], ids=["single", "joined"])
+@pytest.mark.parametrize("bins", [1300, 8000])
+def test_less_than_a_twentieth_is_padding(concat, bins):
+    samples, tokens, speakers = ordinary()
+    batches = factory(samples, tokens, speakers, concat, bins)
+    for epoch in (1, 2):
+        assert max(shares(batches.batches(epoch), samples, tokens)) < 0.045
+
+
+def test_an_utterance_meets_others_in_each_epoch():
+    """Batches are no function of length alone: most pairs of a batch are parted in the next epoch."""
+    samples, tokens, speakers = ordinary()
+    batches = factory(samples, tokens, speakers, None, 8000)
+    pairs = [
+        {(one.utterances, other.utterances) for batch in batches.batches(epoch) for one in batch for other in batch}
+        for epoch in (2, 3)
+    ]
+    common = len(pairs[0] & pairs[1]) - len(samples)  # each with itself
+    assert common < 0.4 * (len(pairs[0]) - len(samples))
+
+
+def test_padding_is_counted_as_the_model_has_it():
+    padding = Padding(RATE, tail=6)
+    assert padding.shares == (0.0, 0.0)
+    samples = [timeline.samples_for_frames(count, RATE) for count in (94, 44, 14)]
+    padding.add({"speech_lengths": torch.tensor(samples), "text_lengths": torch.tensor([20, 0, 10])})
+    # 100 + 50 + 20 of 300 frames; 120 + 50 + 30 of 360 inputs.
+    assert padding.shares == pytest.approx((1 - 170 / 300, 1 - 200 / 360))
+    padding.add({"speech_lengths": torch.tensor(samples[:1]), "text_lengths": torch.tensor([20])})
+    assert padding.shares == pytest.approx((1 - 270 / 400, 1 - 320 / 480))
 
 
 @pytest.mark.parametrize("bins", [300, 100000])

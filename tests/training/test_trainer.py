@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -375,6 +376,7 @@ def test_progress_says_epoch_loss_and_time_left(toy_data, toy_stats, tmp_path, c
     for epoch, line in enumerate(lines, 1):
         assert line.startswith(f"epoch {epoch}/2: train loss {figures[epoch]['train']['loss']:.3f}; ")
         assert f"valid loss {figures[epoch]['valid']['loss']:.3f}, ter {figures[epoch]['valid']['ter']:.3f}; " in line
+        assert re.search(r"; padding \d+\.\d% of the frames, \d+\.\d% with the tokens; \d+ s an epoch", line)
         assert line.endswith("min left")
 
 
@@ -389,9 +391,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", ["ctc", "speechllm_xl"])
-def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
-    """Two gloo ranks on the CPU give the losses and weights of one process (no dropout, no masks)."""
+@pytest.mark.parametrize("name, recompute", [("ctc", False), ("speechllm_xl", True)])
+def test_two_processes_train_as_one(name, recompute, toy_data, toy_stats, tmp_path):
+    """Two gloo ranks on the CPU give the losses and weights of one process (no dropout, no masks).
+
+    The ranks of one system compute its layers again in the backward pass.
+    """
     plain = {
         "encoder_conf": {"dropout": 0.0}, "specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0},
         "batch_bins": 400, "max_epoch": 2, "optim": "sgd", "optim_conf": {"lr": 0.02}, "matmul_precision": "highest",
@@ -413,6 +418,7 @@ def test_two_processes_train_as_one(name, toy_data, toy_stats, tmp_path):
     alone, one = start("one"), tmp_path / "one"
     assert alone.communicate(timeout=300)[0] and alone.returncode == 0
     options = ["--multiprocessing_distributed", "false", "--dist_backend", "gloo", "--ngpu", "0"]
+    options += ["--recompute_layers", str(recompute).lower()]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [start("two", options, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in ranks]
