@@ -64,10 +64,10 @@ def check_backend(backend: str, device: torch.device | str) -> None:
         compiled = torch.compile(function, backend=backend, dynamic=True)
         compiled(torch.ones(8, device=device, requires_grad=True)).backward()
     except Exception as error:  # backends raise any kind
-        reason = " ".join(str(error).split("\n\n")[0].split())[:200]
         raise ConfigError(
-            f"compile_layers {backend}: the backend does not work on this machine ({reason}): leave the option out, "
-            "install what it names (inductor: a C++ compiler such as g++; on a GPU, triton), or choose another backend"
+            f"compile_layers {backend}: the backend does not work on this machine ({_first_lines(error)}): leave the "
+            "option out, install what it names (inductor: a C++ compiler such as g++; on a GPU, triton), or choose "
+            "another backend"
         ) from error
 
 
@@ -81,6 +81,9 @@ def compiled_layers(model: nn.Module, backend: str | None) -> Iterator[None]:
     Args:
         model: its layers.
         backend: name of a backend of ``torch.compile``; None: nothing is compiled.
+
+    Raises:
+        ConfigError: a layer cannot be compiled.
     """
     if backend is None:
         yield
@@ -94,5 +97,14 @@ def compiled_layers(model: nn.Module, backend: str | None) -> Iterator[None]:
     try:
         with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS):
             yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ConfigError(
+            f"compile_layers {backend}: a layer cannot be compiled ({_first_lines(error)}): leave the option out, or "
+            "choose another backend"
+        ) from error
     finally:
         BlockAttention.attend = attend  # type: ignore[method-assign]
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split("\n\n")[0].split())[:200]

@@ -168,6 +168,23 @@ def test_a_backend_that_does_not_work_is_one_line(monkeypatch):
     assert "no compiler here" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_layer_that_cannot_be_compiled_is_one_line():
+    """As with inductor of torch 2.11, which compiles a small function and fails at a layer."""
+
+    def backend(graph, _inputs):
+        if len(list(graph.graph.nodes)) > 20:
+            raise RuntimeError("cannot determine truth value\n\nmany more lines")
+        return graph.forward
+
+    torch._dynamo.register_backend(name="small_ones_only")(backend)
+    check_backend("small_ones_only", "cpu")
+    model, attend = build(), BlockAttention.attend
+    with pytest.raises(ConfigError, match="^compile_layers small_ones_only: a layer cannot be .*truth") as caught:
+        with compiled_layers(model, "small_ones_only"):
+            step(model, draw(1.0))
+    assert "\n" not in str(caught.value) and BlockAttention.attend is attend
+
+
 def test_a_training_with_both_options_trains_to_the_same(toy_data, toy_stats, tmp_path):
     options = {"max_epoch": 2, "accum_grad": 2, "encoder_conf": {"dropout": 0.0}, "decoder_conf": {"dropout": 0.0}}
     options["specaug_conf"] = {"freq_masks": 0, "time_masks_per_second": 0.0}
