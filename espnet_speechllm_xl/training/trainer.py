@@ -94,8 +94,9 @@ class Trainer(espnet_trainer.Trainer):
 
     @classmethod
     def build_options(cls, args: argparse.Namespace) -> TrainerOptions:
-        """Return the part of the training's options that the trainer reads."""
-        return build_dataclass(TrainerOptions, args)
+        """Return the part of the training's options that the trainer reads; ESPnet's own tasks lack ours."""
+        ours = {"compile_layers": None, "recompute_layers": False}
+        return build_dataclass(TrainerOptions, argparse.Namespace(**{**ours, **vars(args)}))
 
     @classmethod
     def run(
