@@ -26,6 +26,7 @@ from typing import IO, Protocol, TypeVar
 
 import espnet2.train.trainer as espnet_trainer
 import torch
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model as _load_pretrained_model
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
@@ -104,7 +105,7 @@ class Trainer(espnet_trainer.Trainer):
         *,
         model: torch.nn.Module,
         schedulers: Sequence[object],
-        train_iter_factory: BatchFactory,
+        train_iter_factory: AbsIterFactory,
         trainer_options: Options,
         distributed_option: DistributedOption,
         **others: object,
@@ -125,7 +126,9 @@ class Trainer(espnet_trainer.Trainer):
             num_batches = len(train_iter_factory.build_iter(1))  # other epochs have about as many
             for schedule in schedules:
                 schedule.begin(num_batches // options.accum_grad * options.max_epoch)
-        cls.progress = TrainingProgress(options.max_epoch, train_iter_factory.new_padding, schedules)
+        # The batches of ESPnet's own systems are ESPnet's.
+        new_padding = train_iter_factory.new_padding if isinstance(train_iter_factory, BatchFactory) else None
+        cls.progress = TrainingProgress(options.max_epoch, new_padding, schedules)
         cls.options = options
         for leftover in Path(options.output_dir).glob(".*.pth.*.pth"):  # from a killed run
             leftover.unlink(missing_ok=True)
@@ -259,25 +262,26 @@ class TrainingProgress:
 
     Args:
         max_epoch: the last epoch.
-        new_padding: makes a counter of padding, for an epoch.
+        new_padding: makes a counter of padding, for an epoch; None: padding is not shown.
         schedules: learning rate schedules to show.
     """
 
     def __init__(
-        self, max_epoch: int, new_padding: Callable[[], Padding], schedules: Sequence[LinearShares] = ()
+        self, max_epoch: int, new_padding: Callable[[], Padding] | None, schedules: Sequence[LinearShares] = ()
     ) -> None:
         self.max_epoch, self.new_padding, self.schedules = max_epoch, new_padding, schedules
-        self.padding = new_padding()  # of the epoch
+        self.padding: Padding | None = None  # of the epoch
         self.start = time.monotonic()
         self.done = 0  # epochs of this run
         self.train_loss = float("nan")
 
     def watch(self, batches: Batches[Loaded], reporter: SubReporter) -> Iterator[Loaded]:
         """Yield the batches of an epoch, and count their padding; print once a minute how many are done."""
-        self.padding = self.new_padding()
+        self.padding = self.new_padding() if self.new_padding is not None else None
         start = printed = time.monotonic()
         for count, batch in enumerate(batches, 1):
-            self.padding.add(batch[1])
+            if self.padding is not None:
+                self.padding.add(batch[1])
             yield batch
             if time.monotonic() - printed >= 60:
                 printed = time.monotonic()
@@ -305,11 +309,13 @@ class TrainingProgress:
             f"learning rate {schedule.rate(schedule.steps):.2g} at {schedule.share:.0%} of its schedule; "
             for schedule in self.schedules
         )
-        frames, inputs = self.padding.shares
+        padding = ""
+        if self.padding is not None:
+            frames, inputs = self.padding.shares
+            padding = f"padding {frames:.1%} of the frames, {inputs:.1%} with the tokens; "
         print(
             f"epoch {reporter.epoch}/{self.max_epoch}: train loss {self.train_loss:.3f}; valid {valid}; {place}"
-            f"padding {frames:.1%} of the frames, {inputs:.1%} with the tokens; "
-            f"{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
+            f"{padding}{elapsed / self.done:.0f} s an epoch, {left / 60:.0f} min left",
             flush=True,
         )
 
