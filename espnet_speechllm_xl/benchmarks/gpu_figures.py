@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet_speechllm_xl import timeline
+from espnet_speechllm_xl.benchmarks.floors import DecoderShape
 from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, EncoderConfig
 
 
@@ -66,6 +67,12 @@ class Shape:
     n_mels: int
     vocab_size: int
 
+    @property
+    def decoder_shape(self) -> DecoderShape:
+        """Return the decoder's sizes."""
+        decoder = self.decoder
+        return DecoderShape(decoder.dim, decoder.layers, decoder.heads, decoder.ffn_dim, self.vocab_size + 1)
+
     def forward_flop(self, frames: int, tokens: int) -> dict[str, float]:
         """Count the FLOP of one utterance, forward, by part of the model.
 
@@ -90,8 +97,7 @@ class Shape:
             "projection": 2.0 * frames * encoder.dim * decoder.dim,
             "decoder, products with weights": 2.0
             * inputs
-            * decoder.layers
-            * (4 * decoder.dim**2 + 3 * decoder.dim * decoder.ffn_dim),
+            * self.decoder_shape.layer_weights,
             "decoder, attention": 4.0 * decoder.layers * decoder.dim * self._visible_keys(frames, tokens),
             "decoder, output": 2.0 * targets * decoder.dim * (self.vocab_size + 1),
         }
@@ -112,7 +118,7 @@ class Shape:
 
     def cached_bytes(self, number_bytes: int) -> int:
         """Count the bytes of the keys and values of one decoder input; ``number_bytes`` has a number."""
-        return 2 * self.decoder.layers * self.decoder.dim * number_bytes
+        return number_bytes * self.decoder_shape.keys_and_values(1)
 
     def step_bytes(self, hypotheses: int, inputs: int, number_bytes: int) -> int:
         """Count the bytes that one token step has to move: all weights once, keys and values of what is visible.
@@ -122,12 +128,9 @@ class Shape:
             inputs: that each of them sees.
             number_bytes: bytes of a number.
         """
-        decoder = self.decoder
-        layers = decoder.layers * (4 * decoder.dim**2 + 3 * decoder.dim * decoder.ffn_dim)
-        weights = layers + (self.vocab_size + 1) * decoder.dim
         cached = hypotheses * inputs * self.cached_bytes(number_bytes)
         logits = 2 * hypotheses * (self.vocab_size + 1) * 4  # log_softmax reads and writes float32
-        return weights * number_bytes + cached + logits
+        return self.decoder_shape.weights * number_bytes + cached + logits
 
 
 # Operations that make a tensor and launch nothing, besides the views, which their schemas tell.
