@@ -8,7 +8,7 @@ BANDS = {"a": (150, 600), "b": (600, 1300), "c": (1300, 2800), "d": (2800, 6000)
 
 
 def melody(rng, letters=None, tail=None):
-    """As training.utterance(), but easier: every letter is a word, wide in frequency, and pauses surround it."""
+    """As made_up.spell_tones(), but easier: every letter is a word, wide in frequency, and pauses surround it."""
     letters = letters or (2 * rng.sample("abcd", k=4))[: rng.randint(1, 5)]
     pieces, ends = [np.zeros(rng.randint(5, 25) * training.FRAME + rng.randrange(training.FRAME))], []
     for letter in letters:

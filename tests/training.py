@@ -10,6 +10,8 @@ import numpy as np
 import soundfile
 import yaml
 
+from espnet_speechllm_xl.benchmarks.made_up import spell_tones
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,7 +25,6 @@ ALIGNED: dict[str, tuple[dict, int | None]] = {
     "chunked_aed": ({"lstm_layers": 1, "blocks": 1}, 0),
     "ctc_prompt_lm": ({"layers": 1}, None),
 }
-TONES = {"a": 300.0, "b": 650.0, "c": 1400.0, "d": 3000.0}  # Hz
 
 
 @dataclass(frozen=True)
@@ -36,29 +37,12 @@ class ToyData:
     tokens: Path
 
 
-def utterance(rng: random.Random) -> tuple[str, np.ndarray, list[int]]:
-    """Draw text, samples (16-bit) and the end frame of every character: each letter is a tone of 3 to 5 frames."""
-    text = " ".join("".join(rng.choices("abcd", k=rng.randint(1, 3))) for _ in range(rng.randint(2, 4)))
-    pieces, ends, frame = [], [], 0
-    for character in text:
-        length = 2 if character == " " else rng.randint(3, 5)
-        time = np.arange(length * FRAME) / RATE
-        level = 0.3 if character in TONES else 0.0
-        pieces.append(level * np.sin(2 * np.pi * TONES.get(character, 0.0) * time))
-        frame += length
-        ends.append(frame - 1)
-    # A window reaches 240 samples past the last frame; the rest is ragged.
-    samples = np.concatenate([*pieces, np.zeros(240 + rng.randrange(400))])
-    noise = np.random.default_rng(rng.randrange(1000)).normal(0, 0.003, len(samples))
-    return text, np.round((samples + noise) * 32767).astype(np.int16), ends
-
-
 def write_set(
     folder: Path,
     count: int,
     seed: int,
     speakers: int = 2,
-    make: Callable[[random.Random], tuple[str, np.ndarray, Sequence[int]]] = utterance,
+    make: Callable[[random.Random], tuple[str, np.ndarray, Sequence[int]]] = spell_tones,
 ) -> None:
     """Write a directory with wav.scp, text, utt2spk, utt2num_samples and char_ends.
 
@@ -67,7 +51,7 @@ def write_set(
         count: number of utterances.
         seed: of the random numbers.
         speakers: number of speakers.
-        make: draws an utterance as :func:`utterance` does.
+        make: draws an utterance as :func:`spell_tones` does.
     """
     rng = random.Random(seed)
     tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "text", "utt2spk", "utt2num_samples", "char_ends")}

@@ -26,7 +26,7 @@ Samples = npt.NDArray[np.float32]
 
 def spell_tones(rng: random.Random) -> tuple[str, npt.NDArray[np.int16], list[int]]:
     """Draw a text of a few letters, its samples, in which each letter is a tone, and each character's last frame."""
-    text = " ".join("".join(rng.choices("abcd", k=rng.randint(1, 3))) for _ in range(rng.randint(2, 5)))
+    text = " ".join("".join(rng.choices("abcd", k=rng.randint(1, 3))) for _ in range(rng.randint(2, 4)))
     frame_samples = timeline.samples_of_frames(1, RATE)
     pieces, ends, frames = [], [], 0
     for character in text:
@@ -36,10 +36,10 @@ def spell_tones(rng: random.Random) -> tuple[str, npt.NDArray[np.int16], list[in
         pieces.append(level * np.sin(2 * np.pi * TONES.get(character, 0.0) * time))
         frames += count
         ends.append(frames - 1)
-    silence = np.zeros(timeline.samples_for_frames(1, RATE))  # a window reaches beyond its frame
-    samples = np.concatenate([*pieces, silence])
-    noise = np.random.default_rng(rng.randrange(10**6)).normal(0, 0.003, len(samples))
-    return text, np.round(32767 * (samples + noise)).astype(np.int16), ends
+    # The last window reaches 240 samples past the last frame; the rest is ragged.
+    samples = np.concatenate([*pieces, np.zeros(240 + rng.randrange(400))])
+    noise = np.random.default_rng(rng.randrange(1000)).normal(0, 0.003, len(samples))
+    return text, np.round((samples + noise) * 32767).astype(np.int16), ends
 
 
 def write_tones(folder: Path, count: int, seed: int) -> None:
