@@ -40,8 +40,9 @@ def train(folder):
     features = {"features_conf": {"level_seconds": 2.0, "tail_frames": 6}}
     stats = training.train("ctc", data, folder / "stats", **features)
     plain = {"specaug_conf": {"freq_masks": 0, "time_masks_per_second": 0.0}, "concat_conf": {"max_seconds": 0.0}}
-    plain |= {"encoder_conf": {"dropout": 0.0, "conv_kernel": 5}, "decoder_conf": {"dropout": 0.0}}
-    learn = {"chunking_conf": {"unit": "word"}, "loss_conf": {"ctc_weight": 1.0}, "batch_bins": 320, "max_epoch": 8}
+    size = {"dim": 32, "ffn_dim": 64, "dropout": 0.0}
+    plain |= {"encoder_conf": {**size, "conv_kernel": 5}, "decoder_conf": size, "optim_conf": {"lr": 0.005}}
+    learn = {"chunking_conf": {"unit": "word"}, "loss_conf": {"ctc_weight": 1.0}, "batch_bins": 320, "max_epoch": 10}
     learn |= {"augment_conf": {"cut_probability": 0.3, "min_gain_db": -40.0, "max_gain_db": 10.0}}
     fall = {"scheduler": "exponentiallr", "scheduler_conf": {"gamma": 0.8}}
     return training.train("speechllm_xl", data, folder / "exp", stats, **features, **plain, **learn, **fall)
