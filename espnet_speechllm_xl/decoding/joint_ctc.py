@@ -54,6 +54,7 @@ from espnet_speechllm_xl.settings import ConfigError
 
 MARGIN = 12  # frames, 0.48 s
 FIRST_TOKENS, MORE = 16, 4  # of each hypothesis, tokens that are scored first, and how many times more each time
+ROUNDING = 1e-9  # of scores
 
 
 @dataclass(frozen=True)
@@ -237,15 +238,16 @@ class SpelledOutputs(Outputs):
         Tokens are scored in the order of the decoder until no other can be among the best.
         """
         log_probs = self.log_probs[row] if closed is None else self.log_probs[row] + closed.to(self.log_probs)
-        own, found = self._rows[row], {self._end: self.end(row)}
-        most = self._joint(0.0, float(own.prefix.value - own.counted))
-        size = max(FIRST_TOKENS, count)
+        most = self._joint(0.0, float(self._rows[row].prefix.value - self._rows[row].counted))
+        seen: set[int] = set()
+        ranked, least, size = [self.end(row)], -math.inf, max(FIRST_TOKENS, count)
         while True:
             top, tokens = log_probs[:-1].topk(min(size, self._end))
             possible = zip(tokens.tolist(), top.tolist(), strict=True)
-            fresh = [token for token, log_prob in possible if token not in found and log_prob != -math.inf]
-            found.update(zip(fresh, self._scored(row, fresh), strict=True))
-            ranked = sorted(found.values(), key=lambda one: (not math.isnan(one.score), -one.score))
+            fresh = [token for token, log_prob in possible if token not in seen and log_prob != -math.inf]
+            seen.update(fresh)
+            ranked += [one for one in self._scored(row, fresh, least) if not one.score < least]
+            ranked.sort(key=lambda one: (not math.isnan(one.score), -one.score))
             worst = ranked[count - 1].score if len(ranked) >= count else -math.inf
             least = max(worst, ranked[0].score - margin)
             # A NaN ends it, too: the search refuses it.
@@ -263,16 +265,20 @@ class SpelledOutputs(Outputs):
         """Return one output; see :class:`Outputs`."""
         return self.end(row) if token == self._end else self._scored(row, [token])[0]
 
-    def _scored(self, row: int, tokens: list[int]) -> list[Candidate]:
-        """Return tokens as the next output of a hypothesis."""
-        if not tokens:
-            return []
-        own = self._rows[row]
+    def _scored(self, row: int, tokens: list[int], least: float = -math.inf) -> list[Candidate]:
+        """Return tokens as the next output of a hypothesis.
+
+        Args:
+            row: the hypothesis.
+            tokens: to be scored.
+            least: those that score less get any score that is less.
+        """
+        own, log_probs = self._rows[row], self.log_probs[row][tokens].double()
         texts = [self._spelling.advance(own.written, token)[1].ids for token in tokens]
-        gains = (own.prefix.values(texts) - own.counted).tolist()
-        log_probs = self.log_probs[row][tokens].tolist()
-        scores = map(self._joint, log_probs, gains)
-        return list(map(Candidate, tokens, scores, log_probs))
+        wanted = (least - ROUNDING - (1 - self._weight) * log_probs) / self._weight + own.counted
+        gains = own.prefix.values(texts, wanted) - own.counted
+        scores = map(self._joint, log_probs.tolist(), gains.tolist())
+        return list(map(Candidate, tokens, scores, log_probs.tolist()))
 
     def _joint(self, log_prob: float, gain: float) -> float:
         """Return what an output adds to the score.

@@ -120,13 +120,22 @@ class Prefix:
             values[last.token] = torch.logsumexp(last.before(last.token)[:-1] + scores[:, last.token], 0)
         return values
 
-    def values(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Return the value (n,) with each text appended; O(c) for each token, once where texts begin alike."""
+    def values(self, texts: Sequence[Sequence[int]], least: Tensor | None = None) -> Tensor:
+        """Return the value (n,) with each text appended; O(c) for each token, once where texts begin alike.
+
+        Args:
+            texts: tokens of each.
+            least: (n,) no text is followed further when its beginning has a lower value.  It gets the value of that
+                beginning, which is no lower than its own.  None: all are followed to their ends.
+        """
         last = self.tokens[-1]
         in_token, in_blank, labels = last.in_token[None], last.in_blank[None], [last.token]
         values, places = last.value.repeat(len(texts)), [0] * len(texts)
         for depth in range(max(map(len, texts), default=0)):
-            longer = [index for index, text in enumerate(texts) if len(text) > depth]
+            hopeful = [True] * len(texts) if least is None else (values >= least).tolist()
+            longer = [index for index, text in enumerate(texts) if len(text) > depth and hopeful[index]]
+            if not longer:
+                break
             found: dict[tuple[int, int], int] = {}  # the text before and its next token -> where the paths stand
             for index in longer:
                 places[index] = found.setdefault((places[index], texts[index][depth]), len(found))

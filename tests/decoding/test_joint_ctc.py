@@ -99,6 +99,10 @@ def test_values_of_texts_are_those_of_their_tokens_one_by_one(begun_with):
         expected.append(longer.value.item())
     assert prefix.values(texts).tolist() == pytest.approx(expected, abs=1e-12)
     assert prefix.values([]).tolist() == []
+    least = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -1e9, -math.inf, -6.0, -2.0], dtype=torch.float64)
+    bounded = prefix.values(texts, least).tolist()
+    for value, bound, limit in zip(expected, bounded, least.tolist(), strict=True):
+        assert bound == pytest.approx(value, abs=1e-12) if value >= limit else value <= bound + 1e-12
 
 
 @pytest.mark.parametrize("text", [(), (1,), (0, 0, 1)])
@@ -226,8 +230,13 @@ def test_the_best_of_many_tokens_are_found_without_scoring_all(count, margin, cl
         every = [outputs.one(0, token) for token in range(size + 1) if not closed or barred[token] == 0]
         every = sorted((one for one in every if one.score > -math.inf), key=lambda one: (-one.score, one.token))
         within = [one for one in every[:count] if one.score >= every[0].score - margin]
-        scored, value = [], outputs._scored
-        outputs._scored = lambda row, tokens, value=value, scored=scored: (scored.extend(tokens), value(row, tokens))[1]
+        scored, whole = [], outputs._scored
+
+        def counted_scored(row, tokens, least, scored=scored, whole=whole):
+            scored.extend(tokens)
+            return whole(row, tokens, least)
+
+        outputs._scored = counted_scored
         found = outputs.best(0, count, barred if closed else None, margin)
         possible = [one for one in found if one.score > -math.inf and one.score >= every[0].score - margin]
         assert {one.token for one in within} <= {one.token for one in possible}
