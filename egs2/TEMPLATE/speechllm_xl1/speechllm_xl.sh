@@ -274,7 +274,9 @@ fi
 
 # has_ctc YAML OPTIONS: whether a training has an auxiliary CTC loss.
 has_ctc() {
-  python3 -c 'from sys import argv, exit; from espnet_speechllm_xl.experiment import planned_ctc_weight as weight; exit(not weight(*argv[1:]))' "$@"
+  python3 -c 'from sys import argv, exit
+from espnet_speechllm_xl.experiment import planned_ctc_weight
+exit(not planned_ctc_weight(*argv[1:]))' "$@"
 }
 
 if runs 7; then
