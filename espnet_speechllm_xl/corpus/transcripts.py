@@ -143,6 +143,21 @@ def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def read_otherwise(counts: Mapping[str, int], words: int) -> str:
+    """Say how many words are not written as they are read, and which are the most frequent ones.
+
+    Args:
+        counts: how often there is each of them.
+        words: all words.
+    """
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    named = f" (most often: {', '.join(f'{word} {count}' for word, count in most)})" if most else ""
+    return (
+        f"{sum(counts.values())} of {words} words are not written as they are read{named}; they have the time of what "
+        "is spoken between their neighbours"
+    )
+
+
 def read_symbols(path: str) -> list[str]:
     """Read a file of symbols for ``--nlsyms``, one a line; [] for "" and "none".
 
