@@ -223,7 +223,7 @@ check "Mandarin" mandarin
 check "numbers have the time of their reading" says "$work/mandarin.log" \
   "aligned/train: [1-9][0-9]* of [0-9]* words are not written as they are read (most often: "
 check "its text has numbers, its aligner heard none" \
-  bash -c 'grep -q "[0-9]月" dump/raw/train/text && ! cut -d " " -f 2- dump/raw/train/text_spoken | grep -q "[0-9。]"'
+  bash -c 'grep -q "[0-9]月" dump/raw/train/text && ! cut -d " " -f 2- dump/raw/train/text_spoken | grep -q -e "[0-9]" -e "。"'
 check "characters lead its results" leads CER
 check "WER after a normaliser" says exp/RESULTS.md "^### Normalised WER (basic)"
 check "punctuation" says exp/RESULTS.md "^### Punctuation and capitals"

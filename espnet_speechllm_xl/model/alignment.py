@@ -332,9 +332,9 @@ def move_to_written(spoken: str, times: Sequence[Sequence[int]], written: str) -
 
     Words of both are matched without regard to case and punctuation (:func:`same_words`).  A matched word has the
     times of its characters, an abbreviation those of the whole word.  Between two matched words, all other written
-    words have the time of all other spoken ones: from their start to their end.  Where nothing was spoken there, they
-    end with the word before.  Punctuation ends with the character before it, at the begin of a word with the one
-    after it.
+    words have the time of all other spoken ones, from their start to their end; where there are as many of both, each
+    has that of its own (``6 0 3``).  Where nothing was spoken, they end with the word before.  Punctuation ends with
+    the character before it, at the begin of a word with the one after it.
 
     Args:
         spoken: the aligned text.
@@ -353,9 +353,11 @@ def move_to_written(spoken: str, times: Sequence[Sequence[int]], written: str) -
     otherwise: set[int] = set()  # where such pieces begin
     next_piece = next_heard = 0
     for index, place in [*pairs, (len(pieces), len(heard))]:
-        between = _span(heard, next_heard, place, times)
-        for piece in pieces[next_piece:index]:
-            found[piece.begin : piece.end] = [between] * (piece.end - piece.begin)
+        apart = index - next_piece == place - next_heard  # every one is read as a word at least: so as one
+        for offset, piece in enumerate(pieces[next_piece:index]):
+            first = next_heard + offset if apart else next_heard
+            span = _span(heard, first, first + 1 if apart else place, times)
+            found[piece.begin : piece.end] = [span] * (piece.end - piece.begin)
             otherwise.add(piece.begin)
         if index < len(pieces):
             piece, source = pieces[index], heard[place]

@@ -314,7 +314,8 @@ def test_numbers_and_abbreviations_take_what_stands_between_their_neighbours():
         ("well known", "well-known", "0123 3 56789", []),
         ("don't go", "Don\u2019t go", "01234 4 67", []),
         ("one one", "1 one", "2 2 456", ["1"]),
-        ("one two", "1 2", "6 6 6", ["1", "2"]),
+        ("one two", "1 2", "2 2 6", ["1", "2"]),  # as many of both: one each
+        ("a x y z", "A 1 23", "0 0 6 6 66", ["1", "23"]),
         ("uh go now", "Go [sic] now", "34 4 44444 4 678", ["[sic]"]),
         ("go now", "Ah, go now", "00 0 0 01 1 345", ["Ah,"]),
         ("go now", "go now, then", "01 1 345 5 5 5555", ["then"]),
