@@ -38,7 +38,7 @@ def remarks(name: str, texts: Table, rare: int = RARE, symbols: Sequence[str] = 
         listed = _listed(f"{tag} {count}" for tag, count in tags.most_common())
         said.append(f"{name}: tags in {_share(with_tags, texts)}: {listed}; --nlsyms makes each one token")
     if with_digits := [utterance for utterance, text in plain.items() if any(map(str.isdigit, text))]:
-        advice = "one number has many readings: spell them out (in English --cleaner tacotron)"
+        advice = "one number has many readings: spell them out (in English --cleaner tacotron; or --text written)"
         said.append(f"{name}: digits in {_share(with_digits, texts)}; {advice}")
     return said + _mixed_cases(name, plain) + _rare_symbols(name, plain, rare)
 

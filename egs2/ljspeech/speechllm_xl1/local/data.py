@@ -5,7 +5,8 @@
 DIR (default: ``$SPEECHLLM_XL_DATA``, else ``downloads``) holds LJSpeech-1.1 as it is distributed, or ljspeech_subset,
 325 clips of its first two chapters, whose written form is the table ``written`` beside this script.  ``text`` is what
 is written, ``text_spoken`` how it is read ("In 1813" and "in eighteen thirteen").  Clips are pieces of running text.
-The sets are parts of it: dev and test are the last clips of the subset, or the last two of the fifty chapters.
+The sets are parts of it: dev and test are the end of the first and of the second chapter of the subset, or the last two
+of the fifty chapters.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from espnet_speechllm_xl.errors import UserError
 
 SOURCE = "https://keithito.com/LJ-Speech-Dataset"
 RELEASE, SUBSET = "LJSpeech-1.1", "ljspeech_subset"
-FIRST_OF_TEST = {RELEASE: "LJ050-0001", SUBSET: "LJ002-0150"}
-FIRST_OF_DEV = {RELEASE: "LJ049-0001", SUBSET: "LJ002-0120"}
+# From the first of two clips to the one before the second.
+DEV = {RELEASE: ("LJ049", "LJ050"), SUBSET: ("LJ001-0160", "LJ002")}
+TEST = {RELEASE: ("LJ050", "LJ051"), SUBSET: ("LJ002-0150", "LJ003")}
 
 
 def read_release(folder: Path) -> dict[str, dict[str, str]]:
@@ -56,8 +58,9 @@ def build(downloads: Path, out: Path) -> None:
         raise UserError(f"{downloads} holds neither {RELEASE}/metadata.csv nor {SUBSET}/: get {RELEASE} from {SOURCE}")
     sets: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     for clip in sorted(tables["wav.scp"]):
-        name = "test" if clip >= FIRST_OF_TEST[kind] else "dev" if clip >= FIRST_OF_DEV[kind] else "train"
-        sets[name].append(clip)
+        parts = {"dev": DEV[kind], "test": TEST[kind]}
+        found = [name for name, (first, after) in parts.items() if first <= clip < after]
+        sets[found[0] if found else "train"].append(clip)
     for name, clips in sets.items():
         if not clips:
             raise UserError(f"{downloads / kind} holds no clips of the {name} set: get all of it again from {SOURCE}")
