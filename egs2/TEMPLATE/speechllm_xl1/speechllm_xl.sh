@@ -116,17 +116,17 @@ aligned=$model/aligned
 
 # check_set OPTION SET DIR [OPTION...]: status 2 when there is no such set; only test sets may lack a text.
 check_set() {
-  local there text=()
+  local there optional=()
   if [ ! -d "$3/$2" ]; then
     there=$(compgen -G "$3/*/wav.scp" | sed 's,/wav\.scp$,,; s,.*/,,' | sort | paste -s -d ' ' || true)
     printf '%s: error: %s %s: there is no %s; %s has: %s\n' "${0##*/}" "$1" "$2" "$3/$2" "$3" "${there:-no set}" >&2
     return 2
   fi
   if [ "$1" = --test-sets ] && lacks_text "$3/$2"; then
-    text=(--no-text-ok)
+    optional=(--no-text-ok)
     log "$3/$2 has no text: it is decoded, not scored"
   fi
-  data_tool check "$3/$2" "${text[@]}" "${@:4}"
+  data_tool check "$3/$2" "${optional[@]}" "${@:4}"
 }
 
 # check_sets DIR TRAIN [OPTION...]: all sets, so that one run tells all that is wrong.
