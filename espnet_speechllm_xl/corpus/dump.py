@@ -446,6 +446,8 @@ def format_dir(
             skipped[utterance] = Reason("no-text", "not in text")
         elif not text_optional and not text[utterance]:
             skipped[utterance] = Reason("empty-text", "text is empty")
+        elif not text_optional and directory.spoken is not None and not directory.spoken[utterance]:
+            skipped[utterance] = Reason("empty-text", "nothing of the text is spoken")
         else:
             jobs.append(Job(utterance, (directory.sources[utterance],), directory.speed.get(utterance, 1.0)))
     return make_dump(

@@ -241,6 +241,9 @@ def test_written_text_and_what_is_spoken(tmp_path, capsys):
     assert kaldi.read_table(tmp_path / "first/text_spoken") == {"ann-1": of_reading["ann-1"]}
     assert cli.main(["data", "longform", "--dump", str(out), "--out", str(tmp_path / "x2"), "--factor", "2"]) == 0
     assert kaldi.read_table(tmp_path / "x2/text_spoken") == {"ann-1-x2": " ".join(of_reading.values())}
+    kaldi.write_table(source / "text_spoken", {**READING, "ann-2": "..."})
+    assert formatted(source, out, "--text", "written")[1] == {"ann-1": of_reading["ann-1"]}
+    assert kaldi.read_table(out / "skipped") == {"ann-2": "empty-text nothing of the text is spoken"}
     kaldi.write_table(source / "text_spoken", {"ann-1": READING["ann-1"]})
     capsys.readouterr()
     assert cli.main(["data", "format", "--data", str(source), "--dump", str(out), "--text", "written"]) == 1
