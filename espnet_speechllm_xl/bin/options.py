@@ -149,6 +149,13 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
         "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
     )
     parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
+    parser.add_argument(
+        "--normaliser",
+        choices=("none", "basic", "english"),
+        default="none",
+        help="of whisper-normalizer, for words without regard to case, punctuation and ways to write numbers (english: "
+        "EnglishTextNormalizer, basic: BasicTextNormalizer of any language); default %(default)s",
+    )
 
 
 REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"
