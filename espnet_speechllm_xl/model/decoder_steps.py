@@ -4,8 +4,8 @@
 
 A search knows no decoder beyond this file, and a decoder knows no search.
 
-Shape legend: ``R`` hypotheses of a call, ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` frames of a chunk,
-``D`` size of a frame, ``V`` tokenizer size.
+Shape legend: ``R`` hypotheses of a call, ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` inputs for the
+frames of a chunk, ``D`` size of an input, ``V`` tokenizer size.
 """
 
 import abc
@@ -167,7 +167,7 @@ class ChunkDecoder(abc.ABC, Generic[P]):
         """Advance hypotheses, any number in one call, each by the frames of its next chunk or by one token.
 
         Args:
-            requests: their frames are (q, D), q >= 1, as the model's ``projection`` makes them.
+            requests: their frames are (q, D), q >= 1, as the model's ``projection`` makes them of a chunk.
 
         Returns:
             One result for each request, in their order; a result depends on its own request only, but for rounding.

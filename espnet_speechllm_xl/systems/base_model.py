@@ -9,13 +9,14 @@ import abc
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.projection import make_projection, project_utterances
 from espnet_speechllm_xl.model.sequence import without_padding
 
 Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
@@ -64,19 +65,39 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         decoder: writes the text.
         chunking: of training; decoding may have another.
         loss: label smoothing, and the weight of the auxiliary CTC loss.
+        projection: from frames to decoder inputs.
     """
 
     loss_name = "loss_labels"  # of the cross-entropy alone, in the statistics
 
-    def __init__(self, acoustic: Acoustic, decoder: TextDecoder, chunking: ChunkingConfig, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        acoustic: Acoustic,
+        decoder: TextDecoder,
+        chunking: ChunkingConfig,
+        loss: LossConfig,
+        projection: ProjectionConfig | None = None,
+    ) -> None:
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
         self.acoustic = acoustic
-        self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
+        self.projection_config = projection or ProjectionConfig()
+        self.projection = make_projection(acoustic.encoder.output_size(), decoder.dim, self.projection_config)
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
         self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.eoc) if loss.ctc_weight else None
+
+    def project(self, frames: Tensor, counts: Tensor, chunk_size: int | None) -> Tensor:
+        """Return the decoder inputs (B, n, D) that stand for the frames of whole utterances.
+
+        Args:
+            frames: (B, T, E)
+            counts: (B,) frames.
+            chunk_size: frames of a chunk; None: infinity.
+        """
+        reduction = self.projection_config.reduction
+        return project_utterances(self.projection, frames, counts, chunk_size, reduction)
 
     @abc.abstractmethod
     def decode_aligned(

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from espnet_speechllm_xl.config import ChunkingConfig
+from espnet_speechllm_xl.config import ChunkingConfig, ProjectionConfig
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs
 from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
@@ -25,8 +25,9 @@ class SpeechLLMXL(ChunkwiseModel):
         chunking: ChunkingConfig,
     ) -> tuple[Tensor, Tensor]:
         """Return hidden states and targets; see :class:`ChunkwiseModel`; ``$`` is a target only."""
-        sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
-        inputs = gather_inputs(sequence, self.projection(frames), self.decoder.embed(tokens))
+        reduction = self.projection_config.reduction
+        sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc, reduction)
+        inputs = gather_inputs(sequence, self.project(frames, counts, chunking.chunk), self.decoder.embed(tokens))
         return self.decoder(inputs, sequence.position, sequence.chunk_id, chunking.context), sequence.target
 
 
@@ -34,7 +35,9 @@ class SpeechLLMXLSystem(ChunkwiseSystem):
     """SpeechLLM-XL (arXiv 2410.03752)."""
 
     name = "speechllm_xl"
+    sections = {**ChunkwiseSystem.sections, "projection_conf": ProjectionConfig}
     model_class = SpeechLLMXL
+    model_sections = (*ChunkwiseSystem.model_sections, "projection_conf")
     decoder_choices = Choices("decoder", {"llm": Decoder}, default="llm")
 
 

@@ -4,7 +4,7 @@ ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (so
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
@@ -182,18 +182,22 @@ class Padding:
     Args:
         sample_rate: Hz of the audio.
         tail: frames of silence that the model appends to each example.
+        count_inputs: returns the decoder inputs of so many frames and tokens.
     """
 
-    def __init__(self, sample_rate: int, tail: int) -> None:
-        self._sample_rate, self._tail = sample_rate, tail
+    def __init__(
+        self, sample_rate: int, tail: int, count_inputs: Callable[[int, int], int] = sequence_length
+    ) -> None:
+        self._sample_rate, self._tail, self._count_inputs = sample_rate, tail, count_inputs
         self._real, self._padded = [0, 0], [0, 0]
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Count a batch of :func:`collate`."""
-        frames = timeline.frames(batch["speech_lengths"], self._sample_rate) + self._tail
-        for index, counts in enumerate((frames, frames + batch["text_lengths"])):
-            self._real[index] += int(counts.sum())
-            self._padded[index] += int(counts.max()) * len(counts)
+        frames = (timeline.frames(batch["speech_lengths"], self._sample_rate) + self._tail).tolist()
+        inputs = list(map(self._count_inputs, frames, batch["text_lengths"].tolist()))
+        for index, counts in enumerate((frames, inputs)):
+            self._real[index] += sum(counts)
+            self._padded[index] += max(counts) * len(counts)
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -225,6 +229,7 @@ class BatchFactory(AbsIterFactory):
         world_size: number of processes (DDP); each takes its share of every batch.
         augment: changes of level and end; None: the defaults.
         tail: frames of silence that the model appends to each example.
+        count_inputs: returns the decoder inputs of so many frames and tokens.
 
     Raises:
         DataError: an utterance has no token count or no speaker, or does not fit in a batch.
@@ -246,6 +251,7 @@ class BatchFactory(AbsIterFactory):
         world_size: int = 1,
         augment: AugmentConfig | None = None,
         tail: int = 0,
+        count_inputs: Callable[[int, int], int] = sequence_length,
     ) -> None:
         self.dataset = JoinedDataset(dataset, sample_rate)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
@@ -256,7 +262,7 @@ class BatchFactory(AbsIterFactory):
         self.speakers = speakers
         self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
         self.augment = augment or AugmentConfig()
-        self.sample_rate, self.tail = sample_rate, tail
+        self.sample_rate, self.tail, self._count_inputs = sample_rate, tail, count_inputs
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for file, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -269,8 +275,8 @@ class BatchFactory(AbsIterFactory):
             if not train:
                 name, advice = ("valid_batch_bins", "or leave it out of the validation set")
             raise DataError(
-                f"{name} {batch_bins} is less than the {self._length(longest)} frames and tokens of {longest}: "
-                f"raise {name}, {advice}"
+                f"{name} {batch_bins} is less than the {self._length(longest)} inputs, frames and tokens, of "
+                f"{longest}: raise {name}, {advice}"
             )
 
     def _length(self, utterance: str) -> int:
@@ -278,11 +284,11 @@ class BatchFactory(AbsIterFactory):
 
     def _inputs(self, num_frames: int, num_tokens: int) -> int:
         """Count the decoder inputs of an example."""
-        return sequence_length(num_frames + self.tail, num_tokens)
+        return self._count_inputs(num_frames + self.tail, num_tokens)
 
     def new_padding(self) -> Padding:
         """Return a counter of the padding in the batches."""
-        return Padding(self.sample_rate, self.tail)
+        return Padding(self.sample_rate, self.tail, self._count_inputs)
 
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> DataLoader:
         """Return the loader of one epoch, which yields ``(utterance ids, batch)``; ``shuffle`` changes nothing."""
