@@ -260,6 +260,24 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class TextPromptConfig:
+    """Prompts of SpeechLLM-XL: text that every chunk sees; in training, words of an example among words of others."""
+
+    probability: float = 0.0  # share of the training examples with a prompt; 0: none, and decoding takes none
+    words: int = 20  # words of a prompt at most; training draws 1 to so many
+    own_words: int = 4  # of them, at most so many are of the example's text, the others of all training texts
+    distance: int = 2000  # decoder inputs; in long streams chunks begin no farther behind the prompt's start
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, f"prompt probability {self.probability} is not in [0, 1]")
+        require(self.words >= 1, f"prompt words {self.words} must be at least 1")
+        require(
+            0 <= self.own_words <= self.words, f"prompt own_words {self.own_words} is not in 0 .. {self.words} (words)"
+        )
+        require(self.distance >= 1, f"prompt distance {self.distance} must be at least 1")
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """When a live stream settles text and ends stream segments, in seconds; see decoding/streams.py."""
 

@@ -16,6 +16,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from espnet_speechllm_xl.settings import ConfigError
+
 P = TypeVar("P", bound="Past")
 
 
@@ -161,6 +163,18 @@ class ChunkDecoder(abc.ABC, Generic[P]):
         Raises:
             ConfigError: the decoder cannot see so many.
         """
+
+    def prompted_past(self, context: int | None, prompt: Sequence[int]) -> P:
+        """Return the past of a hypothesis that has read a prompt, before its first chunk.
+
+        Args:
+            context: see :meth:`initial_past`.
+            prompt: its tokens, at least one.
+
+        Raises:
+            ConfigError: the decoder cannot read prompts.
+        """
+        raise ConfigError("a model of this system takes no prompt: leave it out")
 
     @abc.abstractmethod
     def extend(self, requests: Sequence[Request[P]]) -> list[Result[P]]:

@@ -12,6 +12,12 @@ With a time reduction of 2 (``projection_conf``) two frames of a chunk are one i
     target   .  1   $   .  2   3 4 $   .  5   6 $
     chunk    0  0   0   1  1   1 1 1   2  2   2 2
 
+A prompt (x, y) comes first, in a chunk of its own (P), and has no targets::
+
+    input    x y   a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . .   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    P P   0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+
 A decoder that is fed labels only (chunked AED) gets the end-of-chunk label in place of a chunk's frames::
 
     input    $ 1   $ 2 3 4   $ 5 6
@@ -30,7 +36,7 @@ from torch import Tensor
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.model.visibility import PADDING
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT
 
 IGNORE = -100  # target that does not count; torch's cross_entropy default
 PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a batch
@@ -61,6 +67,11 @@ def sequence_length(num_frames: int, num_tokens: int, chunk_size: int | None = N
 def without_padding(text: Tensor) -> Tensor:
     """Return token ids (B, U) of a batch with a real id, 0, in place of ``PAD_TOKEN``, which no embedding has."""
     return text.clamp(min=0)
+
+
+def with_prompts(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Return the tokens (B, P + U) that a decoder reads: prompts (B, P), padded with ``PAD_TOKEN``, and text (B, U)."""
+    return torch.cat([without_padding(prompts), tokens], dim=1)
 
 
 def refuse_late_end(name: str, end: int, frames: int, kind: type[UserError] = UserError) -> None:
@@ -103,6 +114,7 @@ def build_sequence(
     chunking: ChunkingConfig,
     eoc: int,
     reduction: int = 1,
+    prompts: Tensor | None = None,
 ) -> DecoderSequence:
     """Interleave frames and tokens of a batch chunk by chunk.
 
@@ -114,11 +126,17 @@ def build_sequence(
         chunking: chunk size and label delay.
         eoc: id of ``$``.
         reduction: frames of a chunk that make one input.
+        prompts: (B, P) token ids before the first chunk, ``PAD_TOKEN`` behind the shorter ones; None: none.  In
+            ``source`` they are the first tokens, P + U in all; see :func:`with_prompts`.
 
     Raises:
         UserError: a token ends after the last frame, or an utterance with tokens has no frame.
     """
     token_chunk_id = _token_chunks(frame_lengths, token_lengths, ends, chunking)
+    if prompts is not None:
+        prompt_chunk_id = torch.where(prompts == PAD_TOKEN, PADDING, PROMPT)
+        token_chunk_id = torch.cat([prompt_chunk_id, token_chunk_id], dim=1)
+        tokens = with_prompts(prompts, tokens)
     return interleave(frame_chunks(frame_lengths, chunking.chunk, reduction), token_chunk_id, tokens, eoc)
 
 
@@ -209,7 +227,8 @@ def _targets(source: Tensor, chunk_id: Tensor, tokens: Tensor, num_frames: int, 
     # The extra column lets a batch without any text through.
     next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_frames).clamp(min=0))
     target = torch.where(next_source >= num_frames, next_token, IGNORE)
-    return torch.where(next_chunk_id != chunk_id, eoc, target)
+    target = torch.where(next_chunk_id != chunk_id, eoc, target)
+    return torch.where(chunk_id == PROMPT, IGNORE, target)
 
 
 def gather_inputs(sequence: DecoderSequence, frames: Tensor, embeddings: Tensor) -> Tensor:

@@ -108,11 +108,22 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         token_lengths: Tensor,
         ends: Tensor,
         chunking: ChunkingConfig,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`."""
+        """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`.
+
+        ``prompts`` (B, P) are token ids, see ``build_sequence``; None: none.
+        """
 
     def forward(
-        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, ends: Tensor, **_: object
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        text: Tensor,
+        text_lengths: Tensor,
+        ends: Tensor,
+        prompt: Tensor | None = None,
+        **_: object,
     ) -> Trained:
         """Return the cross-entropy per text and end-of-chunk target, with statistics.
 
@@ -122,11 +133,12 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
             text: (B, U) token ids.
             text_lengths: (B,)
             ends: (B, U) last aligned frame of each token (alignment.py).
+            prompt: (B, P) token ids before the first chunk, ``PAD_TOKEN`` behind the shorter ones; None: none.
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = without_padding(text)
-        hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
+        hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking, prompt)
         loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}
         if self.ctc is not None:

@@ -48,6 +48,7 @@ from espnet_speechllm_xl.training.checks import (
     read_token_list,
 )
 from espnet_speechllm_xl.training.layers import check_backend
+from espnet_speechllm_xl.training.prompts import PromptMaker
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
 from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
@@ -336,7 +337,23 @@ class SpeechTask(abs_task.AbsTask):
             rank=distributed.get_rank() if iter_options.distributed else 0,
             world_size=world,
             count_inputs=cls.input_counter(args),
+            prompts=cls.prompt_maker(args, paths["text"]),
         )
+
+    @classmethod
+    def prompt_maker(cls, args: argparse.Namespace, text_file: str) -> PromptMaker | None:
+        """Return what draws the prompts of training; None: there are none.
+
+        Args:
+            args: options of the training.
+            text_file: the training texts.
+        """
+        if "text_prompt_conf" not in cls.system.sections:
+            return None
+        config = cls.system.section(args, "text_prompt_conf")
+        if not config.probability:
+            return None
+        return PromptMaker(config, load_tokenizer(args.tokenizer), read_table(text_file).values())
 
     @classmethod
     def input_counter(cls, args: argparse.Namespace) -> Callable[[int, int], int]:

@@ -252,8 +252,10 @@ class ChunkedAED(ChunkwiseModel):
         token_lengths: Tensor,
         ends: Tensor,
         chunking: ChunkingConfig,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`ChunkwiseModel`; all labels of a batch at once."""
+        """Return hidden states and targets; see :class:`ChunkwiseModel`; all labels of a batch at once, no prompts."""
+        assert prompts is None  # the system has no text_prompt_conf
         sequence = build_label_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
         most_chunks = int(timeline.num_chunks(counts, chunking.chunk).max())
         chunk_ends = self.decoder.embedding(tokens.new_full((len(tokens), most_chunks), self.decoder.eoc))

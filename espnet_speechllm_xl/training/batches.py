@@ -20,6 +20,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
 from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, sequence_length
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
+from espnet_speechllm_xl.training.prompts import PromptMaker
 
 MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
 STRETCH = 400  # samples whose level may be that of the background noise
@@ -123,6 +124,7 @@ class Example:
     offsets: tuple[int, ...]  # frames, start of each utterance from the start of the example
     gain_db: float = 0.0  # change of the level
     kept: int | None = None  # frames kept after the last token ends; -1 cuts its last frame; None keeps all audio
+    prompt_seed: int | None = None  # of the words of its prompt; None: it has none
 
 
 class JoinedDataset(Dataset):
@@ -133,10 +135,11 @@ class JoinedDataset(Dataset):
     Args:
         dataset: the single utterances.
         sample_rate: Hz of their audio.
+        prompts: makes ``prompt``, one more array (P,) int64 of token ids; None: examples have none.
     """
 
-    def __init__(self, dataset: UtteranceDataset, sample_rate: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: UtteranceDataset, sample_rate: int, prompts: PromptMaker | None = None) -> None:
+        self.dataset, self.prompts = dataset, prompts
         self.sample_rate = sample_rate
         self.frame_samples = timeline.STACK * timeline.hop_samples(sample_rate)
 
@@ -149,6 +152,8 @@ class JoinedDataset(Dataset):
             arrays = {**arrays, "ends": np.minimum(arrays["ends"], frames - 1)}
         if example.gain_db:
             speech = with_gain(speech, example.gain_db)
+        if self.prompts is not None:
+            arrays = {**arrays, "prompt": self.prompts.draw(example.prompt_seed, arrays["text"].tolist())}
         return name, {**arrays, "speech": speech}
 
     def _joined(self, example: Example) -> tuple[str, Arrays]:
@@ -230,6 +235,7 @@ class BatchFactory(AbsIterFactory):
         augment: changes of level and end; None: the defaults.
         tail: frames of silence that the model appends to each example.
         count_inputs: returns the decoder inputs of so many frames and tokens.
+        prompts: makes the prompts of training examples, which ``batch_bins`` does not count; None: there are none.
 
     Raises:
         DataError: an utterance has no token count or no speaker, or does not fit in a batch.
@@ -252,8 +258,10 @@ class BatchFactory(AbsIterFactory):
         augment: AugmentConfig | None = None,
         tail: int = 0,
         count_inputs: Callable[[int, int], int] = sequence_length,
+        prompts: PromptMaker | None = None,
     ) -> None:
-        self.dataset = JoinedDataset(dataset, sample_rate)
+        self.prompts = prompts if train else None
+        self.dataset = JoinedDataset(dataset, sample_rate, self.prompts)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
         # One encoder frame more than its complete ones: where the next utterance may start.
         per_frame = self.dataset.frame_samples
@@ -310,6 +318,9 @@ class BatchFactory(AbsIterFactory):
         examples = self._examples(rng)
         if self.train:
             examples = self._augmented(examples, np.random.default_rng([self.seed, epoch, 1]))
+        if self.prompts is not None:
+            drawn = np.random.default_rng([self.seed, epoch, 2])
+            examples = _prompted(examples, self.prompts.config.probability, drawn)
         frames, inputs = (np.array(counts, dtype=np.int64) for counts in zip(*map(self._size, examples), strict=True))
         # The encoder pads frames, the decoder its inputs, frames and tokens: each has its say in what is of one length.
         lengths = (frames + inputs) / 2
@@ -383,6 +394,16 @@ class BatchFactory(AbsIterFactory):
         for speaker in rng.permutation(sorted(groups)):
             order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))
         return order
+
+
+def _prompted(examples: list[Example], probability: float, rng: np.random.Generator) -> list[Example]:
+    """Give a share ``probability`` of the examples a prompt."""
+    prompted = rng.random(len(examples)) < probability
+    seeds = rng.integers(1 << 32, size=len(examples))
+    return [
+        replace(example, prompt_seed=int(seed) if chosen else None)
+        for example, chosen, seed in zip(examples, prompted, seeds, strict=True)
+    ]
 
 
 def _fill(examples: Iterable[tuple[Example, int]], bins: int, min_examples: int) -> list[list[Example]]:

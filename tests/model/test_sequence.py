@@ -9,13 +9,15 @@ from slow import slow_label_sequence, slow_sequence, slow_stacks
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.model.sequence import (
     IGNORE,
+    PAD_TOKEN,
     build_label_sequence,
     build_sequence,
     frame_chunks,
     gather_inputs,
     sequence_length,
+    with_prompts,
 )
-from espnet_speechllm_xl.model.visibility import PADDING
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT
 
 TABLE = """
     input    a b c d  1   e f g h  2 3 4   i j k l  5 6
@@ -65,6 +67,33 @@ def test_the_papers_table(chunk, reduction, table):
     assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
     assert list(map(str, sequence.chunk_id[0].tolist())) == rows["chunk"]
     assert sequence.position[0].tolist() == list(range(len(rows["input"])))
+
+
+PROMPTED = """
+    input    x y   a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . .   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    P P   0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+"""
+
+
+def test_a_prompt_comes_first_and_has_no_targets():
+    """In a batch with an utterance that has none, and one that has a longer one and no frames."""
+    rows = {line.split()[0]: line.split()[1:] for line in PROMPTED.strip().splitlines()}
+    ends = torch.tensor([[2, 4, 5, 7, 8, 11]]).expand(3, -1)
+    arguments = torch.tensor([[1, 2, 3, 4, 5, 6]]).expand(3, -1), torch.tensor([6, 6, 0]), ends
+    prompts = torch.tensor([[8, 9, PAD_TOKEN], [PAD_TOKEN] * 3, [8, 9, 8]])
+    lengths = torch.tensor([12, 12, 0])
+    sequence = build_sequence(lengths, *arguments, ChunkingConfig(4, 1), eoc=7, prompts=prompts)
+    names = {IGNORE: ".", 7: "$"}
+    assert ["abcdefghijklxyz123456"[i] for i in sequence.source[0].tolist()] == rows["input"]
+    assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
+    assert ["P" if k == PROMPT else str(k) for k in sequence.chunk_id[0].tolist()] == rows["chunk"]
+    assert with_prompts(prompts, arguments[0])[:, :3].tolist() == [[8, 9, 0], [0, 0, 0], [8, 9, 8]]
+    plain = build_sequence(lengths, *arguments, ChunkingConfig(4, 1), eoc=7)
+    assert sequence.chunk_id[1].tolist() == [*plain.chunk_id[1].tolist(), PADDING, PADDING]
+    assert sequence.target[1].tolist() == [*plain.target[1].tolist(), IGNORE, IGNORE]
+    assert sequence.chunk_id[2].tolist() == [PROMPT] * 3 + [PADDING] * 17
+    assert set(sequence.target[2].tolist()) == {IGNORE}
 
 
 def random_batch(rng, vocabulary=9):

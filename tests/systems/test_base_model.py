@@ -9,7 +9,8 @@ from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random
 from slow import slow_ctc, slow_errors, slow_sequence, slow_stacks
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig, TextPromptConfig
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.llm import Decoder
@@ -19,11 +20,12 @@ from espnet_speechllm_xl.systems.ctc import CTCModel
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
 
 
-def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), **loss):
+def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), distance=2000, **loss):
     torch.manual_seed(0)
     decoder = Decoder(VOCABULARY, dim=16, layers=2, heads=2, ffn_dim=24)
     sections = ChunkingConfig(chunk, context, delay), LossConfig(**loss), ProjectionConfig(*projection)
-    model = SpeechLLMXL(make_acoustic(encoder), decoder, *sections)
+    prompts = TextPromptConfig(probability=0.5, distance=distance)
+    model = SpeechLLMXL(make_acoustic(encoder), decoder, *sections, prompts)
     with torch.no_grad():
         for weight in decoder.parameters():
             if weight.ndim > 1:
@@ -79,7 +81,10 @@ def chunkwise_losses(model, utterance, chunking):
     frames, counts = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))
     settings = chunking.chunk, chunking.delay, VOCABULARY
     inputs, chunks, _ = slow_sequence(int(counts), utterance["text"], utterance["ends"], *settings)
-    past, pairs = model.decoder.initial_past(chunking.context), []
+    prompt, pairs = utterance.get("prompt"), []
+    past = model.decoder.initial_past(chunking.context)
+    if prompt:
+        past = model.decoder.prompted_past(chunking.context, prompt)
     for k, piece in enumerate(frames[0].split(chunking.chunk or int(counts))):
         own = [index for (kind, index), chunk in zip(inputs, chunks, strict=True) if kind == "token" and chunk == k]
         tokens = [utterance["text"][index] for index in own]
@@ -104,6 +109,34 @@ def test_training_is_decoding_chunk_by_chunk(projection, chunk, context):
     assert int(weight) == len(pairs)
     expected = -sum(float(log_probs[target]) for log_probs, target in pairs) / len(pairs)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("chunk, context, projection", [(8, 1, ()), (4, 0, (4,)), (2, 3, ()), (None, None, ())])
+def test_training_with_prompts_is_decoding_with_prompts(chunk, context, projection):
+    """A batch of utterances with a prompt and without, and each of them alone."""
+    model = make_model(chunk=chunk, context=context, projection=projection)
+    utterances = random_utterances(seed=3)
+    for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
+        utterance["prompt"] = prompt
+    loss, _, weight = model(**as_batch(utterances))
+    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
+    assert int(weight) == len(pairs)
+    assert loss.item() == pytest.approx(-sum(float(p[target]) for p, target in pairs) / len(pairs), rel=1e-10)
+    singles = [model(**as_batch([utterance])) for utterance in utterances]
+    assert loss.item() * len(pairs) == pytest.approx(sum(o.item() * int(n) for o, _, n in singles), rel=1e-10)
+    bare = [{name: value for name, value in utterance.items() if name != "prompt"} for utterance in utterances]
+    assert model(**as_batch(bare))[0].item() != pytest.approx(loss.item(), rel=1e-4)
+    assert model(**as_batch([bare[1]]))[0].item() == pytest.approx(singles[1][0].item(), rel=1e-12)
+
+
+def test_a_training_sequence_longer_than_the_distance_of_a_prompt_is_refused():
+    utterances = random_utterances(seed=3)
+    longest = max(timeline.frames(len(u["speech"]), 16000) + len(u["text"]) for u in utterances)
+    for utterance in utterances:
+        utterance["prompt"] = [1, 2, 3]
+    make_model(distance=longest + 3)(**as_batch(utterances))
+    with pytest.raises(UserError, match=f"example has {longest + 3} decoder inputs: raise text_prompt_conf distance"):
+        make_model(distance=longest + 2)(**as_batch(utterances))
 
 
 @pytest.mark.parametrize("projection", [(), (4, 12)], ids=str)
