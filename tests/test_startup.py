@@ -90,8 +90,9 @@ def test_weights_are_in_memory_once_and_not_drawn_before(model_dir, monkeypatch,
         return dict(states[-1])
 
     monkeypatch.setattr(trained_model, "read_weights", remembering)
+    directory = model_dir(name)
     before = torch.get_rng_state()
-    model, _, _ = load_model(model_dir(name))
+    model, _, _ = load_model(directory)
     assert torch.get_rng_state().equal(before)
     weights = dict(model.named_parameters())
     assert len(weights) > 10
