@@ -53,6 +53,14 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
     parser.add_argument("--channel", type=channel, metavar="|".join(["N", MIX, *words]), help=text)
 
 
+def add_prompt_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the text that the decoder reads before the audio."""
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT",
+        help="text that the decoder reads first, such as names to expect; for a model that was trained with prompts",
+    )  # fmt: skip
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
     """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):

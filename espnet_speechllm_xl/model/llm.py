@@ -19,7 +19,8 @@ from espnet_speechllm_xl.model.cache import Batch, CachedPast, Pool, Step
 from espnet_speechllm_xl.model.decoder_steps import Outputs, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import drop_tokens
 from espnet_speechllm_xl.model.llama import Llama, Network
-from espnet_speechllm_xl.settings import from_dict, signature
+from espnet_speechllm_xl.model.visibility import PROMPT
+from espnet_speechllm_xl.settings import ConfigError, from_dict, signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +32,9 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
     Args:
         vocab_size: tokenizer ids (V); ``$`` is added as id V.
         conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
+
+    Attributes:
+        prompt_distance: the last position at which a chunk may begin behind a prompt; None: prompts are refused.
 
     Raises:
         ConfigError: a field is unknown, or a checkpoint is missing or has no rotary positions of Llama's layout.
@@ -46,6 +50,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         super().__init__()
         self.config = from_dict(DecoderConfig, conf, "decoder_conf")
         self.eoc = vocab_size
+        self.prompt_distance: int | None = None
         self._pool: Pool | None = None
         self._pretrained: Network | None = None  # in place of ``lm``, which is no Network then
         if self.config.pretrained:
@@ -109,6 +114,17 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         return CachedPast(None, 0, 0, context)
 
     @torch.no_grad()
+    def prompted_past(self, context: int | None, prompt: Sequence[int]) -> CachedPast:
+        """Return the past of a hypothesis that has read a prompt; see :class:`ChunkDecoder`."""
+        if self.prompt_distance is None:
+            raise ConfigError(
+                "this model was trained without prompts (text_prompt_conf probability: 0): leave the prompt out"
+            )
+        inputs = self.embed(torch.tensor([list(prompt)], device=self._table().device))[0]
+        (result,) = self.extend([Request(self.initial_past(context), PROMPT, frames=inputs)])
+        return result.past
+
+    @torch.no_grad()
     def extend(self, requests: Sequence[Request[CachedPast]]) -> list[Result[CachedPast]]:
         """Advance hypotheses; see :class:`ChunkDecoder`."""
         steps = [
@@ -139,7 +155,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         weight = self._table()
         if self._pool is None or (self._pool.dtype, self._pool.device) != (weight.dtype, weight.device):
             network = self.network
-            self._pool = Pool(*network.cache_shape, weight, network.rebase)
+            self._pool = Pool(*network.cache_shape, weight, network.rebase, self.prompt_distance)
         return self._pool
 
     def _table(self) -> Tensor:
