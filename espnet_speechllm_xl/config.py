@@ -10,6 +10,7 @@ Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encod
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -117,28 +118,41 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ChunkingConfig:
-    """Chunks of the decoder, for training masks *and* run time; a user may change them when decoding."""
+    """Chunks of the decoder and look-ahead of the encoder, for training *and* run time: decoding may have others."""
 
     chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
     context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # label delay: frames added to a token's end before its chunk is chosen
     unit: str = "token"  # training puts each "token" (paper), or each whole "word", into the chunk in which it ends
     train_chunks: list[int] | None = None  # frames, chunk sizes; training draws one a batch; null: ``chunk`` only
+    look_ahead: int | None = None  # frames; null: the encoder's right_context
+    train_look_aheads: list[int] | None = None  # frames; training draws one a batch; null: ``look_ahead`` only
 
     def __post_init__(self) -> None:
-        require(
-            self.train_chunks is None
-            or (self.train_chunks and all(has_kind(c, int) and c >= 1 for c in self.train_chunks)),
-            f"train_chunks {self.train_chunks}: give a list of frames >= 1, or null",
-        )
+        for name, least in (("train_chunks", 1), ("train_look_aheads", 0)):
+            sizes = getattr(self, name)
+            require(
+                sizes is None or (sizes and all(has_kind(size, int) and size >= least for size in sizes)),
+                f"{name} {sizes}: give a list of frames >= {least}, or null",
+            )
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         require(self.delay >= 0, f"delay {self.delay} must not be negative")
+        ahead = self.look_ahead
+        require(ahead is None or ahead >= 0, f"look_ahead {ahead}: give frames >= 0, or null for the encoder's")
         require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
     def check_against(self, encoder: EncoderTiming) -> None:
-        """Raise ConfigError unless the encoder's segment divides every chunk size, or is divided by it."""
+        """Raise ConfigError unless chunk sizes and look-aheads fit the encoder.
+
+        Its segment divides every chunk size, or is divided by it.  An encoder of whole utterances has no look-ahead.
+        """
         segment = encoder.segment
+        for look_ahead in (self.look_ahead, *(self.train_look_aheads or ())):
+            require(
+                segment is not None or not look_ahead,
+                f"look_ahead {look_ahead}: an encoder with segment null hears the whole utterance: leave it at null",
+            )
         for chunk_size in (self.chunk, *(self.train_chunks or ())):
             require(
                 chunk_size is None or segment is None or chunk_size % segment == 0 or segment % chunk_size == 0,
@@ -150,6 +164,34 @@ class ChunkingConfig:
         """Return these settings with chunks of ``chunk_size`` frames (None: infinite) that see at least as far back."""
         other = dataclasses.replace(self, chunk=chunk_size)  # refuses 0 frames
         return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk_size))
+
+    def right_context(self, encoder: EncoderTiming) -> int:
+        """Return the frames of look-ahead with this encoder."""
+        return encoder.right_context if self.look_ahead is None else self.look_ahead
+
+    def not_trained(self, trained: "ChunkingConfig", encoder: EncoderTiming) -> list[str]:
+        """Return a line for each size that differs from all sizes of the training.
+
+        Args:
+            trained: the settings of the training.
+            encoder: of the model.
+        """
+        sizes = trained.train_chunks or [trained.chunk]
+        aheads = trained.train_look_aheads or [trained.right_context(encoder)]
+        compared: list[tuple[str, int | None, Sequence[int | None]]] = [
+            ("chunk size", self.chunk, sizes),
+            ("look-ahead", self.right_context(encoder), aheads),
+        ]
+        return [
+            f"{name} {_seconds(value)}: the model was trained with {', '.join(map(_seconds, known))}, "
+            "not with this one: expect more errors"
+            for name, value, known in compared
+            if value not in known
+        ]
+
+
+def _seconds(frames: int | None) -> str:
+    return "inf" if frames is None else f"{timeline.chunk_seconds(frames):g} s"
 
 
 @dataclass(frozen=True)

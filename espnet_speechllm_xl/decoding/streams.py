@@ -100,6 +100,11 @@ class Stream:
         return timeline.frame_start_seconds(self._times.frames)
 
     @property
+    def remarks(self) -> list[str]:
+        """Return a line for each of its sizes that the model was not trained for."""
+        return self.chunking.not_trained(self.model.chunking, self.model.acoustic.encoder.config)
+
+    @property
     def wanted(self) -> int:
         """Return how many samples, at least one, the next encoder call still needs; fewer are only kept."""
         return self._audio.wanted

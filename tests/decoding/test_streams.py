@@ -1,5 +1,7 @@
 """Offline == stream, batch == alone, settled text, causality, latency, word times; random weights, float64."""
 
+import copy
+import dataclasses
 import math
 import random
 
@@ -255,6 +257,27 @@ def test_a_chunk_is_decoded_within_the_promised_latency(tiny_model, chunk):
         started = max(0, math.floor((heard - latency) / timeline.chunk_seconds(chunk) + 1e-9) + 1)
         assert started <= stream.search.num_chunks <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
     assert started > 2
+
+
+@pytest.mark.parametrize("look_ahead", [0, 5, 9])
+def test_another_look_ahead_streams_what_it_gives_offline(tiny_model, look_ahead):
+    """It is the model's own (2) with that look-ahead in its encoder's configuration, at the promised latency."""
+    rng = random.Random(look_ahead)
+    audio = tiny.speech(60, 40000)
+    chunking = ChunkingConfig(8, 2, look_ahead=look_ahead)
+    (expected,) = transcribe(*tiny_model, chunking, search("greedy"), [audio])[0]
+    stream = Stream(*tiny_model, chunking, search("greedy"), OFF)
+    assert said(play(stream, cuts(audio, rng, 9000))) == expected.text
+    encoder = copy.deepcopy(tiny_model[0])
+    conf = dataclasses.replace(encoder.acoustic.encoder.config, right_context=look_ahead)
+    encoder.acoustic.encoder.config = encoder.acoustic.encoder.emformer.config = conf
+    (configured,) = transcribe(encoder, tiny_model[1], ChunkingConfig(8, 2), search("greedy"), [audio])[0]
+    same([expected], [configured])
+    (own,) = transcribe(*tiny_model, ChunkingConfig(8, 2), search("greedy"), [audio])[0]
+    assert own.token_ids != expected.token_ids
+    stream = Stream(*tiny_model, chunking, search("greedy"), OFF)
+    stream.push(audio[: timeline.samples_for_frames(8 + look_ahead, RATE)])
+    assert stream.search.num_chunks == 1
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])
