@@ -49,10 +49,10 @@ def test_a_new_system_is_trained_and_decoded(listed, system):
 def test_the_digits(listed):
     found = summary(listed("fsdd").run("--stop-stage", "longform"))
     tokens = "data/tokens_train_char/tokenizer.model"
-    start = "--task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
+    start = "--task speechllm_xl --init_param exp/aligner_multichunk/valid.ter.ave.pth:acoustic:acoustic"
     assert found[:2] == [
-        f"train-aligner conf/train_aligner_tiny.yaml {tokens} -> exp/aligner --max_epoch 8",
-        f"train conf/train_tiny.yaml {tokens} -> exp/speechllm_xl_tiny {start}",
+        f"train-aligner conf/train_aligner_tiny_multichunk.yaml {tokens} -> exp/aligner_multichunk --max_epoch 8",
+        f"train conf/train_tiny_multichunk.yaml {tokens} -> exp/speechllm_xl_tiny_multichunk {start}",
     ]
     assert [line.split(": ")[1] for line in found[2:]] == ["dev test test_2x test_10x"] * 3
 
@@ -72,8 +72,8 @@ def test_further_options_given_twice_are_joined(listed):
     options += ["--tag", "joined", "--decode-args", "--nbest 2", "--decode-args", "--dtype float32"]
     calls = listed("mboshi").run("--stage", "train", "--stop-stage", "score", *options)
     assert special(calls) == [
-        "exp/joined --task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic --max_epoch 12 "
-        "--max_epoch 2 --chunking_conf chunk=16"
+        "exp/joined --task speechllm_xl --init_param exp/aligner_multichunk/valid.ter.ave.pth:acoustic:acoustic "
+        "--max_epoch 12 --max_epoch 29 --max_epoch 2 --chunking_conf chunk=16"
     ]
     decoding = next(call for call in calls if "decode" in call)
     assert decoding[-6:-2] == ["--nbest", "2", "--dtype", "float32"] and decoding[-2] == "--nj"
@@ -86,7 +86,15 @@ def test_further_options_given_twice_are_joined(listed):
     [
         (["--system", "ctc", "--init", "none"], ["exp/ctc_tiny --task ctc --max_epoch 12"]),
         (["--system", "ctc", "--alignment", "ctm:ref"], ["exp/ctc_tiny --task ctc --max_epoch 12"]),
-        (["--size", "small", "--init", "none"], ["exp/speechllm_xl_small --task speechllm_xl --max_epoch 12"]),
+        (
+            ["--size", "small", "--init", "none"],
+            ["exp/speechllm_xl_small_multichunk --task speechllm_xl --max_epoch 12 --max_epoch 29"],
+        ),
+        (
+            ["--system", "fixed_chunk", "--size", "small"],
+            ["exp/speechllm_xl_small --task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic "
+             "--max_epoch 12"],
+        ),
         (
             ["--size", "paper", "--train-config", "train_small.yaml", "--init", "none"],
             ["exp/speechllm_xl_small --task speechllm_xl --max_epoch 12"],
@@ -96,6 +104,16 @@ def test_further_options_given_twice_are_joined(listed):
 def test_size_configuration_and_start(listed, options, trained):
     calls = listed("mboshi").run("--stage", "train", "--stop-stage", "train", *options)
     assert special(calls) == trained
+
+
+def test_a_size_without_a_configuration_for_several_chunk_sizes_has_one(listed):
+    recipe = listed("mini_espeak")
+    (recipe.recipe / "conf").mkdir(exist_ok=True)
+    for name in ("train_mine.yaml", "train_aligner_mine.yaml"):
+        (recipe.recipe / "conf" / name).write_text("max_epoch: 1\n")
+    found = summary(recipe.run("--size", "mine", "--stage", "aligner", "--stop-stage", "train"))
+    assert found[0].startswith("train-aligner conf/train_aligner_mine.yaml") and found[0].endswith("-> exp/aligner")
+    assert found[1].startswith("train conf/train_mine.yaml") and " -> exp/speechllm_xl_mine --task" in found[1]
 
 
 @pytest.mark.parametrize(
