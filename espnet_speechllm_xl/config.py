@@ -290,6 +290,7 @@ class StreamConfig:
     settle_seconds: float = option(1.28, "age at which text that the beam still disputes is settled; inf: never")
     endpoint_silence: float = option(1.5, "time without text after which a stream segment ends; inf: never")
     endpoint_length: float = option(20.0, "length at which a stream segment ends at its last settled word; inf: none")
+    partial_seconds: float = option(math.inf, "audio of an open chunk after which its text is shown, too; inf: none")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

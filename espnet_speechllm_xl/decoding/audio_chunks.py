@@ -57,6 +57,11 @@ class AudioChunks:
         """Return the number of complete frames of the audio so far, without the silence behind its end."""
         return timeline.frames(self._total, self._rate)
 
+    def open_chunk(self, step: int) -> Tensor:
+        """Return the frames (t, D), t >= 0, that complete no chunk yet, as many as are a multiple of ``step``."""
+        frames = torch.cat(self._frames) if self._frames else torch.zeros(0, 0)
+        return frames[: len(frames) // step * step]
+
     def take(
         self, samples: Tensor, final: bool
     ) -> Generator[list[EncodeRequest], list[Any], list[tuple[Tensor, bool]]]:
