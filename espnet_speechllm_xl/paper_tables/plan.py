@@ -216,7 +216,8 @@ class Plan:
         place = ["--expdir", self.expdir]
         if any(row.aligned for table in self.tables.values() for row in table.rows):
             place += ["--align-sets", self.corpus.test]  # where the alignment is measured
-        return ["./run.sh", "--system", FIXED_CHUNK, "--stop-stage", "align", *place, *options, *self.corpus.options, *extra]
+        command = ["./run.sh", "--system", FIXED_CHUNK, "--stop-stage", "align"]
+        return [*command, *place, *options, *self.corpus.options, *extra]
 
     def command(self, system: str, seed: int = 1, extra: Iterable[str] = ()) -> list[str]:
         """Return the command that trains and decodes; run again, it goes on where it was.

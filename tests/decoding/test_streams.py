@@ -266,7 +266,7 @@ def test_the_text_of_an_open_chunk_is_partial_only(tiny_model, method):
     rng = random.Random(method)
     audio = tiny.speech(61, 60000)
     config = StreamConfig(endpoint_silence=0.6, partial_seconds=0.32)
-    model, chunking = tiny_model[0], ChunkingConfig(32, 2)
+    model = tiny_model[0]
     plain = live(tiny_model, (32, 2), search(method), dataclasses.replace(config, partial_seconds=math.inf))
     early = live(tiny_model, (32, 2), search(method), config)
     earlier = 0

@@ -183,7 +183,7 @@ def test_convolution_equals_a_slow_reference():
     config = EncoderConfig(**SIZES, segment=segment, right_context=right, conv_kernel=kernel)
     module = Emformer(config).emformer_layers[0].conv.double().eval()
     x = torch.randn(1, count, segment + right, SIZES["dim"], dtype=torch.float64)
-    fast, _ = module(x, torch.zeros(1, kernel - 1, SIZES["dim"], dtype=torch.float64))
+    fast, _ = module(x, torch.zeros(1, kernel - 1, SIZES["dim"], dtype=torch.float64), right)
     gated = torch.nn.functional.glu(module.expand(module.norm_input(x)))[0]
     for i in range(count):
         for j in range(segment + right):

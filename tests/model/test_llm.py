@@ -282,8 +282,8 @@ def test_baselines_of_size_paper_count_what_the_paper_says():
 
 
 AN4 = CONF.parent / "egs2/an4/speechllm_xl1/conf"
-SIZES = [(CONF, size) for size in ("tiny", "small", "paper")] + [(AN4, "an4")]
-OF_SIZES = SIZES + [(folder, f"{size}_multichunk") for folder, size in SIZES]
+BASE_SIZES = [(CONF, size) for size in ("tiny", "small", "paper")] + [(AN4, "an4")]
+OF_SIZES = BASE_SIZES + [(folder, f"{size}_multichunk") for folder, size in BASE_SIZES]
 
 
 @pytest.mark.parametrize("system", ["aligner", "chunked_aed"])
@@ -298,7 +298,7 @@ def test_others_have_the_recognisers_encoder(folder, size, system):
 
 
 @pytest.mark.parametrize("system", ["", "aligner_"])
-@pytest.mark.parametrize("folder, size", SIZES)
+@pytest.mark.parametrize("folder, size", BASE_SIZES)
 def test_several_chunk_sizes_are_all_that_differs(folder, size, system):
     one, several = (
         yaml.safe_load((folder / f"train_{system}{name}.yaml").read_text()) for name in (size, f"{size}_multichunk")

@@ -282,7 +282,8 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
     common = f"--nj 3 --downloads {os.path.abspath('D')}"  # run.sh runs elsewhere
     assert calls == [
-        f"./run.sh --system fixed_chunk --stop-stage align --expdir exp --align-sets eval --aligner-args --max_epoch 1 {common}",
+        "./run.sh --system fixed_chunk --stop-stage align --expdir exp --align-sets eval "
+        f"--aligner-args --max_epoch 1 {common}",
         "./run.sh --system fixed_chunk --stage train --stop-stage longform --tag xl_tiny --expdir exp "
         f"--searches alsd greedy --train-args --max_epoch 2 --seed 1 {common}",
         "./run.sh --system fixed_chunk --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp "

@@ -174,12 +174,13 @@ def test_help_lists_the_systems():
 def test_every_system_has_its_configurations(system):
     """A new system needs these files and a function in systems.sh."""
     prefix = f"train_{system}_"
-    if system in ("speechllm_xl", "nonstreaming", "nonstreaming_full", "reallm"):
+    if system in ("speechllm_xl", "fixed_chunk", "nonstreaming", "nonstreaming_full", "reallm"):
         prefix = "train_"
     elif system.startswith("espnet_"):
         prefix = f"espnet/train_asr_{system.removeprefix('espnet_')}_"
     for size in ("tiny", "paper"):
-        assert yaml.safe_load((ROOT / "conf" / f"{prefix}{size}.yaml").read_text(encoding="utf-8"))
+        several = "_multichunk" if system == "speechllm_xl" else ""
+        assert yaml.safe_load((ROOT / "conf" / f"{prefix}{size}{several}.yaml").read_text(encoding="utf-8"))
 
 
 def test_a_corpus_is_two_files():
