@@ -176,12 +176,9 @@ class ChunkingConfig:
             trained: the settings of the training.
             encoder: of the model.
         """
-        sizes = trained.train_chunks or [trained.chunk]
-        aheads = trained.train_look_aheads or [trained.right_context(encoder)]
-        compared: list[tuple[str, int | None, Sequence[int | None]]] = [
-            ("chunk size", self.chunk, sizes),
-            ("look-ahead", self.right_context(encoder), aheads),
-        ]
+        sizes: Sequence[int | None] = trained.train_chunks if trained.train_chunks else [trained.chunk]
+        aheads: Sequence[int | None] = trained.train_look_aheads or [trained.right_context(encoder)]
+        compared = [("chunk size", self.chunk, sizes), ("look-ahead", self.right_context(encoder), aheads)]
         return [
             f"{name} {_seconds(value)}: the model was trained with {', '.join(map(_seconds, known))}, "
             "not with this one: expect more errors"

@@ -15,6 +15,7 @@ from espnet_speechllm_xl.config import (
     AugmentConfig,
     ChunkingConfig,
     ConcatConfig,
+    CTCConfig,
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
