@@ -10,7 +10,6 @@ Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encod
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -176,19 +175,24 @@ class ChunkingConfig:
             trained: the settings of the training.
             encoder: of the model.
         """
-        sizes: Sequence[int | None] = trained.train_chunks if trained.train_chunks else [trained.chunk]
-        aheads: Sequence[int | None] = trained.train_look_aheads or [trained.right_context(encoder)]
-        compared = [("chunk size", self.chunk, sizes), ("look-ahead", self.right_context(encoder), aheads)]
-        return [
-            f"{name} {_seconds(value)}: the model was trained with {', '.join(map(_seconds, known))}, "
-            "not with this one: expect more errors"
-            for name, value, known in compared
-            if value not in known
+        sizes, aheads = trained.train_chunks or [trained.chunk], trained.train_look_aheads
+        compared = [
+            ("chunk size", timeline.chunk_seconds(self.chunk), list(map(timeline.chunk_seconds, sizes))),
+            (
+                "look-ahead",
+                timeline.chunk_seconds(self.right_context(encoder)),
+                list(map(timeline.chunk_seconds, aheads or [trained.right_context(encoder)])),
+            ),
         ]
-
-
-def _seconds(frames: int | None) -> str:
-    return "inf" if frames is None else f"{timeline.chunk_seconds(frames):g} s"
+        if self.chunk is not None:  # before the only chunk there is nothing
+            own, others = map(timeline.context_seconds, (self, trained.resized(self.chunk)))
+            compared.insert(1, ("context", own, [others]))
+        return [
+            f"{name} {seconds:g} s: the model was trained with {', '.join(f'{each:g} s' for each in known)}, "
+            "not with this one: there may be more errors"
+            for name, seconds, known in compared
+            if seconds not in known
+        ]
 
 
 @dataclass(frozen=True)

@@ -139,15 +139,19 @@ def test_look_ahead_in_seconds(tiny_model_dir):
 
 def test_sizes_that_were_not_trained_are_named_once(tiny_model_dir, caplog):
     _warn_once.cache_clear()
-    chunk = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: expect more errors"
-    ahead = "look-ahead 0 s: the model was trained with 0.08 s, not with this one: expect more errors"
-    speech2text = load(tiny_model_dir, search="greedy", chunk_size=0.64, context=0.64, look_ahead=0.08)
+    chunk = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: there may be more errors"
+    ahead = "look-ahead 0 s: the model was trained with 0.08 s, not with this one: there may be more errors"
+    context = "context 0.64 s: the model was trained with 1.28 s, not with this one: there may be more errors"
+    speech2text = load(tiny_model_dir, search="greedy", chunk_size=0.64, context=1.28, look_ahead=0.08)
     assert speech2text.stream().remarks == [] == caplog.messages
     streams = [speech2text.stream(chunk_size=0.32, look_ahead=ahead) for ahead in (None, 0, 0)]
     assert [stream.remarks for stream in streams] == [[chunk], [chunk, ahead], [chunk, ahead]]
     assert caplog.messages == [chunk, ahead]
     assert load(tiny_model_dir, look_ahead=0).stream().remarks == [ahead] and caplog.messages == [chunk, ahead]
-    assert load(tiny_model_dir, chunk_size=math.inf) and caplog.messages[2:] == [chunk.replace("0.32 s", "inf")]
+    assert load(tiny_model_dir, chunk_size=math.inf) and caplog.messages[2:] == [chunk.replace("0.32", "inf")]
+    assert speech2text.stream(context=0.64).remarks == [context]
+    assert speech2text.stream(chunk_size=0.32, context=0.64).remarks == [chunk, context]
+    assert speech2text.stream(chunk_size=0.32, context=math.inf).remarks == [chunk, context.replace("0.64", "inf")]
 
 
 def test_drawn_sizes_were_trained(tiny_model_dir, caplog):
@@ -160,8 +164,9 @@ def test_drawn_sizes_were_trained(tiny_model_dir, caplog):
         for size, ahead in ((0.32, 0), (0.64, 0.08), (0.32, 0.24)):
             assert speech2text.stream(chunk_size=size, look_ahead=ahead).remarks == [] == caplog.messages
         assert speech2text.stream(chunk_size=1.28, look_ahead=0.12).remarks == [
-            "chunk size 1.28 s: the model was trained with 0.32 s, 0.64 s, not with this one: expect more errors",
-            "look-ahead 0.12 s: the model was trained with 0 s, 0.08 s, 0.24 s, not with this one: expect more errors",
+            "chunk size 1.28 s: the model was trained with 0.32 s, 0.64 s, not with this one: there may be more errors",
+            "look-ahead 0.12 s: the model was trained with 0 s, 0.08 s, 0.24 s, not with this one: there may be more "
+            "errors",
         ]
     finally:
         shutil.rmtree(directory)

@@ -104,7 +104,7 @@ def test_the_greeting_says_what_to_expect(server):
     settings = {"search": "chunk_sync", "beam_size": 4, "ctc_weight": 0.0, "chunk_size": 0.32, "context": 1.28}
     settings |= {"look_ahead": 0.08, "settle_seconds": 1.28, "endpoint_silence": 1.5, "endpoint_length": 20.0}
     settings |= {"partial_seconds": None}
-    remark = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: expect more errors"
+    remark = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: there may be more errors"
     assert ready == {
         **{"type": "ready", "sample_rate": 16000, "model": "tiny", "settings": settings, "remarks": [remark]},
         **{"chunk_seconds": chunk, "lookahead_seconds": lookahead},
