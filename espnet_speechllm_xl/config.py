@@ -175,14 +175,12 @@ class ChunkingConfig:
             trained: the settings of the training.
             encoder: of the model.
         """
-        sizes, aheads = trained.train_chunks or [trained.chunk], trained.train_look_aheads
+        seconds_of = timeline.chunk_seconds
+        sizes = [*map(seconds_of, trained.train_chunks or ())] or [seconds_of(trained.chunk)]
+        aheads = [*map(seconds_of, trained.train_look_aheads or ())] or [seconds_of(trained.right_context(encoder))]
         compared = [
-            ("chunk size", timeline.chunk_seconds(self.chunk), list(map(timeline.chunk_seconds, sizes))),
-            (
-                "look-ahead",
-                timeline.chunk_seconds(self.right_context(encoder)),
-                list(map(timeline.chunk_seconds, aheads or [trained.right_context(encoder)])),
-            ),
+            ("chunk size", seconds_of(self.chunk), sizes),
+            ("look-ahead", seconds_of(self.right_context(encoder)), aheads),
         ]
         if self.chunk is not None:  # before the only chunk there is nothing
             own, others = map(timeline.context_seconds, (self, trained.resized(self.chunk)))
