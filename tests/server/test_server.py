@@ -80,6 +80,7 @@ def same_segments(messages, segments):
         ("", {"search": "chunk_sync"}),
         ("?search=greedy&chunk_size=0.32&context=0.96", {"search": "greedy", "chunk_size": 0.32, "context": 0.96}),
         ("?chunk_size=0.32&look_ahead=0.24", {"chunk_size": 0.32, "look_ahead": 0.24}),
+        ("?partial_seconds=0.32", {}),  # only what is not settled yet differs
         ("?endpoint_length=2&endpoint_silence=inf", {"endpoint_length": 2.0, "endpoint_silence": np.inf}),
         ("?endpoint_silence=0.5&settle_seconds=1", {"endpoint_silence": 0.5, "settle_seconds": 1.0}),
     ],
