@@ -99,7 +99,7 @@ FROM_ALIGNER = "--init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
 )
 def test_with_the_tokens_of_an_llm_ctc_has_the_aligners(listed, options, start):
     recipe = listed("mboshi")
-    llm = ["--token-type", "hf", "--hf-tokenizer", "models/some-llm", *options]
+    llm = ["--system", "fixed_chunk", "--token-type", "hf", "--hf-tokenizer", "models/some-llm", *options]
     calls = recipe.run("--stage", "tokens", "--stop-stage", "train", *llm)
     further = "--max_epoch 12" + " --loss_conf ctc_tokenizer=null" * ("--train-args" in options)
     assert special(calls)[-1].split(" ", 3)[3] == f"{start} {further}"
