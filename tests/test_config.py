@@ -15,6 +15,7 @@ from espnet_speechllm_xl.config import (
     AugmentConfig,
     ChunkingConfig,
     ConcatConfig,
+    CTCConfig,
     DecoderConfig,
     EncoderConfig,
     FeatureConfig,
@@ -128,7 +129,7 @@ def test_whole_numbers_are_numbers_and_tuples_lists():
         (ChunkingConfig, "chunking_conf", "chunks", "did you mean 'chunk'?"),
         (EncoderConfig, "encoder_conf", "rigth_context", "did you mean 'right_context'?"),
         (SearchConfig, "search_conf", "beamsize", "did you mean 'beam_size'?"),
-        (ChunkingConfig, "chunking_conf", "zzz", "known: chunk, context, delay, unit, train_chunks"),
+        (CTCConfig, "ctc_conf", "zzz", "known: dropout"),
     ],
 )
 def test_unknown_names_give_a_hint(cls, section, name, hint):
