@@ -66,6 +66,7 @@ class Speech2Text:
         chunk_size: float | None = None,
         context: float | None = None,
         search: str | None = None,
+        llm: str | Path | None = None,
         **search_conf: Any,
     ) -> "Speech2Text":
         """Load a model directory or a packed file.
@@ -79,6 +80,8 @@ class Speech2Text:
             context: seconds, in place of training's; infinity is allowed.
             search: "greedy", "chunk_sync" or "alsd", or as the baseline's task has them; None: as the model's
                 configuration says.
+            llm: directory of the pretrained language model that the decoder was trained from; None: the one in the
+                packed file, else where it was in training.
             **search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
 
         Raises:
@@ -87,7 +90,7 @@ class Speech2Text:
             UserError: a setting does not fit (ConfigError), or is off the grid of frames and chunks.
         """
         with unpacked(Path(path)) as directory:
-            model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+            model, tokenizer, args = load_model(directory, None, weights, device, dtype, llm)
             own = _own_search(directory, args, model, given=search_conf)
         system = find_system(args.task)
         choices = system.search_choices

@@ -13,6 +13,7 @@ NAME = PACKAGE.name
 ROOMS = {
     "corpus": set(),
     "model": {"corpus"},
+    "language_models": {"model"},
     "decoding": {"corpus", "model"},
     "training": {"corpus", "model"},
     "systems": {"corpus", "model", "decoding", "training"},
@@ -23,7 +24,7 @@ ROOMS = {
     "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
     "bin": {
         *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
-        "benchmarks",
+        *("benchmarks", "language_models"),
     },
 }
 # The files at the top that join rooms; the others import none.
