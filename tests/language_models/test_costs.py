@@ -1,11 +1,13 @@
 """What is counted of a training equals what torch does: numbers, kept bytes, operations."""
 
+from pathlib import Path
+
 import ggufs
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from espnet_speechllm_xl.language_models.costs import KNOWN, Cost, Shape, Training, cost, kept_values
+from espnet_speechllm_xl.language_models.costs import KNOWN, Cost, Shape, Training, cost, cost_rows, kept_values
 from espnet_speechllm_xl.settings import ConfigError
 
 SIZES = dict(hidden_size=48, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
@@ -114,3 +116,17 @@ def test_wrong_values_are_refused():
         Training("some")
     with pytest.raises(ConfigError, match="reduction 0"):
         Training(reduction=0)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "llm.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_is_counted():
+    for name, shape in KNOWN.items():
+        head, *rows = cost_rows(shape, Training())
+        for row in [("LLM", *head), *((name, *row) for row in rows)]:
+            assert f"| {' | '.join(row)} |" in PAGE, row
+    work = cost(KNOWN["Llama-3.2-1B"], Training(reduction=4)).operations
+    hours = 10 * 960 * work / 100e12  # 960 h have 3600 times as many seconds, and so have hours
+    assert f"take {hours:.1f} hours for\nLlama-3.2-1B with LoRA" in PAGE
+    assert f"{KNOWN['SmolLM2-135M'].adapters(16) / 1e6:.1f} M in the adapters" in PAGE
