@@ -22,6 +22,7 @@ from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEI
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.model.pretrained import weights_follow
+from espnet_speechllm_xl.model.weight_layout import store_by_columns
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import SYSTEMS, find_system
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
@@ -91,7 +92,9 @@ def load_model(
     model = _cast(model, kind)
     if dtype == INT8:
         use_int8(model)
-    return model.to(place).eval(), tokenizer, args
+    model = model.to(place).eval()
+    store_by_columns(model)
+    return model, tokenizer, args
 
 
 @contextlib.contextmanager
