@@ -32,6 +32,7 @@ from espnet_speechllm_xl.experiment import (
 )
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.model.int8 import use_int8
+from espnet_speechllm_xl.model.pretrained import weights_follow
 from espnet_speechllm_xl.model.weight_layout import store_by_columns
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import SYSTEMS, find_system
@@ -95,7 +96,7 @@ def load_model(
         state = read_weights(path)
     _find_llm(args, directory, llm, state)
     try:
-        with _no_larger_than(state), _Unfilled():
+        with _no_larger_than(state, _base_size(args)), _Unfilled(), weights_follow():
             model = system.build_model(args)
     except UserError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
@@ -164,18 +165,32 @@ def _naming_weights(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _base_size(args: argparse.Namespace) -> int:
+    """Count the values in the files of the LLM that a model is built on, of two bytes each; 0 where there is none."""
+    directory = (getattr(args, "decoder_conf", None) or {}).get("pretrained")
+    if not isinstance(directory, str):
+        return 0
+    files = (path for kind in ("*.safetensors", "*.bin") for path in Path(directory).glob(kind))
+    return sum(path.stat().st_size for path in files) // 2
+
+
 @contextlib.contextmanager
-def _no_larger_than(state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Raise ConfigError in the block as soon as it makes a model that is far larger than the weights ``state``.
+def _no_larger_than(state: dict[str, torch.Tensor], others: int) -> Iterator[None]:
+    """Raise ConfigError in the block as soon as it makes a model that is far larger than its weights.
 
     Torch reserves memory for a weight, registers it and then fills it.  A weight that is refused when it is registered
     has used no memory.
+
+    Args:
+        state: weights of the model.
+        others: number of further weights.
     """
 
     def size(weight: torch.Tensor) -> int:
         return max(weight.numel(), 64)  # so that millions of layers with hardly a weight do not pass
 
-    left = 4 * sum(map(size, state.values()))  # a weight that is shared, replaced or adapted is registered again
+    # A weight that is shared, replaced or adapted is registered again.
+    left = 4 * (sum(map(size, state.values())) + others)
     thread = threading.get_ident()
 
     def count(_module: torch.nn.Module, _name: str, weight: torch.Tensor | None) -> None:

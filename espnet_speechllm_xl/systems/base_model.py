@@ -73,6 +73,8 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         chunking.check_against(acoustic.encoder.config)
         self.acoustic = acoustic
         self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
+        if decoder.input_rms is not None:
+            start_at_scale(self.projection, decoder.input_rms)
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
@@ -119,3 +121,18 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         if not self.training or not sizes:
             return self.chunking
         return self.chunking.resized(sizes[int(torch.randint(len(sizes), ()))])
+
+
+@torch.no_grad()
+def start_at_scale(projection: nn.Linear, rms: float) -> None:
+    """Draw a projection anew, so that inputs of unit size, as a LayerNorm makes them, become outputs of size ``rms``.
+
+    A pretrained LLM knows inputs of the size of its embeddings (SmolLM2: 0.1).  Larger ones drown what its first layers
+    add to them.
+
+    Args:
+        projection: is changed.
+        rms: root mean square of the outputs.
+    """
+    nn.init.normal_(projection.weight, std=rms / projection.in_features**0.5)
+    nn.init.zeros_(projection.bias)
