@@ -13,10 +13,10 @@ NAME = PACKAGE.name
 ROOMS = {
     "corpus": set(),
     "model": {"corpus"},
-    "language_models": {"model"},
     "decoding": {"corpus", "model"},
     "training": {"corpus", "model"},
     "systems": {"corpus", "model", "decoding", "training"},
+    "language_models": {"model", "systems"},
     "evaluation": {"corpus"},
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},

@@ -246,7 +246,8 @@ def _read_weights(
     """
     from transformers import AutoModelForCausalLM
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    read: Any = AutoModelForCausalLM.from_pretrained  # its type leaves out that it can return two values
+    model, loading = read(
         path.parent, gguf_file=path.name, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
     )
     state, seen = {}, set()

@@ -66,12 +66,11 @@ KNOWN: Mapping[str, Shape] = MappingProxyType(
 class Training:
     """How a language model is trained, as far as its cost depends on it.
 
-    With "all" the weights are float32, whatever ``bytes_per_weight`` says: Adam's steps are too small for 16 bits.
+    With "all" everything is float32, whatever ``bytes_per_weight`` says: Adam's steps are too small for 16 bits.
     """
 
     trained: str = LORA  # of the language model: "frozen" (nothing), "lora" or "all"
-    bytes_per_weight: int = FLOAT  # of frozen weights: 4 (float32) or 2 (bfloat16)
-    bytes_per_value: int = FLOAT  # of what the backward pass keeps: 4, or 2 with automatic mixed precision
+    bytes_per_weight: int = FLOAT  # of frozen weights and the values between them: 4 (float32) or 2 (bfloat16)
     checkpointing: bool = False  # layers are computed again in the backward pass
     lora_rank: int = 16
     reduction: int = 1  # encoder frames that make one input
@@ -83,6 +82,11 @@ class Training:
     def __post_init__(self) -> None:
         require(self.trained in (FROZEN, LORA, ALL), f"trained '{self.trained}': use {FROZEN}, {LORA} or {ALL}")
         require(self.reduction >= 1, f"reduction {self.reduction} must be at least 1")
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of a weight of the language model, and of the values that its products compute."""
+        return FLOAT if self.trained == ALL else self.bytes_per_weight
 
     @property
     def inputs_per_second(self) -> float:
@@ -114,41 +118,38 @@ def cost(shape: Shape, training: Training) -> Cost:
     """Count what a training costs."""
     everything = training.trained == ALL
     adapters = shape.adapters(training.lora_rank) if training.trained == LORA else 0
-    weights = shape.parameters * (FLOAT if everything else training.bytes_per_weight)
+    weights = shape.parameters * training.size
     trained = shape.parameters * (FLOAT + ADAM) if everything else adapters * (2 * FLOAT + ADAM)
     return Cost(weights, trained, kept_bytes(shape, training), _operations(shape, training, adapters))
 
 
-def kept_values(shape: Shape, training: Training) -> int:
-    """Return how many values of one input a layer keeps for the backward pass, all of them being kept.
+def kept_by_layer(shape: Shape, training: Training) -> int:
+    """Return the bytes that a layer keeps of one input for the backward pass, where everything is kept.
 
-    A product keeps its input only where its weights train.  A norm keeps its input, and the normalised values where
-    its weights train.  The attention keeps queries, keys and values, both repeated for every head, and its output; the
-    gated product keeps its three factors.
+    A product keeps its input only where its weights train.  Norms compute in float32; they keep their input, and the
+    normalised values where their weights train.  The attention keeps queries, keys and values, both repeated for every
+    head, and its output; the gated product keeps its three factors.  Adapters compute in float32: where the layer does
+    not, each one keeps a copy of its input.
     """
-    values = 2 * (shape.dim + 1) + 4 * shape.heads * shape.head_dim + shape.heads + 3 * shape.ffn_dim
-    if training.trained != FROZEN:  # inputs of the products
-        values += 2 * shape.dim + shape.ffn_dim
+    query, size = shape.heads * shape.head_dim, training.size
+    kept = 2 * (shape.dim + 1) * FLOAT + 4 * query * size + shape.heads * FLOAT + 3 * shape.ffn_dim * size
     if training.trained == ALL:
-        values += 2 * shape.dim
+        kept += (4 * shape.dim + shape.ffn_dim) * FLOAT
     if training.trained == LORA:
-        values += len(shape.products) * training.lora_rank
-    return values
+        inputs = 2 * shape.dim if size == FLOAT else 5 * shape.dim + query
+        kept += (inputs + shape.ffn_dim + len(shape.products) * training.lora_rank) * FLOAT
+    return kept
 
 
 def kept_bytes(shape: Shape, training: Training) -> float:
     """Return the bytes that a batch keeps for the backward pass: of the layers, the scores of tokens, and the mask."""
     inputs = training.batch_seconds * training.inputs_per_second
-    layer = inputs * kept_values(shape, training) * training.bytes_per_value
     # With checkpointing each layer keeps its input, and one layer at a time keeps everything.
-    layers = (
-        layer + shape.layers * inputs * shape.dim * training.bytes_per_value
-        if training.checkpointing
-        else shape.layers * layer
-    )
+    layers, whole = (shape.dim * shape.layers * training.size, 1) if training.checkpointing else (0, shape.layers)
     scores = training.batch_seconds * training.targets_per_second * shape.vocab_size * FLOAT
-    mask = inputs * training.sequence_seconds * training.inputs_per_second * training.bytes_per_value
-    return layers + 2 * scores + mask  # scores, and their log-probabilities
+    mask = training.sequence_seconds * training.inputs_per_second * training.size
+    # Scores, and their log-probabilities.
+    return inputs * (layers + whole * kept_by_layer(shape, training) + mask) + 2 * scores
 
 
 def _operations(shape: Shape, training: Training, adapters: int) -> float:
@@ -175,15 +176,15 @@ def cost_rows(shape: Shape, training: Training) -> list[tuple[str, ...]]:
     """Return a table of what ways to train cost, its head first.
 
     "/4" is with four frames stacked to one input, "recomputed" with activation checkpointing.  Memory is in GB, work in
-    GFLOP for a second of audio.  What the backward pass keeps has the type of the weights.
+    GFLOP for a second of audio.
 
     Args:
         shape: of the language model.
         training: batches, sequences and the rank of LoRA; the rest is varied.
     """
-    rows = [COST_COLUMNS]
+    rows: list[tuple[str, ...]] = [COST_COLUMNS]
     for trained, size in WAYS:
-        way = dataclasses.replace(training, trained=trained, bytes_per_weight=size, bytes_per_value=size)
+        way = dataclasses.replace(training, trained=trained, bytes_per_weight=size)
 
         def counted(reduction: int, checkpointing: bool = False, way: Training = way) -> Cost:
             return cost(shape, dataclasses.replace(way, reduction=reduction, checkpointing=checkpointing))

@@ -114,8 +114,8 @@ def refusal(config: "PretrainedConfig") -> str | None:
     small.intermediate_size, small.vocab_size, small.pad_token_id = 16, 8, None
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=torch.float32)
-            PretrainedNetwork(model.eval(), config.model_type)
+            model = AutoModelForCausalLM.from_config(small, attn_implementation="eager", dtype=torch.float32)
+            PretrainedNetwork(model, config.model_type).check()
     except ConfigError as error:
         return str(error)
     except Exception as error:  # transformers raises any kind

@@ -55,8 +55,11 @@ def merge(
         made = folder / "model"
         made.mkdir()
         say(f"merging {merge_adapters(trained.decoder.lm)} adapters")
+        lm = trained.decoder.lm.to(getattr(torch, dtype))
+        for weight in lm.parameters():
+            weight.data = weight.data.contiguous()  # decoding stores some by columns
         with quiet():
-            trained.decoder.lm.to(getattr(torch, dtype)).save_pretrained(made / LLM)
+            lm.save_pretrained(made / LLM)
         share(made / LLM)
         values = read_yaml(directory / CONFIG)
         values["decoder_conf"] = merged_conf(args.decoder_conf, dtype)
@@ -103,4 +106,4 @@ def _write_weights(trained: nn.Module, args: argparse.Namespace, folder: Path, c
     merged = find_system(args.task).build_model(args)
     own, given = merged.state_dict(), trained.state_dict()
     of_base = {name for name in own if name.endswith(f".{DIGEST}")}
-    torch.save({name: own[name] if name in of_base else given[name] for name in own}, folder / WEIGHTS)
+    torch.save({name: (own if name in of_base else given)[name].contiguous() for name in own}, folder / WEIGHTS)

@@ -1,5 +1,6 @@
 """What `llm show` says of a language model."""
 
+import checkpoints
 import ggufs
 import pytest
 import torch
@@ -45,9 +46,9 @@ def test_a_gguf_file(tmp_path, capsys):
     assert lines[6] == "as the decoder  yes"
 
 
-@pytest.mark.parametrize("kind", ["Mistral", "Qwen2", "Qwen3"])
-def test_families_that_the_decoder_can_use(kind, tmp_path):
-    ggufs.make_model(kind).save_pretrained(tmp_path)
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_families_that_the_decoder_can_use(family, tmp_path):
+    checkpoints.make(tmp_path, family)
     assert describe(tmp_path, Training())[6] == "as the decoder  yes"
 
 
