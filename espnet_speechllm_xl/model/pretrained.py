@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 REBASE_POSITION = 2048  # transformers' angles are float32: up to here they err by 1e-4 rad
 LATE = 64  # position, of the test whether cached keys can move
+EQUAL = 1e-3  # relative difference, at most, of what is equal but for the rounding of float32
 MEASURED = 4096  # embeddings whose size is measured
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of the kinds of layers
 CHOOSE = "choose a model of the Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma 2 or Gemma 3 family"
@@ -72,16 +73,29 @@ class PretrainedNetwork(Network):
 
     def check(self) -> None:
         """Raise ConfigError where the model, with its weights, has other positions, or scores of an unknown kind."""
-        training = self._model.training
-        self._model.eval()  # no dropout
-        try:
+        with self._exact():
             known = self.turned is not None and self._scores_are_known()
-        finally:
-            self._model.train(training)
         if not known:
             raise ConfigError(
                 f"decoder_conf pretrained: {self._name} computes its scores in a way that is unknown here: {CHOOSE}"
             )
+
+    @contextlib.contextmanager
+    def _exact(self) -> Iterator[None]:
+        """Compute in float32 at least, without dropout, within the block; weights of bfloat16 lose nothing by that."""
+        training, kept = self._model.training, next(self._model.parameters()).dtype
+        self._model.eval()
+        try:
+            self._cast(torch.promote_types(kept, torch.float32))
+            yield
+        finally:
+            self._cast(kept)
+            self._model.train(training)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Cast the weights alone: the frequencies of rotary positions stay as they are."""
+        for weight in self._model.parameters():
+            weight.data = weight.data.to(dtype)
 
     @functools.cached_property
     def turned(self) -> Tensor:
@@ -223,7 +237,7 @@ class PretrainedNetwork(Network):
             moved = self._all_rotated(keys[1], -LATE)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # other shapes, arguments or caches
             return None
-        least = self._tolerance * keys[0].abs().amax((1, 2, 3))
+        least = EQUAL * keys[0].abs().amax((1, 2, 3))
         turned, still = ((each - keys[0]).abs().amax((1, 2, 3)) <= least for each in (moved, keys[1]))
         return turned[:, None, None, None] if bool((turned | still).all()) else None
 
@@ -236,16 +250,11 @@ class PretrainedNetwork(Network):
         expected = self._model(inputs_embeds=frames, use_cache=False).logits.float()
         row = torch.zeros(self.dim, device=frames.device)
         scores = self.scores(self.run(frames, position, attention), row)[..., :-1]
-        return bool((scores - expected).abs().max() <= self._tolerance * expected.abs().max())
+        return bool((scores - expected).abs().max() <= EQUAL * expected.abs().max())
 
     def _frames(self) -> Tensor:
         """Return inputs (1, 3, D) to try the model with."""
         return torch.randn(1, 3, self.dim, generator=torch.Generator().manual_seed(0)).to(self.weight)
-
-    @property
-    def _tolerance(self) -> float:
-        """Return the relative difference of what is equal but for rounding."""
-        return 1e-3 + 8 * torch.finfo(self.weight.dtype).eps
 
 
 _weights_follow: contextvars.ContextVar[bool] = contextvars.ContextVar("weights_follow", default=False)
@@ -358,7 +367,7 @@ def weight_digest(model: nn.Module) -> Tensor:
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        digest.update(memoryview(weight.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy()))
+        digest.update(weight.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 

@@ -90,8 +90,9 @@ def test_a_start_from_a_trained_model(trained, toy_data, toy_stats, llm, tmp_pat
     load_part(str(file), model, False)
     state = training.weights(file)
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())
-    load_part(f"{trained / '2epoch.pth'}:decoder:decoder", model, False)
-    other = training.weights(trained / "2epoch.pth")
+    earlier = next(path for path in trained.glob("[12]epoch.pth"))
+    load_part(f"{earlier}:decoder:decoder", model, False)
+    other = training.weights(earlier)
     assert model.state_dict()["decoder.end_row"].equal(other["decoder.end_row"])
 
 
@@ -109,8 +110,8 @@ def test_frozen_weights_train_in_bfloat16(trained, toy_data, toy_stats, llm, tmp
     assert {learnt for kind, learnt in kinds.values() if kind == torch.bfloat16} == {False}
     assert {learnt for kind, learnt in kinds.values() if kind == torch.float32} == {True}
     assert all(value.dtype != torch.bfloat16 for value in training.weights(out / "3epoch.pth").values())
-    losses = (training.history(folder)[3]["train"]["loss"] for folder in (out, trained))
-    assert next(losses) == pytest.approx(next(losses), rel=0.05)
+    losses = [training.history(folder)[1]["train"]["loss"] for folder in (out, trained)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and losses[0] != losses[1]
     assert all(weight.dtype == torch.float32 for weight in load_model(out)[0].parameters())
 
 

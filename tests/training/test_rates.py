@@ -53,6 +53,7 @@ def test_the_longest_name_counts_and_schedules_keep_the_factors():
     )
     LinearShares(optimiser, [0, 1], [0.0, 1.0]).begin(10)
     assert rates(optimiser, made)["decoder.lm.weight"] == pytest.approx(0.1 * 0.1)
+    optimiser.step()
     own = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5**step)
     own.step()
     assert rates(optimiser, made)["decoder.lm.weight"] == pytest.approx(0.5 * 0.01)
