@@ -18,6 +18,7 @@ from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
 from espnet_speechllm_xl.model.sequence import without_padding
 
+UNIT_FRAMES = 512  # frames by which the size of a projection's outputs is measured
 Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
 
 
@@ -74,7 +75,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         self.acoustic = acoustic
         self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
         if decoder.input_rms is not None:
-            start_at_scale(self.projection, decoder.input_rms)
+            start_at_scale(self.projection, acoustic.encoder.output_size(), decoder.input_rms)
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
@@ -124,15 +125,18 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
 
 
 @torch.no_grad()
-def start_at_scale(projection: nn.Linear, rms: float) -> None:
-    """Draw a projection anew, so that inputs of unit size, as a LayerNorm makes them, become outputs of size ``rms``.
+def start_at_scale(projection: nn.Module, frame_size: int, rms: float) -> None:
+    """Scale a new projection so that frames of unit size, as a LayerNorm makes them, become inputs of size ``rms``.
 
-    A pretrained LLM knows inputs of the size of its embeddings (SmolLM2: 0.1).  Larger ones drown what its first layers
-    add to them.
+    A pretrained LLM knows inputs of the size of its embeddings (SmolLM2: 0.14).  Larger ones drown what its first
+    layers add to them.
 
     Args:
-        projection: is changed.
-        rms: root mean square of the outputs.
+        projection: its last linear layer is changed.
+        frame_size: E.
+        rms: root mean square of the inputs.
     """
-    nn.init.normal_(projection.weight, std=rms / projection.in_features**0.5)
-    nn.init.zeros_(projection.bias)
+    *_, last = (part for part in projection.modules() if isinstance(part, nn.Linear))
+    nn.init.zeros_(last.bias)
+    frames = torch.randn(1, UNIT_FRAMES, frame_size, generator=torch.Generator().manual_seed(0))
+    last.weight *= rms / projection(frames).square().mean().sqrt()

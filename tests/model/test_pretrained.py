@@ -26,6 +26,7 @@ from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.systems.base_model import start_at_scale
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
 
 # Norms, rotary angles and some softmaxes of transformers are in float32 whatever the model's type.
@@ -236,6 +237,15 @@ def test_frames_have_the_size_of_the_embeddings_that_layers_see(made, family):
     assert size == pytest.approx(embedded.item(), rel=0.25)
     scaled = embedded / model.decoder.lm.get_input_embeddings().weight[:VOCABULARY].square().mean().sqrt()
     assert scaled == pytest.approx(1.0 if family == "llama" else DIM**0.5, rel=1e-3)
+
+
+@torch.no_grad()
+def test_a_projection_of_two_layers_starts_at_scale():
+    projection = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 16))
+    first = projection[0].weight.clone()
+    start_at_scale(projection, 24, 0.1)
+    size = projection(torch.nn.functional.layer_norm(torch.randn(900, 24), [24])).square().mean().sqrt()
+    assert size.item() == pytest.approx(0.1, rel=0.1) and projection[0].weight.equal(first)
 
 
 def test_the_first_loss_is_that_of_guessing(tmp_path):
