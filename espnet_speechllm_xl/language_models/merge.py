@@ -13,7 +13,16 @@ import yaml
 from torch import nn
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.experiment import CONFIG, LLM, SENTENCEPIECE, TOKENIZER, WEIGHTS, find_tokenizer
+from espnet_speechllm_xl.experiment import (
+    CONFIG,
+    CTC_TOKENIZER,
+    LLM,
+    SENTENCEPIECE,
+    TOKENIZER,
+    WEIGHTS,
+    find_ctc_tokenizer,
+    find_tokenizer,
+)
 from espnet_speechllm_xl.files import share, temporary_folder
 from espnet_speechllm_xl.language_models.convert import quiet
 from espnet_speechllm_xl.settings import ConfigError, read_yaml
@@ -65,6 +74,8 @@ def merge(
         values["decoder_conf"] = merged_conf(args.decoder_conf, dtype)
         (made / CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
         _copy_tokenizer(find_tokenizer(directory, args), made)
+        if ctc_tokenizer := find_ctc_tokenizer(directory, args):
+            shutil.copyfile(ctc_tokenizer, made / CTC_TOKENIZER)
         _write_weights(trained, args, made, values["decoder_conf"])
         say(f"writing {sum(file.stat().st_size for file in made.rglob('*') if file.is_file()) / 1e6:.0f} MB")
         share(made)
