@@ -9,11 +9,11 @@ FILE = "valid.acc_text.ave.pth"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_tokens):
-    """``trained(*decoder_conf, **changes) -> (directory of the training, of its LLM)``; what trains is random."""
+    """``trained(*decoder_conf, loss=(), **changes) -> (its directory, its LLM's)``; what trains is random."""
     made = {}
 
-    def make(*conf, **changes):
-        key = (*conf, *sorted(changes.items()))
+    def make(*conf, loss=(), **changes):
+        key = (*conf, loss, *sorted(changes.items()))
         if key not in made:
             from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -33,7 +33,8 @@ def trained(tmp_path_factory, tiny_tokens):
                     if weight.requires_grad:
                         weight.add_(0.2 * torch.randn_like(weight))
 
-            options = tiny.conf("decoder_conf", [f"pretrained={folder / 'TinyLM'}", *conf])
+            decoder = [f"pretrained={folder / 'TinyLM'}", *conf]
+            options = [*tiny.conf("decoder_conf", decoder), *tiny.conf("loss_conf", loss)]
             task = find_task("speechllm_xl")
             directory = tiny.write_model(folder / "exp", task, tiny_tokens, FILE, options, change=train)
             made[key] = directory, folder / "TinyLM"

@@ -3,7 +3,9 @@
 import sys
 
 import pytest
+import tiny
 import torch
+from safetensors.torch import load_file
 
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.errors import UserError
@@ -56,14 +58,15 @@ def test_the_adapters_matter(trained, copies):
             assert weight.abs().max() > 0.1
 
 
-def test_rounded_weights_are_smaller_and_about_the_same(trained, copies, tmp_path):
+def test_rounded_weights_are_those_of_the_merged_model(trained, copies, tmp_path):
     directory, _ = copies(*trained("lora_rank=4"))
     merge(directory, tmp_path / "merged", dtype="bfloat16")
     merge(directory, tmp_path / "whole")
-    sizes = [(tmp_path / name / "llm" / "model.safetensors").stat().st_size for name in ("merged", "whole")]
-    assert sizes[0] < 0.6 * sizes[1]
-    difference = (log_probs(tmp_path / "merged") - log_probs(directory)).abs().max()
-    assert 1e-4 < difference < 0.2
+    rounded, whole = (load_file(tmp_path / name / "llm" / "model.safetensors") for name in ("merged", "whole"))
+    assert set(rounded) == set(whole)
+    assert all(weight.equal(whole[name].bfloat16()) for name, weight in rounded.items())
+    decoder = load_model(tmp_path / "merged")[0].decoder
+    assert decoder.lm.model.norm.weight.equal(rounded["model.norm.weight"].float())
 
 
 def test_the_command(trained, copies, tmp_path, capsys):
@@ -84,3 +87,17 @@ def test_a_model_without_a_language_model(tiny_model_dir, tmp_path):
     with pytest.raises(UserError, match="has no pretrained language model: there is nothing to merge"):
         merge(tiny_model_dir, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tokens_of_a_ctc_head_stay_with_it(trained, copies, tmp_path):
+    out = tmp_path / "characters"
+    out.mkdir()
+    (out / "text").write_text("".join(f"u{i:02d} {line}\n" for i, line in enumerate(tiny.SENTENCES)), "utf-8")
+    assert cli.main(["tokens", "--text", str(out / "text"), "--out", str(out), "--type", "char"]) == 0
+    loss = ("ctc_weight=0.3", f"ctc_tokenizer={out / 'tokenizer.model'}")
+    directory, _ = copies(*trained("lora_rank=4", loss=loss))
+    head = load_model(directory)[0].ctc
+    merge(directory, tmp_path / "merged")
+    (out / "tokenizer.model").unlink()
+    again = load_model(tmp_path / "merged")[0].ctc
+    assert again.output.weight.equal(head.output.weight) and again.spelling is not None
