@@ -234,6 +234,7 @@ class LossConfig:
 
     label_smoothing: float = 0.0  # probability mass spread over the vocabulary
     ctc_weight: float = 0.0  # weight of an auxiliary CTC loss on the encoder
+    ctc_tokenizer: str | None = None  # file with CTC's own tokens, characters as the aligner's; null: the decoder's
 
     def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} is not in [0, 1)")

@@ -2,10 +2,11 @@
 
     config.yaml                         all settings of the training, written by ESPnet
     tokenizer.model  or  tokenizer/     the tokenizer: a sentencepiece file, or a Hugging Face directory
+    ctc_tokenizer.model                 that of a CTC head with tokens of its own, else absent
     <phase>.<criterion>.ave.pth         the mean of the best epochs' weights, which decoding takes
     checkpoint.pth                      model and optimiser, with which a training goes on
 
-A packed model holds the same settings and tokenizer, and its weights as ``model.pth``.
+A packed model holds the same settings and tokenizers, and its weights as ``model.pth``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet_speechllm_xl.config import ChunkingConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import DamagedWeights, read_weights
 from espnet_speechllm_xl.settings import read_yaml
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG, TOKENIZER, WEIGHTS, CHECKPOINT = "config.yaml", "tokenizer", "model.pth", "checkpoint.pth"
 SENTENCEPIECE = f"{TOKENIZER}.model"
+CTC_TOKENIZER = f"ctc_{SENTENCEPIECE}"
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
 BUFFERS = {"mean", "std", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "pe", "melmat"}
@@ -38,6 +40,29 @@ def own_tokenizer(directory: Path) -> Path | None:
 def find_tokenizer(directory: Path, args: argparse.Namespace) -> Path:
     """Return the tokenizer beside the weights, else the file that training used (``args``: config.yaml)."""
     return own_tokenizer(directory) or Path(args.tokenizer)
+
+
+def find_ctc_tokenizer(directory: Path, args: argparse.Namespace) -> Path | None:
+    """Return the tokenizer of the CTC head's own tokens, beside the weights, else the file that training used.
+
+    Args:
+        directory: of the training.
+        args: its config.yaml.
+
+    Returns:
+        None where the model has no such head.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    loss = getattr(args, "loss_conf", {})
+    if not loss.get("ctc_tokenizer") or not loss.get("ctc_weight"):
+        return None
+    paths = directory / CTC_TOKENIZER, Path(str(loss["ctc_tokenizer"]))
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"{paths[0]} does not exist, the tokenizer of the model's CTC head: copy it from its training")
 
 
 def averaged_weights(directory: Path) -> list[Path]:
@@ -98,12 +123,30 @@ def planned_chunk_size(path: str | Path, options: str = "") -> int | None:
     Raises:
         UserError: the YAML cannot be read.
     """
+    conf = _planned(path, options, "chunking_conf")
+    return chunk_size({"chunking_conf": {"chunk": ChunkingConfig.chunk, **conf}})
+
+
+def planned_ctc_weight(path: str | Path, options: str = "") -> float:
+    """Return the weight of the auxiliary CTC loss in a training that has not begun.
+
+    Args:
+        path: see :func:`planned_chunk_size`.
+        options: further options of the training, parted by spaces; only ``--loss_conf`` matters.
+
+    Raises:
+        UserError: the YAML cannot be read.
+    """
+    return float(_planned(path, options, "loss_conf").get("ctc_weight") or LossConfig.ctc_weight)
+
+
+def _planned(path: str | Path, options: str, section: str) -> dict[str, Any]:
+    """Return a section of a YAML, changed by the options of a command line."""
     from espnet2.utils.nested_dict_action import NestedDictAction
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--chunking_conf", action=NestedDictAction, default=read_yaml(path).get("chunking_conf") or {})
-    conf = parser.parse_known_args(options.split())[0].chunking_conf
-    return chunk_size({"chunking_conf": {"chunk": ChunkingConfig.chunk, **conf}})
+    parser.add_argument(f"--{section}", action=NestedDictAction, default=read_yaml(path).get(section) or {})
+    return getattr(parser.parse_known_args(options.split())[0], section)
 
 
 def count_parameters(directory: str | Path) -> int | None:

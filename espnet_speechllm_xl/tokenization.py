@@ -163,6 +163,10 @@ class Tokenizer(abc.ABC):
         """Return the text of token ids."""
 
     @abc.abstractmethod
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token in UTF-8, its spaces included: of some tokens, a part of a character only."""
+
+    @abc.abstractmethod
     def marks_space(self, token: int) -> bool:
         """Tell whether a token begins with a space."""
 
@@ -230,6 +234,14 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self._model.decode(list(ids), out_type=self._parts).pieces
         return "".join(UNKNOWN if piece.id == self.unknown_id else piece.surface for piece in pieces)
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token; see :class:`Tokenizer`.  Unknown text and marks of a sentence have none."""
+        if self._model.is_byte(token):
+            return bytes.fromhex(self.pieces[token][3:5])
+        if token == self.unknown_id or self._model.is_control(token):
+            return b""
+        return self.pieces[token].replace(WORD_START, " ").encode(errors="ignore")
+
     def marks_space(self, token: int) -> bool:
         """Tell whether a token begins with a space."""
         return self.pieces[token].startswith(WORD_START)
@@ -260,6 +272,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._before = " " if self._ids("a") + self._ids("b") != self._ids("a b") else ""
         if self._ids(self._before + "a") + self._ids(self._before + "b") != self._ids(self._before + "a b"):
             self._before = ""
+        # Of two bytes, and no letter with a mark, which some tokenizers would take off.
+        letters = self._model.convert_ids_to_tokens(self._ids("\u00f8"))
+        self._byte_level = all(letter in "".join(letters) for letter in "\u00c3\u00b8")
 
     def _ids(self, text: str) -> list[int]:
         return self._model(text, add_special_tokens=False)["input_ids"]
@@ -274,6 +289,22 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids."""
         return str(self._model.decode(list(ids), clean_up_tokenization_spaces=False)).strip()
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token; see :class:`Tokenizer`.  Special tokens have none."""
+        piece = self.pieces[token]
+        if token in self._special:
+            return b""
+        if self._byte_level and all(letter in BYTES for letter in piece):
+            return bytes(BYTES[letter] for letter in piece)
+        if byte := BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        return piece.replace(WORD_START, " ").encode(errors="ignore")
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        """Return the tokens that stand for no text."""
+        return frozenset(self._model.all_special_ids)
 
     def marks_space(self, token: int) -> bool:
         """Tell whether a token begins with a space (``Ġ`` in byte-level BPE)."""

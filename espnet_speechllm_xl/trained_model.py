@@ -11,15 +11,26 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from espnet_speechllm_xl.errors import UserError, action, of_machine
-from espnet_speechllm_xl.experiment import CONFIG, SENTENCEPIECE, TOKENIZER, WEIGHTS, default_weights, find_tokenizer
+from espnet_speechllm_xl.experiment import (
+    CONFIG,
+    CTC_TOKENIZER,
+    SENTENCEPIECE,
+    TOKENIZER,
+    WEIGHTS,
+    default_weights,
+    find_ctc_tokenizer,
+    find_tokenizer,
+)
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
+from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.ctc_spelling import make_spelling
 from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.model.pretrained import weights_follow
 from espnet_speechllm_xl.model.weight_layout import store_by_columns
@@ -76,6 +87,9 @@ def load_model(
             f"{directory}: the tokenizer has {len(tokenizer.pieces)} tokens, config.yaml {len(args.token_list)}: "
             "they are of different trainings; copy the tokenizer that the model was trained with"
         )
+    ctc_tokenizer = _ctc_tokenizer(directory, args)
+    if ctc_tokenizer is not None:
+        args.loss_conf = {**args.loss_conf, "ctc_tokenizer": str(ctc_tokenizer)}
     path = directory / (weights or default_weights(directory, system.criterion))
     with _naming_weights(path):
         state = read_weights(path)
@@ -89,12 +103,22 @@ def load_model(
         raise ConfigError(f"{directory / CONFIG}: no model can be made of it ({reason}): restore it") from error
     with _naming_weights(path):
         _give_weights(model, state)
+    if ctc_tokenizer is not None:
+        cast(CTCHead, model.ctc).spelling = make_spelling(tokenizer, load_tokenizer(ctc_tokenizer))
     model = _cast(model, kind)
     if dtype == INT8:
         use_int8(model)
     model = model.to(place).eval()
     store_by_columns(model)
     return model, tokenizer, args
+
+
+def _ctc_tokenizer(directory: Path, args: argparse.Namespace) -> Path | None:
+    """Return the tokenizer of the CTC head's own tokens; raise ModelError where it is not there."""
+    try:
+        return find_ctc_tokenizer(directory, args)
+    except UserError as error:
+        raise ModelError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -281,6 +305,8 @@ def pack(directory: str | Path, target: str | Path, weights: str | None = None) 
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
         for file in files:
             archive.write(file, SENTENCEPIECE if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
+        if ctc_tokenizer := _ctc_tokenizer(directory, args):
+            archive.write(ctc_tokenizer, CTC_TOKENIZER)
 
 
 @contextlib.contextmanager
@@ -313,7 +339,8 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, R
 
 def _wanted(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     """List the members of a packed model; raise ModelError where they would be far larger than a model is."""
-    names = re.compile(rf"{'|'.join(map(re.escape, (CONFIG, WEIGHTS, SENTENCEPIECE)))}|{TOKENIZER}/[^/\\]+")
+    files = (CONFIG, WEIGHTS, SENTENCEPIECE, CTC_TOKENIZER)
+    names = re.compile(rf"{'|'.join(map(re.escape, files))}|{TOKENIZER}/[^/\\]+")
     members = [member for member in archive.infolist() if names.fullmatch(member.filename)]
     size, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
     if size > LARGEST_FREE + LARGEST_RATIO * packed:

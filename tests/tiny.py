@@ -25,10 +25,11 @@ def write_model(directory, task, tokens, weights, extra=(), seed=1, change=None)
     import torch
     from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
+    tokenizer = next(path for path in (tokens / "tokenizer", tokens / "tokenizer.model") if path.exists())
     args = task.get_parser().parse_args(
         [
             *("--output_dir", str(directory), "--token_list", str(tokens / "tokens.txt")),
-            *("--tokenizer", str(tokens / "tokenizer.model"), "--specaug_conf", "freq_width=4"),
+            *("--tokenizer", str(tokenizer), "--specaug_conf", "freq_width=4"),
             *conf("features_conf", ["tail_frames=3"]),
             *conf("encoder_conf", ENCODER),
             *extra,
@@ -47,7 +48,7 @@ def write_model(directory, task, tokens, weights, extra=(), seed=1, change=None)
         # As espnet2.tasks.abs_task.main_worker writes it.
         args.version, args.distributed = "202511", False
         yaml_no_alias_safe_dump(vars(args), stream, indent=4, sort_keys=False)
-    shutil.copy(tokens / "tokenizer.model", directory / "tokenizer.model")
+    (shutil.copytree if tokenizer.is_dir() else shutil.copy)(tokenizer, directory / tokenizer.name)
     torch.save(model.state_dict(), directory / weights)
     return directory
 

@@ -164,7 +164,7 @@ class Search(abc.ABC):
             closed = None
             if self._word_starts is not None and self._opens(h):
                 closed = _closed(self._word_starts)
-            best = result.outputs.best(result.row, count, closed)
+            best = result.outputs.best(result.row, count, closed, self.config.margin)
         return {token: (h.score + score, log_prob) for token, score, log_prob in best}
 
     @staticmethod

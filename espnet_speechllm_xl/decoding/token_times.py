@@ -5,10 +5,15 @@ added.  A model trained with an auxiliary CTC loss knows more: CTC Viterbi align
 from the token before them, at most ``frames_back``, to the end of the chunk.  Without a CTC head, or where the frames
 are too few, the tokens share the chunk, less the delay, evenly.
 
+A CTC head with characters of its own aligns these (ctc_spelling.py).  A token has the times of its characters.
+Punctuation without any has the end of the token before it, or, if a word begins with it, the start of the token behind.
+Digits and letters that CTC lacks have the time between the tokens around them.
+
 Times depend on nothing after the chunk, so with greedy search a stream gives the same times as a file.  With a beam a
 stream may settle a word before the other words of its chunk, which decide its times as well.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,8 +22,9 @@ from torch import Tensor
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig
-from espnet_speechllm_xl.model.alignment import AlignmentError, viterbi
+from espnet_speechllm_xl.model.alignment import AlignmentError, TokenSpan, viterbi
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.ctc_spelling import Spelled
 
 LOOKBACK = 25  # frames (1 s): a word may begin that long before the chunk in which it ends
 
@@ -101,12 +107,72 @@ class TokenTimes:
         chunks = self._chunks[skipped : (end - 1 - self._first) // size + 1]
         offset = begin - self._first - skipped * size
         log_probs = self._ctc(torch.cat(chunks)[None, offset : offset + end - begin])[0].cpu()
-        spans = viterbi(log_probs, list(tokens), self._ctc.blank)
-        return [(float(begin + span.start), float(begin + span.end + 1)) for span in spans]
+        spelling = self._ctc.spelling
+        if spelling is None:
+            spans = viterbi(log_probs, list(tokens), self._ctc.blank)
+            return [(float(begin + span.start), float(begin + span.end + 1)) for span in spans]
+        spelled = spelling.each(tokens)
+        labels = [label for each in spelled for label in each.ids]
+        if all(each.silent for each in spelled):
+            return [(float(begin), float(begin))] * len(tokens)
+        found = spans_of_spelled(spelled, viterbi(log_probs, labels, self._ctc.blank), spelling.space, len(log_probs))
+        return [(begin + start, begin + stop) for start, stop in found]
 
     def _window_start(self, chunk_id: int) -> int:
         begin, _ = timeline.chunk_span_frames(chunk_id, self._chunking.chunk, self.frames)
         return max(0, begin - frames_back(self._chunking.chunk, self._chunking.delay))
+
+
+def spans_of_spelled(
+    spelled: Sequence[Spelled], spans: Sequence[TokenSpan], space: int | None, num_frames: int
+) -> list[FrameSpan]:
+    """Return start and end of tokens, counted in the frames of ``spans``.
+
+    Args:
+        spelled: CTC's tokens of each; one at least has some.
+        spans: of all CTC's tokens, in order.
+        space: CTC's token between words, in which no token starts.
+        num_frames: all that were aligned.
+    """
+    heard: list[FrameSpan | None] = []
+    index = 0
+    for each in spelled:
+        own = spans[index : index + len(each.ids)]
+        index += len(each.ids)
+        first = 1 if len(own) > 1 and each.ids[0] == space else 0
+        heard.append((float(own[first].start), float(own[-1].end + 1)) if own else None)
+    found: list[FrameSpan] = []
+    before = 0.0
+    for is_heard, places in itertools.groupby(range(len(spelled)), lambda place: heard[place] is not None):
+        group = list(places)
+        if is_heard:
+            found += [span for place in group if (span := heard[place]) is not None]
+            before = found[-1][1]
+            continue
+        following = heard[group[-1] + 1] if group[-1] + 1 < len(heard) else None
+        found += _between([spelled[place] for place in group], before, following, num_frames)
+    return found
+
+
+def _between(
+    spelled: Sequence[Spelled], before: float, following: FrameSpan | None, num_frames: int
+) -> list[FrameSpan]:
+    """Return start and end of tokens that CTC does not hear.
+
+    Args:
+        spelled: the tokens.
+        before: end of the token before them.
+        following: span of the token behind them; None: there is none.
+        num_frames: all that were aligned.
+    """
+    if not all(each.silent for each in spelled):
+        return [(before, float(num_frames) if following is None else following[0])] * len(spelled)
+    found, time = [], before
+    for each in spelled:
+        if each.opens and following is not None:
+            time = following[0]
+        found.append((time, time))
+    return found
 
 
 def hypothesis_spans(

@@ -1,12 +1,14 @@
 """CTC head on the streaming encoder: of the aligner, of the CTC baseline, and of other systems as an auxiliary loss.
 
-Classes are the tokenizer's ids 0 .. V-1, then the blank = V.
+Classes are a tokenizer's ids 0 .. V-1, then the blank = V.  Beside a decoder it is the decoder's tokenizer, or one of
+its own (ctc_spelling.py).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espnet_speechllm_xl.model.ctc_spelling import Spelling
 from espnet_speechllm_xl.model.dropout import Dropout
 
 
@@ -20,11 +22,14 @@ class CTCHead(nn.Module):
 
     Attributes:
         blank: id of the blank, V.
+        spelling: how the decoder's text is written in tokens of the head's own; None: the head has the decoder's
+            tokens.  Decoding needs it, and loading a trained model sets it.
     """
 
     def __init__(self, dim: int, vocab_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.blank = vocab_size
+        self.spelling: Spelling | None = None
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(dim, vocab_size + 1)
 

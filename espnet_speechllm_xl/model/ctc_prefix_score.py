@@ -2,15 +2,17 @@
 
     value       log P(the paths begin with the tokens so far)
     next()      log P(the paths begin with the tokens so far and one more), for each token
+    values()    log P(the paths begin with the tokens so far and a text), for each of some texts
     waiting(m)  log P(the paths begin with the tokens so far, and no other begins before the last m frames)
     end()       log P(the paths spell the tokens so far and no more, given that they begin with them)
 
 Paths go through the frames so far.  Logarithms are natural.
 
-Shape legend: ``c`` frames of the window that is kept, ``d`` new ones, ``V`` tokens; the blank is V.
+Shape legend: ``c`` frames of the window that is kept, ``d`` new ones, ``V`` tokens; the blank is V; ``n`` texts.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +90,9 @@ class Prefix:
 
     def extend(self, token: int) -> "Prefix":
         """Append a token; O(c)."""
-        before, scores = self.tokens[-1].before(token)[:-1], self.log_probs[:, token]
-        never = before.new_tensor(-torch.inf)
-        in_token = _stay(never, before, scores)
-        in_blank = _stay(never, in_token[:-1], self.log_probs[:, -1])
-        value = torch.logsumexp(before + scores, 0)
-        return Prefix(self.log_probs, (*self.tokens, _Token(token, len(self.log_probs), in_token, in_blank, value)))
+        before = self.tokens[-1].before(token)
+        paths = _entered(before, self.log_probs[:, token], self.log_probs[:, -1])
+        return Prefix(self.log_probs, (*self.tokens, _Token(token, len(self.log_probs), *paths)))
 
     def grow(self, log_probs: Tensor, history: int) -> "Prefix":
         """Append frames, and keep the last ``history`` of the frames before.
@@ -121,14 +120,46 @@ class Prefix:
             values[last.token] = torch.logsumexp(last.before(last.token)[:-1] + scores[:, last.token], 0)
         return values
 
-    def waiting(self, margin: int) -> Tensor:
+    def values(self, texts: Sequence[Sequence[int]], least: Tensor | None = None) -> Tensor:
+        """Return the value (n,) with each text appended; O(c) for each token, once where texts begin alike.
+
+        Args:
+            texts: tokens of each.
+            least: (n,) no text is followed further when its beginning has a lower value.  It gets the value of that
+                beginning, which is no lower than its own.  None: all are followed to their ends.
+        """
+        last = self.tokens[-1]
+        in_token, in_blank, labels = last.in_token[None], last.in_blank[None], [last.token]
+        values, places = last.value.repeat(len(texts)), [0] * len(texts)
+        for depth in range(max(map(len, texts), default=0)):
+            hopeful = [True] * len(texts) if least is None else (values >= least).tolist()
+            longer = [index for index, text in enumerate(texts) if len(text) > depth and hopeful[index]]
+            if not longer:
+                break
+            found: dict[tuple[int, int], int] = {}  # the text before and its next token -> where the paths stand
+            for index in longer:
+                places[index] = found.setdefault((places[index], texts[index][depth]), len(found))
+            parents, tokens = map(list, zip(*found, strict=True))
+            repeats = torch.tensor([labels[parent] == token for parent, token in found], device=values.device)
+            either = torch.logaddexp(in_blank, in_token)
+            before = torch.where(repeats[:, None], in_blank[parents], either[parents])
+            in_token, in_blank, value = _entered(before, self.log_probs[:, tokens].t(), self.log_probs[:, -1])
+            labels = tokens
+            values[longer] = value[[places[index] for index in longer]]
+        return values
+
+    def waiting(self, margin: int, harmless: int | None = None) -> Tensor:
         """Return log P(the paths begin with the tokens so far, and no other begins before the last frames), a scalar.
 
         Args:
             margin: the last frames, in which another token may begin.
+            harmless: a token that may have begun before, if none behind it has; None: there is none.
         """
         last, begin = self.tokens[-1], max(0, len(self.log_probs) - margin)
         value = torch.logaddexp(last.in_token[begin], last.in_blank[begin])
+        if harmless is not None:
+            begun = self.extend(harmless).tokens[-1]
+            value = torch.logaddexp(value, torch.logaddexp(begun.in_token[begin], begun.in_blank[begin]))
         if len(self.tokens) == 1:
             return value
         entering = self.tokens[-2].before(last.token)[begin:-1] + self.log_probs[begin:, last.token]
@@ -143,6 +174,25 @@ class Prefix:
         return (torch.logaddexp(last.in_token[-1], last.in_blank[-1]) - last.value).clamp(max=0.0)
 
 
+def _entered(before: Tensor, scores: Tensor, blank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the paths that go on with one more token.
+
+    Args:
+        before: (..., c + 1) log of the paths that the token can follow at once.
+        scores: (..., c) log-probability of the token in each frame.
+        blank: (c,) log-probability of the blank.
+
+    Returns:
+        (..., c + 1) of those that end in the token, (..., c + 1) of those that end in blank, (...) of all that begin
+        with the longer text.
+    """
+    before = before[..., :-1]
+    never = before.new_full(before.shape[:-1], -torch.inf)
+    in_token = _stay(never, before, scores)
+    in_blank = _stay(never, in_token[..., :-1], blank)
+    return in_token, in_blank, torch.logsumexp(before + scores, -1)
+
+
 def _stay(start: Tensor, before: Tensor, scores: Tensor) -> Tensor:
     """Return the paths that entered a symbol after any frame and stayed in it.
 
@@ -150,12 +200,12 @@ def _stay(start: Tensor, before: Tensor, scores: Tensor) -> Tensor:
     product of the scores after s: one cumulative sum.
 
     Args:
-        start: () log of x(0).
-        before: (d,) log of the paths that may enter with the next frame.
-        scores: (d,) log-probability of the symbol in each frame.
+        start: (...) log of x(0).
+        before: (..., d) log of the paths that may enter with the next frame.
+        scores: (..., d) log-probability of the symbol in each frame.
 
     Returns:
-        (d + 1,) log of x.
+        (..., d + 1) log of x.
     """
-    total = F.pad(scores.cumsum(0), (1, 0))
-    return torch.logcumsumexp(torch.cat([start[None], before - total[:-1]]), 0) + total
+    total = F.pad(scores.cumsum(-1), (1, 0))
+    return torch.logcumsumexp(torch.cat([start[..., None], before - total[..., :-1]], -1), -1) + total

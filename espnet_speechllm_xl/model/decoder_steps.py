@@ -67,13 +67,14 @@ class Outputs:
         self._best: dict[tuple[int, int | None], list[list[Candidate]]] = {}
         self._ends: list[Candidate] | None = None
 
-    def best(self, row: int, count: int, closed: Tensor | None = None) -> list[Candidate]:
+    def best(self, row: int, count: int, closed: Tensor | None = None, margin: float = math.inf) -> list[Candidate]:
         """Return the ``count`` best outputs of a hypothesis, and all that score as much as the last of these.
 
         Args:
             row: the hypothesis.
             count: of outputs; where the tokenizer has fewer, all.
             closed: (V + 1,) what is added to the scores: 0, or -inf where an output is not allowed; None: nothing.
+            margin: outputs that score so much less than the best may be left out.
         """
         key = count, None if closed is None else id(closed)
         if key not in self._best:
@@ -123,11 +124,6 @@ class Result(Generic[P]):
     def log_probs(self) -> Tensor:
         """Return the natural logarithms (V + 1,) of the probabilities of what may come next."""
         return self.outputs.log_probs[self.row]
-
-    @property
-    def scores(self) -> Tensor:
-        """Return what each next output (V + 1,) adds to the hypothesis' score."""
-        return self.outputs.scores[self.row]
 
 
 def make_results(pasts: Sequence[P], log_probs: Tensor, scores: Tensor | None = None) -> list[Result[P]]:

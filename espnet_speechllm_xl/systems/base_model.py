@@ -1,7 +1,7 @@
 """Recognisers that write text chunk by chunk, as ESPnet models: encoder, projection, decoder, loss.
 
-Shape legend: ``B`` batch, ``N`` samples, ``T`` frames, ``U`` tokens, ``L`` decoder sequence, ``E`` size of an encoder
-frame, ``D`` size of a decoder input, ``V`` tokenizer size.
+Shape legend: ``B`` batch, ``N`` samples, ``T`` frames, ``U`` tokens, ``K`` tokens of CTC, ``L`` decoder sequence, ``E``
+size of an encoder frame, ``D`` size of a decoder input, ``V`` tokenizer size.
 """
 
 import abc
@@ -17,6 +17,7 @@ from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
 from espnet_speechllm_xl.model.sequence import without_padding
+from espnet_speechllm_xl.tokenization import load_tokenizer
 
 UNIT_FRAMES = 512  # frames by which the size of a projection's outputs is measured
 Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
@@ -64,7 +65,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         acoustic: audio to encoder frames.
         decoder: writes the text.
         chunking: of training; decoding may have another.
-        loss: label smoothing, and the weight of the auxiliary CTC loss.
+        loss: label smoothing, and the weight and the tokens of the auxiliary CTC loss.
     """
 
     loss_name = "loss_labels"  # of the cross-entropy alone, in the statistics
@@ -79,7 +80,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
-        self.ctc = CTCHead(acoustic.encoder.output_size(), decoder.eoc) if loss.ctc_weight else None
+        self.ctc = CTCHead(acoustic.encoder.output_size(), _ctc_size(loss, decoder)) if loss.ctc_weight else None
 
     @abc.abstractmethod
     def decode_aligned(
@@ -94,7 +95,15 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`."""
 
     def forward(
-        self, speech: Tensor, speech_lengths: Tensor, text: Tensor, text_lengths: Tensor, ends: Tensor, **_: object
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        text: Tensor,
+        text_lengths: Tensor,
+        ends: Tensor,
+        ctc_text: Tensor | None = None,
+        ctc_text_lengths: Tensor | None = None,
+        **_: object,
     ) -> Trained:
         """Return the cross-entropy per text and end-of-chunk target, with statistics.
 
@@ -104,6 +113,8 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
             text: (B, U) token ids.
             text_lengths: (B,)
             ends: (B, U) last aligned frame of each token (alignment.py).
+            ctc_text: (B, K) the same text in CTC's own tokens (ctc_spelling.py); None: CTC has the decoder's.
+            ctc_text_lengths: (B,)
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
@@ -112,7 +123,10 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}
         if self.ctc is not None:
-            losses = self.ctc.loss(self.ctc(frames), counts, tokens, text_lengths)
+            labels, label_lengths = tokens, text_lengths
+            if ctc_text is not None and ctc_text_lengths is not None:
+                labels, label_lengths = without_padding(ctc_text), ctc_text_lengths
+            losses = self.ctc.loss(self.ctc(frames), counts, labels, label_lengths)
             loss = add_ctc_loss(loss, losses, num_targets, self.loss_config, stats)
         return self.espnet_result(loss, stats, num_targets)
 
@@ -140,3 +154,8 @@ def start_at_scale(projection: nn.Module, frame_size: int, rms: float) -> None:
     nn.init.zeros_(last.bias)
     frames = torch.randn(1, UNIT_FRAMES, frame_size, generator=torch.Generator().manual_seed(0))
     last.weight *= rms / projection(frames).square().mean().sqrt()
+
+
+def _ctc_size(loss: LossConfig, decoder: TextDecoder) -> int:
+    """Count the tokens of the CTC head, without the blank."""
+    return decoder.eoc if loss.ctc_tokenizer is None else len(load_tokenizer(loss.ctc_tokenizer).pieces)

@@ -27,6 +27,7 @@ from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.decoding.joint_ctc import check_joint
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.model.ctc_spelling import Spelling, make_spelling
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml, shown
 from espnet_speechllm_xl.systems.base_system import Choices, System
@@ -50,6 +51,7 @@ from espnet_speechllm_xl.training.checks import (
 from espnet_speechllm_xl.training.layers import check_backend
 from espnet_speechllm_xl.training.rates import read_factors, split_groups
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
+from espnet_speechllm_xl.training.tokenizer import keep_ctc_tokenizer
 from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
 
 abs_task.scheduler_classes.update(SCHEDULERS)  # ESPnet's --scheduler has no other way in
@@ -160,6 +162,8 @@ class SpeechTask(abs_task.AbsTask):
         cls.check_options(args)
         if not args.collect_stats:
             keep_settings(Path(args.output_dir), cls.training_settings(args), args.resume)
+            if ctc_tokenizer := cls._ctc_tokenizer(args):
+                keep_ctc_tokenizer(ctc_tokenizer, Path(args.output_dir))
         # Plain products have transposed views, which torch 2.11 cannot compile where their sizes are variables.
         plain_attention = not args.ngpu and args.compile_layers is None
         precision = matmul_precision(args.matmul_precision, on_cpu=plain_attention)
@@ -227,6 +231,7 @@ class SpeechTask(abs_task.AbsTask):
         if from_dict(SearchConfig, args.search_conf, "search_conf").ctc_weight:
             loss = args.loss_conf if "loss_conf" in system.sections else {}
             check_joint("chunking_conf" in system.sections, bool(from_dict(LossConfig, loss, "loss_conf").ctc_weight))
+        cls._spelling(args)
         check_optimiser(args, abs_task.optim_classes, abs_task.scheduler_classes)
         if args.compile_layers is not None and not args.collect_stats:
             check_backend(args.compile_layers, "cuda" if args.ngpu else "cpu")
@@ -301,7 +306,29 @@ class SpeechTask(abs_task.AbsTask):
         system = cls.system
         whole_words = "chunking_conf" in system.sections and system.section(args, "chunking_conf").unit == "word"
         rate = system.section(args, "features_conf").sample_rate
-        return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words)
+        return Preprocessor(load_tokenizer(args.tokenizer), rate, whole_words, cls._spelling(args))
+
+    @classmethod
+    def _ctc_tokenizer(cls, args: argparse.Namespace) -> str | None:
+        """Return the file with the CTC head's own tokens; None where there is no such head."""
+        if "loss_conf" not in cls.system.sections:
+            return None
+        loss = cls.system.section(args, "loss_conf")
+        return loss.ctc_tokenizer if loss.ctc_weight else None
+
+    @classmethod
+    def _spelling(cls, args: argparse.Namespace) -> Spelling | None:
+        """Return how texts are written for a CTC head that has tokens of its own; None where there is none.
+
+        Raises:
+            ConfigError: these tokens cannot be used.
+        """
+        ctc_tokenizer = cls._ctc_tokenizer(args)
+        if ctc_tokenizer is None:
+            return None
+        if not Path(ctc_tokenizer).is_file():
+            raise ConfigError(f"loss_conf ctc_tokenizer: {ctc_tokenizer} is no file: give the aligner's tokenizer")
+        return make_spelling(load_tokenizer(args.tokenizer), load_tokenizer(ctc_tokenizer))
 
     @classmethod
     def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> Callable:

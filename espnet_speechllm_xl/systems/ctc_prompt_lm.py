@@ -90,6 +90,10 @@ class PromptConfig:
         """Raise ConfigError where other settings do not go with this model."""
         require(loss.ctc_weight > 0, "loss_conf ctc_weight: the prompts are found by CTC: set it above 0")
         require(
+            loss.ctc_tokenizer is None,
+            "loss_conf ctc_tokenizer: the prompts are found by the decoder's tokens: set null",
+        )
+        require(
             chunking.context is None or self.layout == "interleaved",
             f"chunking_conf context {chunking.context}: the prompts of all chunks stay visible: set it to null, or "
             "prompt_conf layout to interleaved",

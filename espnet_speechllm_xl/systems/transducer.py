@@ -53,6 +53,8 @@ class TransducerModel(AcousticModel):
         super().__init__()
         if loss.label_smoothing:
             raise ConfigError("loss_conf label_smoothing: a transducer's loss is over paths: leave it at 0")
+        if loss.ctc_tokenizer is not None:
+            raise ConfigError("loss_conf ctc_tokenizer: a transducer's CTC has the transducer's tokens: set null")
         self.acoustic = acoustic
         self.decoder = decoder
         self.joint_network = joint_network

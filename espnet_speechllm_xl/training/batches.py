@@ -18,6 +18,7 @@ from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig
 from espnet_speechllm_xl.corpus.audio import with_gain
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
+from espnet_speechllm_xl.model.ctc_spelling import Spelling
 from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, sequence_length
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
 
@@ -27,7 +28,9 @@ STRETCH = 400  # samples whose level may be that of the background noise
 # to epoch, and is about the share of padding that this costs.
 JITTER = 0.02
 
-Arrays = dict[str, np.ndarray]  # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames
+# speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames, ctc_text (K,) int64 token ids of CTC
+Arrays = dict[str, np.ndarray]
+TEXTS = ("text", "ctc_text")
 
 
 class DataError(UserError):
@@ -58,15 +61,19 @@ class Preprocessor:
         tokenizer: see tokenization.py.
         sample_rate: Hz of the audio; it relates samples to frames.
         whole_words: give every token of a word the end of the word (``chunking_conf`` ``unit: word``).
+        spelling: writes the text for a CTC head that has tokens of its own; None: there is none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sample_rate: int, whole_words: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, sample_rate: int, whole_words: bool = False, spelling: Spelling | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.sample_rate = sample_rate
         self.whole_words = whole_words
+        self.spelling = spelling
 
     def __call__(self, utterance: str, data: RawUtterance) -> Arrays:
-        """Turn ``{"speech", "text", "alignment"?, "spk"?}`` into ``{"speech", "text", "ends"?}``.
+        """Turn ``{"speech", "text", "alignment"?, "spk"?}`` into ``{"speech", "text", "ctc_text"?, "ends"?}``.
 
         Raises:
             DataError: the audio has several channels, or the alignment does not fit the audio.
@@ -78,6 +85,8 @@ class Preprocessor:
         text = normalise(data["text"])
         tokens, char_ends_of_tokens = self.tokenizer.encode(text)
         arrays: Arrays = {"speech": speech, "text": np.asarray(tokens, dtype=np.int64)}
+        if self.spelling is not None:
+            arrays["ctc_text"] = np.asarray(self.spelling.spell(tokens), dtype=np.int64)
         if "alignment" in data:
             ends = token_ends(parse_char_ends(utterance, data["alignment"], text), char_ends_of_tokens)
             if self.whole_words:
@@ -163,7 +172,10 @@ class JoinedDataset(Dataset):
             speech[position:start] = rng.normal(0, _quiet_level(arrays["speech"]), start - position)
             position = start + len(arrays["speech"])
             speech[start:position] = arrays["speech"]
-        joined = {"speech": speech, "text": np.concatenate([arrays["text"] for _, arrays in parts])}
+        joined = {"speech": speech}
+        for name in TEXTS:
+            if name in parts[0][1]:
+                joined[name] = np.concatenate([arrays[name] for _, arrays in parts])
         if "ends" in parts[0][1]:
             shifted = [arrays["ends"] + offset for (_, arrays), offset in zip(parts, example.offsets, strict=True)]
             joined["ends"] = np.concatenate(shifted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, remarks
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.experiment import SENTENCEPIECE, TOKENIZER
+from espnet_speechllm_xl.experiment import CTC_TOKENIZER, SENTENCEPIECE, TOKENIZER
 from espnet_speechllm_xl.files import atomic_path, atomic_write, naming, temporary_folder
 from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
 
@@ -56,6 +56,13 @@ def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
             reason = str(error).splitlines()[0]
             raise UserError(f"--vocab-size {recipe.vocab_size} does not fit {text}: {reason}") from error
     return load_tokenizer(out / SENTENCEPIECE)
+
+
+def keep_ctc_tokenizer(file: str | Path, directory: Path) -> None:
+    """Copy the tokenizer of a CTC head's own tokens into the directory of the training, where decoding finds it."""
+    content = Path(file).read_bytes()
+    with atomic_write(directory / CTC_TOKENIZER, "wb") as stream:
+        stream.write(content)
 
 
 def write_token_list(path: Path, tokenizer: Tokenizer) -> None:

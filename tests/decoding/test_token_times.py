@@ -5,6 +5,7 @@ import torch
 
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.decoding.token_times import LOOKBACK, TokenTimes, hypothesis_spans
+from espnet_speechllm_xl.model.ctc_spelling import Spelled
 
 BLANK = 3
 
@@ -12,7 +13,7 @@ BLANK = 3
 class Head:
     """A CTC head whose frames already are what it says: frame (V + 1,) -> log-probabilities."""
 
-    blank = BLANK
+    blank, spelling = BLANK, None
 
     def __call__(self, frames):
         return frames.log_softmax(-1)
@@ -105,3 +106,42 @@ def test_a_chunk_that_earlier_words_took_whole_still_gives_time():
     assert times.spans((1, 2), 0, 8.0) == [(8.0, 8.0), (8.0, 8.0)]  # no audio is left
     times = times_of("-" * 18, 6, head=False, delay=12)
     assert times.spans((1, 2), 1, 6.0) == [(6.0, 6.5), (6.5, 7.0)]
+
+
+class Words:
+    """A spelling with tokens by their names: CTC has the space 0, and the letters 1 and 2."""
+
+    space = 0
+    tokens = {
+        "ab": Spelled((0, 1, 2), True, False),
+        "b": Spelled((2,), False, False),
+        "!": Spelled((), False, True),
+        "(": Spelled((), True, True),
+        "7": Spelled((), True, False),
+    }
+
+    def each(self, tokens):
+        return [self.tokens[token] for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "expected"),
+    [
+        # The space is heard before the word and is no part of it.
+        ("--0-1122---2----", ["ab", "b"], [(4, 8), (11, 12)]),
+        ("--0-1122---2----", ["ab", "!", "b"], [(4, 8), (8, 8), (11, 12)]),
+        ("--0-1122---2----", ["ab", "b", "!", "!"], [(4, 8), (11, 12), (12, 12), (12, 12)]),
+        ("--0-1122---0-12-", ["(", "ab", "!", "(", "!", "ab"], [(4, 4), (4, 8), (8, 8), (13, 13), (13, 13), (13, 15)]),
+        # Digits that CTC lacks are said between the words, or behind the last one.
+        ("--0-1122---0-12-", ["ab", "7", "!", "ab"], [(4, 8), (8, 13), (8, 13), (13, 15)]),
+        ("--0-1122--------", ["ab", "7"], [(4, 8), (8, 16)]),
+        ("----------------", ["!", "("], [(0, 0), (0, 0)]),
+        ("----------------", ["7", "7"], [(0, 8), (8, 16)]),
+    ],
+)
+def test_tokens_have_the_times_of_their_characters(path, tokens, expected):
+    head = Head()
+    head.spelling = Words()
+    times = TokenTimes(head, ChunkingConfig(16, 2))
+    times.add(said(path))
+    assert times.spans(tokens, 0, 0.0) == [(float(start), float(end)) for start, end in expected]

@@ -81,6 +81,32 @@ def test_further_options_given_twice_are_joined(listed):
     assert r"--train-args --max_epoch\ 2 --train-args --chunking_conf\ chunk=16 --train-args ''" in command
 
 
+CHARACTERS = "--loss_conf ctc_tokenizer=data/tokens_train_char/tokenizer.model"
+FROM_ALIGNER = "--init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ([], f"{CHARACTERS} {FROM_ALIGNER} exp/aligner/valid.ter.ave.pth:ctc:ctc"),
+        (["--system", "chunked_aed"], f"{CHARACTERS} {FROM_ALIGNER} exp/aligner/valid.ter.ave.pth:ctc:ctc"),
+        (["--init", "none"], CHARACTERS),
+        (["--alignment", "ctm:ref"], CHARACTERS),
+        (["--aligner-token-type", "bpe"], FROM_ALIGNER.replace("aligner/", "aligner_bpe100/")),
+        (["--system", "ctc_prompt_lm"], FROM_ALIGNER),
+        (["--train-args", "--loss_conf ctc_tokenizer=null"], FROM_ALIGNER),
+    ],
+)
+def test_with_the_tokens_of_an_llm_ctc_has_the_aligners(listed, options, start):
+    recipe = listed("mboshi")
+    llm = ["--token-type", "hf", "--hf-tokenizer", "models/some-llm", *options]
+    calls = recipe.run("--stage", "tokens", "--stop-stage", "train", *llm)
+    further = "--max_epoch 12" + " --loss_conf ctc_tokenizer=null" * ("--train-args" in options)
+    assert special(calls)[-1].split(" ", 3)[3] == f"{start} {further}"
+    made = [call[call.index("--out") + 1] for call in calls if "tokens" in call]
+    assert ("data/tokens_train_char" in made) == ("bpe" not in options)
+
+
 @pytest.mark.parametrize(
     ("options", "trained"),
     [

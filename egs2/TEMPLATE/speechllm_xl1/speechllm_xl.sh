@@ -103,6 +103,9 @@ no_espnet=${espnet:+--system $system} # of the stages that stock ESPnet does not
 if [ -z "$no_aligner" ]; then
   aligner_config=$(conf "${aligner_config:-train_aligner_$size.yaml}" "" "give the aligner's by --aligner-config") || exit 2
 fi
+# The auxiliary CTC of a decoder with an LLM's tokens has the aligner's characters, unless the options say otherwise.
+[ "$token_type:$aligner_token_type" = hf:char ] && [[ "$corpus_args $train_args" != *ctc_tokenizer=* ]] \
+  || ctc_characters=''
 aligner=$expdir/$aligner_tag
 model=$expdir/$tag
 aligned=$model/aligned
@@ -179,7 +182,9 @@ make_tokens() {
 }
 if runs 4; then
   make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
-  [ -n "$no_aligner" ] || make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
+  if [ -z "$no_aligner" ] || [ -n "$ctc_characters" ]; then
+    make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
+  fi
 fi
 unlock
 
@@ -267,8 +272,15 @@ if runs 6 "$no_align"; then
 fi
 [ "$alignment" != ctc ] || aligned=$aligner/aligned
 
+# has_ctc YAML OPTIONS: whether a training has an auxiliary CTC loss.
+has_ctc() {
+  python3 -c 'from sys import argv, exit
+from espnet_speechllm_xl.experiment import planned_ctc_weight
+exit(not planned_ctc_weight(*argv[1:]))' "$@"
+}
+
 if runs 7; then
-  start=(--task "$task")
+  start=(--task "$task") parts=()
   case $init in
     aligner) weights=$aligner/valid.ter.ave.pth ;;
     none) weights='' ;;
@@ -279,7 +291,12 @@ if runs 7; then
         || die "--init $init: give aligner, none, or a model that is in $expdir, after its training"
       ;;
   esac
-  [ -z "$weights" ] || start+=(--init_param "$weights:acoustic:acoustic")
+  [ -z "$weights" ] || parts=("$weights:acoustic:acoustic")
+  if [ -n "$ctc_characters" ] && has_ctc "$train_config" "$corpus_args $system_args $train_args"; then
+    start+=(--loss_conf "ctc_tokenizer=$aligner_tokens/tokenizer.model")
+    [ "$init" != aligner ] || parts+=("$weights:ctc:ctc")
+  fi
+  [ ${#parts[@]} -eq 0 ] || start+=(--init_param "${parts[@]}")
   # The encoders of these systems have more layers than the aligner's.
   [ -z "$weights" ] || [ -n "$needs_alignment" ] || start+=(--ignore_init_mismatch true)
   from=$dump

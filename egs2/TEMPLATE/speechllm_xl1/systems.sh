@@ -6,6 +6,7 @@
 #   system_args       ESPnet options that make the system of its configuration
 #   needs_alignment   1: it trains on audio whose text is aligned
 #   starts_from       the encoder that its training begins with, as --init has it
+#   ctc_characters    1: its auxiliary CTC can have characters where the decoder has an LLM's tokens
 #   default_searches  what decodes where --searches names none
 #   known_searches    all that can decode
 #   espnet            1: stock ESPnet trains and decodes (espnet_asr.sh)
@@ -17,7 +18,7 @@ choose_system() {
   local all
   all=$(list_systems)
   [[ " $all " = *" $system "* ]] || die "--system $system: there are ${all// /, }"
-  model_name=$system system_args='' needs_alignment='' starts_from=none espnet=''
+  model_name=$system system_args='' needs_alignment='' starts_from=none ctc_characters='' espnet=''
   "system_$system"
 }
 
@@ -36,7 +37,7 @@ trains() {
 # chunkwise TASK PREFIX: writes text chunk by chunk, which it learns from an alignment.
 chunkwise() {
   trains "$@"
-  needs_alignment=1 starts_from=aligner
+  needs_alignment=1 starts_from=aligner ctc_characters=1
   default_searches="greedy alsd" known_searches="greedy alsd chunk_sync"
 }
 
@@ -67,7 +68,11 @@ system_reallm() {
 
 system_chunked_aed() { chunkwise chunked_aed train_chunked_aed_; }
 
-system_ctc_prompt_lm() { chunkwise ctc_prompt_lm train_ctc_prompt_lm_; }
+# What CTC hears are the prompts of the decoder.
+system_ctc_prompt_lm() {
+  chunkwise ctc_prompt_lm train_ctc_prompt_lm_
+  ctc_characters=''
+}
 
 # On the hundreds of hours that the paper's size is for, it learns from random weights.
 system_ctc() {

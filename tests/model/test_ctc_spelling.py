@@ -1,0 +1,141 @@
+"""The decoder's text in CTC's characters: real tokenizers of every kind against the aligner's own encoding."""
+
+import pytest
+from test_tokenization import save_hugging_face
+
+from espnet_speechllm_xl.model.ctc_spelling import Spelled, Spelling, Written, make_spelling
+from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.tokenization import load_tokenizer
+
+OTHERS = ["caf\u00e9 cr\u00e8me", "\u4eca\u5929\u5929\u6c14", "\u043c\u0438\u0440"]
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory, sentences):
+    """The tokenizer of an aligner: small letters, an apostrophe, and letters of several bytes."""
+    from espnet_speechllm_xl.bin import cli
+
+    out = tmp_path_factory.mktemp("characters")
+    (out / "text").write_text("".join(f"u{i} {line}\n" for i, line in enumerate([*sentences, *OTHERS])), "utf-8")
+    assert cli.main(["tokens", "--text", str(out / "text"), "--out", str(out), "--type", "char"]) == 0
+    return load_tokenizer(out / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory, sentences, sentencepiece_model):
+    return {
+        "bpe": load_tokenizer(sentencepiece_model("bpe", 60)),
+        "unigram": load_tokenizer(sentencepiece_model("unigram", 60)),
+        "char": load_tokenizer(sentencepiece_model("char", 60)),
+        "bytes": load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True)),
+        "gpt2": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("gpt2"), sentences, True)),
+        "metaspace": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("metaspace"), sentences, False)),
+    }
+
+
+KINDS = ["bpe", "unigram", "char", "bytes", "gpt2", "metaspace"]
+ALL_TEXT = ["bytes", "gpt2"]  # they write any text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_text_is_what_the_aligner_makes_of_it(decoders, characters, sentences, kind):
+    tokenizer = decoders[kind]
+    spelling = Spelling(tokenizer, characters)
+    for text in sentences[:60]:
+        tokens = tokenizer.encode(text)[0]
+        assert spelling.spell(tokens) == characters.encode(text)[0]
+    joined = [token for text in sentences[:3] for token in tokenizer.encode(text)[0]]
+    assert spelling.spell(joined) == characters.encode(" ".join(sentences[:3]))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_token_by_token_is_the_whole(decoders, characters, sentences, kind):
+    """After every token the characters so far are written, but for a space at the end."""
+    tokenizer = decoders[kind]
+    spelling = Spelling(tokenizer, characters)
+    tokens = tokenizer.encode(sentences[5])[0]
+    written, found = Written(), []
+    for count, token in enumerate(tokens, 1):
+        written, spelled = spelling.advance(written, token)
+        found += spelled.ids
+        assert found == characters.encode(tokenizer.decode(tokens[:count]).strip())[0]
+        assert spelled.silent == (tokenizer.pieces[token].strip("\u2581\u0120") == "")
+
+
+@pytest.mark.parametrize("kind", ALL_TEXT)
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("Ada sees \u201cThe Old Piano\u201d, doesn't she?", "ada sees the old piano doesn't she"),
+        ("\u201cAda\u201d \u2013 (Ben)", "ada ben"),
+        ("red-green, e.g. far", "red green e g far"),
+        ("It isn\u2019t far", "it isn't far"),
+        ("in 1998, a boat", "in a boat"),
+        ("route66b", "route b"),
+        ("Caf\u00e9 CR\u00c8ME", "caf\u00e9 cr\u00e8me"),
+        ("na\u00efve \U0001f3b9 piano", "nave piano"),
+        ("\u4eca\u5929\u3002\u5929\u6c14 \u041c\u0418\u0420", "\u4eca\u5929 \u5929\u6c14 \u043c\u0438\u0440"),
+        ("... ! 7", ""),
+        ("", ""),
+    ],
+)
+def test_written_text(decoders, characters, kind, text, plain):
+    tokenizer = decoders[kind]
+    assert Spelling(tokenizer, characters).spell(tokenizer.encode(text)[0]) == characters.encode(plain)[0]
+
+
+@pytest.mark.parametrize("kind", ALL_TEXT)
+def test_bytes_wait_until_their_character_is_whole(decoders, characters, kind):
+    tokenizer = decoders[kind]
+    spelling, mark = Spelling(tokenizer, characters), characters.pieces.index("\u2581")
+    tokens = tokenizer.encode("\u6c14")[0]
+    assert len(tokens) >= 3
+    spelled = spelling.each(tokens)
+    assert [each.ids for each in spelled[:-1]] == [()] * (len(tokens) - 1)
+    assert spelled[-1].ids == (mark, characters.pieces.index("\u6c14"))
+    assert all(each.opens for each in spelled[:-1]) and not spelled[-1].opens
+    # The character is cut off: what follows is written all the same.
+    broken = [*tokens[:-1], *tokenizer.encode("ada")[0]]
+    assert spelling.spell(broken) == characters.encode("ada")[0]
+
+
+def test_tokens_without_a_sound(decoders, characters):
+    tokenizer = decoders["gpt2"]
+    spelling = Spelling(tokenizer, characters)
+    by_piece = {piece: token for token, piece in enumerate(tokenizer.pieces)}
+    after_word = spelling.advance(Written(), by_piece["a"])[0]
+    assert after_word == Written(b"", False)
+    for piece, opens, silent in [("!", False, True), ("7", False, False), ("\u0120", True, True)]:
+        written, spelled = spelling.advance(after_word, by_piece[piece])
+        assert (spelled, written) == (Spelled((), opens, silent), Written(b"", True))
+    assert spelling.space == characters.pieces.index("\u2581")
+
+
+def test_symbols_are_one_token_in_both(sentencepiece_model, sentences):
+    symbol = {"user_defined_symbols": "<noise>"}
+    letters = load_tokenizer(sentencepiece_model("char", 60, **symbol))
+    pieces = load_tokenizer(sentencepiece_model("bpe", 70, **symbol))
+    for text in ("ada <noise> sees", "<noise>", "the boat <noise>"):
+        found = Spelling(pieces, letters).spell(pieces.encode(text)[0])
+        assert found == letters.encode(text)[0] and letters.pieces.index("<noise>") in found
+
+
+def test_the_same_tokens_need_no_spelling(decoders):
+    assert make_spelling(decoders["bpe"], decoders["bpe"]) is None
+    assert make_spelling(decoders["bpe"], decoders["char"]) is not None
+
+
+def test_what_are_no_characters_is_refused(decoders, sentencepiece_model):
+    with pytest.raises(ConfigError, match=r"it has tokens of several letters \('.+'\): give one of"):
+        make_spelling(decoders["gpt2"], decoders["bpe"])
+    bare = load_tokenizer(sentencepiece_model("char", 60, add_dummy_prefix=False))
+    with pytest.raises(ConfigError, match="its first word begins otherwise than the next: give one of characters"):
+        make_spelling(decoders["gpt2"], bare)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_tokens_are_their_text(decoders, sentences, kind):
+    tokenizer = decoders[kind]
+    for text in sentences[:40]:
+        content = b"".join(map(tokenizer.bytes_of, tokenizer.encode(text)[0]))
+        assert content.decode() == f" {text}"
