@@ -81,6 +81,7 @@ def train(model, steps=2, rate=0.01):
     losses = []
     for _ in range(steps):
         optimiser.zero_grad()
+        torch.manual_seed(1)  # each step has the same masks of SpecAugment
         loss = model.train()(**batch_of())[0]
         loss.backward()
         optimiser.step()
