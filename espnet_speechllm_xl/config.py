@@ -212,21 +212,57 @@ class DecoderConfig:
     embed_dropout: float = 0.0  # probability that a text token's embedding is zeroed in training
     tie_embeddings: bool = False  # share input and output embeddings
     pretrained: str | None = None  # directory of a Hugging Face causal LM; it sets all of the above but the dropouts
-    lora_rank: int = 0  # 0: all weights train; r > 0: LoRA adapters of rank r (peft), embeddings and output train
+    freeze: bool = False  # true: the LLM's weights stay as they are; the row of `$` trains, and what feeds the LLM
+    lora_rank: int = 0  # r > 0: the LLM's weights stay as they are, LoRA adapters of rank r train (peft); 0: none
     lora_alpha: int = 32  # LoRA scale numerator
+    lora_dropout: float = 0.0  # probability, on what enters the adapters
+    lora_targets: list[str] | None = None  # layers with adapters, such as [q_proj, v_proj]; null: all linear layers
+    use_dora: bool = False  # adapters of DoRA (Liu et al. 2024): a trained length for each output beside LoRA
+    train_table: bool = False  # with `freeze` or `lora_rank`: the table of embeddings and the output layer train, too
+    frozen_dtype: str = "float32"  # of frozen weights in training, and of the LLM's products: "float32", "bfloat16"
+
+    @property
+    def is_base_frozen(self) -> bool:
+        """Tell whether the weights of the pretrained checkpoint stay as they are."""
+        return self.freeze or self.lora_rank > 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "dim", "ffn_dim"):
             require(getattr(self, name) >= 1, f"decoder {name} must be at least 1")
         require(0 < self.rope_theta < math.inf, f"decoder rope_theta {self.rope_theta} must be positive")
-        require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} must not be negative")
-        require_share("decoder", self, "dropout", "embed_dropout")
+        require_share("decoder", self, "dropout", "embed_dropout", "lora_dropout")
         require(self.dim % self.heads == 0, f"decoder dim {self.dim} is not a multiple of heads {self.heads}")
         require((self.dim // self.heads) % 2 == 0, "decoder dim / heads must be even for rotary positions")
+        self._check_what_trains()
+
+    def _check_what_trains(self) -> None:
+        """Raise ConfigError for settings of a pretrained checkpoint that do not fit one another."""
+        require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} must not be negative")
         require(
             self.lora_rank == 0 or self.pretrained,
             "lora_rank > 0 needs decoder_conf pretrained: adapters on random weights learn little",
         )
+        require(not self.freeze or self.pretrained, "freeze needs decoder_conf pretrained: random weights must train")
+        require(
+            not (self.freeze and self.lora_rank),
+            "freeze, and lora_rank > 0, whose adapters train: leave out one of them",
+        )
+        for name in ("lora_dropout", "lora_targets", "use_dora"):
+            require(self.lora_rank or not getattr(self, name), f"{name} is of adapters: give lora_rank, too")
+        targets = self.lora_targets
+        require(
+            targets is None or (targets and all(isinstance(name, str) for name in targets)),
+            f"lora_targets {targets}: give a list of names such as [q_proj, v_proj], or null",
+        )
+        require(
+            self.frozen_dtype in ("float32", "bfloat16"),
+            f"frozen_dtype '{self.frozen_dtype}': use 'float32' or 'bfloat16'",
+        )
+        for name, default in (("train_table", False), ("frozen_dtype", "float32")):
+            require(
+                self.is_base_frozen or getattr(self, name) == default,
+                f"{name} is of an LLM whose weights are frozen: give freeze or lora_rank, too",
+            )
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Speech2Text:
         context: float | None = None,
         search: str | None = None,
         look_ahead: float | None = None,
+        llm: str | Path | None = None,
         **search_conf: Any,
     ) -> "Speech2Text":
         """Load a model directory or a packed file.
@@ -88,6 +89,8 @@ class Speech2Text:
             search: "greedy", "chunk_sync" or "alsd", or as the baseline's task has them; None: as the model's
                 configuration says.
             look_ahead: seconds of audio behind a segment that the encoder waits for, in place of training's.
+            llm: directory of the pretrained language model that the decoder was trained from; None: the one in the
+                packed file, else where it was in training.
             **search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
 
         Raises:
@@ -96,7 +99,7 @@ class Speech2Text:
             UserError: a setting does not fit (ConfigError), or is off the grid of frames and chunks.
         """
         with unpacked(Path(path)) as directory:
-            model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+            model, tokenizer, args = load_model(directory, None, weights, device, dtype, llm)
             own = _own_search(directory, args, model, given=search_conf)
         system = find_system(args.task)
         choices = system.search_choices

@@ -132,7 +132,7 @@ def test_trained_weights_of_a_pretrained_decoder(tiny_tokens, tmp_path, adapters
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path / "llama")
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "llama")
     options = tiny.conf("decoder_conf", [f"pretrained={tmp_path / 'llama'}", *adapters])
     task, file, made = find_task("speechllm_xl"), "valid.acc_text.ave.pth", []
 

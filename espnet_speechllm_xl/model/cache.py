@@ -400,6 +400,7 @@ class Batch(Attention):
         pasts: after the call, in the order of the steps.
         query_position: (R, q) positions of the new inputs.
         query_chunk_id: (R, q) their chunks, PADDING where a hypothesis has fewer than the others.
+        key_position: (R, n) positions of the columns.
         counts: new inputs of each row.
         mask: (R, 1, q, n) additive, what the new inputs see of the columns.
     """
@@ -430,11 +431,11 @@ class Batch(Attention):
         for group in self._groups:
             group.write(group.store.chunk_id, self.query_chunk_id[group.rows])
         key_chunk_id = self._read([group.store.chunk_id for group in self._groups])
-        key_position = (table[1] - table[0])[:, None] + torch.arange(self.width, device=pool.device)
+        self.key_position = (table[1] - table[0])[:, None] + torch.arange(self.width, device=pool.device)
         self.mask = attention_mask(
             self.query_position,
             self.query_chunk_id,
-            key_position,
+            self.key_position,
             key_chunk_id,
             self._context([steps[step].past.context for step in self.order]),
             pool.dtype,

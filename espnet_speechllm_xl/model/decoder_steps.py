@@ -192,6 +192,11 @@ class TextDecoder(ChunkDecoder[P]):
     def dim(self) -> int:
         """Return the size D of its inputs, frames and embedded tokens alike."""
 
+    @property
+    def input_rms(self) -> float | None:
+        """Return the root mean square of the inputs it was trained with before; None: it has random weights."""
+        return None
+
     @abc.abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the inputs (B, U, D) of text tokens (B, U); in training some embeddings are dropped whole."""

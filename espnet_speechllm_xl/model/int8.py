@@ -50,9 +50,12 @@ def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def use_int8(model: nn.Module) -> None:
-    """Replace the linear layers of a model, in place, but those of CTC heads, which are small and tell times."""
+    """Replace the linear layers of a model, in place.
+
+    Those of CTC heads, which are small and tell times, are left, and adapters (LoRA), which a ``ModuleDict`` holds.
+    """
     for module in model.modules():
-        if isinstance(module, CTCHead):
+        if isinstance(module, (CTCHead, nn.ModuleDict)):
             continue
         for name, child in module.named_children():
             if type(child) is nn.Linear:

@@ -2,12 +2,15 @@
 
 Training is the call with an empty cache.  Vocabulary: the tokenizer's ids 0 .. V-1, then ``$`` (end of chunk) = V.
 
+The state dict of a decoder whose pretrained LLM is frozen holds what trains, and a digest of the LLM: its weights are
+taken from its own directory.
+
 Shape legend: ``B`` batch, ``L`` sequence, ``R`` hypotheses of a call, ``q`` their new inputs, ``D`` model dimension,
 ``V`` tokenizer size.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,6 +28,8 @@ from espnet_speechllm_xl.settings import ConfigError, from_dict, signature
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from espnet_speechllm_xl.model.pretrained import PretrainedNetwork
+
 
 class Decoder(nn.Module, TextDecoder[CachedPast]):
     """Llama-shaped decoder over interleaved audio and text (paper section 2).
@@ -35,9 +40,12 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     Attributes:
         prompt_distance: the last position at which a chunk may begin behind a prompt; None: prompts are refused.
+        end_row: (D,) the output layer's row of ``$`` beside a pretrained LLM, whose own tables keep their rows; our own
+            Llama has it in its tables.
+        base_digest: (32,) uint8, of the weights of a frozen LLM.
 
     Raises:
-        ConfigError: a field is unknown, or a checkpoint is missing or has no rotary positions of Llama's layout.
+        ConfigError: a field is unknown, or a checkpoint is missing, or of a kind that cannot be used.
     """
 
     __signature__: ClassVar[inspect.Signature] = signature(
@@ -45,6 +53,8 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
     )
 
     lm: "Llama | PreTrainedModel"
+    end_row: nn.Parameter | None
+    base_digest: Tensor
 
     def __init__(self, vocab_size: int, **conf: Any) -> None:  # as DecoderConfig has them
         super().__init__()
@@ -52,7 +62,10 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         self.eoc = vocab_size
         self.prompt_distance: int | None = None
         self._pool: Pool | None = None
-        self._pretrained: Network | None = None  # in place of ``lm``, which is no Network then
+        self._pretrained: PretrainedNetwork | None = None  # in place of ``lm``, which is no Network then
+        self._input_rms: float | None = None
+        self._left_out: dict[str, str] = {}  # names that the state dict leaves out -> those that have the values
+        self.register_parameter("end_row", None)
         if self.config.pretrained:
             self._load(self.config.pretrained)
         else:
@@ -62,13 +75,44 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         """Take the language model of a checkpoint."""
         from espnet_speechllm_xl.model import pretrained  # transformers takes seconds to import
 
-        self.lm = pretrained.load_pretrained(self.config, self.eoc + 1)
-        self._pretrained = pretrained.PretrainedNetwork(self.lm, directory)
-        if self.config.lora_rank:
-            self.lm = pretrained.with_lora(self.lm, self.config)
+        lm = pretrained.load_pretrained(self.config, self.eoc)
+        self._pretrained = pretrained.PretrainedNetwork(lm, directory)
+        if pretrained.are_weights_to_follow(self.config):
+            self.register_load_state_dict_post_hook(_check_loaded)
+        else:
+            self._pretrained.check()
+            self._input_rms = pretrained.embedding_rms(lm, self.eoc)
+        self.end_row = nn.Parameter(pretrained.first_end_row(lm))
+        if self.config.is_base_frozen:
+            self.register_buffer("base_digest", pretrained.weight_digest(lm))
+        self.lm = pretrained.choose_trained(lm, self.config)
         if self.config.dropout:
             # After the adapters, which take their layers' places: a hook on the frozen layer would spare them.
             pretrained.add_residual_dropout(self.lm, self.config.dropout)
+        names: dict[nn.Parameter, str] = {}
+        for name, weight in self.named_parameters(remove_duplicate=False):
+            first = names.setdefault(weight, name)  # of tied weights
+            if not weight.requires_grad or first != name:
+                self._left_out[name] = first
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_fill_in)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
+        """Change all tensors, as ``to`` does, but frequencies of rotary positions, which half precision would ruin."""
+        rotary = None if self._pretrained is None else self._pretrained.rotary
+        exact = {} if rotary is None else dict(rotary.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(rotary, name, buffer.to(self._table().device))
+        return self
+
+    @torch.no_grad()
+    def store_frozen(self) -> None:
+        """Put the frozen weights of the LLM into ``frozen_dtype`` again, after a cast of the whole model."""
+        if self.config.is_base_frozen:
+            for weight in self.lm.parameters():
+                if not weight.requires_grad:
+                    weight.data = weight.to(getattr(torch, self.config.frozen_dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy gets: all but the cache, whose hypotheses stay with the original."""
@@ -86,6 +130,11 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
     def dim(self) -> int:
         """Return the width D of the inputs."""
         return self.network.dim
+
+    @property
+    def input_rms(self) -> float | None:
+        """Return the size of the embeddings that a pretrained LLM knows; see :class:`TextDecoder`."""
+        return self._input_rms
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the inputs (B, U, D) of text tokens (B, U); in training some embeddings are dropped whole."""
@@ -107,7 +156,14 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores (..., V + 1) of the next token or ``$`` from hidden states (..., D)."""
-        return self.lm.get_output_embeddings()(hidden)
+        if self._pretrained is None:
+            return self.lm.get_output_embeddings()(hidden)
+        assert self.end_row is not None
+        scores = self._pretrained.scores(hidden, self.end_row)
+        if scores.shape[-1] == self.eoc + 1:
+            return scores
+        # Rows behind the tokenizer's ids, which many checkpoints have, are no outputs.
+        return torch.cat([scores[..., : self.eoc], scores[..., -1:]], dim=-1)
 
     def initial_past(self, context: int | None) -> CachedPast:
         """Return the past of a hypothesis before any input; see :class:`ChunkDecoder`."""
@@ -152,7 +208,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     def _fitting_pool(self) -> Pool:
         """Return the store of the cache, a new one if the weights have moved or changed their type since."""
-        weight = self._table()
+        weight = self._table() if self._pretrained is None else self._pretrained.weight
         if self._pool is None or (self._pool.dtype, self._pool.device) != (weight.dtype, weight.device):
             network = self.network
             self._pool = Pool(*network.cache_shape, weight, network.rebase, self.prompt_distance)
@@ -176,3 +232,37 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
             for request in requests
         ]
         return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+
+
+def _leave_out(decoder: Decoder, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    """Take the frozen weights of the LLM out of a state dict, and the second names of tied ones."""
+    for name in decoder._left_out:
+        state.pop(prefix + name, None)
+
+
+def _fill_in(decoder: Decoder, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Put into a state dict, before it is loaded, what :func:`_leave_out` has taken out.
+
+    Raises:
+        ConfigError: it was trained with another LLM.
+    """
+    digest = state.get(f"{prefix}base_digest")
+    if digest is not None and decoder.config.is_base_frozen and not digest.cpu().equal(decoder.base_digest.cpu()):
+        raise ConfigError(
+            f"decoder_conf pretrained: {decoder.config.pretrained} is not the LLM that the weights were trained with "
+            f"(digest {_shown(decoder.base_digest)}, not {_shown(digest)}): give the directory of that one"
+        )
+    own = dict(decoder.named_parameters(remove_duplicate=False))
+    for name, first in decoder._left_out.items():
+        trained = state.get(prefix + first) if first != name else None
+        state.setdefault(prefix + name, own[name] if trained is None else trained)
+
+
+def _check_loaded(decoder: Decoder, _keys: object) -> None:
+    """Raise ConfigError where an LLM that got its weights cannot be used."""
+    assert decoder._pretrained is not None
+    decoder._pretrained.check()
+
+
+def _shown(digest: Tensor) -> str:
+    return bytes(digest.tolist()).hex()[:12]

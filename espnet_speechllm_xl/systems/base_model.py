@@ -10,7 +10,7 @@ import dataclasses
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
@@ -21,6 +21,7 @@ from espnet_speechllm_xl.model.projection import make_projection, project_uttera
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.tokenization import load_tokenizer
 
+UNIT_FRAMES = 512  # frames by which the size of a projection's outputs is measured
 Trained = tuple[Tensor, dict[str, Tensor], Tensor]  # ESPnet's (loss, statistics, weight)
 
 
@@ -85,6 +86,8 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         self.acoustic = acoustic
         self.projection_config = projection or ProjectionConfig()
         self.projection = make_projection(acoustic.encoder.output_size(), decoder.dim, self.projection_config)
+        if decoder.input_rms is not None:
+            start_at_scale(self.projection, acoustic.encoder.output_size(), decoder.input_rms)
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
@@ -170,6 +173,24 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
 
 def _drawn(sizes: list[int]) -> int:
     return sizes[int(torch.randint(len(sizes), ()))]
+
+
+@torch.no_grad()
+def start_at_scale(projection: nn.Module, frame_size: int, rms: float) -> None:
+    """Scale a new projection so that frames of unit size, as a LayerNorm makes them, become inputs of size ``rms``.
+
+    A pretrained LLM knows inputs of the size of its embeddings (SmolLM2: 0.14).  Larger ones drown what its first
+    layers add to them.
+
+    Args:
+        projection: its last linear layer is changed.
+        frame_size: E.
+        rms: root mean square of the inputs.
+    """
+    *_, last = (part for part in projection.modules() if isinstance(part, nn.Linear))
+    nn.init.zeros_(last.bias)
+    frames = torch.randn(1, UNIT_FRAMES, frame_size, generator=torch.Generator().manual_seed(0))
+    last.weight *= rms / projection(frames).square().mean().sqrt()
 
 
 def _ctc_size(loss: LossConfig, decoder: TextDecoder) -> int:

@@ -28,6 +28,7 @@ from espnet_speechllm_xl.decoding.joint_ctc import check_joint
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.model.ctc_spelling import Spelling, make_spelling
+from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.sequence import sequence_length
 from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml, shown
 from espnet_speechllm_xl.systems.base_system import Choices, System
@@ -50,6 +51,7 @@ from espnet_speechllm_xl.training.checks import (
 )
 from espnet_speechllm_xl.training.layers import check_backend
 from espnet_speechllm_xl.training.prompts import PromptMaker
+from espnet_speechllm_xl.training.rates import read_factors, split_groups
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
 from espnet_speechllm_xl.training.tokenizer import keep_ctc_tokenizer
 from espnet_speechllm_xl.training.trainer import Trainer, keep_settings, load_part, matmul_precision, replaced
@@ -117,6 +119,13 @@ class SpeechTask(abs_task.AbsTask):
             default=False,
             help="Compute each layer again in the backward pass instead of keeping what is in it (activation "
             "checkpointing): less memory, longer steps, the same gradients",
+        )
+        group.add_argument(
+            "--part_rates",
+            action=NestedDictAction,
+            default={},
+            help="Factors of the learning rate of parts of the model, such as {acoustic: 0.1, decoder: {lm: 0.5}}; "
+            "the others have 1",
         )
         for section, conf in cls.system.sections.items():
             default, text = dataclasses.asdict(conf()), (conf.__doc__ or "").split("\n")[0]
@@ -255,17 +264,30 @@ class SpeechTask(abs_task.AbsTask):
 
     @classmethod
     def build_optimizers(cls, args: argparse.Namespace, model: nn.Module) -> list[optim.Optimizer]:
-        """Build ESPnet's optimizers, once ``freeze_param`` is done; a name in it that fits nothing is an error."""
+        """Build ESPnet's optimizers, once ``freeze_param`` is done, with the learning rates of ``part_rates``.
+
+        ESPnet has cast the model to ``train_dtype`` before, and frozen weights of an LLM with it.
+
+        Raises:
+            ConfigError: a name in either fits nothing.
+        """
+        for part in model.modules():
+            if isinstance(part, Decoder):
+                part.store_frozen()
         names = [name for name, _ in model.named_parameters()]
         for prefix in args.freeze_param:
             if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
                 raise ConfigError(f"freeze_param {prefix}: the model has no such part; its first is {names[0]}")
-        return super().build_optimizers(args, model)
+        optimizers = super().build_optimizers(args, model)
+        factors = read_factors(args.part_rates, names)
+        for optimizer in optimizers if factors else ():
+            split_groups(optimizer, model, factors)
+        return optimizers
 
     @classmethod
     def training_settings(cls, args: argparse.Namespace) -> dict[str, Any]:
         """Return the settings that determine the weights, with defaults: ``{"encoder_conf dim": 144, ...}``."""
-        settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision")}
+        settings = {name: getattr(args, name) for name in (*TRAINING_SETTINGS, "matmul_precision", "part_rates")}
         # However the directory of the experiments is spelt, and wherever it was moved.
         settings["init_param"] = [os.path.relpath(path, args.output_dir) for path in args.init_param]
         settings["token_list"] = args.token_list

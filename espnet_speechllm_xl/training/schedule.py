@@ -9,6 +9,7 @@ import torch
 from espnet2.schedulers.abs_scheduler import AbsBatchStepScheduler
 
 from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.training.rates import RATE_FACTOR
 
 
 class LinearShares(AbsBatchStepScheduler):
@@ -19,7 +20,7 @@ class LinearShares(AbsBatchStepScheduler):
     :class:`~espnet_speechllm_xl.training.trainer.Trainer` sets the number of steps by :meth:`begin`.
 
     Args:
-        optimizer: all its groups get the same learning rate.
+        optimizer: its groups get the same learning rate, times their ``rate_factor`` where they have one (rates.py).
         shares: shares of the training, rising from 0 to 1.
         rates: learning rate at each share.
 
@@ -75,7 +76,7 @@ class LinearShares(AbsBatchStepScheduler):
     def _set(self) -> None:
         if self.length:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.steps)
+                group["lr"] = self.rate(self.steps) * group.get(RATE_FACTOR, 1.0)
 
 
 def _check_points(shares: Sequence[float], rates: Sequence[float]) -> None:
