@@ -42,6 +42,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
     for name in ("--chunk-size", "--context") if chunk_size else ("--context",):
         parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
+    text = "audio behind a segment that the encoder waits for, in place of training's"
+    parser.add_argument("--look-ahead", type=float, metavar="SECONDS", help=text)
 
 
 def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
@@ -89,7 +91,7 @@ def stream_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what was given."""
-    names = ["weights", "llm", "device", "dtype", "chunk_size", "context", "search"]
+    names = ["weights", "llm", "device", "dtype", "chunk_size", "context", "look_ahead", "search"]
     names += [field.name for field in SEARCH_FIELDS]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
