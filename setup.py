@@ -37,6 +37,7 @@ setup(
         "transformers>=5.20,<5.25",  # 5.20 is the last one for Python 3.10; 5.24 is the last one tested
         "peft>=0.21,<1",
         "jiwer>=4.0,<5",
+        "whisper-normalizer>=0.1.15,<0.2",  # of score --normaliser; 0.1.15 is the one tested
         # Tested: 0.2.0, 0.2.1 (those of ESPnet 202511 and 202611) and 0.2.3; tensorboard brings the protobuf it wants.
         "sentencepiece>=0.2.0,<0.3",
         "kaldiio>=2.18,<3",

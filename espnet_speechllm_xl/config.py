@@ -5,7 +5,8 @@ is :class:`EncoderConfig`, ``chunking_conf`` is :class:`ChunkingConfig`, and so 
 a field is an error, which lists the fields.  Checks between fields stand here only.
 
 Units: *samples* at ``sample_rate``; *feature frames* at 100 Hz; *frames* (encoder frames) at
-25 Hz, 40 ms each; *chunks* of ``chunk`` frames; seconds where a name ends in ``_seconds``.
+25 Hz, 40 ms each; *chunks* of ``chunk`` frames; *inputs* of the decoder, each of ``reduction``
+frames or one token; seconds where a name ends in ``_seconds``.
 """
 
 import dataclasses
@@ -136,10 +137,15 @@ class ChunkingConfig:
         require(self.delay >= 0, f"delay {self.delay} must not be negative")
         require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """Return the chunk sizes of training and evaluation, in frames; None: infinity."""
+        return self.chunk, *(self.train_chunks or ())
+
     def check_against(self, encoder: EncoderTiming) -> None:
         """Raise ConfigError unless the encoder's segment divides every chunk size, or is divided by it."""
         segment = encoder.segment
-        for chunk_size in (self.chunk, *(self.train_chunks or ())):
+        for chunk_size in self.sizes:
             require(
                 chunk_size is None or segment is None or chunk_size % segment == 0 or segment % chunk_size == 0,
                 f"chunk {chunk_size} and encoder segment {segment} do not divide one another: choose a chunk of "
@@ -219,6 +225,18 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class ProjectionConfig:
+    """From encoder frames to decoder inputs (paper: one linear layer, one input for each frame)."""
+
+    reduction: int = 1  # frames of a chunk that are stacked to one decoder input: 1, 2, 4 or 8
+    hidden_dim: int = 0  # units of a hidden layer with GELU, which makes it an MLP of two layers; 0: one linear layer
+
+    def __post_init__(self) -> None:
+        require(self.reduction in (1, 2, 4, 8), f"projection reduction {self.reduction}: use 1, 2, 4 or 8 frames")
+        require(self.hidden_dim >= 0, f"projection hidden_dim {self.hidden_dim} must not be negative")
+
+
+@dataclass(frozen=True)
 class CTCConfig:
     """Head of the CTC model, which aligns text and audio."""
 
@@ -276,6 +294,24 @@ class AugmentConfig:
         )
         require(0 <= self.cut_probability <= 1, f"augment cut_probability {self.cut_probability} is not in [0, 1]")
         require(self.cut_frames >= 0, f"augment cut_frames {self.cut_frames} must not be negative")
+
+
+@dataclass(frozen=True)
+class TextPromptConfig:
+    """Prompts of SpeechLLM-XL: text that every chunk sees; in training, words of an example among words of others."""
+
+    probability: float = 0.0  # share of the training examples with a prompt; 0: none, and decoding takes none
+    words: int = 20  # words of a prompt at most; training draws 1 to so many
+    own_words: int = 4  # of them, at most so many are of the example's text, the others of all training texts
+    distance: int = 2000  # decoder inputs; in long streams chunks begin no farther behind the prompt's start
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, f"prompt probability {self.probability} is not in [0, 1]")
+        require(self.words >= 1, f"prompt words {self.words} must be at least 1")
+        require(
+            0 <= self.own_words <= self.words, f"prompt own_words {self.own_words} is not in 0 .. {self.words} (words)"
+        )
+        require(self.distance >= 1, f"prompt distance {self.distance} must be at least 1")
 
 
 @dataclass(frozen=True)

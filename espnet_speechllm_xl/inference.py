@@ -15,6 +15,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig, StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
+from espnet_speechllm_xl.decoding.prompts import with_prompt
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
 from espnet_speechllm_xl.decoding.streams import Stream
@@ -112,7 +113,11 @@ class Speech2Text:
         return self.model.acoustic.config.sample_rate
 
     def __call__(
-        self, audio: str | Path | npt.ArrayLike, sample_rate: int | None = None, channel: int | None = None
+        self,
+        audio: str | Path | npt.ArrayLike,
+        sample_rate: int | None = None,
+        channel: int | None = None,
+        prompt: str = "",
     ) -> list[Transcript]:
         """Return the n-best list, best first.
 
@@ -120,8 +125,9 @@ class Speech2Text:
             audio: a file name, or a float array (n,) in [-1, 1].
             sample_rate: Hz of the array; another rate than the model's is resampled.
             channel: which one (0-based) of several; None averages them.
+            prompt: text that the decoder reads first, such as names to expect; see :meth:`transcribe_batch`.
         """
-        return self.transcribe_batch([self.load(audio, sample_rate, channel)])[0]
+        return self.transcribe_batch([self.load(audio, sample_rate, channel)], prompt)[0]
 
     def load(
         self,
@@ -151,17 +157,38 @@ class Speech2Text:
             raise AudioError("sample-rate", f"audio array at {rate} Hz: give the rate that it was recorded with")
         return conform(audio, rate, self.sample_rate, channel=channel, notes=notes)
 
-    def transcribe_batch(self, recordings: Sequence[npt.ArrayLike | Tensor]) -> list[list[Transcript]]:
-        """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone."""
+    def transcribe_batch(
+        self, recordings: Sequence[npt.ArrayLike | Tensor], prompt: str = ""
+    ) -> list[list[Transcript]]:
+        """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone.
+
+        Args:
+            recordings: samples of each.
+            prompt: text that the decoder reads before the first chunk of each, for a model that was trained with
+                prompts (``text_prompt_conf``).
+
+        Raises:
+            ConfigError: the model takes no prompt.
+        """
         if not recordings:
             return []
-        return self.system.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
+        model = self._prompted(prompt)
+        return self.system.transcribe(model, self.tokenizer, self.chunking, self.search_config, recordings)
+
+    def _prompted(self, prompt: str) -> Any:  # noqa: ANN401  # see ``model``
+        """Return the model for recordings with a prompt; raise ConfigError where it takes none."""
+        if not prompt.strip():
+            return self.model
+        if self.chunking is None:
+            raise ConfigError(f"a model of task '{self.system.name}' takes no prompt: leave it out")
+        return with_prompt(self.model, self.tokenizer, prompt)
 
     def stream(
         self,
         search: str | None = None,
         chunk_size: float | None = None,
         context: float | None = None,
+        prompt: str = "",
         **stream_conf: Any,
     ) -> Stream:
         """Open a stream for audio that is still arriving.
@@ -170,11 +197,12 @@ class Speech2Text:
             search: "chunk_sync" or "greedy"; None: this object's, chunk_sync in place of alsd.
             chunk_size: seconds, in place of this object's.
             context: seconds, in place of this object's.
+            prompt: text that the decoder reads first; see :meth:`transcribe_batch`.
             **stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
             ConfigError: a field is unknown, the search needs all audio before the first word, or the model has no
-                chunks.
+                chunks or takes no prompt.
             UserError: a duration is off the grid of frames and chunks.
         """
         if self.chunking is None:
@@ -186,7 +214,7 @@ class Speech2Text:
         assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search_config = dataclasses.replace(self.search_config, method=search or live_method(self.search_config.method))
-        return Stream(self.model, self.tokenizer, chunking, search_config, config)
+        return Stream(self._prompted(prompt), self.tokenizer, chunking, search_config, config)
 
 
 def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:

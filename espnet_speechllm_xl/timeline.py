@@ -1,9 +1,16 @@
-"""The only arithmetic between samples, feature frames, encoder frames, chunks and seconds.
+"""The only arithmetic between samples, feature frames, encoder frames, decoder inputs, chunks and seconds.
 
 Feature frame ``i`` starts at ``10 i`` ms and covers 25 ms.  Encoder frame ``t`` ("frame") is feature
 frames ``4t .. 4t+3``; by convention it *ends* at ``40 (t+1)`` ms, and every reported time uses that.
 
     samples  --10 ms hop-->  feature frames (100 Hz)  --stack 4-->  frames (25 Hz)  --c-->  chunks
+
+The decoder gets one input for each ``reduction`` r frames of a chunk.  Chunks and alignments stay in
+frames.  A chunk of c frames has ceil(c / r) inputs, and no input holds frames of two chunks.  With c = 6,
+r = 4, and a last chunk of 5 frames::
+
+    frames   0 1 2 3 4 5   6 7 8 9 10 11   12 13 14 15 16
+    inputs   0 0 0 0 1 1   2 2 2 2  3  3    4  4  4  4  5
 """
 
 import math
@@ -110,6 +117,30 @@ def chunk_of_frame(frame: Count, chunk_size: int | None) -> Count:
 def place_in_chunk(frame: Count, chunk_size: int | None) -> Count:
     """Return the place of ``frame`` within its chunk, from 0."""
     return frame if chunk_size is None else frame % chunk_size
+
+
+def inputs_of_chunk(chunk_size: int | None, reduction: int) -> int | None:
+    """Return the decoder inputs of a whole chunk of audio, ceil(c / r).
+
+    Args:
+        chunk_size: frames c of a chunk; None: infinity.
+        reduction: frames r of an input.
+    """
+    return None if chunk_size is None else -(-chunk_size // reduction)
+
+
+def audio_inputs(num_frames: Count, chunk_size: int | None, reduction: int) -> Count:
+    """Count the decoder inputs of audio: those of its whole chunks, and of a last, shorter one.
+
+    Args:
+        num_frames: of the audio.
+        chunk_size: frames c of a chunk; None: infinity.
+        reduction: frames r of an input.
+    """
+    if chunk_size is None:
+        return -(-num_frames // reduction)
+    whole, rest = num_frames // chunk_size, num_frames % chunk_size
+    return whole * -(-chunk_size // reduction) + -(-rest // reduction)
 
 
 def chunk_of_token(end: "Tensor", chunk_size: int | None, delay: int, num_chunks: "Tensor") -> "Tensor":

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from espnet_speechllm_xl.errors import UserError
 
@@ -137,6 +138,68 @@ def word_edges(text: str) -> list[tuple[int, int, bool]]:
 def words_of(text: str) -> list[str]:
     """List the words of a transcript: what spaces separate, and each letter of a script without spaces."""
     return [text[begin:end] for begin, end, _ in word_edges(text)]
+
+
+APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
+
+
+class Piece(NamedTuple):
+    """A run of letters and digits in a text: its place, and how plain text has it (small letters)."""
+
+    begin: int
+    end: int
+    plain: str
+
+
+def pieces_of(text: str) -> list[Piece]:
+    """Find the runs of letters, digits and their marks in a text; the rest (punctuation, signs, spaces) is not spoken.
+
+    An apostrophe between two letters belongs to the run.  A run ends, too, where a word of a script without spaces
+    begins or ends.
+    """
+    found: list[Piece] = []
+    begin: int | None = None
+    for place, character in enumerate([*text, " "]):
+        within = begin is not None
+        if character in APOSTROPHES:
+            spoken = within and _is_spoken(text[place + 1 : place + 2])
+        else:
+            spoken = _is_spoken(character)
+        if begin is not None and (not spoken or _parts_pieces(character, text[begin:place])):
+            plain = text[begin:place].casefold().replace(APOSTROPHES[1], APOSTROPHES[0])
+            found.append(Piece(begin, place, unicodedata.normalize("NFC", plain)))
+            begin = None
+        if spoken and begin is None:
+            begin = place
+    return found
+
+
+def plain_text(text: str) -> str:
+    """Return a text as an aligner of plain characters has it: small letters and digits, without punctuation and signs.
+
+    A transcript without capitals, digits and punctuation stays as it is.
+    """
+    plain, last = "", 0
+    for piece in pieces_of(text):
+        plain += " " * (bool(plain) and piece.begin > last) + piece.plain
+        last = piece.end
+    return plain
+
+
+def _is_spoken(character: str) -> bool:
+    return bool(character) and (unicodedata.category(character)[0] in "LN" or _is_mark(character))
+
+
+def _is_mark(character: str) -> bool:
+    """Tell whether a character belongs to the letter before it: an accent, a vowel sign, a joiner."""
+    return unicodedata.category(character)[0] == "M" or character in "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+
+
+def _parts_pieces(character: str, before: str) -> bool:
+    """Tell whether a piece ends between the text ``before`` and a spoken character."""
+    if _is_mark(character) or character in APOSTROPHES:
+        return False
+    return begins_word(character, before) or _is_spaceless(character) != _is_spaceless(before[-1])
 
 
 class Tokenizer(abc.ABC):

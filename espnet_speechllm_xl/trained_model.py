@@ -41,7 +41,8 @@ from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer
 if TYPE_CHECKING:  # systems are imported when a model needs them
     from espnet_speechllm_xl.systems.base_system import System
 
-LATER_SECTIONS = ("augment_conf",)  # of config.yaml, which older models lack: they get the defaults
+# Of config.yaml, which older models lack: they get the defaults.
+LATER_SECTIONS = ("augment_conf", "projection_conf", "text_prompt_conf")
 # A packed file may unpack to LARGEST_FREE bytes and LARGEST_RATIO times its own size.  Compression makes weights 1.1
 # times smaller and YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20

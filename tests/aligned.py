@@ -44,6 +44,6 @@ def random_utterances(seed, count=4):
 
 def as_batch(utterances):
     """Through the collate function that training uses."""
-    integers = ("text", "ends")
+    integers = ("text", "ends", "prompt")
     arrays = [{n: torch.tensor(v).long() if n in integers else v for n, v in u.items()} for u in utterances]
     return collate([(f"u{index}", item) for index, item in enumerate(arrays)])[1]

@@ -13,16 +13,28 @@ def stacked(extended):
     return make_results(pasts, torch.stack(log_probs))
 
 
-def slow_sequence(num_frames, tokens, ends, chunk, delay, eoc):
+def slow_stacks(num_frames, chunk, reduction=1):
+    """The frames of each decoder input that stands for frames of one utterance, as lists, and the chunk of each."""
+    stacks, chunks = [], []
+    for frame in range(num_frames):
+        k = 0 if chunk is None else frame // chunk
+        if not chunks or chunks[-1] != k or len(stacks[-1]) == reduction:
+            stacks.append([])
+            chunks.append(k)
+        stacks[-1].append(frame)
+    return stacks, chunks
+
+
+def slow_sequence(num_frames, tokens, ends, chunk, delay, eoc, reduction=1):
     """The decoder sequence of one utterance: lists of inputs (('frame' or 'token', index)), chunk ids, targets.
 
-    A target of None does not count.
+    A target of None does not count.  With a reduction, a 'frame' is an input of :func:`slow_stacks`.
     """
     size = chunk or max(num_frames, 1)
     count = -(-num_frames // size)
     inputs, chunks, targets = [], [], []
     for k in range(count):
-        own_frames = [("frame", t) for t in range(num_frames) if k * size <= t < (k + 1) * size]
+        own_frames = [("frame", n) for n, own in enumerate(slow_stacks(num_frames, chunk, reduction)[1]) if own == k]
         own_tokens = [u for u in range(len(tokens)) if min((ends[u] + delay) // size, count - 1) == k]
         inputs += own_frames + [("token", u) for u in own_tokens]
         chunks += [k] * (len(own_frames) + len(own_tokens))

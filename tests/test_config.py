@@ -19,9 +19,11 @@ from espnet_speechllm_xl.config import (
     EncoderConfig,
     FeatureConfig,
     LossConfig,
+    ProjectionConfig,
     SearchConfig,
     SpecAugmentConfig,
     StreamConfig,
+    TextPromptConfig,
 )
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml
@@ -186,6 +188,12 @@ def test_unknown_names_give_a_hint(cls, section, name, hint):
         (DecoderConfig, {"train_table": True, "pretrained": "x"}, "train_table is of an LLM whose weights are frozen"),
         (DecoderConfig, {"frozen_dtype": "bfloat16", "pretrained": "x"}, "frozen_dtype is of an LLM whose weights"),
         (DecoderConfig, {"frozen_dtype": "half", "freeze": True, "pretrained": "x"}, "use 'float32' or 'bfloat16'"),
+        (ProjectionConfig, {"reduction": 3}, "projection reduction 3: use 1, 2, 4 or 8 frames"),
+        (ProjectionConfig, {"hidden_dim": -1}, "projection hidden_dim -1 must not be negative"),
+        (TextPromptConfig, {"probability": 1.5}, r"prompt probability 1.5 is not in \[0, 1\]"),
+        (TextPromptConfig, {"words": 0}, "prompt words 0 must be at least 1"),
+        (TextPromptConfig, {"words": 3}, r"prompt own_words 4 is not in 0 .. 3 \(words\)"),
+        (TextPromptConfig, {"distance": 0}, "prompt distance 0 must be at least 1"),
         (LossConfig, {"label_smoothing": 1.0}, r"label_smoothing 1.0 is not in \[0, 1\)"),
         (LossConfig, {"ctc_weight": -0.1}, "ctc_weight -0.1 must not be negative"),
         (ConcatConfig, {"probability": 1.5}, r"concat probability 1.5 is not in \[0, 1\]"),
@@ -304,6 +312,8 @@ def test_print_config_shows_every_setting(tasks):
         "augment_conf": AugmentConfig,
         "chunking_conf": ChunkingConfig,
         "loss_conf": LossConfig,
+        "projection_conf": ProjectionConfig,
+        "text_prompt_conf": TextPromptConfig,
         "encoder_conf": EncoderConfig,
         "decoder_conf": DecoderConfig,
     }

@@ -19,7 +19,7 @@ from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import TokenizerError
-from espnet_speechllm_xl.trained_model import ModelError, load_model, pack
+from espnet_speechllm_xl.trained_model import LATER_SECTIONS, ModelError, load_model, pack
 
 WEIGHTS = "valid.acc_text.ave.pth"
 
@@ -82,9 +82,10 @@ def _no_fallback(training_file):
     return checked
 
 
-def test_a_model_of_before_a_section_was_added(tiny_model_dir, model_copy):
+@pytest.mark.parametrize("section", LATER_SECTIONS)
+def test_a_model_of_before_a_section_was_added(tiny_model_dir, model_copy, section):
     values = yaml.safe_load((model_copy / "config.yaml").read_text())
-    del values["augment_conf"]
+    del values[section]
     (model_copy / "config.yaml").write_text(yaml.safe_dump(values))
     audio = tiny.speech(4, 40000)
     assert load(model_copy, search="greedy")(audio) == load(tiny_model_dir, search="greedy")(audio)

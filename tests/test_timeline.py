@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from slow import slow_stacks
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig
@@ -69,6 +70,18 @@ def test_chunks_against_lists(chunk):
         for index, piece in enumerate(pieces):
             assert all(timeline.chunk_of_frame(frame, chunk) == index for frame in piece)
             assert timeline.chunk_span_frames(index, chunk, total) == (piece[0], piece[-1] + 1)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("chunk", [1, 3, 8, 12, 32, None])
+def test_decoder_inputs_are_counted_as_by_hand(chunk, reduction):
+    totals = [*range(20), 31, 32, 33, 36, 64, 100]
+    counts = [len(slow_stacks(total, chunk, reduction)[0]) for total in totals]
+    assert [timeline.audio_inputs(total, chunk, reduction) for total in totals] == counts
+    assert timeline.audio_inputs(torch.tensor(totals), chunk, reduction).tolist() == counts
+    of_chunk = timeline.inputs_of_chunk(chunk, reduction)
+    chunks = slow_stacks(100, chunk, reduction)[1]
+    assert [timeline.chunk_of_frame(index, of_chunk) for index in range(len(chunks))] == chunks
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32, None])

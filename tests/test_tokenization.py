@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import unicodedata
 
 import pytest
 
@@ -14,6 +15,8 @@ from espnet_speechllm_xl.tokenization import (
     bytes_begin_word,
     load_tokenizer,
     normalise,
+    pieces_of,
+    plain_text,
     word_spans,
     words_of,
 )
@@ -448,3 +451,37 @@ def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):
         assert cli.main(["tokens", "--text", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("In 1998, Dr. Smith paid $5.", "in 1998 dr smith paid 5"),
+        ("Don’t “stop” — the 'debtors' are twenty-one!", "don't stop the debtors are twenty one"),
+        ("e.g. 1,000 O'Neil's", "e g 1 000 o'neil's"),
+        ("ÉTÉ STRASSE Straße", "été strasse strasse"),
+        ("हिन्दी में।", "हिन्दी में"),
+        ("今天。我用5个PC", "今天 我用5个pc"),
+        ("น้ำมา", "น้ำมา"),
+        ("?! …", ""),
+        ("", ""),
+    ],
+)
+def test_plain_text(text, plain):
+    assert plain_text(text) == plain
+    assert plain_text(plain) == plain, "plain text stays as it is"
+
+
+def test_pieces_have_their_places():
+    assert pieces_of("“Don't,” 2nd") == [(1, 6, "don't"), (9, 12, "2nd")]
+    assert pieces_of("我5个ab人") == [
+        *[(0, 1, "我"), (1, 2, "5"), (2, 3, "个"), (3, 5, "ab"), (5, 6, "人")]
+    ]
+    assert pieces_of("きゃー") == [(0, 3, "きゃー")], "one syllable"
+
+
+@pytest.mark.parametrize("text", UNSPACED)
+def test_plain_text_of_scripts_without_spaces(text):
+    """Nothing is lost but punctuation and signs."""
+    kept = [c for c in text.casefold() if unicodedata.category(c)[0] in "LMN"]
+    assert [c for c in plain_text(text) if unicodedata.category(c)[0] in "LMN"] == kept

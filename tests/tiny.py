@@ -56,11 +56,13 @@ def write_model(directory, task, tokens, weights, extra=(), seed=1, change=None)
 def talkative(model):
     """Gains (found by trial, with seed 3) that make the output depend on the audio: about 4 tokens a chunk."""
     decoder = model.decoder
+    # Without and with stacked frames.
+    projection = model.projection if hasattr(model.projection, "weight") else model.projection[-1]
     inputs, outputs = decoder.lm.get_input_embeddings().weight, decoder.lm.get_output_embeddings().weight
     for gain, weights in (
         (2, model.acoustic.encoder.parameters()),
         (6, decoder.lm.model.layers.parameters()),
-        (8, [model.projection.weight]),
+        (8, [projection.weight]),
         (25, [inputs]),
         (40, [outputs]),
     ):
@@ -68,7 +70,7 @@ def talkative(model):
             if weight.dim() >= 2:
                 weight.mul_(gain)
     # A coordinate that is large in every input is large after the last norm too: a bias for `$`.
-    model.projection.bias[0] = inputs[:, 0] = 3.0
+    projection.bias[0] = inputs[:, 0] = 3.0
     outputs[:, 0] = 0.0
     outputs[decoder.eoc, 0] = 1.5
 

@@ -205,6 +205,29 @@ clean() { # a clone after a run: `git status` shows nothing
 }
 check "a clone stays clean" clean
 
+# Text without spaces, with digits and punctuation, heard as it is read.
+mandarin() {
+  mkdir -p "$work/egs2/mini_mandarin/speechllm_xl1" && cd "$work/egs2/mini_mandarin/speechllm_xl1" || return 1
+  cp -r "$repo/egs2/mini_mandarin/speechllm_xl1/"{run.sh,local} .
+  if ! ./run.sh --data-opts "--size tiny" --nj 1 --beam-size 2 --searches greedy --stop-stage score \
+    --train-config "$repo/tests/conf/train_micro.yaml" --aligner-config "$repo/tests/conf/train_aligner_micro.yaml" \
+    >"$work/mandarin.log" 2>&1; then
+    tail -n 30 "$work/mandarin.log" | sed 's/^/  | /'
+    return 1
+  fi
+}
+leads() { # the first table of a model
+  same "first table" "### $1" "$(awk '/^## speechllm/ { model = 1 } model && /^### / { print; exit }' exp/RESULTS.md)"
+}
+check "Mandarin" mandarin
+check "numbers have the time of their reading" says "$work/mandarin.log" \
+  "aligned/train: [1-9][0-9]* of [0-9]* words are not written as they are read (most often: "
+check "its text has numbers, its aligner heard none" \
+  bash -c 'grep -q "[0-9]月" dump/raw/train/text && ! cut -d " " -f 2- dump/raw/train/text_spoken | grep -q -e "[0-9]" -e "。"'
+check "characters lead its results" leads CER
+check "WER after a normaliser" says exp/RESULTS.md "^### Normalised WER (basic)"
+check "punctuation" says exp/RESULTS.md "^### Punctuation and capitals"
+
 # Real speech where it is at hand: two of the digits, learnt from nothing by a micro CTC.
 digits() {
   mkdir -p "$work/egs2/fsdd/speechllm_xl1" && cd "$work/egs2/fsdd/speechllm_xl1" || return 1

@@ -29,10 +29,10 @@ def _measure(plan: Plan, workers: Crew, settings: dict[str, object]) -> dict[str
     batch = int(str(settings["batch"]))
     steps = workers.both("step", settings)
     facts = steps[THIS].facts
-    frames, context, shape = facts["frames"], facts["context"], DecoderShape(**facts["shape"])
-    cached = context * (frames + TOKENS) + frames  # before the first token of a chunk
+    new, context, shape = facts["inputs"], facts["context"], DecoderShape(**facts["shape"])
+    cached = context * (new + TOKENS) + new  # before the first token of a chunk
     products = {**settings, **facts["shape"]}
-    prefill = {"rows": batch * frames, "repeats": 3 if batch < 8 else 1}
+    prefill = {"rows": batch * new, "repeats": 3 if batch < 8 else 1}
     bare = {
         "token products": workers.ours("bare", {**products, "rows": batch, "repeats": 3}),
         "prefill products": workers.ours("bare", {**products, **prefill}),
@@ -43,14 +43,14 @@ def _measure(plan: Plan, workers: Crew, settings: dict[str, object]) -> dict[str
     num_bytes, operations = probe.facts["bytes"], probe.facts["operations"]
     figures = workers.interleave(f"batch {batch}", {**steps, **bare, **peers, "probe": probe}, ROUNDS)
     machine = Machine.of(figures["probe"], num_bytes, operations)
-    inputs = {"token": (1, cached + (TOKENS + 1) / 2), "prefill": (frames, cached)}  # new; visible at the end, mean
+    inputs = {"token": (1, cached + (TOKENS + 1) / 2), "prefill": (new, cached)}  # new; visible at the end, mean
     floors = {
         kind: step_floor(
             shape, machine, figures[f"{kind} products"]["products"].lower_quartile, batch, *inputs[kind], itemsize
         )
         for kind in KINDS
     }
-    counted = {"batch": batch, "cached": cached, "frames": frames}
+    counted = {"batch": batch, "cached": cached, "frames": facts["frames"]}
     return {**counted, "machine": machine, "floors": floors, "figures": figures}
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.benchmarks.floors import DecoderShape
-from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, EncoderConfig
+from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, EncoderConfig, ProjectionConfig
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Shape:
     chunking: ChunkingConfig
     n_mels: int
     vocab_size: int
+    projection: ProjectionConfig = ProjectionConfig()
 
     @property
     def decoder_shape(self) -> DecoderShape:
@@ -86,7 +87,8 @@ class Shape:
         encoder, decoder = self.encoder, self.decoder
         segment = encoder.segment or frames
         segments, width = -(-frames // segment), segment + encoder.right_context
-        positions, inputs = segments * width, frames + tokens
+        positions, audio_inputs = segments * width, self._audio_inputs(frames)
+        inputs = audio_inputs + tokens
         targets = tokens + (1 if self.chunking.chunk is None else -(-frames // self.chunking.chunk))
         front = 2 * frames * timeline.STACK * self.n_mels * encoder.dim
         products = 2 * positions * encoder.layers * (4 * encoder.dim**2 + 2 * encoder.dim * encoder.ffn_dim)
@@ -94,13 +96,21 @@ class Shape:
         return {
             "encoder, products with weights": float(front + products),
             "encoder, attention": 4.0 * encoder.layers * encoder.dim * keys,
-            "projection": 2.0 * frames * encoder.dim * decoder.dim,
-            "decoder, products with weights": 2.0
-            * inputs
-            * self.decoder_shape.layer_weights,
+            "projection": 2.0 * audio_inputs * self._projection_weights,
+            "decoder, products with weights": 2.0 * inputs * self.decoder_shape.layer_weights,
             "decoder, attention": 4.0 * decoder.layers * decoder.dim * self._visible_keys(frames, tokens),
             "decoder, output": 2.0 * targets * decoder.dim * (self.vocab_size + 1),
         }
+
+    def _audio_inputs(self, frames: int) -> int:
+        """Count the decoder inputs that stand for the frames of one utterance."""
+        return timeline.audio_inputs(frames, self.chunking.chunk, self.projection.reduction)
+
+    @property
+    def _projection_weights(self) -> int:
+        """Count the weights, but biases, from the frames of one input to that."""
+        size, dim, hidden = self.projection.reduction * self.encoder.dim, self.decoder.dim, self.projection.hidden_dim
+        return size * hidden + hidden * dim if hidden else size * dim
 
     def _visible_keys(self, frames: int, tokens: int) -> int:
         """Count the pairs of a decoder input and an input that it sees."""
@@ -109,7 +119,7 @@ class Shape:
         for begin in range(0, frames, size):
             starts.append(end)
             stop = min(begin + size, frames)
-            count = stop - begin + tokens * stop // frames - tokens * begin // frames
+            count = self._audio_inputs(stop - begin) + tokens * stop // frames - tokens * begin // frames
             context = self.chunking.context
             oldest = starts[0 if context is None else max(0, len(starts) - 1 - context)]
             pairs += sum(end + place + 1 - oldest for place in range(count))

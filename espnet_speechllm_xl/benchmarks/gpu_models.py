@@ -122,6 +122,7 @@ def shape_of(speech2text: Speech2Text) -> Shape:
         speech2text.chunking,
         model.acoustic.config.n_mels,
         model.decoder.eoc,
+        model.projection_config,
     )
 
 

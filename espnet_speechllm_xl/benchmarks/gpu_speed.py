@@ -46,7 +46,12 @@ def training(setting: Setting, report: Report) -> None:
     options.token_list, options.stats_file = [str(number) for number in range(vocab_size)], None
     model: Any = task.build_model(options).to(setting.device).train()
     shape = Shape(
-        model.acoustic.encoder.config, model.decoder.config, model.chunking, model.acoustic.config.n_mels, vocab_size
+        model.acoustic.encoder.config,
+        model.decoder.config,
+        model.chunking,
+        model.acoustic.config.n_mels,
+        vocab_size,
+        model.projection_config,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     rng = np.random.default_rng(0)

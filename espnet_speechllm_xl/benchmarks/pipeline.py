@@ -81,12 +81,12 @@ def _subjects(
 
 def _floors(facts: dict[str, Any], machine: Machine) -> dict[str, float]:
     """Return the least seconds of each part of a chunk: its operations or its bytes, whichever take longer."""
-    itemsize, shape, frames = facts["itemsize"], DecoderShape(**facts["shape"]), facts["frames"]
-    segments = frames / facts["segment"]
+    itemsize, shape, new = facts["itemsize"], DecoderShape(**facts["shape"]), facts["inputs"]
+    segments = facts["frames"] / facts["segment"]
     rows = facts["segment"] + facts["look_ahead"]  # frames that go through the encoder's weights, a segment
     weights = itemsize * facts["encoder_weights"]
-    cached = facts["context"] * (frames + TOKENS) + frames
-    prefill = least(2 * (frames * shape.layer_weights + shape.outputs * shape.dim), itemsize * shape.weights, machine)
+    cached = facts["context"] * (new + TOKENS) + new
+    prefill = least(2 * (new * shape.layer_weights + shape.outputs * shape.dim), itemsize * shape.weights, machine)
     step_bytes = itemsize * (shape.weights + shape.keys_and_values(cached))
     floors = {
         "encoder": segments * least(2 * facts["encoder_weights"] * rows, weights, machine),

@@ -191,6 +191,13 @@ def chunk_frames(chunking: Any) -> int:  # noqa: ANN401  # the checkout's Chunki
     return int(chunking.chunk)
 
 
+@torch.no_grad()
+def chunk_inputs(model: Any, frames: int) -> int:  # noqa: ANN401  # the checkout's
+    """Return the decoder inputs that the frames of a chunk become."""
+    dtype = next(model.parameters()).dtype
+    return len(model.projection(torch.zeros(frames, model.acoustic.encoder.output_size(), dtype=dtype)))
+
+
 def noise_and_tones(samples: int, rate: int) -> np.ndarray:
     """Return float32 samples (N,) in [-1, 1]: noise and tones that change ten times a second."""
     rng = np.random.default_rng(0)
@@ -257,10 +264,12 @@ class Step(Subject):
         speech2text = load_model(settings)
         self.decoder, self.batch, self.tokens = speech2text.model.decoder, settings["batch"], settings["tokens"]
         self.frames, context = chunk_frames(speech2text.chunking), speech2text.chunking.context
-        self.inputs = torch.randn(self.batch, self.frames, self.decoder.dim).to(float_type(settings))
+        inputs = chunk_inputs(speech2text.model, self.frames)
+        self.inputs = torch.randn(self.batch, inputs, self.decoder.dim).to(float_type(settings))
         self.pasts = [self.decoder.initial_past(context) for _ in range(self.batch)]
         self.chunk_id = 0
-        self.facts = {"shape": decoder_shape(self.decoder), "frames": self.frames, "context": context}
+        shape = decoder_shape(self.decoder)
+        self.facts = {"shape": shape, "frames": self.frames, "inputs": inputs, "context": context}
         for _ in range(context + 1):
             self.measure()
 
@@ -444,6 +453,7 @@ class Chunk(Subject):
         self.facts = {
             "shape": decoder_shape(model.decoder),
             "frames": self.frames,
+            "inputs": chunk_inputs(model, self.frames),
             "context": chunking.context,
             "chunk_seconds": self.seconds,
             "segment": encoder.config.segment,

@@ -1,4 +1,7 @@
-"""``align``: end frames of every character of a dump set, by the CTC aligner or from reference word times."""
+"""``align``: end frames of every character of a dump set, by the CTC aligner or from reference word times.
+
+Where the set has ``text_spoken``, the aligner hears that, and the alignment is moved to ``text``.
+"""
 
 import argparse
 from pathlib import Path
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the aligned set; returns the exit code, 1 when some audio could not be read."""
+    from espnet_speechllm_xl.corpus.transcripts import read_otherwise
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation.doubts import of_training
     from espnet_speechllm_xl.sets import align
@@ -59,6 +63,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     listed = "".join(f", {count} left out: {reason}" for reason, count in sorted(found.reasons.items()))
     print(f"{counts} aligned{listed}")
+    if found.read_otherwise is not None:
+        print(f"{out}: {read_otherwise(found.read_otherwise, found.words)}")
     return 1 if found.unusable else 0
 
 

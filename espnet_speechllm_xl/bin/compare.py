@@ -30,11 +30,13 @@ def _counted(name: str, reference: "Reference", args: argparse.Namespace) -> "tu
     """Count the errors of a decoded set."""
     from espnet_speechllm_xl.corpus.kaldi import joined
     from espnet_speechllm_xl.evaluation import metrics, significance
+    from espnet_speechllm_xl.evaluation.normalisers import normalised
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_hypotheses
 
     ignored = Ignored(args.ignore_tags, args.ignore_case)
     hypotheses = ignored.left_of_all(read_hypotheses(name, reference))
-    texts = reference.against(hypotheses, ignored)
+    texts = normalised(args.normaliser, reference.against(hypotheses, ignored))
+    hypotheses = normalised(args.normaliser, hypotheses)
     rows, scored = significance.counted(texts, hypotheses, reference.speakers, args.unit, f"{name}: hypotheses")
     if scored.missing:
         few = metrics.some_names(scored.missing)
@@ -51,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
         UserError: a file is missing, or not of the set.
     """
     from espnet_speechllm_xl.errors import UserError
-    from espnet_speechllm_xl.evaluation import significance
+    from espnet_speechllm_xl.evaluation import normalisers, significance
     from espnet_speechllm_xl.evaluation.markdown import markdown_table
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_reference
     from espnet_speechllm_xl.paper_tables.tables import RATES
@@ -69,5 +71,6 @@ def main(args: argparse.Namespace) -> int:
     rows = zip(names, rates, *zip(*kinds, strict=True), differences, strict=True)
     print("\n".join(markdown_table(head, rows)))
     ignored = Ignored(args.ignore_tags, args.ignore_case)
-    print(f"95 % intervals; blocks: {found[0].described(args.unit)}{ignored}")
+    after = "" if args.normaliser == normalisers.NONE else f", after {normalisers.described(args.normaliser)}"
+    print(f"95 % intervals; blocks: {found[0].described(args.unit)}{ignored}{after}")
     return 0

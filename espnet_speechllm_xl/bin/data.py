@@ -103,7 +103,7 @@ def _format(args: argparse.Namespace) -> int:
     )  # fmt: skip
     report = format_dir(
         args.data, args.dump, settings, text_optional=args.no_text_ok, nj=args.nj, progress=ProgressLine(args.dump),
-        clean=cleaner(args.cleaner, read_symbols(args.nlsyms)),
+        clean=cleaner(args.cleaner, read_symbols(args.nlsyms)), style=args.text,
     )  # fmt: skip
     print(f"{args.data} -> {args.dump}: {report}")
     if report.skipped:
@@ -167,6 +167,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--nlsyms", default="none", metavar="FILE", help="symbols, one a line, that the cleaner leaves alone"
     )
+    form.add_argument(
+        "--text", default="as-is", choices=("as-is", "written", "plain"),
+        help="written: also write text_spoken, what an aligner of plain characters hears; plain: take that as the text "
+        "(default %(default)s)",
+    )  # fmt: skip
     form.add_argument("--no-text-ok", action="store_true", help="keep utterances without text (test sets)")
     _writers(form)
     form.set_defaults(run=_format)

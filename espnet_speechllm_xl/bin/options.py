@@ -53,6 +53,14 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
     parser.add_argument("--channel", type=channel, metavar="|".join(["N", MIX, *words]), help=text)
 
 
+def add_prompt_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the text that the decoder reads before the audio."""
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT",
+        help="text that the decoder reads first, such as names to expect; for a model that was trained with prompts",
+    )  # fmt: skip
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
     """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):
@@ -149,6 +157,13 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
         "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
     )
     parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
+    parser.add_argument(
+        "--normaliser",
+        choices=("none", "basic", "english"),
+        default="none",
+        help="of whisper-normalizer, for words without regard to case, punctuation and ways to write numbers (english: "
+        "EnglishTextNormalizer, basic: BasicTextNormalizer of any language); default %(default)s",
+    )
 
 
 REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"

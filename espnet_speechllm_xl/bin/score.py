@@ -1,4 +1,8 @@
-"""``speechllm-xl score``: WER, CER, TER and speed of one decoded set, or of all sets of a recipe."""
+"""``speechllm-xl score``: WER, CER, TER and speed of one decoded set, or of all sets of a recipe.
+
+With ``--normaliser`` also the WER after it.  Where the references have punctuation or capitals, their precision, recall
+and F1.
+"""
 
 import argparse
 import logging
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_arguments(parser, one)
     one.add_argument("--token-ref", metavar="FILE", help="reference tokens, for the TER (with --token-hyp)")
     one.add_argument("--token-hyp", metavar="FILE", help="hypothesis tokens")
-    one.add_argument("--out", metavar="DIR", help="where score_wer, score_cer and score_ter are written")
+    one.add_argument("--out", metavar="DIR", help="where score_wer, score_cer, ... are written")
     every = parser.add_argument_group("all sets of a recipe")
     every.add_argument("--exp", metavar="DIR", help="holds <model>/decode_*/<set>/text")
     every.add_argument("--dump", metavar="DIR", help="holds raw/<set>/{text,utt2spk}")
@@ -62,9 +66,10 @@ def _ignored(args: argparse.Namespace) -> "Ignored":
 
 def _score_one(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.corpus.kaldi import read_table
-    from espnet_speechllm_xl.evaluation.results_report import score_table
-    from espnet_speechllm_xl.evaluation.score_directories import score_set
+    from espnet_speechllm_xl.evaluation.results_report import mark_table, score_table
+    from espnet_speechllm_xl.evaluation.score_directories import NORMALISED, score_set
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses, read_reference
+    from espnet_speechllm_xl.evaluation.written_marks import mark_rows
 
     reference, ignored = read_reference(args.ref, args.utt2spk, args.segments), _ignored(args)
     hypotheses = read_hypotheses(args.hyp, reference)
@@ -72,19 +77,29 @@ def _score_one(args: argparse.Namespace) -> int:
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
     token_ref, token_hyp = tokens
     scores = score_set(
-        texts, hypotheses, reference.speakers, args.out, token_ref, token_hyp, title=args.out, ignored=ignored
-    )
-    print("\n".join(score_table([(kind.upper(), scored.total) for kind, scored in scores.items()])))
+        texts, hypotheses, reference.speakers, args.out, token_ref, token_hyp, title=args.out, ignored=ignored,
+        normaliser=args.normaliser,
+    )  # fmt: skip
+    names = {NORMALISED: f"normalised WER ({args.normaliser})"}
+    print("\n".join(score_table([(names.get(kind, kind.upper()), item.total) for kind, item in scores.items()])))
+    if marks := mark_rows(texts, ignored.left_of_all(hypotheses), reference.speakers):
+        print("\n".join(["", *mark_table([("punctuation and capitals", row) for row in marks])]))
     return 0
 
 
 def _score_all(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.evaluation import results_report
+    from espnet_speechllm_xl.evaluation.score_directories import NORMALISED
 
-    found = results_report.score_experiment(args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args))
+    found = results_report.score_experiment(
+        args.exp, args.dump, args.results, args.made_by, ignored=_ignored(args), normaliser=args.normaliser
+    )
     decoded, unfinished, untranscribed, failed = found
     rows = [(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded]
     print("\n".join(results_report.score_table(rows)))
+    if args.normaliser != "none":
+        rows = [(name, item.scores[NORMALISED].total) for (name, _), item in zip(rows, decoded, strict=True)]
+        print("\n".join([f"\nnormalised WER ({args.normaliser})", *results_report.score_table(rows)]))
     counts = {
         "scored": len(decoded),
         "unfinished": len(unfinished),

@@ -13,6 +13,7 @@ from espnet_speechllm_xl.bin.options import (
     add_channel_argument,
     add_config_arguments,
     add_model_arguments,
+    add_prompt_argument,
     load_settings,
     stream_settings,
 )
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoding", choices=["s16", "f32"], help="of raw PCM, mono (default s16)")
     add_channel_argument(parser)
     parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
+    add_prompt_argument(parser)
     add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
 
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     if math.isinf(settings["endpoint_length"]) and math.isinf(settings["endpoint_silence"]):
         raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
-    stream = speech2text.stream(**settings)
+    stream = speech2text.stream(prompt=args.prompt, **settings)
     any_block, broken = False, None
     remarks: dict[str, str] = {}
     with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate, remarks)) as blocks:

@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from espnet_speechllm_xl.bin.options import add_channel_argument, add_model_arguments, load_settings
+from espnet_speechllm_xl.bin.options import (
+    add_channel_argument,
+    add_model_arguments,
+    add_prompt_argument,
+    load_settings,
+)
 from espnet_speechllm_xl.config import EACH
 from espnet_speechllm_xl.decoding.output_formats import FORMATS, TIMED, recording_id
 from espnet_speechllm_xl.sets.audio import remark_on_length
@@ -26,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--format", default="text", choices=sorted(FORMATS), help="default %(default)s")
     add_channel_argument(parser, EACH)
+    add_prompt_argument(parser)
     add_model_arguments(parser)
 
 
@@ -93,7 +99,7 @@ def _transcribe(
 ) -> None:
     if remark := remark_on_length(speech2text, file, samples):
         _say(remark)
-    (nbest,) = speech2text.transcribe_batch([samples])
+    (nbest,) = speech2text.transcribe_batch([samples], args.prompt)
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")
     sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1, channel))

@@ -1,6 +1,6 @@
 """Dumps: one 16-bit FLAC file per utterance at the model's rate, with Kaldi tables beside.
 
-    dump/raw/<set>/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type[,ref.ctm]}
+    dump/raw/<set>/{wav.scp,text,utt2spk,spk2utt,utt2num_samples,feats_type[,text_spoken][,ref.ctm]}
                    audio/<2 hex digits>/<utterance>.flac
                    skipped           utterance, reason, message for every utterance that was left out
                    remarks           utterance, remarks on its audio (audio.py)
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -38,6 +38,7 @@ from espnet_speechllm_xl.corpus.audio import (
 )
 from espnet_speechllm_xl.corpus.ctm import Word, WordTimes, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import (
+    SPOKEN,
     WRITE_TEXT,
     DataDir,
     KaldiError,
@@ -51,6 +52,7 @@ from espnet_speechllm_xl.corpus.kaldi import (
 )
 from espnet_speechllm_xl.errors import beside
 from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.tokenization import plain_text
 from espnet_speechllm_xl.workers import over_processes
 
 BATCH = 8  # jobs handed to a process at once
@@ -368,7 +370,7 @@ def _write_tables(
 ) -> None:
     """Write the tables of the written utterances, ``wav.scp`` last; remove other tables of an earlier run."""
     made = {*tables, "ref.ctm"} if times_of is not None else {*tables}
-    for name in {"text", "ref.ctm", "utt2parts"} - made:
+    for name in {"text", SPOKEN, "ref.ctm", "utt2parts"} - made:
         (out / name).unlink(missing_ok=True)
     for name, table in tables.items():
         write_table(out / name, {utterance: table.get(utterance, "") for utterance in lengths})
@@ -391,6 +393,7 @@ def format_dir(
     nj: int = 0,
     progress: OnProgress | None = None,
     clean: Callable[[str], str] | None = None,
+    style: Literal["as-is", "written", "plain"] = "as-is",
 ) -> Report:
     """Make a dump from a Kaldi directory or an ESPnet dump.
 
@@ -408,6 +411,9 @@ def format_dir(
         progress: called now and then.
         clean: applied to the texts and to the reference words, so that the cleaned text is tokenised, aligned and
             scored.
+        style: "as-is"; "written": the dump also gets ``text_spoken``, the text in small letters without punctuation
+            and signs (``plain_text``), made of the ``text_spoken`` of the directory where there is one; "plain": that
+            is the dump's ``text``.
 
     Raises:
         KaldiError: a damaged directory, or nothing could be written.
@@ -415,6 +421,13 @@ def format_dir(
     directory, settings = read_data_dir(data), settings or Settings()
     if clean:
         _clean_texts(directory, clean)
+    if style == "as-is":
+        directory.spoken = None
+    else:
+        directory.spoken = _spoken_texts(directory)
+    if style == "plain":
+        _clean_texts(directory, plain_text)
+        directory.text, directory.spoken = directory.spoken, None
     if Path(out).resolve() == directory.path.resolve():
         raise KaldiError(f"{out}: dump and data are the same directory; choose another --dump (of run.sh: --dumpdir)")
     if directory.text is None and not text_optional:
@@ -433,12 +446,35 @@ def format_dir(
             skipped[utterance] = Reason("no-text", "not in text")
         elif not text_optional and not text[utterance]:
             skipped[utterance] = Reason("empty-text", "text is empty")
+        elif not text_optional and directory.spoken is not None and not directory.spoken[utterance]:
+            skipped[utterance] = Reason("empty-text", "nothing of the text is spoken")
         else:
             jobs.append(Job(utterance, (directory.sources[utterance],), directory.speed.get(utterance, 1.0)))
     return make_dump(
         out, jobs, settings, utt2spk=utt2spk, text=directory.text, times_of=_times_as_read(directory.ctm),
-        skipped=skipped, nj=nj, progress=progress,
+        skipped=skipped, nj=nj, progress=progress, extra=_only_there(SPOKEN, directory.spoken),
     )  # fmt: skip
+
+
+def _only_there(name: str, table: Table | None) -> dict[str, Table]:
+    """Return ``{name: table}``, {} where there is no table."""
+    return {} if table is None else {name: table}
+
+
+def _spoken_texts(directory: DataDir) -> Table | None:
+    """Return what is spoken as plain text: of ``text_spoken``, or of ``text`` where there is no such file.
+
+    Raises:
+        KaldiError: ``text_spoken`` lacks an utterance of ``text``.
+    """
+    texts = directory.text if directory.spoken is None else directory.spoken
+    absent = sorted((directory.text or {}).keys() - (texts or {}).keys())
+    if absent:
+        raise KaldiError(
+            f"{directory.path / SPOKEN} lacks '{absent[0]}' ({len(absent)} in all): write there what is said, or "
+            "remove the file"
+        )
+    return None if texts is None else {utterance: plain_text(text) for utterance, text in texts.items()}
 
 
 def _times_as_read(words: WordTimes | None) -> TimesOf | None:
@@ -562,18 +598,21 @@ def longform_dir(
         raise KaldiError(f"{source} mixes speeds (utt2speed): run `format` first and join its dump")
     speed = next(iter(speeds), 1.0)
     jobs = [Job(name, tuple(directory.sources[i] for i in items), speed) for name, items in groups.items()]
-    joined = None
-    if text is not None:
-        joined = {name: " ".join(filter(None, (text.get(i, "") for i in items))) for name, items in groups.items()}
+    joined, spoken = (table if table is None else _joined_texts(table, groups) for table in (text, directory.spoken))
     report = make_dump(
         out, jobs, settings, utt2spk={name: utt2spk[items[0]] for name, items in groups.items()}, text=joined,
         times_of=_joined_times(directory, groups, settings), nj=nj, progress=progress,
-        extra={"utt2parts": {name: " ".join(items) for name, items in groups.items()}},
+        extra={"utt2parts": {key: " ".join(items) for key, items in groups.items()}, **_only_there(SPOKEN, spoken)},
     )  # fmt: skip
     if report.skipped:
         _unfinish(Path(out))
         raise KaldiError(f"{out}: {report}; every utterance must be in: mend what {Path(out) / 'skipped'} lists")
     return report
+
+
+def _joined_texts(text: Table, groups: Mapping[str, list[str]]) -> Table:
+    """Join the texts of each group by a blank."""
+    return {name: " ".join(filter(None, (text.get(item, "") for item in items))) for name, items in groups.items()}
 
 
 def _joined_times(directory: DataDir, groups: Mapping[str, list[str]], settings: Settings) -> TimesOf | None:

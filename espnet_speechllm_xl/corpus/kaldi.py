@@ -2,8 +2,9 @@
 
 A directory holds ``wav.scp`` (recording -> audio), optionally ``segments`` (utterance -> part of a
 recording), ``text``, ``utt2spk`` and optionally ``spk2utt``, ``utt2dur`` and ``ref.ctm`` (reference word
-times in seconds).  Two files are ours: ``utt2speed`` (playback speed that ``format`` applies) and
-``utt2parts`` (the utterances in a joined one).  ESPnet's dumps are such directories, too.
+times in seconds).  Three files are ours: ``text_spoken`` (what is said, word for word, where ``text`` is as people
+write it), ``utt2speed`` (playback speed that ``format`` applies) and ``utt2parts`` (the utterances in a joined
+one).  ESPnet's dumps are such directories, too.
 
 All files are UTF-8, sorted as ``LC_ALL=C sort`` does: by code points, as Python sorts strings.
 Nothing here touches audio.
@@ -31,7 +32,8 @@ from espnet_speechllm_xl.files import (
 )
 from espnet_speechllm_xl.timeline import parse_seconds
 
-TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
+SPOKEN = "text_spoken"
+TABLES = ("wav.scp", "segments", "text", SPOKEN, "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 
 LENGTHS = ("utt2dur", "utt2num_samples")
 
@@ -276,6 +278,7 @@ class DataDir:
     path: Path
     sources: dict[str, Source]  # of the utterances whose audio is known
     text: Table | None = None
+    spoken: Table | None = None
     utt2spk: Table | None = None
     speed: dict[str, float] = field(default_factory=dict)
     ctm: WordTimes | None = None
@@ -371,7 +374,7 @@ def read_data_dir(path: str | PathLike) -> DataDir:
     """
     path = Path(path)
     recordings, segments = read_table(path / "wav.scp"), _optional(path / "segments")
-    text, utt2spk = _optional(path / "text"), _optional(path / "utt2spk")
+    text, spoken, utt2spk = (_optional(path / name) for name in ("text", SPOKEN, "utt2spk"))
     with_audio = recordings if segments is None else segments
     refuse_hidden_lines(path / "text", text or {}, with_audio)
     named = set(with_audio) | set(text or ()) | set(utt2spk or ())
@@ -379,6 +382,7 @@ def read_data_dir(path: str | PathLike) -> DataDir:
         path=path,
         sources=_sources(recordings, segments),
         text=None if text is None else {key: normalise_text(value) for key, value in text.items()},
+        spoken=None if spoken is None else {key: normalise_text(value) for key, value in spoken.items()},
         utt2spk=utt2spk,
         speed=read_speeds(path / "utt2speed"),
         ctm=read_reference_times(path),

@@ -38,7 +38,7 @@ def remarks(name: str, texts: Table, rare: int = RARE, symbols: Sequence[str] = 
         listed = _listed(f"{tag} {count}" for tag, count in tags.most_common())
         said.append(f"{name}: tags in {_share(with_tags, texts)}: {listed}; --nlsyms makes each one token")
     if with_digits := [utterance for utterance, text in plain.items() if any(map(str.isdigit, text))]:
-        advice = "one number has many readings: spell them out (in English --cleaner tacotron)"
+        advice = "one number has many readings: spell them out (in English --cleaner tacotron; or --text written)"
         said.append(f"{name}: digits in {_share(with_digits, texts)}; {advice}")
     return said + _mixed_cases(name, plain) + _rare_symbols(name, plain, rare)
 
@@ -141,6 +141,21 @@ def losses(name: str, texts: Table, tokenizer: Tokenizer) -> list[str]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_otherwise(counts: Mapping[str, int], words: int) -> str:
+    """Say how many words are not written as they are read, and which are the most frequent ones.
+
+    Args:
+        counts: how often there is each of them.
+        words: all words.
+    """
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    named = f" (most often: {', '.join(f'{word} {count}' for word, count in most)})" if most else ""
+    return (
+        f"{sum(counts.values())} of {words} words are not written as they are read{named}; they have the time of what "
+        "is spoken between their neighbours"
+    )
 
 
 def read_symbols(path: str) -> list[str]:

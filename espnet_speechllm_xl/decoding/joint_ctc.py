@@ -91,6 +91,10 @@ class JointDecoder(ChunkDecoder[JointPast]):
         """Return the past of a hypothesis before any chunk; see :class:`ChunkDecoder`."""
         return JointPast(self._decoder.initial_past(context))
 
+    def prompted_past(self, context: int | None, prompt: Sequence[int]) -> JointPast:
+        """Return the past of a hypothesis that has read a prompt, of which CTC knows nothing; see ChunkDecoder."""
+        return JointPast(self._decoder.prompted_past(context, prompt))
+
     @torch.no_grad()
     def extend(self, requests: Sequence[Request[JointPast]]) -> list[Result[JointPast]]:
         """Advance hypotheses; see :class:`ChunkDecoder`.

@@ -278,9 +278,9 @@ class Stream:
 
 @torch.no_grad()
 def _inputs(model: ChunkModel, frames: Tensor) -> Tensor:
-    """Return the decoder inputs (c, D) of a chunk's frames (c, E).
+    """Return the decoder inputs (q, D) of a chunk's frames (c, E).
 
-    They are made frame by frame, so that they do not depend on how the audio was cut.
+    They are made chunk by chunk, so that they do not depend on how the audio was cut.
     """
     return model.projection(frames)
 

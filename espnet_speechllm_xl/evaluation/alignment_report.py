@@ -11,10 +11,12 @@ from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, spoken
 from espnet_speechllm_xl.corpus.kaldi import kind_of_reason, read_table
+from espnet_speechllm_xl.corpus.transcripts import read_otherwise
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, plots
 from espnet_speechllm_xl.evaluation.markdown import markdown_table, shown
 from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.tokenization import words_of
 
 DELAY_HEAD = ("words", "number", "word-end delay", "word-end delta", "median", "p95")
 DRAWN_RATE = 16000  # Hz of the audio in the plots
@@ -158,7 +160,14 @@ def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_p
             failures.append(f"{utterance}: {error}")
     for path in {*out.glob("utterance_*.png")}.difference(picture.path for picture in pictures):
         path.unlink()  # of an earlier run
-    _list_plots(out / "report.md", pictures)
+    added = [f"`{picture.utterance}`\n\n![{picture.path.stem}]({picture.path.name})" for picture in pictures]
+    if (aligned / "read_otherwise").is_file():
+        counts = Counter(" ".join(read_table(aligned / "read_otherwise").values()).split())
+        num_words = sum(len(words_of(text)) for text in read_table(aligned / "text").values())
+        said = read_otherwise(counts, num_words)
+        added.insert(0, f"Written text: {said}.")
+        line += f"; {sum(counts.values())} words not written as they are read"
+    _add(out / "report.md", added)
     return f"{aligned}: {line}; {len(pictures)} plots; see {out / 'report.md'}", failures
 
 
@@ -227,9 +236,9 @@ def _draw(
     plots.plot_utterance(path, samples, DRAWN_RATE, ends, chunk_size, theirs, title=utterance)
 
 
-def _list_plots(report: Path, pictures: Sequence[_Picture]) -> None:
-    """Add the pictures to a report."""
+def _add(report: Path, paragraphs: Sequence[str]) -> None:
+    """Add paragraphs to a report."""
     text = report.read_text(encoding="utf-8")
     with atomic_write(report) as stream:
         stream.write(text)
-        stream.writelines(f"\n`{utterance}`\n\n![{path.stem}]({path.name})\n" for utterance, path in pictures)
+        stream.writelines(f"\n{paragraph}\n" for paragraph in paragraphs)

@@ -19,7 +19,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, write_ctm
 from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
@@ -27,6 +27,9 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.evaluation.scoring_inputs import RecordingSpan, by_recording
 from espnet_speechllm_xl.files import atomic_write
+
+if TYPE_CHECKING:
+    from espnet_speechllm_xl.evaluation.written_marks import MarkRow
 
 TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST = "text", "token", "token_int", "score", "nbest.jsonl"
 WORDS, RECORDINGS, FAILED, INFO = "words.ctm", "recordings.ctm", "failed", "decode.json"
@@ -45,6 +48,7 @@ class Decoded:
         dataset: name of the set.
         scores: as :func:`~espnet_speechllm_xl.evaluation.score_directories.score_set` returns.
         info: contents of ``decode.json``.
+        marks: punctuation and capitals, where the references are written with them.
     """
 
     model: str
@@ -52,6 +56,7 @@ class Decoded:
     dataset: str
     scores: dict[str, metrics.ScoredSet]
     info: dict[str, Any]
+    marks: "list[MarkRow]" = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from espnet_speechllm_xl.corpus.kaldi import Joined, joined
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.evaluation import plots
+from espnet_speechllm_xl.evaluation import normalisers, plots
 from espnet_speechllm_xl.evaluation.decoded_sets import (
     Decoded,
     NoTextError,
@@ -25,11 +25,12 @@ from espnet_speechllm_xl.evaluation.decoded_sets import (
 )
 from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, write_between_marks
 from espnet_speechllm_xl.evaluation.metrics import Counts
-from espnet_speechllm_xl.evaluation.score_directories import KINDS, score_set
+from espnet_speechllm_xl.evaluation.score_directories import KINDS, NORMALISED, score_set
 from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored
 from espnet_speechllm_xl.evaluation.train_log import Epochs, read_train_log, training_summary
+from espnet_speechllm_xl.evaluation.written_marks import MarkRow, mark_rows
 from espnet_speechllm_xl.experiment import own_tokenizer
-from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
+from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise, word_edges
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,17 @@ def score_table(rows: Iterable[tuple[str, Counts]]) -> list[str]:
             for name, counts in rows
         ),
     )
+
+
+def mark_table(rows: Iterable[tuple[str, MarkRow]]) -> list[str]:
+    """Return the table of punctuation and capitals; ``rows``: (dataset, its row) pairs."""
+    head = ["dataset", "mark", "in reference", "precision", "recall", "F1 [95 % interval]"]
+    found = []
+    for name, row in rows:
+        mark = row.name if len(row.name) > 1 else f"`{row.name}`"
+        shares = [shown(share, "{:.1f}") for share in (row.total.precision, row.total.recall)]
+        found.append([name, mark, str(row.total.hits + row.total.missed), *shares, row.f1.text()])
+    return markdown_table(head, found)
 
 
 def speed_table(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -68,13 +80,19 @@ def training_table(rows: Iterable[tuple[str, Epochs]]) -> list[str]:
     return markdown_table(["model", "epochs", "best epoch", "valid loss", "training time"], found)
 
 
-def score_decoded(directory: str | Path, dump: str | Path, ignored: Ignored = NOTHING_IGNORED) -> Decoded:
+def score_decoded(
+    directory: str | Path,
+    dump: str | Path,
+    ignored: Ignored = NOTHING_IGNORED,
+    normaliser: str = normalisers.NONE,
+) -> Decoded:
     """Score the set in ``<exp>/<model>/decode_*/<set>``, its tokens too where the model's tokenizer is there.
 
     Args:
         directory: of the decoded set.
         dump: holds the references.
         ignored: parts of the texts that are not scored.
+        normaliser: of :data:`~espnet_speechllm_xl.evaluation.normalisers.NAMES`.
 
     Raises:
         UserError: the set cannot be scored.
@@ -98,9 +116,12 @@ def score_decoded(directory: str | Path, dump: str | Path, ignored: Ignored = NO
         token_hypotheses,
         title="/".join(directory.parts[-3:]),
         ignored=ignored,
+        normaliser=normaliser,
     )
     model, decode, dataset = directory.parts[-3:]
-    return Decoded(model, decode, dataset, scores, tables.info)
+    texts = [ignored.left_of_all(side) for side in (tables.references, tables.hypotheses)]
+    marks = mark_rows(texts[0], texts[1], tables.speakers, dataset)
+    return Decoded(model, decode, dataset, scores, tables.info, marks)
 
 
 def _tokens_of(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
@@ -134,12 +155,25 @@ def length_series(decoded: Iterable[Decoded]) -> dict[str, tuple[list[str], Rate
     return result
 
 
-def _model_lines(model: str, decoded: Sequence[Decoded], images: Path) -> list[str]:
+def _without_spaces(decoded: Sequence[Decoded]) -> bool:
+    """Tell whether most words of the references follow the one before without a space; what words are is not known."""
+    texts = [" ".join(item.reference) for one in decoded for item in one.scores["wer"].utterances.values()]
+    joined = [is_joined for text in texts for _, _, is_joined in word_edges(text)]
+    return sum(joined) > len(joined) / 2
+
+
+def _model_lines(model: str, decoded: Sequence[Decoded], images: Path, normaliser: str) -> list[str]:
     lines = ["", f"## {model}"]
-    for kind in KINDS:
+    for kind in ("cer", "wer", "ter") if _without_spaces(decoded) else KINDS:
         rows = [(item.name, item.scores[kind].total) for item in decoded if kind in item.scores]
         if rows:
             lines += ["", f"### {kind.upper()}", "", *score_table(rows)]
+    if normaliser != normalisers.NONE:
+        rows = [(item.name, item.scores[NORMALISED].total) for item in decoded]
+        lines += ["", f"### Normalised WER ({normaliser})", "", f"Words after {normalisers.described(normaliser)}.", ""]
+        lines += score_table(rows)
+    if marks := [(item.name, row) for item in decoded for row in item.marks]:
+        lines += ["", "### Punctuation and capitals", "", *mark_table(marks)]
     missing = [(item.name, item.scores["wer"].missing) for item in decoded if item.scores["wer"].missing]
     lines += [f"\n{name}: {len(ids)} utterances without hypothesis count as deletions." for name, ids in missing]
     lines += ["", "### Speed", "", *speed_table([(item.name, item.info) for item in decoded])]
@@ -181,6 +215,7 @@ def score_experiment(
     command: str | None = None,
     date: str | None = None,
     ignored: Ignored = NOTHING_IGNORED,
+    normaliser: str = normalisers.NONE,
 ) -> ScoredSets:
     """Score every decoded set below ``exp``; write RESULTS.md, and its figures into ``images/`` beside it.
 
@@ -193,6 +228,8 @@ def score_experiment(
         command: how the results were made, as a user would type it.
         date: of the results; None: now.
         ignored: parts of the texts that are not scored.
+        normaliser: of :data:`~espnet_speechllm_xl.evaluation.normalisers.NAMES`; the WER after it is a table of its
+            own.
 
     Raises:
         UserError: nothing is decoded.
@@ -203,7 +240,7 @@ def score_experiment(
     found = ScoredSets([], {}, {}, {})
     for directory in directories:
         try:
-            found.decoded.append(score_decoded(directory, dump, ignored))
+            found.decoded.append(score_decoded(directory, dump, ignored, normaliser))
         except (UserError, OSError) as error:
             kinds: dict[type, dict[str, str]] = {UnfinishedError: found.unfinished, NoTextError: found.untranscribed}
             kinds.get(type(error), found.failed)[str(directory)] = str(error)
@@ -212,7 +249,7 @@ def score_experiment(
     lines = made_lines(command, date)
     lines += ["", f"WER and CER{ignored}."] if str(ignored) else []
     for model in sorted({item.model for item in found.decoded}, key=natural_order):
-        lines += _model_lines(model, [item for item in found.decoded if item.model == model], images)
+        lines += _model_lines(model, [item for item in found.decoded if item.model == model], images, normaliser)
     lines += _training_lines(exp, images)
     if unscored := {**found.unfinished, **found.untranscribed, **found.failed}:
         lines += ["", f"## Not scored: {len(unscored)} of {len(directories)} sets", ""]

@@ -1,6 +1,7 @@
 """ESPnet's score directories: the comparison of one decoded set with its references, for people and for ``sclite``.
 
 <decode>/<set>/score_{wer,cer,ter}/{ref.trn,hyp.trn,result.txt}     trn lines: scoring_inputs.py
+<decode>/<set>/score_wer_{basic,english}/...                        words after a normaliser: normalisers.py
 """
 
 import logging
@@ -9,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.evaluation import metrics
+from espnet_speechllm_xl.evaluation import metrics, normalisers
 from espnet_speechllm_xl.evaluation.metrics import Counts, Pair, ScoredSet
 from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored, trn_line
 from espnet_speechllm_xl.files import atomic_write
 
 KINDS = {"wer": "words", "cer": "characters", "ter": "tokens"}
+NORMALISED = "normalised wer"  # words after a normaliser
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +130,11 @@ def score_set(
     token_hypotheses: Mapping[str, str] | None = None,
     title: str | None = None,
     ignored: Ignored = NOTHING_IGNORED,
+    normaliser: str = normalisers.NONE,
 ) -> dict[str, ScoredSet]:
     """Score one set and write ``score_wer``, ``score_cer`` and (with tokens) ``score_ter`` below ``out``.
+
+    With a normaliser, ``score_wer_<normaliser>`` has the words after it.
 
     A reference without hypothesis counts as deletions and is named in a warning.
 
@@ -142,12 +147,14 @@ def score_set(
         token_hypotheses: the same of the hypotheses.
         title: names the set in messages and in ``result.txt``; None: ``out``.
         ignored: parts of the texts that are not scored; all tokens are.
+        normaliser: of :data:`~espnet_speechllm_xl.evaluation.normalisers.NAMES`.
 
     Returns:
-        ``{"wer": ScoredSet, "cer": ..., "ter": ...}``.
+        ``{"wer": ScoredSet, "cer": ..., "ter": ..., NORMALISED: ...}``.
 
     Raises:
-        UserError: a hypothesis has no reference, or a reference no speaker; the message names the utterances.
+        UserError: a hypothesis has no reference, or a reference no speaker; the message names the utterances.  Or the
+            normaliser is not installed.
     """
     title = title or str(out)
     if not references:
@@ -165,6 +172,9 @@ def score_set(
         absent = sorted(set(references) ^ set(token_references))
         if absent:
             raise UserError(f"{title}: text and token references differ in {metrics.some_names(absent)}: remake them")
+    if normaliser != normalisers.NONE:
+        left, right = (normalisers.normalised(normaliser, side) for side in (references, hypotheses))
+        scores[NORMALISED] = compare(left, right, metrics.words)
     missing = scores["wer"].missing
     if missing:
         log.warning(
@@ -173,5 +183,8 @@ def score_set(
         )
     for kind, scored in scores.items():
         name = f"{kind.upper()} of {title}{'' if kind == 'ter' else ignored}"
-        write_score_dir(Path(out) / f"score_{kind}", scored, speakers, name, KINDS[kind])
+        if kind == NORMALISED:
+            name = f"WER of {title}{ignored}, after {normalisers.described(normaliser)}"
+        folder = f"score_wer_{normaliser}" if kind == NORMALISED else f"score_{kind}"
+        write_score_dir(Path(out) / folder, scored, speakers, name, KINDS.get(kind, "words"))
     return scores

@@ -8,10 +8,11 @@ Shape legend: ``T`` frames, ``V`` tokenizer size (the blank is one more), ``S`` 
 """
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.corpus.ctm import Word
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.tokenization import Tokenizer, word_begins, word_edges
+from espnet_speechllm_xl.tokenization import Piece, Tokenizer, pieces_of, word_begins, word_edges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -310,6 +311,153 @@ def _find(source: str, position: int, character: str) -> int | None:
             return None
         position += 1
     return None
+
+
+class MovedTimes(NamedTuple):
+    """The times of a written text.
+
+    Attributes:
+        starts: start frame of each character.
+        ends: end frame of each character; never decreasing.
+        read_otherwise: the words that are not written as they are read (``1998``, ``Dr.``), or are not read at all.
+    """
+
+    starts: list[int]
+    ends: list[int]
+    read_otherwise: list[str]
+
+
+def move_to_written(spoken: str, times: Sequence[Sequence[int]], written: str) -> MovedTimes:
+    """Move times from what is spoken (``nineteen ninety eight``) to what is written (``1998``).
+
+    Words of both are matched without regard to case and punctuation (:func:`same_words`).  A matched word has the
+    times of its characters, an abbreviation those of the whole word.  Between two matched words, all other written
+    words have the time of all other spoken ones, from their start to their end; where there are as many of both, each
+    has that of its own (``6 0 3``).  Where nothing was spoken, they end with the word before.  Punctuation ends with
+    the character before it, at the begin of a word with the one after it.
+
+    Args:
+        spoken: the aligned text.
+        times: start frames and end frames of its characters.
+        written: the text whose characters get times.
+
+    Raises:
+        AlignmentError: the texts have no word in common.
+    """
+    starts, ends = times
+    heard, pieces = pieces_of(spoken), pieces_of(written)
+    pairs = same_words([piece.plain for piece in pieces], [piece.plain for piece in heard])
+    if not pairs and heard and sum(piece.plain.isalpha() for piece in pieces) > 2:
+        raise AlignmentError(f"no word of the text is spoken: '{written[:20]}', '{spoken[:20]}'")
+    found: list[tuple[int, int] | None] = [None] * len(written)
+    otherwise: set[int] = set()  # where such pieces begin
+    next_piece = next_heard = 0
+    for index, place in [*pairs, (len(pieces), len(heard))]:
+        apart = index - next_piece == place - next_heard  # every one is read as a word at least: so as one
+        for offset, piece in enumerate(pieces[next_piece:index]):
+            first = next_heard + offset if apart else next_heard
+            span = _span(heard, first, first + 1 if apart else place, times)
+            found[piece.begin : piece.end] = [span] * (piece.end - piece.begin)
+            otherwise.add(piece.begin)
+        if index < len(pieces):
+            piece, source = pieces[index], heard[place]
+            letters = range(source.begin, source.end)
+            if piece.plain == source.plain and len(letters) == piece.end - piece.begin:
+                found[piece.begin : piece.end] = [(starts[letter], ends[letter]) for letter in letters]
+            else:
+                span = _span(heard, place, place + 1, times)
+                found[piece.begin : piece.end] = [span] * (piece.end - piece.begin)
+            if piece.plain != source.plain:
+                otherwise.add(piece.begin)
+        next_piece, next_heard = index + 1, place + 1
+    words = [written[begin:end] for begin, end, _ in word_edges(written) if otherwise & {*range(begin, end)}]
+    return MovedTimes(*_filled(written, found), words)
+
+
+def same_words(written: Sequence[str], spoken: Sequence[str]) -> list[tuple[int, int]]:
+    """Match the words of two texts, in order: as many equal ones as possible, then as many abbreviations.
+
+    Of several ways, the one in which the fewest of the other words have nothing at their place in the other text.
+
+    Args:
+        written: words in plain form.
+        spoken: words in plain form.
+
+    Returns:
+        The index in ``written`` and the index in ``spoken`` of each matched word.
+    """
+    most = min(len(written), len(spoken)) + 1  # one of a kind counts more than all of the next
+
+    def gain(index: int, place: int) -> int:
+        if written[index] == spoken[place]:
+            return most * most
+        return most if _abbreviates(written[index], spoken[place]) else 1
+
+    # best[i][j]: of the words from the i-th and the j-th on
+    best = [[0] * (len(spoken) + 1) for _ in range(len(written) + 1)]
+    for index in reversed(range(len(written))):
+        row, below = best[index], best[index + 1]
+        for place in reversed(range(len(spoken))):
+            row[place] = max(below[place + 1] + gain(index, place), below[place], row[place + 1])
+    pairs: list[tuple[int, int]] = []
+    index = place = 0
+    while index < len(written) and place < len(spoken):
+        gained = gain(index, place)
+        if best[index][place] == best[index + 1][place + 1] + gained:
+            pairs += [(index, place)] if gained > 1 else []
+            index, place = index + 1, place + 1
+        elif best[index][place] == best[index + 1][place]:
+            index += 1
+        else:
+            place += 1
+    return pairs
+
+
+def _abbreviates(short: str, word: str) -> bool:
+    """Tell whether ``short`` has some letters of a word in their order, its first among them: ``dr`` of ``doctor``."""
+    if not (short.isalpha() and 1 < len(short) < len(word) and short[0] == word[0]):
+        return False
+    letters = iter(word)
+    return all(letter in letters for letter in short)
+
+
+def _span(heard: Sequence[Piece], first: int, after: int, times: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return start and end frame of the spoken words ``first`` to ``after``; of none, the end of the word before.
+
+    Args:
+        heard: the spoken words.
+        first: index of the first.
+        after: index behind the last.
+        times: start frames and end frames of the characters.
+    """
+    starts, ends = times
+    if first < after:
+        return starts[heard[first].begin], ends[heard[after - 1].end - 1]
+    if first:
+        end = ends[heard[first - 1].end - 1]
+        return end, end
+    return (starts[heard[0].begin], ends[heard[0].begin]) if heard else (0, 0)
+
+
+def _filled(text: str, found: list[tuple[int, int] | None]) -> tuple[list[int], list[int]]:
+    """Give punctuation and spaces their times; return the starts and the ends of all characters.
+
+    Args:
+        text: the written text.
+        found: start and end of each of its characters; None of those that are not spoken.
+    """
+    known = [place for place, times in enumerate(found) if times is not None]
+    for word in re.finditer(r"\S+", text):
+        first = next((place for place in range(*word.span()) if found[place] is not None), word.start())
+        found[word.start() : first] = [found[first]] * (first - word.start())
+    last = found[known[0]] if known else None
+    starts: list[int] = []
+    ends: list[int] = []
+    for times in found:
+        last = times or last or (0, 0)
+        starts.append(last[0])
+        ends.append(max(last[1], ends[-1] if ends else 0))
+    return starts, ends
 
 
 def parse_char_ends(utterance: str, line: str, text: str) -> list[int]:

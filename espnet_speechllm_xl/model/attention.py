@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_speechllm_xl.model.visibility import PADDING, attention_mask, oldest_visible_chunk
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT, attention_mask, oldest_visible_chunk
 
 BLOCK = 128  # queries
 
@@ -53,20 +53,20 @@ class BlockAttention(Attention):
     """Blocks of queries attend to the blocks of keys that they see some of.
 
     Args:
-        masks: (B, 1, b, w) additive, of each block; its window ends with the block.
+        windows: the blocks of keys of each block of queries.
+        masks: (B, 1, b, w) additive, of each block of queries.
     """
 
-    def __init__(self, masks: Sequence[Tensor]) -> None:
-        self.masks = masks
+    def __init__(self, windows: Sequence[Sequence[int]], masks: Sequence[Tensor]) -> None:
+        self.windows, self.masks = windows, masks
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return what the queries find; see :class:`Attention`."""
         # Split and joined again: the backward of overlapping slices would be as long as the sequence for each.
         blocks = [each.split(BLOCK, dim=1) for each in (query, keys, values)]
         found = []
-        for index, mask in enumerate(self.masks):
-            first = index + 1 - -(-mask.shape[3] // BLOCK)
-            seen_keys, seen_values = (torch.cat(each[first : index + 1], dim=1) for each in blocks[1:])
+        for index, (window, mask) in enumerate(zip(self.windows, self.masks, strict=True)):
+            seen_keys, seen_values = (torch.cat([each[block] for block in window], dim=1) for each in blocks[1:])
             found.append(_attend(blocks[0][index], seen_keys, seen_values, mask))
         return torch.cat(found, dim=1)
 
@@ -83,36 +83,41 @@ def sequence_attention(
 
     Args:
         position: (B, L) integers.
-        chunk_id: (B, L) integers, never decreasing, ``PADDING`` behind the end.
+        chunk_id: (B, L) integers, never decreasing (``PROMPT`` is the least), ``PADDING`` behind the end.
         context: previous chunks that stay visible, a number or a tensor (B, 1, 1); None: all.
         dtype: of the masks.
     """
     length = position.shape[1]
     if isinstance(context, int) and length > 4 * BLOCK:
-        starts = _window_starts(chunk_id, context)
-        seen = sum(min(BLOCK, length - index * BLOCK) * ((index + 1) - first) for index, first in enumerate(starts))
+        windows = _windows(chunk_id, context)
+        seen = sum(min(BLOCK, length - index * BLOCK) * len(window) for index, window in enumerate(windows))
         if 2 * seen * BLOCK < length * length:
-            return BlockAttention(_block_masks(position, chunk_id, context, dtype, starts))
+            return BlockAttention(windows, _block_masks(position, chunk_id, context, dtype, windows))
     return DenseAttention(attention_mask(position, chunk_id, position, chunk_id, context, dtype))
 
 
-def _window_starts(chunk_id: Tensor, context: int) -> list[int]:
-    """Return the first block of keys that each block of queries sees, in any sequence of the batch."""
+def _windows(chunk_id: Tensor, context: int) -> list[list[int]]:
+    """Return the blocks of keys that each block of queries sees, in any sequence of the batch."""
+    prompt_blocks = -(-int((chunk_id == PROMPT).sum(1).max()) // BLOCK)
     chunk_id = torch.where(chunk_id == PADDING, torch.iinfo(chunk_id.dtype).max, chunk_id)
     first_queries = chunk_id[:, ::BLOCK].contiguous()  # of each block; they see the oldest keys
     first_keys = torch.searchsorted(chunk_id, oldest_visible_chunk(first_queries, context)).min(0).values
     # Blocks of padding alone see themselves.
     own = torch.arange(0, chunk_id.shape[1], BLOCK, device=chunk_id.device)
-    return (first_keys.minimum(own) // BLOCK).tolist()
+    starts = (first_keys.minimum(own) // BLOCK).tolist()
+    return [[*range(min(prompt_blocks, start)), *range(start, index + 1)] for index, start in enumerate(starts)]
 
 
 def _block_masks(
-    position: Tensor, chunk_id: Tensor, context: int, dtype: torch.dtype, starts: Sequence[int]
+    position: Tensor, chunk_id: Tensor, context: int, dtype: torch.dtype, windows: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """Return the additive mask (B, 1, b, w) of each block; its window begins with the block ``starts`` names."""
+    """Return the additive mask (B, 1, b, w) of each block of queries to the blocks of its window."""
+    positions, chunk_ids = position.split(BLOCK, dim=1), chunk_id.split(BLOCK, dim=1)
     masks = []
-    for index, first in enumerate(starts):
-        queries, keys = (slice(begin * BLOCK, (index + 1) * BLOCK) for begin in (index, first))
-        own = position[:, queries], chunk_id[:, queries], position[:, keys], chunk_id[:, keys]
+    for index, window in enumerate(windows):
+        key_position, key_chunk_id = (
+            torch.cat([each[block] for block in window], dim=1) for each in (positions, chunk_ids)
+        )
+        own = positions[index], chunk_ids[index], key_position, key_chunk_id
         masks.append(attention_mask(*own, context, dtype))
     return masks

@@ -10,6 +10,9 @@ The past that fills its slot is extended in place, once.  Any other is copied to
 child of a past, and a past whose first columns are out of sight.  So every past begins in column 0, and hypotheses of
 all ages are read by one strided view of the store.
 
+A prompt, text before the first chunk, stays in the first columns for good.  What follows it moves up when chunks get
+out of sight, and in a long stream it also moves towards the prompt, in positions: see :attr:`Pool.farthest`.
+
 A :class:`Batch` joins pasts for one decoder call.  Slots have one of a few widths; a past that outgrows its slot moves
 to a wider one, so its length may grow without end, and streams of bounded context pay for what they hold.
 
@@ -29,7 +32,7 @@ from torch import Tensor
 
 from espnet_speechllm_xl.model.attention import Attention
 from espnet_speechllm_xl.model.decoder_steps import Past
-from espnet_speechllm_xl.model.visibility import PADDING, attention_mask, oldest_visible_chunk
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT, attention_mask, oldest_visible_chunk
 
 EVERY_CHUNK = 1 << 62  # more than there are
 NARROWEST = 64  # columns
@@ -112,9 +115,10 @@ class CachedPast(Past):
 
     slot: Slot | None  # None: of no inputs
     length: int  # inputs, in the slot's first columns
-    next_position: int  # rotary position of the next input; those of the others precede it one by one
+    next_position: int  # rotary position of the next input; those of the others, but the prompt, precede it one by one
     context: int | None  # previous chunks that stay visible; None: all
     chunks: tuple[tuple[int, int], ...] = ()  # (chunk id, inputs) in order; kept where inputs get out of sight
+    prompt: int = 0  # inputs of the prompt, the first; their positions are 0, 1, ...
 
     @property
     def entries(self) -> Tensor:
@@ -149,18 +153,20 @@ class CachedPast(Past):
             slot: that now holds the inputs.
             chunk_id: of the new inputs.
             count: of the new inputs.
-            gone: inputs at the beginning that are out of sight.
-            shift: positions by which all inputs have moved towards 0.
+            gone: inputs, the first behind the prompt, that are out of sight.
+            shift: positions by which all inputs behind the prompt have moved towards 0.
         """
-        chunks = self.chunks
-        if self.context is not None:
+        chunks, prompt = self.chunks, self.prompt
+        if chunk_id == PROMPT:
+            prompt += count
+        elif self.context is not None:
             oldest = oldest_visible_chunk(chunk_id, self.context)
             if chunks and chunks[-1][0] == chunk_id:
                 chunks = (*chunks[:-1], (chunk_id, chunks[-1][1] + count))
             else:
                 chunks = (*(chunk for chunk in chunks if chunk[0] >= oldest), (chunk_id, count))
         return CachedPast(
-            slot, self.length - gone + count, self.next_position - shift + count, self.context, chunks
+            slot, self.length - gone + count, self.next_position - shift + count, self.context, chunks, prompt
         )
 
 
@@ -182,7 +188,7 @@ class Rebase:
     positions.  A key is visible for few chunks, so it is rotated a few times at most and no error accumulates.
     """
 
-    limit: int  # the first position that is too large
+    limit: int | None  # the first position that is too large; None: none is
     rotate: Callable[[Tensor, int], Tensor]  # (keys (..., H, d), positions to move by) -> keys
 
 
@@ -197,6 +203,11 @@ class Pool:
         head_dim: size d of a head.
         like: a weight, for type and device.
         rebase: how to keep positions small; None: any position is good.
+        farthest: see the attribute.
+
+    Attributes:
+        farthest: the last position at which a chunk may begin behind a prompt.  A later chunk begins there, with the
+            chunks in its sight before it, so the prompt is never farther away than in training.  None: no such limit.
     """
 
     def __init__(
@@ -206,7 +217,9 @@ class Pool:
         head_dim: int,
         like: Tensor,
         rebase: Rebase | None,
+        farthest: int | None = None,
     ) -> None:
+        self.farthest = farthest
         self.lock = threading.RLock()
         self.layers, self.heads, self.head_dim = layers, heads, head_dim
         self.dtype, self.device = like.dtype, like.device
@@ -228,13 +241,29 @@ class Pool:
         past, slot = step.past, step.past.slot
         gone = past.out_of_sight(step.chunk_id) if step.begins else 0
         kept = past.length - gone
-        first = past.next_position - kept
-        shift = first if step.begins and self._rebase is not None and first >= self._rebase.limit else 0
+        shift = self._shift(step, past.next_position - (kept - past.prompt))
         wanted = kept + step.count
         if slot is None or gone or shift or slot.filled != past.length or slot.store.width < wanted:
             slot = self._copy(step, gone, shift, more)
         slot.filled = wanted
         return past.extended(slot, step.chunk_id, step.count, gone, shift), slot, kept
+
+    def _shift(self, step: Step, first: int) -> int:
+        """Return the positions by which the inputs behind the prompt move towards 0.
+
+        Args:
+            step: of a hypothesis.
+            first: position of the first input behind the prompt that stays.
+        """
+        past, rebase = step.past, self._rebase
+        if not step.begins or rebase is None:
+            return 0
+        if past.prompt:
+            # With all chunks in sight there is no window to move, and keys would be rotated again and again.
+            if past.context is None or self.farthest is None:
+                return 0
+            return max(0, min(past.next_position - self.farthest, first - past.prompt))
+        return first if rebase.limit is not None and first >= rebase.limit else 0
 
     def release(self) -> None:
         """Free the memory of stores that no past uses."""
@@ -246,22 +275,25 @@ class Pool:
 
         Args:
             step: of a hypothesis.
-            gone: inputs at the beginning that are left out.
-            shift: positions by which the others move towards 0.
+            gone: inputs, the first behind the prompt, that are left out.
+            shift: positions by which the others behind the prompt move towards 0.
             more: steps that follow in the same call.
         """
-        past, kept = step.past, step.past.length - gone
+        past, kept, prompt = step.past, step.past.length - gone, step.past.prompt
         wanted = kept + step.count
-        if step.begins and past.context is not None:
+        if step.begins and past.context is not None and step.chunk_id != PROMPT:
             # At once as wide as the window will be, with a text of a quarter of the frames.
-            wanted = max(wanted, (past.context + 1) * step.count * 5 // 4)
+            wanted = max(wanted, prompt + (past.context + 1) * step.count * 5 // 4)
         slot = self._store(wanted).take(more)
         if past.slot is not None and kept:
             source, to = past.slot, slot.store
-            to.entries[:, slot.index, :kept] = source.store.entries[:, source.index, gone : past.length]
-            to.chunk_id[slot.index, :kept] = source.store.chunk_id[source.index, gone : past.length]
+            for begin, end, skipped in ((0, prompt, 0), (prompt, kept, gone)):
+                if begin < end:
+                    old, new = slice(begin + skipped, end + skipped), slice(begin, end)
+                    to.entries[:, slot.index, new] = source.store.entries[:, source.index, old]
+                    to.chunk_id[slot.index, new] = source.store.chunk_id[source.index, old]
             if shift and self._rebase is not None:
-                keys = to.entries[:, slot.index, :kept, 0]
+                keys = to.entries[:, slot.index, prompt:kept, 0]
                 keys.copy_(self._rebase.rotate(keys, -shift))
         return slot
 
@@ -399,7 +431,9 @@ class Batch(Attention):
         for group in self._groups:
             group.write(group.store.chunk_id, self.query_chunk_id[group.rows])
         key_chunk_id = self._read([group.store.chunk_id for group in self._groups])
-        self.key_position = (table[1] - table[0])[:, None] + torch.arange(self.width, device=pool.device)
+        columns = torch.arange(self.width, device=pool.device)
+        prompts = torch.tensor([self.pasts[step].prompt for step in self.order], device=pool.device)[:, None]
+        self.key_position = torch.where(columns < prompts, columns, (table[1] - table[0])[:, None] + columns)
         self.mask = attention_mask(
             self.query_position,
             self.query_chunk_id,

@@ -28,7 +28,7 @@ class ChunkModel(Protocol):
 
     @property
     def projection(self) -> Callable[[Tensor], Tensor]:
-        """Return the function from the encoder frames (c, E) of a chunk to decoder inputs (c, D)."""
+        """Return the function from the encoder frames (c, E) of a chunk to decoder inputs (q, D); q is c or less."""
 
     @property
     def decoder(self) -> ChunkDecoder:

@@ -4,8 +4,8 @@
 
 A search knows no decoder beyond this file, and a decoder knows no search.
 
-Shape legend: ``R`` hypotheses of a call, ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` frames of a chunk,
-``D`` size of a frame, ``V`` tokenizer size.
+Shape legend: ``R`` hypotheses of a call, ``B`` batch, ``L`` sequence, ``U`` tokens, ``q`` inputs for the
+frames of a chunk, ``D`` size of an input, ``V`` tokenizer size.
 """
 
 import abc
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
+
+from espnet_speechllm_xl.settings import ConfigError
 
 P = TypeVar("P", bound="Past")
 
@@ -158,12 +160,24 @@ class ChunkDecoder(abc.ABC, Generic[P]):
             ConfigError: the decoder cannot see so many.
         """
 
+    def prompted_past(self, context: int | None, prompt: Sequence[int]) -> P:
+        """Return the past of a hypothesis that has read a prompt, before its first chunk.
+
+        Args:
+            context: see :meth:`initial_past`.
+            prompt: its tokens, at least one.
+
+        Raises:
+            ConfigError: the decoder cannot read prompts.
+        """
+        raise ConfigError("a model of this system takes no prompt: leave it out")
+
     @abc.abstractmethod
     def extend(self, requests: Sequence[Request[P]]) -> list[Result[P]]:
         """Advance hypotheses, any number in one call, each by the frames of its next chunk or by one token.
 
         Args:
-            requests: their frames are (q, D), q >= 1, as the model's ``projection`` makes them.
+            requests: their frames are (q, D), q >= 1, as the model's ``projection`` makes them of a chunk.
 
         Returns:
             One result for each request, in their order; a result depends on its own request only, but for rounding.

@@ -205,5 +205,11 @@ class Llama(nn.Module, Network):
         return self.model.norm(x)
 
     @property
-    def rebase(self) -> None:
-        """Return None: angles in double precision are good for any position."""
+    def rebase(self) -> Rebase:
+        """Return how keys move; angles in double precision are good for any position."""
+        return Rebase(None, self._rotate)
+
+    def _rotate(self, keys: Tensor, shift: int) -> Tensor:
+        """Return cached keys (..., H, d) as those of positions ``shift`` later."""
+        position = torch.tensor(shift, device=keys.device)
+        return Rotary(position, self.cache_shape[2], self.config.rope_theta, keys.dtype)(keys)

@@ -22,6 +22,7 @@ from espnet_speechllm_xl.model.cache import Batch, CachedPast, Pool, Step
 from espnet_speechllm_xl.model.decoder_steps import Outputs, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import drop_tokens
 from espnet_speechllm_xl.model.llama import Llama, Network
+from espnet_speechllm_xl.model.visibility import PROMPT
 from espnet_speechllm_xl.settings import ConfigError, from_dict, signature
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         ConfigError: a field is unknown, or a checkpoint is missing, or of a kind that cannot be used.
 
     Attributes:
+        prompt_distance: the last position at which a chunk may begin behind a prompt; None: prompts are refused.
         end_row: (D,) the output layer's row of ``$`` beside a pretrained LLM, whose own tables keep their rows; our own
             Llama has it in its tables.
         base_digest: (32,) uint8, of the weights of a frozen LLM.
@@ -58,6 +60,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         super().__init__()
         self.config = from_dict(DecoderConfig, conf, "decoder_conf")
         self.eoc = vocab_size
+        self.prompt_distance: int | None = None
         self._pool: Pool | None = None
         self._pretrained: PretrainedNetwork | None = None  # in place of ``lm``, which is no Network then
         self._input_rms: float | None = None
@@ -167,6 +170,17 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         return CachedPast(None, 0, 0, context)
 
     @torch.no_grad()
+    def prompted_past(self, context: int | None, prompt: Sequence[int]) -> CachedPast:
+        """Return the past of a hypothesis that has read a prompt; see :class:`ChunkDecoder`."""
+        if self.prompt_distance is None:
+            raise ConfigError(
+                "this model was trained without prompts (text_prompt_conf probability: 0): leave the prompt out"
+            )
+        inputs = self.embed(torch.tensor([list(prompt)], device=self._table().device))[0]
+        (result,) = self.extend([Request(self.initial_past(context), PROMPT, frames=inputs)])
+        return result.past
+
+    @torch.no_grad()
     def extend(self, requests: Sequence[Request[CachedPast]]) -> list[Result[CachedPast]]:
         """Advance hypotheses; see :class:`ChunkDecoder`."""
         steps = [
@@ -197,7 +211,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         weight = self._table() if self._pretrained is None else self._pretrained.weight
         if self._pool is None or (self._pool.dtype, self._pool.device) != (weight.dtype, weight.device):
             network = self.network
-            self._pool = Pool(*network.cache_shape, weight, network.rebase)
+            self._pool = Pool(*network.cache_shape, weight, network.rebase, self.prompt_distance)
         return self._pool
 
     def _table(self) -> Tensor:

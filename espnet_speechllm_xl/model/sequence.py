@@ -6,14 +6,26 @@ The table of the paper (section 2), with c = 4 and ``$`` a target only::
     target   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
     chunk    0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
 
+With a time reduction of 2 (``projection_conf``) two frames of a chunk are one input::
+
+    input    ab cd  1   ef gh  2 3 4   ij kl  5 6
+    target   .  1   $   .  2   3 4 $   .  5   6 $
+    chunk    0  0   0   1  1   1 1 1   2  2   2 2
+
+A prompt (x, y) comes first, in a chunk of its own (P), and has no targets::
+
+    input    x y   a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . .   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    P P   0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+
 A decoder that is fed labels only (chunked AED) gets the end-of-chunk label in place of a chunk's frames::
 
     input    $ 1   $ 2 3 4   $ 5 6
     target   1 $   2 3 4 $   5 6 $
     chunk    0 0   1 1 1 1   2 2 2
 
-Shape legend: ``B`` batch, ``T`` frames, ``U`` tokens, ``K`` chunks, ``L`` = longest sequence (frames + tokens),
-``D`` size of a decoder input.
+Shape legend: ``B`` batch, ``T`` inputs that stand for frames (as many as frames, without a reduction), ``U`` tokens,
+``K`` chunks, ``L`` = longest sequence (inputs for frames, and tokens), ``D`` size of a decoder input.
 """
 
 from dataclasses import dataclass
@@ -24,7 +36,7 @@ from torch import Tensor
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.model.visibility import PADDING
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT
 
 IGNORE = -100  # target that does not count; torch's cross_entropy default
 PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a batch
@@ -34,20 +46,32 @@ PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a bat
 class DecoderSequence:
     """Decoder sequences of a batch; integer tensors (B, L), padded at the end."""
 
-    source: Tensor  # index into [frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
+    source: Tensor  # index into [inputs for frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
     position: Tensor  # counts every input of the sequence from 0
     chunk_id: Tensor  # ``PADDING`` where padded
     target: Tensor  # token, `$`, or ``IGNORE``
 
 
-def sequence_length(num_frames: int, num_tokens: int) -> int:
-    """Count the decoder inputs of one utterance: every frame and every text token is one, ``$`` is none."""
-    return num_frames + num_tokens
+def sequence_length(num_frames: int, num_tokens: int, chunk_size: int | None = None, reduction: int = 1) -> int:
+    """Count the decoder inputs of one utterance: ``reduction`` frames or one text token make one, ``$`` is none.
+
+    Args:
+        num_frames: of the audio.
+        num_tokens: of the text.
+        chunk_size: frames of a chunk, which matters with a reduction only; None: infinity.
+        reduction: frames of a chunk that make one input.
+    """
+    return timeline.audio_inputs(num_frames, chunk_size, reduction) + num_tokens
 
 
 def without_padding(text: Tensor) -> Tensor:
     """Return token ids (B, U) of a batch with a real id, 0, in place of ``PAD_TOKEN``, which no embedding has."""
     return text.clamp(min=0)
+
+
+def with_prompts(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """Return the tokens (B, P + U) that a decoder reads: prompts (B, P), padded with ``PAD_TOKEN``, and text (B, U)."""
+    return torch.cat([without_padding(prompts), tokens], dim=1)
 
 
 def refuse_late_end(name: str, end: int, frames: int, kind: type[UserError] = UserError) -> None:
@@ -83,7 +107,14 @@ def check_ends(frame_lengths: Tensor, token_lengths: Tensor, ends: Tensor) -> No
 
 
 def build_sequence(
-    frame_lengths: Tensor, tokens: Tensor, token_lengths: Tensor, ends: Tensor, chunking: ChunkingConfig, eoc: int
+    frame_lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    ends: Tensor,
+    chunking: ChunkingConfig,
+    eoc: int,
+    reduction: int = 1,
+    prompts: Tensor | None = None,
 ) -> DecoderSequence:
     """Interleave frames and tokens of a batch chunk by chunk.
 
@@ -94,12 +125,19 @@ def build_sequence(
         ends: (B, U) last aligned frame of each token; must not decrease within an utterance.
         chunking: chunk size and label delay.
         eoc: id of ``$``.
+        reduction: frames of a chunk that make one input.
+        prompts: (B, P) token ids before the first chunk, ``PAD_TOKEN`` behind the shorter ones; None: none.  In
+            ``source`` they are the first tokens, P + U in all; see :func:`with_prompts`.
 
     Raises:
         UserError: a token ends after the last frame, or an utterance with tokens has no frame.
     """
     token_chunk_id = _token_chunks(frame_lengths, token_lengths, ends, chunking)
-    return interleave(frame_chunks(frame_lengths, chunking.chunk), token_chunk_id, tokens, eoc)
+    if prompts is not None:
+        prompt_chunk_id = torch.where(prompts == PAD_TOKEN, PADDING, PROMPT)
+        token_chunk_id = torch.cat([prompt_chunk_id, token_chunk_id], dim=1)
+        tokens = with_prompts(prompts, tokens)
+    return interleave(frame_chunks(frame_lengths, chunking.chunk, reduction), token_chunk_id, tokens, eoc)
 
 
 def build_label_sequence(
@@ -123,15 +161,18 @@ def build_label_sequence(
     return interleave(frame_chunks(num_chunks, 1), token_chunk_id, tokens, eoc)
 
 
-def frame_chunks(frame_lengths: Tensor, chunk_size: int | None) -> Tensor:
-    """Return the chunk id (B, T) of every frame, ``PADDING`` behind an utterance's last.
+def frame_chunks(frame_lengths: Tensor, chunk_size: int | None, reduction: int = 1) -> Tensor:
+    """Return the chunk id (B, T) of every frame, or input of several frames; ``PADDING`` behind an utterance's last.
 
     Args:
         frame_lengths: (B,) frames.
         chunk_size: frames; None: one chunk holds all.
+        reduction: frames of a chunk that make one input.
     """
-    index = torch.arange(int(frame_lengths.max()), device=frame_lengths.device)[None]
-    return torch.where(index < frame_lengths[:, None], timeline.chunk_of_frame(index, chunk_size), PADDING)
+    lengths = timeline.audio_inputs(frame_lengths, chunk_size, reduction)
+    inputs_of_chunk = timeline.inputs_of_chunk(chunk_size, reduction)
+    index = torch.arange(int(lengths.max()), device=lengths.device)[None]
+    return torch.where(index < lengths[:, None], timeline.chunk_of_frame(index, inputs_of_chunk), PADDING)
 
 
 def _token_chunks(
@@ -186,7 +227,8 @@ def _targets(source: Tensor, chunk_id: Tensor, tokens: Tensor, num_frames: int, 
     # The extra column lets a batch without any text through.
     next_token = torch.cat([tokens, nothing], dim=1).gather(1, (next_source - num_frames).clamp(min=0))
     target = torch.where(next_source >= num_frames, next_token, IGNORE)
-    return torch.where(next_chunk_id != chunk_id, eoc, target)
+    target = torch.where(next_chunk_id != chunk_id, eoc, target)
+    return torch.where(chunk_id == PROMPT, IGNORE, target)
 
 
 def gather_inputs(sequence: DecoderSequence, frames: Tensor, embeddings: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PADDING = -1  # chunk id of a slot that holds nothing
+PROMPT = -2  # chunk id of the text before the first chunk, which every chunk sees
 
 
 def visible(
@@ -20,7 +21,7 @@ def visible(
 ) -> Tensor:
     """Tell which keys the queries see.
 
-    Position i of chunk m sees position j of chunk n when ``j <= i`` and ``m - n <= context``.
+    Position i of chunk m sees position j of chunk n when ``j <= i`` and ``m - n <= context``, or n is the prompt.
 
     With chunks of 2 frames, one token each, and ``context`` = 1 (paper section 2; 1 = visible)::
 
@@ -29,6 +30,13 @@ def visible(
         query 1  1 1 1   . . .   . . .
         query d  1 1 1   1 1 .   . . .
         query f  . . .   1 1 1   1 1 .
+
+    A prompt of two tokens stands before the first chunk::
+
+        key      x y   a b 1   c d 2   e f 3
+        chunk    P P   0 0 0   1 1 1   2 2 2
+        query y  1 1   . . .   . . .   . . .
+        query f  1 1   . . .   1 1 1   1 1 .
 
     Args:
         query_position: integer tensor that broadcasts against the keys'.
@@ -42,7 +50,7 @@ def visible(
     """
     seen = (key_position <= query_position) & (key_chunk_id != PADDING)
     if context is not None:
-        seen = seen & (query_chunk_id - key_chunk_id <= context)
+        seen = seen & ((query_chunk_id - key_chunk_id <= context) | (key_chunk_id == PROMPT))
     return seen
 
 

@@ -108,7 +108,8 @@ class Service:
         """
         limit = self.config.max_span_seconds
         stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, limit))
-        stream = self.speech2text.stream(search, chunk_size, context, **stream_conf)
+        no_prompt = ""
+        stream = self.speech2text.stream(search, chunk_size, context, no_prompt, **stream_conf)
         chunk_size_frames, num_context = stream.chunking.chunk, stream.chunking.context
         window = math.inf if num_context is None else timeline.chunk_seconds(chunk_size_frames) * (1 + num_context)
         if window > limit:

@@ -1,7 +1,9 @@
 """Aligning a dump set: the frames of every character, by the CTC aligner or from reference word times.
 
 The aligned set gets Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``, ``failed``
-(utterance and reason) and ``report.json``.  Shape legend: ``T`` frames, ``V`` vocabulary.
+(utterance and reason) and ``report.json``.  Where a set has ``text_spoken``, the aligner hears that, and the alignment
+is moved to ``text``; ``read_otherwise`` lists the words that are not written as they are read.
+  Shape legend: ``T`` frames, ``V`` vocabulary.
 """
 
 import json
@@ -13,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.corpus.ctm import folded, read_ctm, spoken, write_ctm
-from espnet_speechllm_xl.corpus.kaldi import kind_of_reason, read_table, spk2utt, write_table
+from espnet_speechllm_xl.corpus.kaldi import SPOKEN, kind_of_reason, read_table, spk2utt, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets import batch_jobs
 from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
-from espnet_speechllm_xl.tokenization import normalise
+from espnet_speechllm_xl.tokenization import normalise, words_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.tokenization import Tokenizer
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
-WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", "report.json")
+READ_OTHERWISE = "read_otherwise"
+WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", SPOKEN, READ_OTHERWISE, "report.json")
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 
 # Start frames and end frames of the characters of an utterance, or the reason why there are none.
@@ -52,12 +55,17 @@ class AlignedSet:
         total: all utterances.
         reasons: how many of the others were left out, by reason.
         done_before: an earlier run had aligned all by the same weights.
+        words: words of the aligned utterances.
+        read_otherwise: how often each word that is not written as it is read was found among them; None: the aligner
+            heard ``text`` itself.
     """
 
     aligned: int
     total: int
     reasons: Counter[str]
     done_before: bool = False
+    words: int = 0
+    read_otherwise: Counter[str] | None = None
 
     @property
     def unusable(self) -> int:
@@ -88,7 +96,7 @@ def align_by_model(
     Raises:
         UserError: the set or the model is missing or damaged, or no utterance could be aligned.
     """
-    samples, text = sample_counts(dump), read_table(dump / "text")
+    samples, text, spoken = sample_counts(dump), read_table(dump / "text"), read_spoken(dump)
     lengths = {utterance: samples.get(utterance, 0) for utterance in text}
     batches = batch_jobs.batches_by_length(lengths, batch_size)
     settings = {
@@ -96,7 +104,9 @@ def align_by_model(
         "weights": aligner.weights,
         "device": aligner.device,
         "dump": str(dump),
-        "stamp": experiment.stamp(aligner.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp"),
+        "stamp": experiment.stamp(
+            aligner.model, dump / "text", dump / "progress.jsonl", dump / "wav.scp", dump / SPOKEN
+        ),
     }
     task = {"settings": settings, "batches": batches, "text": other_text and read_table(other_text)}
     before = batch_jobs.summary_of(out / "report.json", task)
@@ -111,7 +121,7 @@ def align_by_model(
         batches, make_worker, settings, out / ".parts", nj, f"align {dump.name}", shard, remove_others, is_unusable,
         crashed,
     )  # fmt: skip
-    return None if shard else _write_set(dump, out, dict(results), text, other_text, task)
+    return None if shard else _write_set(dump, out, dict(results), text, other_text, task, spoken)
 
 
 def align_by_word_times(
@@ -149,10 +159,24 @@ def _write_set(
     text: dict[str, str],
     other_text: str | None,
     task: dict[str, Any] | None,
+    spoken: dict[str, str] | None = None,
 ) -> AlignedSet:
-    """Write the aligned set; see :func:`align_by_model`.  ``task`` names the work for the next run."""
-    if other_text:
-        source, text = text, read_table(other_text)
+    """Write the aligned set; see :func:`align_by_model`.
+
+    Args:
+        dump: the set.
+        out: directory for the aligned set.
+        aligned: ``{utterance: alignment}``, moved to other texts in place.
+        text: ``{utterance: transcript}``.
+        other_text: Kaldi text to which the alignment is moved; None: ``text``.
+        task: names the work for the next run.
+        spoken: ``{utterance: transcript}`` that was aligned; None: ``text``.
+    """
+    source, text = text, read_table(other_text) if other_text else text
+    otherwise: dict[str, list[str]] | None = None
+    if spoken is not None:
+        otherwise = move_to_written_texts(aligned, spoken, text)
+    elif other_text:
         move_alignments(aligned, source, text)
     for name in COPIED:
         usable = {utterance for utterance, result in aligned.items() if not isinstance(result, str)}
@@ -163,7 +187,19 @@ def _write_set(
     if not good:
         reason = next(iter(failed.values()), "no utterances")
         raise UserError(f"{dump}: no utterance could be aligned, the first because: {reason}")
-    found = AlignedSet(len(good), len(aligned), Counter(map(kind_of_reason, failed.values())))
+    found = AlignedSet(
+        len(good),
+        len(aligned),
+        Counter(map(kind_of_reason, failed.values())),
+        words=sum(len(words_of(normalise(text[utterance]))) for utterance in good),
+        read_otherwise=None if otherwise is None else Counter(word for name in good for word in otherwise[name]),
+    )
+    if spoken is None or otherwise is None:
+        for name in (SPOKEN, READ_OTHERWISE):  # of an earlier run
+            (out / name).unlink(missing_ok=True)
+    else:
+        write_table(out / SPOKEN, {name: normalise(spoken[name]) for name in good})
+        write_table(out / READ_OTHERWISE, {name: " ".join(otherwise[name]) for name in good if otherwise[name]})
     _write_tables(dump, out, text, good, failed)
     report = {"aligned": len(good), "failed": len(failed), "total": len(aligned), "unusable": found.unusable}
     with atomic_write(out / "report.json") as stream:
@@ -187,6 +223,20 @@ def _write_tables(
     write_table(out / "char_ends", {utterance: format_char_ends(ends) for utterance, (_, ends) in good.items()})
     write_ctm(out / "words.ctm", {utterance: word_times(texts[utterance], *times) for utterance, times in good.items()})
     write_table(out / "failed", failed)
+
+
+def read_spoken(dump: Path) -> dict[str, str] | None:
+    """Read what the aligner hears in place of ``text``; None where a set has no such table.
+
+    Raises:
+        UserError: an utterance of ``text`` is not in it.
+    """
+    if not (dump / SPOKEN).is_file():
+        return None
+    spoken = read_table(dump / SPOKEN, empty_values=True)
+    if absent := sorted(read_table(dump / "text").keys() - spoken.keys()):
+        raise UserError(f"{dump / SPOKEN} lacks '{absent[0]}' ({len(absent)} in all): run the format stage again")
+    return spoken
 
 
 # By the aligner
@@ -214,7 +264,8 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[list]]:
 
     model, tokenizer, _ = load_model(settings["model"], "ctc", settings["weights"], settings["device"])
     dump = Path(settings["dump"])
-    text, audio = read_table(dump / "text"), SetAudio(dump, model.acoustic.config.sample_rate)
+    text = read_spoken(dump) or read_table(dump / "text")
+    audio = SetAudio(dump, model.acoustic.config.sample_rate)
 
     def work(utterances: list[str]) -> list[list]:
         recordings, reasons = audio.usable(utterances)
@@ -328,3 +379,32 @@ def move_alignments(aligned: dict[str, Alignment], source: dict[str, str], targe
             aligned[utterance] = [transfer(texts[0], times, texts[1]) for times in result]
         except AlignmentError as error:
             aligned[utterance] = str(error)
+
+
+def move_to_written_texts(
+    aligned: dict[str, Alignment], spoken: dict[str, str], written: dict[str, str]
+) -> dict[str, list[str]]:
+    """Move every alignment from what is spoken to what is written, in place.
+
+    Args:
+        aligned: ``{utterance: alignment}``.
+        spoken: ``{utterance: transcript}`` that was aligned.
+        written: ``{utterance: transcript}`` as people write it.
+
+    Returns:
+        The words of each utterance that are not written as they are read.
+    """
+    from espnet_speechllm_xl.model.alignment import AlignmentError, move_to_written
+
+    otherwise: dict[str, list[str]] = {}
+    for utterance, result in aligned.items():
+        if isinstance(result, str):
+            continue
+        try:
+            if utterance not in written:
+                raise AlignmentError("not in the text to move to")
+            moved = move_to_written(normalise(spoken[utterance]), result, normalise(written[utterance]))
+            aligned[utterance], otherwise[utterance] = [moved.starts, moved.ends], moved.read_otherwise
+        except AlignmentError as error:
+            aligned[utterance] = str(error)
+    return otherwise

@@ -11,11 +11,12 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import TextDecoder
 from espnet_speechllm_xl.model.losses import add_ctc_loss, text_loss
+from espnet_speechllm_xl.model.projection import make_projection, project_utterances
 from espnet_speechllm_xl.model.sequence import without_padding
 from espnet_speechllm_xl.tokenization import load_tokenizer
 
@@ -66,21 +67,41 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         decoder: writes the text.
         chunking: of training; decoding may have another.
         loss: label smoothing, and the weight and the tokens of the auxiliary CTC loss.
+        projection: from frames to decoder inputs.
     """
 
     loss_name = "loss_labels"  # of the cross-entropy alone, in the statistics
 
-    def __init__(self, acoustic: Acoustic, decoder: TextDecoder, chunking: ChunkingConfig, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        acoustic: Acoustic,
+        decoder: TextDecoder,
+        chunking: ChunkingConfig,
+        loss: LossConfig,
+        projection: ProjectionConfig | None = None,
+    ) -> None:
         super().__init__()
         chunking.check_against(acoustic.encoder.config)
         self.acoustic = acoustic
-        self.projection = nn.Linear(acoustic.encoder.output_size(), decoder.dim)
+        self.projection_config = projection or ProjectionConfig()
+        self.projection = make_projection(acoustic.encoder.output_size(), decoder.dim, self.projection_config)
         if decoder.input_rms is not None:
             start_at_scale(self.projection, acoustic.encoder.output_size(), decoder.input_rms)
         self.decoder = decoder
         self.chunking = chunking
         self.loss_config = loss
         self.ctc = CTCHead(acoustic.encoder.output_size(), _ctc_size(loss, decoder)) if loss.ctc_weight else None
+
+    def project(self, frames: Tensor, counts: Tensor, chunk_size: int | None) -> Tensor:
+        """Return the decoder inputs (B, n, D) that stand for the frames of whole utterances.
+
+        Args:
+            frames: (B, T, E)
+            counts: (B,) frames.
+            chunk_size: frames of a chunk; None: infinity.
+        """
+        reduction = self.projection_config.reduction
+        return project_utterances(self.projection, frames, counts, chunk_size, reduction)
 
     @abc.abstractmethod
     def decode_aligned(
@@ -91,8 +112,12 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         token_lengths: Tensor,
         ends: Tensor,
         chunking: ChunkingConfig,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`."""
+        """Return hidden states and targets; see :class:`~espnet_speechllm_xl.model.chunk_model.AlignedModel`.
+
+        ``prompts`` (B, P) are token ids, see ``build_sequence``; None: none.
+        """
 
     def forward(
         self,
@@ -103,6 +128,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         ends: Tensor,
         ctc_text: Tensor | None = None,
         ctc_text_lengths: Tensor | None = None,
+        prompt: Tensor | None = None,
         **_: object,
     ) -> Trained:
         """Return the cross-entropy per text and end-of-chunk target, with statistics.
@@ -115,11 +141,12 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
             ends: (B, U) last aligned frame of each token (alignment.py).
             ctc_text: (B, K) the same text in CTC's own tokens (ctc_spelling.py); None: CTC has the decoder's.
             ctc_text_lengths: (B,)
+            prompt: (B, P) token ids before the first chunk, ``PAD_TOKEN`` behind the shorter ones; None: none.
         """
         chunking = self._draw_chunking()
         frames, counts = self.acoustic(speech, speech_lengths)
         tokens = without_padding(text)
-        hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking)
+        hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking, prompt)
         loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
         stats = {self.loss_name: loss.detach(), **accuracies}
         if self.ctc is not None:

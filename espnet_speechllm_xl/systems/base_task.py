@@ -29,6 +29,7 @@ from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.model.ctc_spelling import Spelling, make_spelling
 from espnet_speechllm_xl.model.llm import Decoder
+from espnet_speechllm_xl.model.sequence import sequence_length
 from espnet_speechllm_xl.settings import ConfigError, from_dict, read_yaml, shown
 from espnet_speechllm_xl.systems.base_system import Choices, System
 from espnet_speechllm_xl.tokenization import load_tokenizer
@@ -49,6 +50,7 @@ from espnet_speechllm_xl.training.checks import (
     read_token_list,
 )
 from espnet_speechllm_xl.training.layers import check_backend
+from espnet_speechllm_xl.training.prompts import PromptMaker
 from espnet_speechllm_xl.training.rates import read_factors, split_groups
 from espnet_speechllm_xl.training.schedule import SCHEDULERS
 from espnet_speechllm_xl.training.tokenizer import keep_ctc_tokenizer
@@ -383,7 +385,40 @@ class SpeechTask(abs_task.AbsTask):
             workers=args.num_workers,
             rank=distributed.get_rank() if iter_options.distributed else 0,
             world_size=world,
+            count_inputs=cls.input_counter(args),
+            prompts=cls.prompt_maker(args, paths["text"]),
         )
+
+    @classmethod
+    def prompt_maker(cls, args: argparse.Namespace, text_file: str) -> PromptMaker | None:
+        """Return what draws the prompts of training; None: there are none.
+
+        Args:
+            args: options of the training.
+            text_file: the training texts.
+        """
+        if "text_prompt_conf" not in cls.system.sections:
+            return None
+        config = cls.system.section(args, "text_prompt_conf")
+        if not config.probability:
+            return None
+        return PromptMaker(config, load_tokenizer(args.tokenizer), read_table(text_file).values())
+
+    @classmethod
+    def input_counter(cls, args: argparse.Namespace) -> Callable[[int, int], int]:
+        """Return the function that counts the decoder inputs of so many frames and tokens.
+
+        Where training draws chunk sizes, it returns the most that any of them gives.
+        """
+        if "projection_conf" not in cls.system.sections:
+            return sequence_length
+        reduction = cls.system.section(args, "projection_conf").reduction
+        sizes = cls.system.section(args, "chunking_conf").sizes
+
+        def count(num_frames: int, num_tokens: int) -> int:
+            return max(sequence_length(num_frames, num_tokens, size, reduction) for size in sizes)
+
+        return count
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> nn.Module:

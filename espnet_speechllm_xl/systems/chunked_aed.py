@@ -1,7 +1,8 @@
 """Chunked attention-based encoder-decoder (Zeineldeen et al., arXiv 2309.08436) on the streaming encoder.
 
-The decoder attends to the frames of the current chunk only.  The end-of-chunk label EOC is a label like the others: it
-is predicted after the text of each chunk and fed back, and stands before the first chunk as the start label::
+The decoder attends to the frames of the current chunk only; with ``projection_conf reduction``, to inputs of several
+frames.  The end-of-chunk label EOC is a label like the others: it is predicted after the text of each chunk and fed
+back, and stands before the first chunk as the start label::
 
     input    EOC 1    EOC 2 3 4    EOC 5 6
     target   1  EOC   2 3 4 EOC    5 6 EOC
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result, TextDecoder, make_results
 from espnet_speechllm_xl.model.dropout import Dropout, drop_tokens
@@ -233,10 +234,15 @@ class ChunkedAED(ChunkwiseModel):
     decoder: LabelDecoder
 
     def __init__(
-        self, acoustic: Acoustic, decoder: LabelDecoder, chunking: ChunkingConfig, loss: LossConfig
+        self,
+        acoustic: Acoustic,
+        decoder: LabelDecoder,
+        chunking: ChunkingConfig,
+        loss: LossConfig,
+        projection: ProjectionConfig | None = None,
     ) -> None:
         require_own_chunk(chunking.context)
-        super().__init__(acoustic, decoder, chunking, loss)
+        super().__init__(acoustic, decoder, chunking, loss, projection)
 
     def decode_aligned(
         self,
@@ -246,15 +252,20 @@ class ChunkedAED(ChunkwiseModel):
         token_lengths: Tensor,
         ends: Tensor,
         chunking: ChunkingConfig,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`ChunkwiseModel`; all labels of a batch at once."""
+        """Return hidden states and targets; see :class:`ChunkwiseModel`; all labels of a batch at once, no prompts."""
+        assert prompts is None  # the system has no text_prompt_conf
         sequence = build_label_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
         most_chunks = int(timeline.num_chunks(counts, chunking.chunk).max())
         chunk_ends = self.decoder.embedding(tokens.new_full((len(tokens), most_chunks), self.decoder.eoc))
         inputs = gather_inputs(sequence, chunk_ends, self.decoder.embed(tokens))
-        place = timeline.place_in_chunk(torch.arange(frames.shape[1], device=frames.device), chunking.chunk)
-        memory = self.decoder.memory(self.projection(frames), place)
-        hidden, _ = self.decoder(inputs, sequence.chunk_id, memory, frame_chunks(counts, chunking.chunk))
+        reduction = self.projection_config.reduction
+        heard = self.project(frames, counts, chunking.chunk)
+        inputs_of_chunk = timeline.inputs_of_chunk(chunking.chunk, reduction)
+        place = timeline.place_in_chunk(torch.arange(heard.shape[1], device=frames.device), inputs_of_chunk)
+        memory = self.decoder.memory(heard, place)
+        hidden, _ = self.decoder(inputs, sequence.chunk_id, memory, frame_chunks(counts, chunking.chunk, reduction))
         return hidden, sequence.target
 
 
@@ -262,7 +273,9 @@ class ChunkedAEDSystem(ChunkwiseSystem):
     """Chunked AED (arXiv 2309.08436)."""
 
     name = "chunked_aed"
+    sections = {**ChunkwiseSystem.sections, "projection_conf": ProjectionConfig}
     model_class = ChunkedAED
+    model_sections = (*ChunkwiseSystem.model_sections, "projection_conf")
     decoder_choices = Choices("decoder", {"label": LabelDecoder}, default="label")
 
 

@@ -2,18 +2,41 @@
 
 from torch import Tensor
 
-from espnet_speechllm_xl.config import ChunkingConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig, TextPromptConfig
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.llm import Decoder
-from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs
+from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs, with_prompts
 from espnet_speechllm_xl.systems.base_model import ChunkwiseModel
 from espnet_speechllm_xl.systems.base_system import Choices, ChunkwiseSystem
 
 
 class SpeechLLMXL(ChunkwiseModel):
-    """SpeechLLM-XL (arXiv 2410.03752); its decoder is a :class:`~espnet_speechllm_xl.model.llm.Decoder`."""
+    """SpeechLLM-XL (arXiv 2410.03752); its decoder is a :class:`~espnet_speechllm_xl.model.llm.Decoder`.
+
+    Args:
+        acoustic: see :class:`ChunkwiseModel`.
+        decoder: see :class:`ChunkwiseModel`.
+        chunking: see :class:`ChunkwiseModel`.
+        loss: see :class:`ChunkwiseModel`.
+        projection: see :class:`ChunkwiseModel`.
+        prompt: how far prompts reach; None: there are none.
+    """
 
     loss_name = "loss_llm"
     decoder: Decoder
+
+    def __init__(
+        self,
+        acoustic: Acoustic,
+        decoder: Decoder,
+        chunking: ChunkingConfig,
+        loss: LossConfig,
+        projection: ProjectionConfig | None = None,
+        prompt: TextPromptConfig | None = None,
+    ) -> None:
+        super().__init__(acoustic, decoder, chunking, loss, projection)
+        decoder.prompt_distance = prompt.distance if prompt is not None and prompt.probability else None
 
     def decode_aligned(
         self,
@@ -23,10 +46,22 @@ class SpeechLLMXL(ChunkwiseModel):
         token_lengths: Tensor,
         ends: Tensor,
         chunking: ChunkingConfig,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`ChunkwiseModel`; ``$`` is a target only."""
-        sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, self.decoder.eoc)
-        inputs = gather_inputs(sequence, self.projection(frames), self.decoder.embed(tokens))
+        """Return hidden states and targets; see :class:`ChunkwiseModel`; ``$`` is a target only.
+
+        Raises:
+            UserError: a sequence with a prompt is longer than ``text_prompt_conf distance``: its last chunks would be
+                farther from the prompt than in a stream.
+        """
+        eoc, reduction = self.decoder.eoc, self.projection_config.reduction
+        sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, eoc, reduction, prompts)
+        if prompts is not None:
+            tokens = with_prompts(prompts, tokens)
+            length, distance = sequence.position.shape[1], self.decoder.prompt_distance
+            if distance is not None and length > distance:
+                raise UserError(f"an example has {length} decoder inputs: raise text_prompt_conf distance ({distance})")
+        inputs = gather_inputs(sequence, self.project(frames, counts, chunking.chunk), self.decoder.embed(tokens))
         return self.decoder(inputs, sequence.position, sequence.chunk_id, chunking.context), sequence.target
 
 
@@ -34,7 +69,13 @@ class SpeechLLMXLSystem(ChunkwiseSystem):
     """SpeechLLM-XL (arXiv 2410.03752)."""
 
     name = "speechllm_xl"
+    sections = {
+        **ChunkwiseSystem.sections,
+        "projection_conf": ProjectionConfig,
+        "text_prompt_conf": TextPromptConfig,
+    }
     model_class = SpeechLLMXL
+    model_sections = (*ChunkwiseSystem.model_sections, "projection_conf", "text_prompt_conf")
     decoder_choices = Choices("decoder", {"llm": Decoder}, default="llm")
 
 

@@ -4,7 +4,7 @@ ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (so
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
@@ -21,6 +21,7 @@ from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, who
 from espnet_speechllm_xl.model.ctc_spelling import Spelling
 from espnet_speechllm_xl.model.sequence import PAD_TOKEN, refuse_late_end, sequence_length
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise, word_spans
+from espnet_speechllm_xl.training.prompts import PromptMaker
 
 MOST_LETTERS = 100  # longest word; a longer one is a text without spaces
 STRETCH = 400  # samples whose level may be that of the background noise
@@ -132,6 +133,7 @@ class Example:
     offsets: tuple[int, ...]  # frames, start of each utterance from the start of the example
     gain_db: float = 0.0  # change of the level
     kept: int | None = None  # frames kept after the last token ends; -1 cuts its last frame; None keeps all audio
+    prompt_seed: int | None = None  # of the words of its prompt; None: it has none
 
 
 class JoinedDataset(Dataset):
@@ -142,10 +144,11 @@ class JoinedDataset(Dataset):
     Args:
         dataset: the single utterances.
         sample_rate: Hz of their audio.
+        prompts: makes ``prompt``, one more array (P,) int64 of token ids; None: examples have none.
     """
 
-    def __init__(self, dataset: UtteranceDataset, sample_rate: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: UtteranceDataset, sample_rate: int, prompts: PromptMaker | None = None) -> None:
+        self.dataset, self.prompts = dataset, prompts
         self.sample_rate = sample_rate
         self.frame_samples = timeline.STACK * timeline.hop_samples(sample_rate)
 
@@ -158,6 +161,8 @@ class JoinedDataset(Dataset):
             arrays = {**arrays, "ends": np.minimum(arrays["ends"], frames - 1)}
         if example.gain_db:
             speech = with_gain(speech, example.gain_db)
+        if self.prompts is not None:
+            arrays = {**arrays, "prompt": self.prompts.draw(example.prompt_seed, arrays["text"].tolist())}
         return name, {**arrays, "speech": speech}
 
     def _joined(self, example: Example) -> tuple[str, Arrays]:
@@ -194,18 +199,22 @@ class Padding:
     Args:
         sample_rate: Hz of the audio.
         tail: frames of silence that the model appends to each example.
+        count_inputs: returns the decoder inputs of so many frames and tokens.
     """
 
-    def __init__(self, sample_rate: int, tail: int) -> None:
-        self._sample_rate, self._tail = sample_rate, tail
+    def __init__(
+        self, sample_rate: int, tail: int, count_inputs: Callable[[int, int], int] = sequence_length
+    ) -> None:
+        self._sample_rate, self._tail, self._count_inputs = sample_rate, tail, count_inputs
         self._real, self._padded = [0, 0], [0, 0]
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Count a batch of :func:`collate`."""
-        frames = timeline.frames(batch["speech_lengths"], self._sample_rate) + self._tail
-        for index, counts in enumerate((frames, frames + batch["text_lengths"])):
-            self._real[index] += int(counts.sum())
-            self._padded[index] += int(counts.max()) * len(counts)
+        frames = (timeline.frames(batch["speech_lengths"], self._sample_rate) + self._tail).tolist()
+        inputs = list(map(self._count_inputs, frames, batch["text_lengths"].tolist()))
+        for index, counts in enumerate((frames, inputs)):
+            self._real[index] += sum(counts)
+            self._padded[index] += max(counts) * len(counts)
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -237,6 +246,8 @@ class BatchFactory(AbsIterFactory):
         world_size: number of processes (DDP); each takes its share of every batch.
         augment: changes of level and end; None: the defaults.
         tail: frames of silence that the model appends to each example.
+        count_inputs: returns the decoder inputs of so many frames and tokens.
+        prompts: makes the prompts of training examples, which ``batch_bins`` does not count; None: there are none.
 
     Raises:
         DataError: an utterance has no token count or no speaker, or does not fit in a batch.
@@ -258,8 +269,11 @@ class BatchFactory(AbsIterFactory):
         world_size: int = 1,
         augment: AugmentConfig | None = None,
         tail: int = 0,
+        count_inputs: Callable[[int, int], int] = sequence_length,
+        prompts: PromptMaker | None = None,
     ) -> None:
-        self.dataset = JoinedDataset(dataset, sample_rate)
+        self.prompts = prompts if train else None
+        self.dataset = JoinedDataset(dataset, sample_rate, self.prompts)
         self.frames = {utterance: int(timeline.frames(count, sample_rate)) for utterance, count in samples.items()}
         # One encoder frame more than its complete ones: where the next utterance may start.
         per_frame = self.dataset.frame_samples
@@ -268,7 +282,7 @@ class BatchFactory(AbsIterFactory):
         self.speakers = speakers
         self.concat = concat if concat is not None and max(concat.max_seconds, concat.max_lead_seconds) > 0 else None
         self.augment = augment or AugmentConfig()
-        self.sample_rate, self.tail = sample_rate, tail
+        self.sample_rate, self.tail, self._count_inputs = sample_rate, tail, count_inputs
         self.batch_bins, self.seed, self.train = batch_bins, seed, train
         self.workers, self.rank, self.world_size = workers, rank, world_size
         for file, table in (("text_shape", tokens), ("utt2spk", speakers)):
@@ -281,8 +295,8 @@ class BatchFactory(AbsIterFactory):
             if not train:
                 name, advice = ("valid_batch_bins", "or leave it out of the validation set")
             raise DataError(
-                f"{name} {batch_bins} is less than the {self._length(longest)} frames and tokens of {longest}: "
-                f"raise {name}, {advice}"
+                f"{name} {batch_bins} is less than the {self._length(longest)} inputs, frames and tokens, of "
+                f"{longest}: raise {name}, {advice}"
             )
 
     def _length(self, utterance: str) -> int:
@@ -290,11 +304,11 @@ class BatchFactory(AbsIterFactory):
 
     def _inputs(self, num_frames: int, num_tokens: int) -> int:
         """Count the decoder inputs of an example."""
-        return sequence_length(num_frames + self.tail, num_tokens)
+        return self._count_inputs(num_frames + self.tail, num_tokens)
 
     def new_padding(self) -> Padding:
         """Return a counter of the padding in the batches."""
-        return Padding(self.sample_rate, self.tail)
+        return Padding(self.sample_rate, self.tail, self._count_inputs)
 
     def build_iter(self, epoch: int, shuffle: bool | None = None) -> DataLoader:
         """Return the loader of one epoch, which yields ``(utterance ids, batch)``; ``shuffle`` changes nothing."""
@@ -316,6 +330,9 @@ class BatchFactory(AbsIterFactory):
         examples = self._examples(rng)
         if self.train:
             examples = self._augmented(examples, np.random.default_rng([self.seed, epoch, 1]))
+        if self.prompts is not None:
+            drawn = np.random.default_rng([self.seed, epoch, 2])
+            examples = _prompted(examples, self.prompts.config.probability, drawn)
         frames, inputs = (np.array(counts, dtype=np.int64) for counts in zip(*map(self._size, examples), strict=True))
         # The encoder pads frames, the decoder its inputs, frames and tokens: each has its say in what is of one length.
         lengths = (frames + inputs) / 2
@@ -389,6 +406,16 @@ class BatchFactory(AbsIterFactory):
         for speaker in rng.permutation(sorted(groups)):
             order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))
         return order
+
+
+def _prompted(examples: list[Example], probability: float, rng: np.random.Generator) -> list[Example]:
+    """Give a share ``probability`` of the examples a prompt."""
+    prompted = rng.random(len(examples)) < probability
+    seeds = rng.integers(1 << 32, size=len(examples))
+    return [
+        replace(example, prompt_seed=int(seed) if chosen else None)
+        for example, chosen, seed in zip(examples, prompted, seeds, strict=True)
+    ]
 
 
 def _fill(examples: Iterable[tuple[Example, int]], bins: int, min_examples: int) -> list[list[Example]]:

@@ -1,5 +1,6 @@
 """The GPU check: it runs to its end on a CPU and on a pretended GPU, survives its parts, and counts right."""
 
+import dataclasses
 import random
 import types
 
@@ -15,7 +16,7 @@ from espnet_speechllm_xl.benchmarks.gpu_check import PARTS, Check, Part
 from espnet_speechllm_xl.benchmarks.gpu_figures import LaunchCounter, Shape, count_launches, data_sheet
 from espnet_speechllm_xl.benchmarks.gpu_report import Report, Setting
 from espnet_speechllm_xl.benchmarks.gpu_streams import PacedStreams, Trial, search_most
-from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, EncoderConfig
+from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, EncoderConfig, ProjectionConfig
 from espnet_speechllm_xl.decoding.engine import Engine
 from espnet_speechllm_xl.model.visibility import visible
 
@@ -220,7 +221,8 @@ SHAPE = Shape(
 )
 
 
-def test_flop_are_those_that_torch_counts(tiny_tokens, tmp_path):
+@pytest.mark.parametrize("projection", [ProjectionConfig(), ProjectionConfig(4), ProjectionConfig(2, hidden_dim=12)])
+def test_flop_are_those_that_torch_counts(tiny_tokens, tmp_path, projection):
     """Of the products with weights; torch counts attention with its mask, as if all were visible."""
     from espnet_speechllm_xl.systems import find_task
 
@@ -231,6 +233,8 @@ def test_flop_are_those_that_torch_counts(tiny_tokens, tmp_path):
             if hasattr(config, name):
                 options += [f"--{section}", f"{name}={getattr(config, name)}"]
     options += [*tiny.conf("chunking_conf", ["chunk=8", "context=1"]), "--output_dir", str(tmp_path)]
+    fields = [f"{name}={value}" for name, value in dataclasses.asdict(projection).items()]
+    options += tiny.conf("projection_conf", fields)
     model = task.build_model(task.get_parser().parse_args(options)).eval()
     vocab_size = model.decoder.eoc
     frames, tokens = 20, 7
@@ -241,29 +245,33 @@ def test_flop_are_those_that_torch_counts(tiny_tokens, tmp_path):
     }  # fmt: skip
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**batch)
-    shape = Shape(SHAPE.encoder, SHAPE.decoder, SHAPE.chunking, 80, vocab_size)
+    shape = Shape(SHAPE.encoder, SHAPE.decoder, SHAPE.chunking, 80, vocab_size, projection)
     counted = shape.forward_flop(frames, tokens)
     own = 2 * sum(value for name, value in counted.items() if "attention" not in name)
     torchs = counter.get_flop_counts()["Global"]
     products = sum(value for kind, value in torchs.items() if str(kind) in ("aten.mm", "aten.addmm"))
     # torch computes the front end of the padding of the last segment, too, and mel bands as products of their own.
     padding = 2 * 2 * (24 + 2 - frames) * 320 * 16
+    if projection.reduction > 1:  # and the inputs of the padding of the last chunk
+        weights = sum(weight.numel() for weight in model.projection.parameters() if weight.ndim == 2)
+        padding += 2 * 2 * (24 - frames) // projection.reduction * weights
     mel = 2 * 2 * (4 * frames) * 257 * 80
     assert products - own in (padding, padding + mel)
 
 
+@pytest.mark.parametrize("reduction", [1, 4])
 @pytest.mark.parametrize("frames, tokens", [(8, 0), (20, 7), (33, 30)])
 @pytest.mark.parametrize("chunking", [ChunkingConfig(8, 1), ChunkingConfig(8, None), ChunkingConfig(None, None)])
-def test_visible_keys_are_those_of_the_predicate(chunking, frames, tokens):
+def test_visible_keys_are_those_of_the_predicate(chunking, frames, tokens, reduction):
     chunk_ids = []
     size = chunking.chunk or frames
     for begin in range(0, frames, size):
         stop = min(begin + size, frames)
-        count = stop - begin + tokens * stop // frames - tokens * begin // frames
+        count = -(-(stop - begin) // reduction) + tokens * stop // frames - tokens * begin // frames
         chunk_ids += [begin // size] * count
     place, chunk_id = torch.arange(len(chunk_ids)), torch.tensor(chunk_ids)
     seen = visible(place[:, None], chunk_id[:, None], place[None], chunk_id[None], chunking.context)
-    shape = Shape(SHAPE.encoder, SHAPE.decoder, chunking, 80, 39)
+    shape = Shape(SHAPE.encoder, SHAPE.decoder, chunking, 80, 39, ProjectionConfig(reduction))
     assert shape.forward_flop(frames, tokens)["decoder, attention"] == 4 * 3 * 24 * int(seen.sum())
 
 

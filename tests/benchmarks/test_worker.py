@@ -45,18 +45,23 @@ class CountingDecoder:
         return results
 
 
-def test_a_decoder_step_finds_as_many_inputs_as_are_counted(settings, monkeypatch):
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_a_decoder_step_finds_as_many_inputs_as_are_counted(settings, monkeypatch, reduction):
     decoder, chunking = CountingDecoder(), SimpleNamespace(chunk=16, context=2)
-    planted = SimpleNamespace(model=SimpleNamespace(decoder=decoder), chunking=chunking)
+    acoustic = SimpleNamespace(encoder=SimpleNamespace(output_size=lambda: 3))
+    model = SimpleNamespace(decoder=decoder, acoustic=acoustic, parameters=lambda: iter([torch.ones(1)]))
+    model.projection = lambda frames: frames[::reduction]
+    planted = SimpleNamespace(model=model, chunking=chunking)
     monkeypatch.setattr(worker, "load_model", lambda _: planted)
     subject = worker.Step({**settings, "batch": 2})
-    assert subject.facts["frames"] == 16 and subject.facts["context"] == 2
+    new = 16 // reduction
+    assert (subject.facts["frames"], subject.facts["inputs"], subject.facts["context"]) == (16, new, 2)
     for _ in range(2):
         decoder.found.clear()
         measured = subject.measure()
         assert len(measured["prefill"]) == 1 and len(measured["token"]) == TOKENS
-        before = 2 * (16 + TOKENS)  # in the two chunks of the context
-        assert decoder.found == [before] * 2 + [before + 16 + number // 2 for number in range(2 * TOKENS)]
+        before = 2 * (new + TOKENS)  # in the two chunks of the context
+        assert decoder.found == [before] * 2 + [before + new + number // 2 for number in range(2 * TOKENS)]
 
 
 def test_bare_products_and_the_peer_have_the_weights_of_the_decoder(settings):

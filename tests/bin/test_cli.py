@@ -768,6 +768,51 @@ def test_align(capsys, dump, tiny_aligner_dir, tmp_path):
     assert "4 of 7 utterances aligned, 1 left out: empty text, 1 left out: too few frames, 1 left out: unknown" in out
 
 
+def test_align_written_text(capsys, dump, tiny_aligner_dir, tmp_path):
+    """The aligner hears text_spoken; numbers have the time of what is read between their neighbours."""
+    copy = shutil.copytree(dump, tmp_path / "dump")
+    names = ["a-1", "a-2", "b-3", "b-4"]
+    spoken = {name: TEXTS[name] for name in names} | {"a-1": "turn ten lights on", "b-3": "one two three stop"}
+    written = {"a-1": "Turn 10 lights on.", "a-2": "No rain, today!", "b-3": "123 stop", "b-4": "Other words, these."}
+    for name in ("wav.scp", "utt2spk", "utt2num_samples"):
+        write_table(copy / name, {key: value for key, value in read_table(copy / name).items() if key in names})
+    base = ("align", "--dump", copy, "--model", tiny_aligner_dir, "--out")
+    write_table(copy / "text", spoken)
+    assert run(capsys, *base, tmp_path / "plain")[0] == 0
+    write_table(copy / "text", written)
+    write_table(copy / "text_spoken", spoken)
+    code, out, _ = run(capsys, *base, tmp_path / "out")
+    assert code == 0 and "3 of 4 utterances aligned, 1 left out: no word of the text is spoken" in out
+    assert (
+        f"{tmp_path / 'out'}: 2 of 9 words are not written as they are read (most often: 10 1, 123 1); they have the "
+        "time of what is spoken between their neighbours\n"
+    ) in out
+    heard, read = (read_ctm(tmp_path / name / "words.ctm") for name in ("plain", "out"))
+    assert [word.text for word in read["a-1"]] == written["a-1"].split()
+    assert [word.end for word in read["a-1"]] == [word.end for word in heard["a-1"]]
+    assert [word.end for word in read["a-2"]] == [word.end for word in heard["a-2"]]
+    assert [(word.start, word.end) for word in read["b-3"]] == [
+        (heard["b-3"][0].start, heard["b-3"][2].end),
+        (heard["b-3"][3].start, heard["b-3"][3].end),
+    ]
+    assert read_table(tmp_path / "out/read_otherwise") == {"a-1": "10", "b-3": "123"}
+    assert read_table(tmp_path / "out/text_spoken") == {name: spoken[name] for name in ("a-1", "a-2", "b-3")}
+    ends = {key: list(map(int, value.split())) for key, value in read_table(tmp_path / "out/char_ends").items()}
+    assert all(len(ends[name]) == len(written[name]) and ends[name] == sorted(ends[name]) for name in ends)
+    assert "were aligned before" in run(capsys, *base, tmp_path / "out")[1]
+    code, out, _ = run(capsys, "align-report", "--aligned", tmp_path / "out", "--dump", copy, "--plots", "0")
+    assert code == 0 and "; 2 words not written as they are read; 0 plots" in out
+    assert "Written text: 2 of 9 words are not" in (tmp_path / "out/report/report.md").read_text("utf-8")
+    # Without what is spoken: the text itself, as before.
+    (copy / "text_spoken").unlink()
+    write_table(copy / "text", spoken)
+    assert run(capsys, *base, tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out/read_otherwise").exists() and not (tmp_path / "out/text_spoken").exists()
+    write_table(copy / "text_spoken", {"a-1": "stop"})
+    code, _, error = run(capsys, *base, tmp_path / "out")
+    assert code == 2 and "text_spoken lacks 'a-2' (3 in all): run the format stage again" in one_line(error)
+
+
 def test_align_says_that_its_aligner_is_hopeless(capsys, dump, tiny_aligner_dir, tmp_path):
     model = shutil.copytree(tiny_aligner_dir, tmp_path / "aligner")
 

@@ -207,3 +207,44 @@ def test_a_word_that_becomes_several_gives_each_its_times(tmp_path):
         ("two", 0.1, 0.2),
         ("END", 0.25, 0.3),
     ]
+
+
+WRITTEN = {"ann-1": "It was 1998, Ann.", "ann-2": "Dr. Who?"}
+READING = {"ann-1": "IT WAS NINETEEN NINETY EIGHT ANN", "ann-2": "doctor who"}
+
+
+def formatted(source, out, *options):
+    """The tables ``text`` and ``text_spoken`` of a dump; None for one that is not there."""
+    assert cli.main(["data", "format", "--data", str(source), "--dump", str(out), "--nj", "1", *options]) == 0
+    tables = (out / name for name in ("text", "text_spoken"))
+    return [kaldi.read_table(path) if path.exists() else None for path in tables]
+
+
+def test_written_text_and_what_is_spoken(tmp_path, capsys):
+    source = make(tmp_path / "d", {"ann-1": 0.4, "ann-2": 0.5})
+    kaldi.write_table(source / "text", WRITTEN)
+    of_text = {"ann-1": "it was 1998 ann", "ann-2": "dr who"}
+    of_reading = {name: text.lower() for name, text in READING.items()}
+    out = tmp_path / "o"
+    assert formatted(source, out, "--text", "written") == [WRITTEN, of_text]
+    assert formatted(source, out) == [WRITTEN, None], "nothing of an earlier run stays"
+    assert formatted(source, out, "--text", "plain") == [of_text, None]
+    kaldi.write_table(source / "text_spoken", READING)
+    assert cli.main(["data", "check", str(source)]) == 0
+    assert formatted(source, out, "--text", "plain") == [of_reading, None]
+    assert formatted(source, out) == [WRITTEN, None]
+    assert formatted(source, out, "--text", "written") == [WRITTEN, of_reading]
+    # It goes with its utterance.
+    assert cli.main(["data", "perturb", "--data", str(source), "--out", str(tmp_path / "sp"), "--factors", "1.1"]) == 0
+    assert kaldi.read_table(tmp_path / "sp/text_spoken")["sp1.1-ann-2"] == "doctor who"
+    assert cli.main(["data", "subset", "--data", str(out), "--out", str(tmp_path / "first"), "--first", "1"]) == 0
+    assert kaldi.read_table(tmp_path / "first/text_spoken") == {"ann-1": of_reading["ann-1"]}
+    assert cli.main(["data", "longform", "--dump", str(out), "--out", str(tmp_path / "x2"), "--factor", "2"]) == 0
+    assert kaldi.read_table(tmp_path / "x2/text_spoken") == {"ann-1-x2": " ".join(of_reading.values())}
+    kaldi.write_table(source / "text_spoken", {**READING, "ann-2": "..."})
+    assert formatted(source, out, "--text", "written")[1] == {"ann-1": of_reading["ann-1"]}
+    assert kaldi.read_table(out / "skipped") == {"ann-2": "empty-text nothing of the text is spoken"}
+    kaldi.write_table(source / "text_spoken", {"ann-1": READING["ann-1"]})
+    capsys.readouterr()
+    assert cli.main(["data", "format", "--data", str(source), "--dump", str(out), "--text", "written"]) == 1
+    assert f"{source / 'text_spoken'} lacks 'ann-2' (1 in all): write there what is said" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from espnet_speechllm_xl.config import ChunkingConfig, FeatureConfig, SearchConf
 from espnet_speechllm_xl.corpus.ctm import joined_text
 from espnet_speechllm_xl.decoding.audio_chunks import AudioChunks
 from espnet_speechllm_xl.decoding.engine import run
+from espnet_speechllm_xl.decoding.joint_ctc import JointModel
 from espnet_speechllm_xl.decoding.output_formats import beside
 from espnet_speechllm_xl.decoding.results import Update
 from espnet_speechllm_xl.decoding.searches import Hypothesis
@@ -83,6 +84,37 @@ def test_stream_gives_what_offline_gives(tiny_model, method, chunking):
         assert (updates[-1].partial, stream.capped) == ("", expected[0].capped)
         texts.add(expected[0].text)
     assert len(texts) > 1  # the decoder listens
+
+
+@pytest.fixture(scope="module")
+def reduced_model(tmp_path_factory, tiny_tokens):
+    """(model, tokenizer) in float64, whose decoder gets one input for four frames."""
+    from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
+    from espnet_speechllm_xl.trained_model import load_model
+
+    extra = [*tiny.conf("decoder_conf", tiny.DECODER), *tiny.conf("loss_conf", ["ctc_weight=0.1"])]
+    extra += tiny.conf("projection_conf", ["reduction=4"])
+    directory = tmp_path_factory.mktemp("reduced") / "m"
+    weights = "valid.acc_text.ave.pth"
+    tiny.write_model(directory, SpeechLLMXLTask, tiny_tokens, weights, extra, seed=3, change=tiny.talkative)
+    return load_model(directory, dtype="float64")[:2]
+
+
+@pytest.mark.parametrize("method, ctc_weight", [("greedy", 0.0), ("chunk_sync", 0.0), ("greedy", 0.3)])
+@pytest.mark.parametrize("chunking", [(16, 2), (2, 4), (24, 0), (None, None), (8, 3, 0, "word")])
+def test_stacked_frames_in_streams_files_and_batches(reduced_model, method, ctc_weight, chunking):
+    """At chunk sizes other than the model's 32; chunks of 2 frames make an input that lacks two."""
+    model, tokenizer = reduced_model
+    chosen = (JointModel(model, ctc_weight) if ctc_weight else model), tokenizer
+    rng = random.Random(f"{method} {chunking}")
+    recordings = [tiny.speech(seed + 50, length) for seed, length in enumerate([20000, ONE_FRAME, 45000])]
+    together = offline(chosen, chunking, search(method, nbest=3), *recordings)
+    for audio, expected in zip(recordings, together, strict=True):
+        same(offline(chosen, chunking, search(method, nbest=3), audio)[0], expected)
+        updates = play(live(chosen, chunking, search(method)), cuts(audio, rng, 9000))
+        assert said(updates) == expected[0].text
+        same_words([word for update in updates for word in update.words], expected[0].words, method == "greedy")
+    assert together[0][0].text != together[2][0].text  # the decoder listens
 
 
 @pytest.fixture(scope="module")

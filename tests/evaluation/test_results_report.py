@@ -201,6 +201,39 @@ def test_results_without_tags_and_case(tmp_path):
     assert "WER and CER, without tags and case." in lines
 
 
+def test_results_of_written_text(tmp_path):
+    exp, dump = recipe(tmp_path)
+    results = tmp_path / "RESULTS.md"
+    options = ["--exp", exp, "--dump", dump, "--results", results]
+    assert run(*options, "--normaliser", "none") == 0
+    plain = results.read_text(encoding="utf-8")
+    assert "Normalised" not in plain and "Punctuation" not in plain
+    for path, text in ((dump / "raw/test/text", "Twenty. Go!"), (exp / "tiny/decode_alsd/test/text", "20. go.")):
+        path.write_text(path.read_text(encoding="utf-8").replace("go home", text), encoding="utf-8")
+    assert run(*options, "--normaliser", "english") == 0
+    lines = results.read_text(encoding="utf-8").splitlines()
+    start = lines.index("### Normalised WER (english)")
+    assert lines[start + 2].startswith("Words after EnglishTextNormalizer of whisper-normalizer 0.1.")
+    assert "|decode_alsd/test|4|7|100.0|0.0|0.0|0.0|0.0|0.0|" in lines[start:]
+    assert "|decode_alsd/test|4|7|71.4|28.6|0.0|0.0|28.6|25.0|" in lines[:start], "the raw one stays"
+    rows = lines[lines.index("### Punctuation and capitals") :]
+    assert "|decode_alsd/test|`.`|1|50.0|100.0|66.7|" in rows
+    assert "|decode_alsd/test|capitals|1|-|0.0|0.0|" in rows
+    assert not any(row.startswith("|decode_alsd/test_2x|`") for row in rows), "its references have no marks"
+    assert (exp / "tiny/decode_alsd/test/score_wer_english/result.txt").is_file()
+
+
+def test_in_scripts_without_spaces_characters_lead(tmp_path):
+    exp, dump = recipe(tmp_path)
+    for path in (*dump.glob("raw/*/text"), *exp.glob("tiny/*/*/text")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("the cat sat", "今天天气很好").replace("go home", "我们去公园"), encoding="utf-8")
+    results = tmp_path / "RESULTS.md"
+    assert run("--exp", exp, "--dump", dump, "--results", results) == 0
+    lines = results.read_text(encoding="utf-8").splitlines()
+    assert lines.index("### CER") < lines.index("### WER")
+
+
 def test_results_keep_what_people_wrote(tmp_path):
     exp, dump = recipe(tmp_path)
     results = write(tmp_path / "RESULTS.md", "# My results\n\nnotes before\n")

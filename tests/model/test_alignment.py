@@ -17,7 +17,9 @@ from espnet_speechllm_xl.model.alignment import (
     char_times,
     format_char_ends,
     from_word_times,
+    move_to_written,
     parse_char_ends,
+    same_words,
     token_ends,
     transfer,
     viterbi,
@@ -272,6 +274,108 @@ def test_word_times_of_another_text(words):
 
 def test_word_times_of_an_empty_text():
     assert from_word_times("", []) == [[], []]
+
+
+# --- written text, heard as it is read ---
+
+
+def moved(spoken, written):
+    """The written text with what its characters end with: the index of the spoken character, every word once."""
+    ends = [10 * index + 9 for index in range(len(spoken))]
+    found = move_to_written(spoken, [[10 * index for index in range(len(spoken))], ends], written)
+    assert len(found.starts) == len(found.ends) == len(written)
+    assert found.ends == sorted(found.ends)
+    assert all(start <= end for start, end in zip(found.starts, found.ends, strict=True))
+    return found, [end // 10 for end in found.ends]
+
+
+def test_numbers_and_abbreviations_take_what_stands_between_their_neighbours():
+    spoken = "in nineteen ninety eight doctor smith paid five dollars"
+    written = "In 1998, Dr. Smith paid $5."
+    found, ends = moved(spoken, written)
+    last = {word: spoken.index(word) + len(word) - 1 for word in spoken.split()}
+    assert found.read_otherwise == ["1998,", "Dr.", "$5."]
+    place = written.index
+    assert ends[:2] == [0, 1]  # In, character by character
+    assert ends[place("1") : place("1998,") + 5] == [last["eight"]] * 5
+    assert found.starts[place("1")] == 10 * spoken.index("nineteen")
+    assert ends[place("Dr.") : place("Dr.") + 3] == [last["doctor"]] * 3
+    first = spoken.index("smith")
+    assert ends[place("Smith") : place("Smith") + 5] == [*range(first, first + 5)]
+    assert ends[place("$5.") :] == [last["dollars"]] * 3, "the sign before the number waits for it"
+    assert found.starts[place("$")] == 10 * spoken.index("five")
+
+
+@pytest.mark.parametrize(
+    "spoken, written, expected, otherwise",
+    [
+        ("hello bob", "Hello, Bob!", "01234 4 4 678 8", []),
+        ("hello bob", '"Hello," (Bob)', "0 01234 44 4 6 678 8", []),
+        ("well known", "well-known", "0123 3 56789", []),
+        ("don't go", "Don\u2019t go", "01234 4 67", []),
+        ("one one", "1 one", "2 2 456", ["1"]),
+        ("one two", "1 2", "2 2 6", ["1", "2"]),  # as many of both: one each
+        ("a x y z", "A 1 23", "0 0 6 6 66", ["1", "23"]),
+        ("uh go now", "Go [sic] now", "34 4 44444 4 678", ["[sic]"]),
+        ("go now", "Ah, go now", "00 0 0 01 1 345", ["Ah,"]),
+        ("go now", "go now, then", "01 1 345 5 5 5555", ["then"]),
+        ("a b", "- a -- b ...", "0 0 0 0 00 0 2 2 222", []),
+        ("1 go", "1 go", "0 0 23", []),
+        ("\u6709\u4e94\u4e2a", "\u67095\u4e2a\u3002", "0 1 2 2", ["\u67095"]),
+        ("strasse", "Stra\u00dfe", "666666", []),
+        ("mister x", "?!", "00", []),
+        ("", "", "", []),
+    ],
+)
+def test_written_forms(spoken, written, expected, otherwise):
+    found, ends = moved(spoken, written)
+    assert "".join(map(str, ends)) == expected.replace(" ", "")
+    assert found.read_otherwise == otherwise
+
+
+def test_equal_words_match_as_often_as_possible():
+    assert same_words("the 5 the end".split(), "the five the end".split()) == [(0, 0), (2, 2), (3, 3)]
+    assert same_words("b c d".split(), "a b x c d d".split()) == [(0, 1), (1, 3), (2, 4)]
+    assert same_words("dr x".split(), "doctor draws x".split()) == [(0, 0), (1, 2)]
+    # A match counts more than any number of abbreviations.
+    assert same_words("st dr x".split(), "x saint doctor".split()) in ([(2, 0)], [(0, 1), (1, 2)])
+    assert same_words([], ["a"]) == same_words(["a"], []) == []
+    rng = random.Random(5)
+    for _ in range(200):
+        left, right = ([rng.choice("abc1") for _ in range(rng.randint(0, 6))] for _ in range(2))
+        pairs = same_words(left, right)
+        assert all(left[index] == right[place] for index, place in pairs)
+        assert all(a < b for column in zip(*pairs, strict=True) for a, b in itertools.pairwise(column))
+        longest = max(
+            len(part)
+            for count in range(len(left) + 1)
+            for part in itertools.combinations(left, count)
+            if is_part(part, right)
+        )
+        assert len(pairs) == longest
+
+
+def is_part(part, whole):
+    """Whether the items of ``part`` stand in ``whole``, in their order."""
+    rest = iter(whole)
+    return all(item in rest for item in part)
+
+
+def test_other_text_is_refused():
+    with pytest.raises(AlignmentError, match="no word of the text is spoken: 'good morning to you'"):
+        moved("quite another thing", "good morning to you")
+
+
+def test_written_text_falls_into_the_chunks_in_which_it_is_spoken(sentencepiece_model):
+    """Tokens of the written text, of any tokenizer, end in order; the number's when it has been read."""
+    tokenizer = load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True))
+    spoken, written = "ada sees nineteen ninety eight old pianos", "Ada sees 1998 old pianos."
+    found, _ = moved(spoken, written)
+    ids, places = tokenizer.encode(written)
+    ends = token_ends(found.ends, places)
+    assert ends == sorted(ends) and len(ends) == len(ids)
+    after = [end for end, place in zip(ends, places, strict=True) if place > written.index("1")]
+    assert after[0] == 10 * (spoken.index("eight") + 4) + 9
 
 
 # --- other tokenizers ---

@@ -7,15 +7,15 @@ import torch
 
 from espnet_speechllm_xl.model import attention
 from espnet_speechllm_xl.model.attention import BlockAttention, DenseAttention, sequence_attention
-from espnet_speechllm_xl.model.visibility import PADDING, attention_mask
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT, attention_mask
 
 
-def ragged_batch(lengths, chunk, seed):
-    """Positions and chunk ids (B, L): chunks of ``chunk`` to ``chunk + 9`` inputs, padding behind the end."""
+def ragged_batch(lengths, chunk, seed, prompts=(0, 0, 0)):
+    """Positions and chunk ids (B, L): prompts, chunks of ``chunk`` to ``chunk + 9`` inputs, padding behind the end."""
     rng, longest = random.Random(seed), max(lengths)
     rows = []
-    for length in lengths:
-        row, chunk_id = [], 0
+    for length, prompt in zip(lengths, prompts, strict=False):
+        row, chunk_id = [PROMPT] * prompt, 0
         while len(row) < length:
             row += [chunk_id] * (chunk + rng.randrange(10))
             chunk_id += 1
@@ -24,10 +24,11 @@ def ragged_batch(lengths, chunk, seed):
 
 
 @pytest.mark.parametrize("context", [0, 1, 4])
-@pytest.mark.parametrize("lengths", [(700,), (900, 640, 130), (768, 513)])
-def test_blocks_equal_one_dense_mask(context, lengths):
+@pytest.mark.parametrize("prompts", [(0, 0, 0), (20, 0, 130), (140, 5, 0)])
+@pytest.mark.parametrize("lengths", [(1400,), (2000, 1600, 1130), (1408, 1153)])
+def test_blocks_equal_one_dense_mask(context, lengths, prompts):
     torch.manual_seed(0)
-    position, chunk_id = ragged_batch(lengths, 30, seed=context)
+    position, chunk_id = ragged_batch(lengths, 30, seed=context, prompts=prompts)
     chosen = sequence_attention(position, chunk_id, context, torch.float64)
     assert isinstance(chosen, BlockAttention)
     dense = DenseAttention(attention_mask(position, chunk_id, position, chunk_id, context, torch.float64))

@@ -4,18 +4,20 @@ import random
 
 import pytest
 import torch
-from slow import slow_label_sequence, slow_sequence
+from slow import slow_label_sequence, slow_sequence, slow_stacks
 
 from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.model.sequence import (
     IGNORE,
+    PAD_TOKEN,
     build_label_sequence,
     build_sequence,
     frame_chunks,
     gather_inputs,
     sequence_length,
+    with_prompts,
 )
-from espnet_speechllm_xl.model.visibility import PADDING
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT
 
 TABLE = """
     input    a b c d  1   e f g h  2 3 4   i j k l  5 6
@@ -24,21 +26,74 @@ TABLE = """
 """
 
 
-def test_the_papers_table():
-    rows = {line.split()[0]: line.split()[1:] for line in TABLE.strip().splitlines()}
+# The same utterance, two or four frames to an input; and the last with chunks of 6 frames, of which an input lacks two.
+REDUCED = {
+    (4, 2): """
+    input    ab cd  1   ef gh  2 3 4   ij kl  5 6
+    target   .  1   $   .  2   3 4 $   .  5   6 $
+    chunk    0  0   0   1  1   1 1 1   2  2   2 2
+""",
+    (4, 4): """
+    input    abcd  1   efgh  2 3 4   ijkl  5 6
+    target   1     $   2     3 4 $   5     6 $
+    chunk    0     0   1     1 1 1   2     2 2
+""",
+    (6, 4): """
+    input    abcd ef  1 2 3   ghij kl  4 5 6
+    target   .    1   2 3 $   .    4   5 6 $
+    chunk    0    0   0 0 0   1    1   1 1 1
+""",
+}
+
+
+TABLES = {(4, 1): TABLE, **REDUCED}
+
+
+@pytest.mark.parametrize("chunk, reduction, table", [(*key, table) for key, table in TABLES.items()])
+def test_the_papers_table(chunk, reduction, table):
+    rows = {line.split()[0]: line.split()[1:] for line in table.strip().splitlines()}
     sequence = build_sequence(
         torch.tensor([12]),
         torch.tensor([[1, 2, 3, 4, 5, 6]]),
         torch.tensor([6]),
         torch.tensor([[2, 4, 5, 7, 8, 11]]),
-        ChunkingConfig(chunk=4, context=1),
+        ChunkingConfig(chunk=chunk, context=1),
         eoc=7,
+        reduction=reduction,
     )
     names = {IGNORE: ".", 7: "$"}
-    assert ["abcdefghijkl123456"[i] for i in sequence.source[0].tolist()] == rows["input"]
+    stacks = ["".join("abcdefghijkl"[frame] for frame in stack) for stack in slow_stacks(12, chunk, reduction)[0]]
+    assert [[*stacks, *"123456"][i] for i in sequence.source[0].tolist()] == rows["input"]
     assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
     assert list(map(str, sequence.chunk_id[0].tolist())) == rows["chunk"]
-    assert sequence.position[0].tolist() == list(range(18))
+    assert sequence.position[0].tolist() == list(range(len(rows["input"])))
+
+
+PROMPTED = """
+    input    x y   a b c d  1   e f g h  2 3 4   i j k l  5 6
+    target   . .   . . . 1  $   . . . 2  3 4 $   . . . 5  6 $
+    chunk    P P   0 0 0 0  0   1 1 1 1  1 1 1   2 2 2 2  2 2
+"""
+
+
+def test_a_prompt_comes_first_and_has_no_targets():
+    """In a batch with an utterance that has none, and one that has a longer one and no frames."""
+    rows = {line.split()[0]: line.split()[1:] for line in PROMPTED.strip().splitlines()}
+    ends = torch.tensor([[2, 4, 5, 7, 8, 11]]).expand(3, -1)
+    arguments = torch.tensor([[1, 2, 3, 4, 5, 6]]).expand(3, -1), torch.tensor([6, 6, 0]), ends
+    prompts = torch.tensor([[8, 9, PAD_TOKEN], [PAD_TOKEN] * 3, [8, 9, 8]])
+    lengths = torch.tensor([12, 12, 0])
+    sequence = build_sequence(lengths, *arguments, ChunkingConfig(4, 1), eoc=7, prompts=prompts)
+    names = {IGNORE: ".", 7: "$"}
+    assert ["abcdefghijklxyz123456"[i] for i in sequence.source[0].tolist()] == rows["input"]
+    assert [names.get(t, str(t)) for t in sequence.target[0].tolist()] == rows["target"]
+    assert ["P" if k == PROMPT else str(k) for k in sequence.chunk_id[0].tolist()] == rows["chunk"]
+    assert with_prompts(prompts, arguments[0])[:, :3].tolist() == [[8, 9, 0], [0, 0, 0], [8, 9, 8]]
+    plain = build_sequence(lengths, *arguments, ChunkingConfig(4, 1), eoc=7)
+    assert sequence.chunk_id[1].tolist() == [*plain.chunk_id[1].tolist(), PADDING, PADDING]
+    assert sequence.target[1].tolist() == [*plain.target[1].tolist(), IGNORE, IGNORE]
+    assert sequence.chunk_id[2].tolist() == [PROMPT] * 3 + [PADDING] * 17
+    assert set(sequence.target[2].tolist()) == {IGNORE}
 
 
 def random_batch(rng, vocabulary=9):
@@ -62,24 +117,25 @@ def tensors(utterances, pad=-1):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 32, None])
-@pytest.mark.parametrize("delay", [0, 1, 7])
-def test_random_batches_against_the_slow_builder(chunk, delay):
+@pytest.mark.parametrize("delay, reduction", [(0, 1), (1, 1), (7, 1), (0, 2), (0, 4), (1, 8)])
+def test_random_batches_against_the_slow_builder(chunk, delay, reduction):
     rng = random.Random(f"{chunk} {delay}")
     eoc = 9
     for _ in range(25):
         utterances = random_batch(rng)
         frame_lengths, tokens, token_lengths, ends = tensors(utterances)
         chunking = ChunkingConfig(chunk=chunk, context=1, delay=delay)
-        sequence = build_sequence(frame_lengths, tokens.clamp(min=0), token_lengths, ends, chunking, eoc)
-        frames = torch.randn(len(utterances), int(frame_lengths.max()), 3)
+        sequence = build_sequence(frame_lengths, tokens.clamp(min=0), token_lengths, ends, chunking, eoc, reduction)
+        audio_inputs = len(slow_stacks(int(frame_lengths.max()), chunk, reduction)[0])
+        frames = torch.randn(len(utterances), audio_inputs, 3)
         embeddings = torch.randn(*tokens.shape, 3)
         inputs = gather_inputs(sequence, frames, embeddings)
-        longest = max(sequence_length(count, len(words)) for count, words, _ in utterances)
+        longest = max(sequence_length(count, len(words), chunk, reduction) for count, words, _ in utterances)
         assert sequence.source.shape == sequence.chunk_id.shape == sequence.target.shape == (len(utterances), longest)
         for b, (count, words, own_ends) in enumerate(utterances):
-            expected, chunks, targets = slow_sequence(count, words, own_ends, chunk, delay, eoc)
+            expected, chunks, targets = slow_sequence(count, words, own_ends, chunk, delay, eoc, reduction)
             size = len(expected)
-            assert size == sequence_length(count, len(words))
+            assert size == sequence_length(count, len(words), chunk, reduction)
             assert sequence.chunk_id[b].tolist() == chunks + [PADDING] * (longest - size)
             padded = targets + [None] * (longest - size)
             assert sequence.target[b].tolist() == [IGNORE if t is None else t for t in padded]
@@ -117,6 +173,11 @@ def test_chunks_of_frames():
         [PADDING] * 5,
     ]
     assert frame_chunks(torch.tensor([3, 1]), None).tolist() == [[0, 0, 0], [0, PADDING, PADDING]]
+    assert frame_chunks(torch.tensor([13, 7, 0]), 6, 4).tolist() == [
+        [0, 0, 1, 1, 2],
+        [0, 0, 1, PADDING, PADDING],
+        [PADDING] * 5,
+    ]
 
 
 def test_an_utterance_without_frames_or_text_is_all_padding():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from slow import slow_visible
 
-from espnet_speechllm_xl.model.visibility import PADDING, attention_mask, oldest_visible_chunk, visible
+from espnet_speechllm_xl.model.visibility import PADDING, PROMPT, attention_mask, oldest_visible_chunk, visible
 
 
 def random_chunks(rng, length):
@@ -35,6 +35,18 @@ def test_the_papers_example():
 
     assert seen_by("4") == set("abcdefgh1234")
     assert seen_by("6") == set("efghijkl23456")
+
+
+@pytest.mark.parametrize("context", [0, 1, None])
+def test_a_prompt_is_seen_by_every_chunk_and_sees_itself(context):
+    names = "x y a b 1 c d 2 e f 3".split()
+    chunks = torch.tensor([PROMPT] * 2 + [0] * 3 + [1] * 3 + [2] * 3)
+    position = torch.arange(len(names))
+    seen = visible(position[:, None], chunks[:, None], position, chunks, context)
+    rows = ["".join(name for name, one in zip(names, row, strict=True) if one) for row in seen.tolist()]
+    assert rows[names.index("x")] == "x" and rows[names.index("y")] == "xy"
+    assert rows[names.index("d")] == {0: "xycd", 1: "xyab1cd", None: "xyab1cd"}[context]
+    assert rows[names.index("f")] == {0: "xyef", 1: "xycd2ef", None: "xyab1cd2ef"}[context]
 
 
 @pytest.mark.parametrize("context", [0, 1, 2, 5, None])

@@ -21,7 +21,7 @@ case $args in
   *" tokens "*) mkdir -p "$out"; echo "$out" >"$out/tokenizer.model"; echo a >"$out/tokens.txt" ;;
   *" format "* | *" align "*)
     mkdir -p "$out"
-    for file in wav.scp text utt2spk utt2num_samples char_ends; do echo "a 1" >"$out/$file"; done
+    for file in wav.scp text text_spoken utt2spk utt2num_samples char_ends; do echo "a 1" >"$out/$file"; done
     ;;
   *" --collect_stats "*) mkdir -p "$out" ;;
   *asr_train.py* | *" train "* | *" train-aligner "*) touch "$out/valid.ter.ave.pth" "$out/config.yaml" ;;

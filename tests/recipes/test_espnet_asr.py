@@ -287,7 +287,7 @@ def test_what_is_wrong_is_said_in_one_line(run_driver, trained, wrong, message):
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("corpus", ["an4", "fsdd", "librispeech", "mboshi", "mini_espeak"])
+@pytest.mark.parametrize("corpus", ["an4", "fsdd", "librispeech", "ljspeech", "mboshi", "mini_espeak", "mini_mandarin"])
 def test_recipes_give_options_that_the_driver_has(corpus):
     # The recipe's own options are read before --help.
     done = subprocess.run([ROOT / f"egs2/{corpus}/speechllm_xl1/run.sh", "--help"], capture_output=True, text=True)

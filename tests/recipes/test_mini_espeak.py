@@ -30,6 +30,7 @@ def load(name):
 
 sentences = load("sentences")
 synthesise = load("synthesise")
+written = load("written")
 data = load("data")
 
 
@@ -261,3 +262,65 @@ def test_wrong_options_and_what_is_in_the_way(tmp_path):
     done = run()
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and said.startswith("mini_espeak data: data/local") and "what is in the way" in said
+
+
+@pytest.mark.parametrize(
+    "sentence, expected",
+    [
+        (
+            "call doctor miller at seven twenty five on the third of may",
+            "Call Dr. Miller at 7:25 on the 3rd of May.",
+        ),
+        ("the onions cost four thousand two hundred dollars", "The onions cost $4200."),
+        ("the lemons cost nine hundred and eleven dollars", "The lemons cost $911."),
+        ("what is twenty one plus thirty", "What is 21 plus 30?"),
+        ("dial zero zero two ten", "Dial 0 0 2 10."),
+        ("go left after forty miles and then right", "Go left after 40 miles, and then right."),
+        ("the code is b two q seven", "The code is B 2 Q 7."),
+        ("anna was born on monday the twenty second of march", "Anna was born on Monday the 22nd of March."),
+        ("today is june the twelfth", "Today is June the 12th."),
+        ("the station in london opens at half past nine", "The station in London opens at half past 9."),
+        ("set the alarm to twelve fifteen on friday", "Set the alarm to 12:15 on Friday."),
+        ("call anna", "Call Anna."),
+    ],
+)
+def test_sentences_as_people_write_them(sentence, expected):
+    found = written.written(sentence)
+    assert " ".join(word for word, _ in found) == expected
+    assert sum(taken for _, taken in found) == len(sentence.split()) and all(taken > 0 for _, taken in found)
+
+
+def test_every_sentence_can_be_written():
+    for name in sentences.SETS:
+        for start in ("sentence", "repeats"):
+            generator = sentences.Generator(name, 3, start)
+            for _ in range(100):
+                sentence = generator.sentence()
+                found = written.written(sentence)
+                assert sum(taken for _, taken in found) == len(sentence.split())
+                assert not {"hundred", "thousand", "dollars", "doctor", "second"} & {word for word, _ in found}
+
+
+def test_the_written_variant_is_the_same_speech(tmp_path, monkeypatch):
+    sizes = {"small": {"train": (8, 0), "dev": (8, 0), "test": (0, 12), "repeats": (0, 8)}}
+    monkeypatch.setattr(data, "SIZES", sizes)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["--out", str(tmp_path), "--nj", "1"]
+    found = []
+    for more in ([], ["--written"], ["--written"], []):
+        assert data.main([*options, *more]) == 0
+        files = sorted((tmp_path / "local/audio").rglob("*.flac"))
+        audio = [soundfile.read(file, dtype="int16")[0].tobytes() for file in files]
+        tables = {file: table(tmp_path / "test" / file) for file in ("text", "ref.ctm")}
+        spoken = tmp_path / "test/text_spoken"
+        found.append((audio, tables, table(spoken) if spoken.exists() else None))
+    (audio, plain, nothing), (_, marked, said), again, back = found
+    assert nothing is None and back == found[0] and again == found[1] and found[1][0] == audio
+    assert said == plain["text"] != marked["text"]
+    assert [row[4] for row in marked["ref.ctm"]] == [word for row in marked["text"] for word in row[1:]]
+    assert any(word[-1] in ".?" for row in marked["text"] for word in row[1:])
+
+    def ends(rows):
+        return {(row[0], round(float(row[2]) + float(row[3]), 3)) for row in rows}
+
+    assert ends(marked["ref.ctm"]) <= ends(plain["ref.ctm"]), "a written word ends where its last spoken one ends"

@@ -1,5 +1,6 @@
 """./run.sh --system NAME: what each system of each recipe trains and decodes, by the calls of a stand-in for Python."""
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -55,6 +56,53 @@ def test_the_digits(listed):
         f"train conf/train_tiny.yaml {tokens} -> exp/speechllm_xl_tiny {start}",
     ]
     assert [line.split(": ")[1] for line in found[2:]] == ["dev test test_2x test_10x"] * 3
+
+
+def texts(calls):
+    """What each step of a recipe takes as text."""
+    found = []
+    for call in calls:
+        values = dict(itertools.pairwise(call))
+        if "format" in call:
+            found.append(("format", values["--text"]))
+        elif "tokens" in call:
+            found.append(("tokens", values["--text"], values["--out"], *values["--others"].split()))
+        elif "--valid_shape_file" in call:
+            command = next(word for word in call if word.startswith("train"))
+            found.append((command, *[word for word in call if ",text,text" in word]))
+        elif "score" in call:
+            found.append(("score", values["--normaliser"]))
+    return found
+
+
+def test_written_text_is_heard_as_it_is_read(listed):
+    found = texts(listed("ljspeech").run("--stop-stage", "score"))
+    aligned = "exp/aligner/aligned"
+    assert list(dict.fromkeys(found)) == [
+        ("format", "written"),
+        ("tokens", "dump/raw/train/text", "data/tokens_train_char", "dump/raw/dev/text"),
+        ("tokens", "dump/raw/train/text_spoken", "data/tokens_train_char_spoken", "dump/raw/dev/text_spoken"),
+        ("train-aligner", "dump/raw/train/text_spoken,text,text", "dump/raw/dev/text_spoken,text,text"),
+        ("train", f"{aligned}/train/text,text,text", f"{aligned}/dev/text,text,text"),
+        ("score", "english"),
+    ]
+
+
+@pytest.mark.parametrize("style", ["plain", "as-is"])
+def test_other_text_is_the_same_for_both(listed, style):
+    found = texts(listed("ljspeech").run("--stop-stage", "score", "--text", style, "--expdir", f"exp/{style}"))
+    assert found[0] == ("format", style)
+    assert not any("text_spoken" in word for step in found for word in step)
+
+
+def test_ways_to_write_are_checked(tmp_path):
+    script = ROOT / "egs2/ljspeech/speechllm_xl1/run.sh"
+    for options, message in (
+        (["--text", "shouted"], "--text 'shouted': give as-is, written or plain"),
+        (["--normaliser", "french"], "--normaliser 'french': give none, basic or english"),
+    ):
+        done = subprocess.run([script, *options], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr
 
 
 def test_the_first_call_prepares_the_data(listed):

@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random_utterances
-from slow import slow_ctc, slow_errors, slow_sequence
+from slow import slow_ctc, slow_errors, slow_sequence, slow_stacks
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig, TextPromptConfig
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs
 from espnet_speechllm_xl.settings import ConfigError
@@ -18,10 +20,12 @@ from espnet_speechllm_xl.systems.ctc import CTCModel
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
 
 
-def make_model(encoder="conv", chunk=8, context=1, delay=0, **loss):
+def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), distance=2000, **loss):
     torch.manual_seed(0)
     decoder = Decoder(VOCABULARY, dim=16, layers=2, heads=2, ffn_dim=24)
-    model = SpeechLLMXL(make_acoustic(encoder), decoder, ChunkingConfig(chunk, context, delay), LossConfig(**loss))
+    sections = ChunkingConfig(chunk, context, delay), LossConfig(**loss), ProjectionConfig(*projection)
+    prompts = TextPromptConfig(probability=0.5, distance=distance)
+    model = SpeechLLMXL(make_acoustic(encoder), decoder, *sections, prompts)
     with torch.no_grad():
         for weight in decoder.parameters():
             if weight.ndim > 1:
@@ -33,13 +37,16 @@ def make_model(encoder="conv", chunk=8, context=1, delay=0, **loss):
 def slow_losses(model, utterance):
     """Log-probabilities (V + 1,) at every scored input of one utterance with its target: list of pairs."""
     frames, counts = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))
+    chunk, delay, reduction = model.chunking.chunk, model.chunking.delay, model.projection_config.reduction
     inputs, chunks, targets = slow_sequence(
-        int(counts), utterance["text"], utterance["ends"], model.chunking.chunk, model.chunking.delay, VOCABULARY
+        int(counts), utterance["text"], utterance["ends"], chunk, delay, VOCABULARY, reduction
     )
-    vectors = []
+    stacks, _ = slow_stacks(int(counts), chunk, reduction)
+    (weight, bias), vectors = model.projection.parameters(), []
     for kind, index in inputs:
         if kind == "frame":
-            vectors.append(model.projection.weight @ frames[0, index] + model.projection.bias)
+            stack = frames[0, stacks[index]].flatten()
+            vectors.append(weight[:, : len(stack)] @ stack + bias)  # what an input lacks adds nothing
         else:
             vectors.append(model.decoder.lm.get_input_embeddings().weight[utterance["text"][index]])
     position = torch.arange(len(inputs))[None]
@@ -49,9 +56,9 @@ def slow_losses(model, utterance):
 
 
 @pytest.mark.parametrize("chunk, context, delay", [(8, 1, 0), (8, 0, 3), (2, None, 0), (4, 2, 1), (None, None, 0)])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_counts_text_and_end_targets_only(chunk, context, delay, smoothing):
-    model = make_model(chunk=chunk, context=context, delay=delay, label_smoothing=smoothing)
+@pytest.mark.parametrize("smoothing, reduction", [(0.0, 1), (0.2, 1), (0.0, 2), (0.0, 4)])
+def test_loss_counts_text_and_end_targets_only(chunk, context, delay, smoothing, reduction):
+    model = make_model(chunk=chunk, context=context, delay=delay, projection=(reduction,), label_smoothing=smoothing)
     utterances = random_utterances(seed=3)
     pairs = [pair for utterance in utterances for pair in slow_losses(model, utterance)]
     expected = 0.0
@@ -68,9 +75,74 @@ def test_loss_counts_text_and_end_targets_only(chunk, context, delay, smoothing)
     assert stats["acc_text"].item() == pytest.approx(sum(text) / len(text))
 
 
+@torch.no_grad()
+def chunkwise_losses(model, utterance, chunking):
+    """Log-probabilities (V + 1,) with their targets, chunk by chunk with a cache, as a search asks for them."""
+    frames, counts = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))
+    settings = chunking.chunk, chunking.delay, VOCABULARY
+    inputs, chunks, _ = slow_sequence(int(counts), utterance["text"], utterance["ends"], *settings)
+    prompt, pairs = utterance.get("prompt"), []
+    past = model.decoder.initial_past(chunking.context)
+    if prompt:
+        past = model.decoder.prompted_past(chunking.context, prompt)
+    for k, piece in enumerate(frames[0].split(chunking.chunk or int(counts))):
+        own = [index for (kind, index), chunk in zip(inputs, chunks, strict=True) if kind == "token" and chunk == k]
+        tokens = [utterance["text"][index] for index in own]
+        (result,) = model.decoder.extend([Request(past, k, frames=model.projection(piece))])
+        for token, target in zip([*tokens, None], [*tokens, VOCABULARY], strict=True):
+            pairs.append((result.log_probs, target))
+            if token is not None:
+                (result,) = model.decoder.extend([Request(result.past, k, token=token)])
+        past = result.past
+    return pairs
+
+
+@pytest.mark.parametrize("projection", [(), (2, 0), (4, 0), (4, 12), (1, 12), (8, 0)], ids=str)
+@pytest.mark.parametrize("chunk, context", [(8, 1), (4, 0), (2, 3), (12, 1), (16, None), (None, None)])
+def test_training_is_decoding_chunk_by_chunk(projection, chunk, context):
+    """With eviction; also where chunks are no whole number of inputs, and of other sizes than the model's."""
+    model = make_model(projection=projection)
+    model.chunking = ChunkingConfig(chunk, context, delay=1)
+    utterances = random_utterances(seed=3)
+    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
+    loss, _, weight = model(**as_batch(utterances))
+    assert int(weight) == len(pairs)
+    expected = -sum(float(log_probs[target]) for log_probs, target in pairs) / len(pairs)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("chunk, context, projection", [(8, 1, ()), (4, 0, (4,)), (2, 3, ()), (None, None, ())])
+def test_training_with_prompts_is_decoding_with_prompts(chunk, context, projection):
+    """A batch of utterances with a prompt and without, and each of them alone."""
+    model = make_model(chunk=chunk, context=context, projection=projection)
+    utterances = random_utterances(seed=3)
+    for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
+        utterance["prompt"] = prompt
+    loss, _, weight = model(**as_batch(utterances))
+    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
+    assert int(weight) == len(pairs)
+    assert loss.item() == pytest.approx(-sum(float(p[target]) for p, target in pairs) / len(pairs), rel=1e-10)
+    singles = [model(**as_batch([utterance])) for utterance in utterances]
+    assert loss.item() * len(pairs) == pytest.approx(sum(o.item() * int(n) for o, _, n in singles), rel=1e-10)
+    bare = [{name: value for name, value in utterance.items() if name != "prompt"} for utterance in utterances]
+    assert model(**as_batch(bare))[0].item() != pytest.approx(loss.item(), rel=1e-4)
+    assert model(**as_batch([bare[1]]))[0].item() == pytest.approx(singles[1][0].item(), rel=1e-12)
+
+
+def test_a_training_sequence_longer_than_the_distance_of_a_prompt_is_refused():
+    utterances = random_utterances(seed=3)
+    longest = max(timeline.frames(len(u["speech"]), 16000) + len(u["text"]) for u in utterances)
+    for utterance in utterances:
+        utterance["prompt"] = [1, 2, 3]
+    make_model(distance=longest + 3)(**as_batch(utterances))
+    with pytest.raises(UserError, match=f"example has {longest + 3} decoder inputs: raise text_prompt_conf distance"):
+        make_model(distance=longest + 2)(**as_batch(utterances))
+
+
+@pytest.mark.parametrize("projection", [(), (4, 12)], ids=str)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_batch_equals_the_weighted_mean_of_singles(encoder):
-    model = make_model(encoder)
+def test_batch_equals_the_weighted_mean_of_singles(encoder, projection):
+    model = make_model(encoder, projection=projection)
     utterances = random_utterances(seed=5, count=6)
     loss, _, weight = model(**as_batch(utterances))
     singles = [model(**as_batch([utterance])) for utterance in utterances]
@@ -141,9 +213,9 @@ def test_later_audio_changes_nothing_earlier_than_it_may(encoder, chunk, context
         assert (logits[chunks <= k] - other[chunks <= k]).abs().max() > 1e-9
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_gradient_reaches_every_weight(encoder):
-    model = make_model(encoder, ctc_weight=0.1).train()
+@pytest.mark.parametrize("encoder, projection", [*((name, ()) for name in ENCODERS), ("conv", (2, 12))])
+def test_gradient_reaches_every_weight(encoder, projection):
+    model = make_model(encoder, projection=projection, ctc_weight=0.1).train()
     model(**as_batch(random_utterances(seed=13)))[0].backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.abs().max() > 0, name
@@ -153,7 +225,7 @@ def test_gradient_reaches_every_weight(encoder):
 def test_a_batch_without_text_trains():
     """Every weight still has a gradient: DDP waits for all of them."""
     utterances = [dict(utterance, text=[], ends=[]) for utterance in random_utterances(seed=17)]
-    model = make_model(ctc_weight=0.1).train()
+    model = make_model(projection=(2,), ctc_weight=0.1).train()
     loss, stats, weight = model(**as_batch(utterances))
     loss.backward()
     assert int(weight) == sum(-(-timeline.frames(len(u["speech"]), 16000) // 8) for u in utterances)

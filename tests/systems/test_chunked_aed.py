@@ -9,7 +9,7 @@ import training
 from aligned import VOCABULARY, as_batch, make_acoustic, random_utterances
 from slow import slow_label_sequence
 
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.chunked_aed import ChunkedAED, LabelDecoder
@@ -17,15 +17,15 @@ from espnet_speechllm_xl.systems.chunked_aed import ChunkedAED, LabelDecoder
 SIZES = {"dim": 16, "lstm_layers": 2, "blocks": 2, "heads": 2, "ffn_dim": 24}
 
 
-def make_model(chunk=8, delay=0, **loss):
+def make_model(chunk=8, delay=0, reduction=1, **loss):
     torch.manual_seed(0)
     decoder = LabelDecoder(VOCABULARY, **SIZES)
     with torch.no_grad():
         for weight in decoder.parameters():
             if weight.ndim > 1:
                 weight.normal_(0, 0.3)
-    model = ChunkedAED(make_acoustic(), decoder, ChunkingConfig(chunk, 0, delay), LossConfig(**loss))
-    return model.double().eval()
+    sections = ChunkingConfig(chunk, 0, delay), LossConfig(**loss), ProjectionConfig(reduction)
+    return ChunkedAED(make_acoustic(), decoder, *sections).double().eval()
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def test_dropout_acts_in_training_only(option, blocks):
 def stepwise(model, utterance):
     """Log-probabilities (V + 1,) with their targets, label by label as a search asks for them."""
     frames, counts = model.acoustic(utterance["speech"][None], torch.tensor([len(utterance["speech"])]))
-    chunks = model.projection(frames[0]).split(model.chunking.chunk or int(counts))
+    chunks = [model.projection(piece) for piece in frames[0].split(model.chunking.chunk or int(counts))]
     settings = model.chunking.chunk, model.chunking.delay, VOCABULARY
     labels, chunk, targets = slow_label_sequence(int(counts), utterance["text"], utterance["ends"], *settings)
     past, pairs = model.decoder.initial_past(0), []
@@ -65,9 +65,10 @@ def stepwise(model, utterance):
     return pairs
 
 
+@pytest.mark.parametrize("reduction", [1, 4])
 @pytest.mark.parametrize("chunk, delay", [(8, 0), (4, 3), (2, 0), (None, 0)])
-def test_the_loss_is_that_of_the_steps(chunk, delay):
-    model = make_model(chunk, delay)
+def test_the_loss_is_that_of_the_steps(chunk, delay, reduction):
+    model = make_model(chunk, delay, reduction)
     utterances = random_utterances(seed=3)
     pairs = [pair for utterance in utterances for pair in stepwise(model, utterance)]
     loss, stats, weight = model(**as_batch(utterances))

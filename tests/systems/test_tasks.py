@@ -239,6 +239,8 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start("transducer", joint_network_conf={"joint_size": 3})
     with pytest.raises(ConfigError, match="chunk 12 and encoder segment 8 do not divide one another"):
         start("speechllm_xl", chunking_conf={"chunk": 12})
+    with pytest.raises(ConfigError, match="unrecognized arguments: projection_conf"):  # its prompts are single frames
+        start("ctc_prompt_lm", projection_conf={"reduction": 2})
     with pytest.raises(ConfigError, match="give two shape files"):
         start(options=["--valid_shape_file", f"{toy_stats}/valid/speech_shape"])
     with pytest.raises(ConfigError, match="num_iters_per_epoch is not supported"):

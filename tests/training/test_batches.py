@@ -200,6 +200,37 @@ def test_padding_is_counted_as_the_model_has_it():
     assert padding.shares == pytest.approx((1 - 270 / 400, 1 - 320 / 480))
 
 
+def test_inputs_are_counted_as_the_projection_makes_them():
+    """Of the chunk sizes that training draws, the one with the most inputs counts: 6 frames, of which 4 make one."""
+    task = training.task_of("speechllm_xl")
+    options = ["--projection_conf", "reduction=4"]
+    for field in ("chunk=24", "train_chunks=[6,8]"):
+        options += ["--chunking_conf", field]
+    count = task.input_counter(task.get_parser().parse_args([*options, "--output_dir", "unused"]))
+    assert [count(frames, 5) for frames in (0, 1, 6, 12, 24, 29)] == [5, 6, 7, 9, 13, 15]
+    for other in ("ctc", "ctc_prompt_lm"):
+        plain = training.task_of(other)
+        counted = plain.input_counter(plain.get_parser().parse_args(["--output_dir", "unused"]))
+        assert counted(24, 5) == 29
+    samples, tokens, speakers = corpus()
+    reduced = factory(samples, tokens, speakers, CONCAT, bins=300, count_inputs=count)
+    plain = factory(samples, tokens, speakers, CONCAT, bins=300)
+    assert len(reduced.batches(2)) < 0.7 * len(plain.batches(2))
+    for batch in reduced.batches(2):
+        inputs = [
+            count(
+                timeline.frames(one.offsets[-1] * FRAME + samples[one.utterances[-1]], RATE),
+                sum(tokens[name] for name in one.utterances),
+            )
+            for one in batch
+        ]
+        assert max(inputs) * len(inputs) <= 300
+    padding = reduced.new_padding()
+    lengths = torch.tensor([timeline.samples_for_frames(frames, RATE) for frames in (24, 12)])
+    padding.add({"speech_lengths": lengths, "text_lengths": torch.tensor([5, 5])})
+    assert padding.shares == pytest.approx((1 - 36 / 48, 1 - 22 / 26))
+
+
 @pytest.mark.parametrize("bins", [300, 100000])
 def test_joined_examples(bins):
     samples, tokens, speakers = corpus(count=80, speakers=4, longest=40000)
@@ -275,7 +306,7 @@ def test_what_does_not_fit_is_said():
     longest = max(samples, key=lambda name: timeline.frames(samples[name], RATE) + tokens[name])
     count = timeline.frames(samples[longest], RATE) + tokens[longest]
     factory(samples, tokens, speakers, bins=count)
-    with pytest.raises(DataError, match=f"batch_bins {count - 1} is less than the {count} frames .* of {longest}"):
+    with pytest.raises(DataError, match=f"batch_bins {count - 1} is less than the {count} inputs, .* of {longest}"):
         factory(samples, tokens, speakers, bins=count - 1)
     with pytest.raises(DataError, match="2 examples for 3 processes, .* use fewer processes"):
         two = [{name: table[name] for name in ("u00", "u01")} for table in (samples, tokens, speakers)]

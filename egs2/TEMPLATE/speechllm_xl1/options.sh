@@ -23,12 +23,16 @@ sample_rate=16000     # Hz, of the dump; other ones want the same in "--features
 min_wav_duration=0.2  # seconds; shorter training utterances are left out
 max_wav_duration=30   # seconds
 cleaner=              # of texts when they are formatted: lower, upper, or ESPnet's tacotron, jaconv, ...; several: "jaconv lower"
+text=as-is            # of the recogniser: written: with case, punctuation and digits as the corpus has them, while the
+                      # aligner hears plain characters, of text_spoken beside text where the corpus has that; plain: the
+                      # recogniser, too; as-is: text for both
 nlsyms=               # file of symbols, one a line (<noise>), each of which is one token
 token_type=bpe        # of the recogniser: bpe, unigram, char or hf
 espnet_token_type=    # of stock ESPnet's systems on this corpus, for the recipe's run.sh (default: --token-type)
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf
 expdir=exp
+normaliser=none       # of whisper-normalizer, english or basic: WER after it beside the raw one
 results=              # file of the error rates, figures in images/ beside it (default: RESULTS.md in --expdir)
 # options end
 
@@ -93,6 +97,8 @@ read_options() {
   done
   [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj '$nj': give a whole number from 1"
   [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu '$ngpu': give a whole number from 0"
+  [[ $text =~ ^(as-is|written|plain)$ ]] || die "--text '$text': give as-is, written or plain"
+  [[ $normaliser =~ ^(none|basic|english)$ ]] || die "--normaliser '$normaliser': give none, basic or english"
   stage=$(stage_number "$stage") || exit 2
   stop_stage=$(stage_number "$stop_stage") || exit 2
   [ "$stage" -le "$stop_stage" ] || die "--stage ${stages[stage - 1]} comes after --stop-stage ${stages[stop_stage - 1]}"
@@ -252,5 +258,5 @@ doubts() { python3 -m espnet_speechllm_xl doubts "$1"; }
 score() {
   tolerate score "$results" "^- $expdir/" \
     python3 -m espnet_speechllm_xl score --exp "$expdir" --dump "$(dirname "$dump")" --results "$results" \
-    --command "$command"
+    --command "$command" --normaliser "$normaliser"
 }

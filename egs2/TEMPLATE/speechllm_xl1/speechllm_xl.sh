@@ -89,6 +89,10 @@ no_perturb='' no_format='' no_aligner=''
 [ -z "$dumpdir" ] || [ -n "$kaldi_data" ] || { no_format="--dumpdir $dumpdir" no_perturb=$no_format; }
 [ -z "${cleaner#none}" ] || [ -z "$no_format" ] \
   || die "--cleaner $cleaner: the texts of $no_format are taken as they are: give --kaldi-data, too, to format them"
+[ "$text" = as-is ] || [ -z "$no_format" ] \
+  || die "--text $text: the texts of $no_format are taken as they are: give --kaldi-data, too, to format them"
+heard=text # by the aligner
+[ "$text" != written ] || heard=text_spoken
 [ "$alignment" = ctc ] || no_aligner="--alignment $alignment"
 if [ -z "$init" ]; then
   init=$starts_from
@@ -115,17 +119,17 @@ aligned=$model/aligned
 
 # check_set OPTION SET DIR [OPTION...]: status 2 when there is no such set; only test sets may lack a text.
 check_set() {
-  local there text=()
+  local there optional=()
   if [ ! -d "$3/$2" ]; then
     there=$(compgen -G "$3/*/wav.scp" | sed 's,/wav\.scp$,,; s,.*/,,' | sort | paste -s -d ' ' || true)
     printf '%s: error: %s %s: there is no %s; %s has: %s\n' "${0##*/}" "$1" "$2" "$3/$2" "$3" "${there:-no set}" >&2
     return 2
   fi
   if [ "$1" = --test-sets ] && lacks_text "$3/$2"; then
-    text=(--no-text-ok)
+    optional=(--no-text-ok)
     log "$3/$2 has no text: it is decoded, not scored"
   fi
-  data_tool check "$3/$2" "${text[@]}" "${@:4}"
+  data_tool check "$3/$2" "${optional[@]}" "${@:4}"
 }
 
 # check_sets DIR TRAIN [OPTION...]: all sets, so that one run tells all that is wrong.
@@ -158,7 +162,7 @@ if runs 3 "$no_format"; then
   worst=0
   for set in $train_data $valid_set $test_sets; do
     from=$data/$set
-    settings=(--sample-rate "$sample_rate" --cleaner "$cleaner" --nlsyms "$nlsyms")
+    settings=(--sample-rate "$sample_rate" --cleaner "$cleaner" --nlsyms "$nlsyms" --text "$text")
     [ "$set" != "$train_data" ] || settings+=(--min-seconds "$min_wav_duration" --max-seconds "$max_wav_duration")
     [ -z "$speed_perturb" ] || [ "$set" != "$train_data" ] || from=data/$set
     if [[ " $test_sets " = *" $set "* ]] && lacks_text "$from"; then settings+=(--no-text-ok); fi
@@ -172,18 +176,18 @@ if runs 3 "$no_format"; then
   [ "$worst" -eq 0 ] || exit 1
 fi
 
-aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")
-make_tokens() {
-  local out=$1 set others=()
-  shift
-  for set in $valid_set $test_sets; do others+=("$dump/$set/text"); done
-  python3 -m espnet_speechllm_xl tokens --text "$dump/$train_data/text" --out "$out" --nlsyms "$nlsyms" \
+aligner_tokens=$(tokens_dir "$aligner_token_type" "$aligner_vocab_size")${heard#text}
+make_tokens() { # DIR TABLE [OPTION...]: of the texts in TABLE
+  local out=$1 table=$2 set others=()
+  shift 2
+  for set in $valid_set $test_sets; do others+=("$dump/$set/$table"); done
+  python3 -m espnet_speechllm_xl tokens --text "$dump/$train_data/$table" --out "$out" --nlsyms "$nlsyms" \
     --others "${others[@]}" "$@"
 }
 if runs 4; then
-  make_tokens "$tokens" --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
+  make_tokens "$tokens" text --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
   if [ -z "$no_aligner" ] || [ -n "$ctc_characters" ]; then
-    make_tokens "$aligner_tokens" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
+    make_tokens "$aligner_tokens" "$heard" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
   fi
 fi
 unlock
@@ -191,21 +195,22 @@ unlock
 # train_model COMMAND CONFIG TOKENS OUT TRAIN VALID ALIGNMENT ARGS...: statistics, then training; ALIGNMENT is 1 or
 # empty.
 train_model() {
-  local command=$1 config=$2 tokens=$3 out=$4 train=$5 valid=$6 with_alignment=$7 part dir files stamp
+  local command=$1 config=$2 tokens=$3 out=$4 train=$5 valid=$6 with_alignment=$7 part dir files stamp table=text
   shift 7
   local tokenizer=$tokens/tokenizer
   [ -d "$tokenizer" ] || tokenizer=$tokenizer.model
+  [ "$command" != train-aligner ] || table=$heard
   local common=(--config "$config" --token_list "$tokens/tokens.txt" --tokenizer "$tokenizer" --ngpu "$ngpu")
   for part in train valid; do
     dir=$train
     [ "$part" = train ] || dir=$valid
     common+=("--${part}_data_path_and_name_and_type" "$dir/wav.scp,speech,sound"
-      "--${part}_data_path_and_name_and_type" "$dir/text,text,text"
+      "--${part}_data_path_and_name_and_type" "$dir/$table,text,text"
       "--${part}_data_path_and_name_and_type" "$dir/utt2spk,spk,text")
     [ -z "$with_alignment" ] \
       || common+=("--${part}_data_path_and_name_and_type" "$dir/char_ends,alignment,text")
   done
-  files=({"$train","$valid"}/{wav.scp,text,utt2spk,utt2num_samples})
+  files=({"$train","$valid"}/{wav.scp,"$table",utt2spk,utt2num_samples})
   [ -z "$with_alignment" ] || files+=("$train/char_ends" "$valid/char_ends")
   need "run the stages before this one (from --stage 1 on)" "${files[@]}" "$tokens/tokens.txt"
   lock "$out"
@@ -354,8 +359,8 @@ fi
 if runs 11 "$no_espnet"; then
   speechllm_xl pack --model "$model" --out "$model.zip"
   if [ -f "$results" ]; then
-    log "word error rates (all of it: $results)"
-    sed -n '/^### WER/,/^### CER/p' "$results" | grep '^|' || true
+    log "error rates (all of it: $results)"
+    awk '/^## / { first = 1 } /^### / { shown = first && /^### [WC]ER$/; first = 0; if (shown) print $2 } shown && /^\|/' "$results"
   fi
   log "transcribe a file of your own with it:"
   printf '  %q speechllm-xl transcribe FILE --model %q\n' "$root/local/run.sh" "$(realpath "$model.zip")"

@@ -3,6 +3,8 @@
 #   ./run.sh                              small: about 1 h of training speech
 #   ./run.sh --data-opts "--size large" --expdir exp/large
 #                                         a test set of at least 10,000 words
+#   ./run.sh --data-opts "--written" --text written --normaliser english --expdir exp/written
+#                                         text with capitals, punctuation and numbers; the same audio
 #   ./run.sh --system ctc                 another system on the same data; --help lists them
 set -euo pipefail
 cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links

@@ -1,10 +1,11 @@
 """Make the mini_espeak corpus: Kaldi data directories with reference word times.
 
-    python3 local/data.py --out data --size small --seed 1
+    python3 local/data.py --out data --size small --seed 1 [--written]
 
 ``OUT/{train,dev,test,repeats}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``,
-seconds); the audio lies in ``OUT/local/audio``.  The result depends on ``--size`` and ``--seed`` alone, not on
-``--nj``.  A set that is complete is left as it is.
+seconds); the audio lies in ``OUT/local/audio``.  With ``--written`` text and ref.ctm have the words as people write
+them (``Dr. Miller``, ``7:25``), and ``text_spoken`` has what is said; the audio is the same.  The result depends on
+these options alone, not on ``--nj``.  A set that is complete is left as it is.
 """
 
 import argparse
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import sentences
 import synthesise
+import written
 
 from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.corpus.audio import write_flac
+from espnet_speechllm_xl.corpus.kaldi import write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets.batch_jobs import not_done
@@ -143,12 +146,18 @@ class Progress:
         print(line.ljust(60) if terminal else line, end=end, file=sys.stderr, flush=True)
 
 
-def write_set(folder, made, plans):
+def write_set(folder, made, plans, as_written=False):
     """Write the Kaldi files of one set, sorted by utterance in the C locale; returns the number of different words."""
     by_id = {plan.utterance: plan for plan in plans}
     made = sorted(made)
     speakers = collections.defaultdict(list)
     vocabulary = set()
+    if as_written:
+        spoken = {utterance: " ".join(word for word, _, _ in words) for utterance, _, words in made}
+        write_table(folder / "text_spoken", spoken)
+        made = [(name, count, written.with_times(by_id[name].sentences, words)) for name, count, words in made]
+    else:
+        (folder / "text_spoken").unlink(missing_ok=True)
     with (
         atomic_write(folder / "wav.scp") as scp,
         atomic_write(folder / "text") as text,
@@ -178,15 +187,17 @@ def is_complete(folder, marker, wanted, plans):
         found = json.loads(marker.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    files = [folder / name for name in ("wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm")]
+    found.setdefault("written", False)  # as it was before there was such an option
+    names = ["wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm", *(["text_spoken"] if wanted["written"] else [])]
+    files = [folder / name for name in names]
     whole = all(path.is_file() and path.stat().st_size for path in [*files, *(Path(plan.path) for plan in plans)])
     return found if whole and all(found.get(key) == value for key, value in wanted.items()) else None
 
 
-def make_set(out, name, size, seed, jobs):
+def make_set(out, name, size, seed, jobs, as_written=False):
     """Make one set unless it is complete; returns its figures (a dict)."""
     folder, marker, audio = out / name, out / "local" / f"{name}.json", out / "local" / "audio" / name
-    wanted = {"format": FORMAT, "set": name, "size": size, "seed": seed}
+    wanted = {"format": FORMAT, "set": name, "size": size, "seed": seed, "written": as_written}
     plans = plan_set(name, size, seed, audio)
     found = is_complete(folder, marker, wanted, plans)
     if found:
@@ -197,7 +208,7 @@ def make_set(out, name, size, seed, jobs):
     for result in _results(plans, jobs):
         made.append(result)
         progress.show(len(made))
-    different = write_set(folder, made, plans)
+    different = write_set(folder, made, plans, as_written)
     figures = {
         **wanted,
         "utterances": len(made),
@@ -239,6 +250,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
     parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
+    parser.add_argument("--written", action="store_true", help="text with capitals, punctuation and numbers")
     parser.add_argument("--nj", type=_positive, default=min(usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     return guard.run(lambda: _make(options), "mini_espeak data", bad_input=1)
@@ -247,7 +259,8 @@ def main(arguments=None):
 def _make(options):
     try:
         for name in SPLITS:
-            print(describe(options.out / name, make_set(options.out, name, options.size, options.seed, options.nj)))
+            made = make_set(options.out, name, options.size, options.seed, options.nj, options.written)
+            print(describe(options.out / name, made))
     except (ImportError, RuntimeError) as error:  # no espeak-ng
         raise UserError(str(error)) from error
 

@@ -39,6 +39,7 @@ ACCENTS = {
     "rp": "gmw/en-GB-x-rp",
     "scot": "gmw/en-GB-scotland",
 }
+OTHERS = {"cmn": "sit/cmn"}  # of other corpora
 # "" is the accent's own voice.  No voice of dev or test shares its variant with a voice of train.
 VARIANTS = {
     "train": (
@@ -92,7 +93,7 @@ class Voice:
     @property
     def name(self):
         """Name for espeak-ng."""
-        return ACCENTS[self.accent] + (f"+{self.variant}" if self.variant else "")
+        return {**ACCENTS, **OTHERS}[self.accent] + (f"+{self.variant}" if self.variant else "")
 
     @property
     def pitch(self):
@@ -224,6 +225,16 @@ def word_times(sentence, events, length):
     return times
 
 
+def audio_of(sentence, voice, words_per_minute, pitch):
+    """Synthesise a sentence from the library's initial state: sample rate, int16 array, events.
+
+    Raises RuntimeError when the library or the voice is missing.
+    """
+    with _Espeak() as espeak:
+        espeak.set_voice(voice, words_per_minute, pitch)
+        return (espeak.rate, *espeak.synthesise(sentence))
+
+
 def speak(sentences, voice, words_per_minute, pitch):
     """Synthesise sentences, each from the library's initial state.
 
@@ -232,11 +243,8 @@ def speak(sentences, voice, words_per_minute, pitch):
     """
     spoken = []
     for sentence in sentences:
-        with _Espeak() as espeak:
-            rate = espeak.rate
-            espeak.set_voice(voice, words_per_minute, pitch)
-            audio, events = espeak.synthesise(sentence)
-            spoken.append((audio, word_times(sentence, events, len(audio))))
+        rate, audio, events = audio_of(sentence, voice, words_per_minute, pitch)
+        spoken.append((audio, word_times(sentence, events, len(audio))))
     return rate, spoken
 
 
