@@ -13,6 +13,7 @@ def for_python(condition, *requirements):
 
 
 CONTAINERS = "av>=17.1,<19"  # PyAV: m4a, webm, ...  17.1 is the last one for Python 3.10; 18.1 is the last one tested
+GGUF = "gguf>=0.19,<0.20"  # reads files of llama.cpp: `speechllm-xl llm`
 RUFF = "ruff>=0.8,<1"
 
 setup(
@@ -68,12 +69,14 @@ setup(
         ],
         "microphone": ["sounddevice>=0.5,<1"],
         "containers": [CONTAINERS],
+        "llm": [GGUF],
         "test": [
             "pytest>=8.0,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.6,<4",  # the tests on two cores
             "hypothesis>=6.100,<7",
             CONTAINERS,
+            GGUF,
             "httpx>=0.28,<1",
             "playwright>=1.65,<2",  # drives the installed Chromium; it downloads none
             "mypy>=2.0,<3",

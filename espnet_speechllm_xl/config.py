@@ -118,23 +118,28 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ChunkingConfig:
-    """Chunks of the decoder, for training masks *and* run time; a user may change them when decoding."""
+    """Chunks of the decoder and look-ahead of the encoder, for training *and* run time: decoding may have others."""
 
     chunk: int | None = 32  # frames; None: one chunk holds all audio (non-streaming)
     context: int | None = 4  # previous chunks that stay visible; None: all
     delay: int = 0  # label delay: frames added to a token's end before its chunk is chosen
     unit: str = "token"  # training puts each "token" (paper), or each whole "word", into the chunk in which it ends
     train_chunks: list[int] | None = None  # frames, chunk sizes; training draws one a batch; null: ``chunk`` only
+    look_ahead: int | None = None  # frames; null: the encoder's right_context
+    train_look_aheads: list[int] | None = None  # frames; training draws one a batch; null: ``look_ahead`` only
 
     def __post_init__(self) -> None:
-        require(
-            self.train_chunks is None
-            or (self.train_chunks and all(has_kind(c, int) and c >= 1 for c in self.train_chunks)),
-            f"train_chunks {self.train_chunks}: give a list of frames >= 1, or null",
-        )
+        for name, least in (("train_chunks", 1), ("train_look_aheads", 0)):
+            sizes = getattr(self, name)
+            require(
+                sizes is None or (sizes and all(has_kind(size, int) and size >= least for size in sizes)),
+                f"{name} {sizes}: give a list of frames >= {least}, or null",
+            )
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: give frames >= 1, or null for infinity")
         require(self.context is None or self.context >= 0, f"context {self.context}: give chunks >= 0, or null")
         require(self.delay >= 0, f"delay {self.delay} must not be negative")
+        ahead = self.look_ahead
+        require(ahead is None or ahead >= 0, f"look_ahead {ahead}: give frames >= 0, or null for the encoder's")
         require(self.unit in ("token", "word"), f"chunking unit '{self.unit}': use 'token' or 'word'")
 
     @property
@@ -143,8 +148,16 @@ class ChunkingConfig:
         return self.chunk, *(self.train_chunks or ())
 
     def check_against(self, encoder: EncoderTiming) -> None:
-        """Raise ConfigError unless the encoder's segment divides every chunk size, or is divided by it."""
+        """Raise ConfigError unless chunk sizes and look-aheads fit the encoder.
+
+        Its segment divides every chunk size, or is divided by it.  An encoder of whole utterances has no look-ahead.
+        """
         segment = encoder.segment
+        for look_ahead in (self.look_ahead, *(self.train_look_aheads or ())):
+            require(
+                segment is not None or not look_ahead,
+                f"look_ahead {look_ahead}: an encoder with segment null hears the whole utterance: leave it at null",
+            )
         for chunk_size in self.sizes:
             require(
                 chunk_size is None or segment is None or chunk_size % segment == 0 or segment % chunk_size == 0,
@@ -156,6 +169,34 @@ class ChunkingConfig:
         """Return these settings with chunks of ``chunk_size`` frames (None: infinite) that see at least as far back."""
         other = dataclasses.replace(self, chunk=chunk_size)  # refuses 0 frames
         return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk_size))
+
+    def right_context(self, encoder: EncoderTiming) -> int:
+        """Return the frames of look-ahead with this encoder."""
+        return encoder.right_context if self.look_ahead is None else self.look_ahead
+
+    def not_trained(self, trained: "ChunkingConfig", encoder: EncoderTiming) -> list[str]:
+        """Return a line for each size that differs from all sizes of the training.
+
+        Args:
+            trained: the settings of the training.
+            encoder: of the model.
+        """
+        seconds_of = timeline.chunk_seconds
+        sizes = [*map(seconds_of, trained.train_chunks or ())] or [seconds_of(trained.chunk)]
+        aheads = [*map(seconds_of, trained.train_look_aheads or ())] or [seconds_of(trained.right_context(encoder))]
+        compared = [
+            ("chunk size", seconds_of(self.chunk), sizes),
+            ("look-ahead", seconds_of(self.right_context(encoder)), aheads),
+        ]
+        if self.chunk is not None:  # before the only chunk there is nothing
+            own, others = map(timeline.context_seconds, (self, trained.resized(self.chunk)))
+            compared.insert(1, ("context", own, [others]))
+        return [
+            f"{name} {seconds:g} s: the model was trained with {', '.join(f'{each:g} s' for each in known)}, "
+            "not with this one: there may be more errors"
+            for name, seconds, known in compared
+            if seconds not in known
+        ]
 
 
 @dataclass(frozen=True)
@@ -321,6 +362,7 @@ class StreamConfig:
     settle_seconds: float = option(1.28, "age at which text that the beam still disputes is settled; inf: never")
     endpoint_silence: float = option(1.5, "time without text after which a stream segment ends; inf: never")
     endpoint_length: float = option(20.0, "length at which a stream segment ends at its last settled word; inf: none")
+    partial_seconds: float = option(math.inf, "audio of an open chunk after which its text is shown, too; inf: none")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -6,7 +6,8 @@
     <phase>.<criterion>.ave.pth         the mean of the best epochs' weights, which decoding takes
     checkpoint.pth                      model and optimiser, with which a training goes on
 
-A packed model holds the same settings and tokenizers, and its weights as ``model.pth``.
+A packed model holds the same settings and tokenizers, and its weights as ``model.pth``.  A model whose decoder is a
+pretrained language model may have the folder ``llm/``: the configuration of that, and perhaps its weights.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CONFIG, TOKENIZER, WEIGHTS, CHECKPOINT = "config.yaml", "tokenizer", "model.pth", "checkpoint.pth"
 SENTENCEPIECE = f"{TOKENIZER}.model"
+LLM = "llm"  # folder of a Hugging Face language model
+LLM_WEIGHTS = ("*.safetensors", "*.bin")
 CTC_TOKENIZER = f"ctc_{SENTENCEPIECE}"
 
 # Last parts of the names of tensors that are saved with the weights but not trained.
@@ -40,6 +43,11 @@ def own_tokenizer(directory: Path) -> Path | None:
 def find_tokenizer(directory: Path, args: argparse.Namespace) -> Path:
     """Return the tokenizer beside the weights, else the file that training used (``args``: config.yaml)."""
     return own_tokenizer(directory) or Path(args.tokenizer)
+
+
+def has_llm_weights(directory: Path) -> bool:
+    """Tell whether a Hugging Face directory holds weights, and not the configuration alone."""
+    return any(True for pattern in LLM_WEIGHTS for _ in directory.glob(pattern))
 
 
 def find_ctc_tokenizer(directory: Path, args: argparse.Namespace) -> Path | None:

@@ -108,6 +108,16 @@ def without_empty_folders(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+def share(path: str | os.PathLike) -> None:
+    """Give a file, or a folder and the files in it, the permissions of new ones; some libraries make private ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path = Path(path)
+    for each in (path, *path.iterdir()) if path.is_dir() else (path,):
+        with contextlib.suppress(OSError):  # some mounted file systems know no permissions
+            os.chmod(each, (0o777 if each.is_dir() else 0o666) & ~umask)
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it is renamed to ``path`` when the block ends without an error.
@@ -123,11 +133,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             yield Path(temporary)
             if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
                 return
-            # mkstemp makes files private; give them the permissions that open() would have given.
-            umask = os.umask(0)
-            os.umask(umask)
-            with contextlib.suppress(OSError):  # some mounted file systems know no permissions
-                os.chmod(temporary, 0o666 & ~umask)
+            share(temporary)  # mkstemp makes files private
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):

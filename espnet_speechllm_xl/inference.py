@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import functools
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +22,14 @@ from espnet_speechllm_xl.decoding.prompts import with_prompt
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
 from espnet_speechllm_xl.decoding.streams import Stream
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
 from espnet_speechllm_xl.systems import find_system
 from espnet_speechllm_xl.tokenization import Tokenizer
 from espnet_speechllm_xl.trained_model import load_model, unpacked
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # systems are imported when a model needs them
     from espnet_speechllm_xl.systems.base_system import System
@@ -67,6 +73,8 @@ class Speech2Text:
         chunk_size: float | None = None,
         context: float | None = None,
         search: str | None = None,
+        look_ahead: float | None = None,
+        llm: str | Path | None = None,
         **search_conf: Any,
     ) -> "Speech2Text":
         """Load a model directory or a packed file.
@@ -80,6 +88,9 @@ class Speech2Text:
             context: seconds, in place of training's; infinity is allowed.
             search: "greedy", "chunk_sync" or "alsd", or as the baseline's task has them; None: as the model's
                 configuration says.
+            look_ahead: seconds of audio behind a segment that the encoder waits for, in place of training's.
+            llm: directory of the pretrained language model that the decoder was trained from; None: the one in the
+                packed file, else where it was in training.
             **search_conf: other fields of :class:`~espnet_speechllm_xl.config.SearchConfig`.
 
         Raises:
@@ -88,7 +99,7 @@ class Speech2Text:
             UserError: a setting does not fit (ConfigError), or is off the grid of frames and chunks.
         """
         with unpacked(Path(path)) as directory:
-            model, tokenizer, args = load_model(directory, None, weights, device, dtype)
+            model, tokenizer, args = load_model(directory, None, weights, device, dtype, llm)
             own = _own_search(directory, args, model, given=search_conf)
         system = find_system(args.task)
         choices = system.search_choices
@@ -100,9 +111,10 @@ class Speech2Text:
             raise ConfigError(
                 f"search '{config.method}': a model of task '{system.name}' has {', '.join(choices.classes)}"
             )
-        chunking = _rechunk(getattr(model, "chunking", None), chunk_size, context)
+        chunking = _rechunk(getattr(model, "chunking", None), chunk_size, context, look_ahead)
         if chunking is not None:
             chunking.check_against(model.acoustic.encoder.config)
+            _warn(chunking.not_trained(model.chunking, model.acoustic.encoder.config))
         if config.ctc_weight:
             model = JointModel(model, config.ctc_weight)
         return cls(system, model, tokenizer, config, chunking)
@@ -188,6 +200,7 @@ class Speech2Text:
         search: str | None = None,
         chunk_size: float | None = None,
         context: float | None = None,
+        look_ahead: float | None = None,
         prompt: str = "",
         **stream_conf: Any,
     ) -> Stream:
@@ -197,6 +210,7 @@ class Speech2Text:
             search: "chunk_sync" or "greedy"; None: this object's, chunk_sync in place of alsd.
             chunk_size: seconds, in place of this object's.
             context: seconds, in place of this object's.
+            look_ahead: seconds, in place of this object's.
             prompt: text that the decoder reads first; see :meth:`transcribe_batch`.
             **stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
@@ -210,11 +224,23 @@ class Speech2Text:
                 f"a model of task '{self.system.name}' decodes whole recordings only: a live stream needs one that "
                 "writes chunk by chunk"
             )
-        chunking = _rechunk(self.chunking, chunk_size, context)
+        chunking = _rechunk(self.chunking, chunk_size, context, look_ahead)
         assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search_config = dataclasses.replace(self.search_config, method=search or live_method(self.search_config.method))
-        return Stream(self._prompted(prompt), self.tokenizer, chunking, search_config, config)
+        stream = Stream(self._prompted(prompt), self.tokenizer, chunking, search_config, config)
+        _warn(stream.remarks)
+        return stream
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        _warn_once(line)
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Module, given: dict) -> dict:
@@ -236,17 +262,29 @@ def _own_search(directory: Path, args: argparse.Namespace, model: torch.nn.Modul
 
 
 def _rechunk(
-    chunking: ChunkingConfig | None, chunk_size: float | None, context: float | None
+    chunking: ChunkingConfig | None, chunk_size: float | None, context: float | None, look_ahead: float | None
 ) -> ChunkingConfig | None:
-    """Return ``chunking`` with a user's chunk size and context in seconds; a context not given keeps its length.
+    """Return ``chunking`` with a user's sizes in seconds; a context not given keeps its length.
+
+    Args:
+        chunking: of the model; None: it has no chunks.
+        chunk_size: None: as in ``chunking``.
+        context: of the decoder.
+        look_ahead: of the encoder; None: as in ``chunking``.
 
     Raises:
         ConfigError: the model has no chunks, but one of the others is given.
+        UserError: a duration is off the grid of frames and chunks.
     """
     if chunking is None:
-        if (chunk_size, context) != (None, None):
-            raise ConfigError("this model has no chunks: leave out the chunk size and the context")
+        if (chunk_size, context, look_ahead) != (None, None, None):
+            raise ConfigError("this model has no chunks: leave out the chunk size, the context and the look-ahead")
         return None
+    if look_ahead is not None:
+        if look_ahead == math.inf:
+            raise UserError("look-ahead inf s: give a finite duration")
+        frames = timeline.frames_from_seconds(look_ahead, "look-ahead")
+        chunking = dataclasses.replace(chunking, look_ahead=frames)
     if chunk_size is not None:
         chunking = chunking.resized(timeline.frames_from_seconds(chunk_size, "chunk size"))
     if context is not None:

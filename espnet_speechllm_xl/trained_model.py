@@ -9,11 +9,12 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import yaml
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
@@ -21,12 +22,15 @@ from espnet_speechllm_xl.errors import UserError, action, of_machine
 from espnet_speechllm_xl.experiment import (
     CONFIG,
     CTC_TOKENIZER,
+    LLM,
+    LLM_WEIGHTS,
     SENTENCEPIECE,
     TOKENIZER,
     WEIGHTS,
     default_weights,
     find_ctc_tokenizer,
     find_tokenizer,
+    has_llm_weights,
 )
 from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights, temporary_folder
 from espnet_speechllm_xl.model.ctc import CTCHead
@@ -47,6 +51,7 @@ LATER_SECTIONS = ("augment_conf", "projection_conf", "text_prompt_conf")
 # times smaller and YAML about 10 times.
 LARGEST_FREE, LARGEST_RATIO = 1 << 24, 20
 INT8 = "int8"
+DIGEST = "base_digest"  # last part of the name that a decoder's weights have for the digest of their language model
 
 
 class ModelError(UserError):
@@ -59,6 +64,7 @@ def load_model(
     weights: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    llm: str | Path | None = None,
 ) -> tuple[Any, Tokenizer, argparse.Namespace]:
     """Load a model from the directory of its training, ready to evaluate.
 
@@ -68,13 +74,15 @@ def load_model(
         weights: file name in the directory; None: the averaged best.
         device: "cpu", "cuda", ...
         dtype: "float32", "float64", "float16", "bfloat16", or "int8": float32 with weights of 8 bits, on a CPU.
+        llm: directory of the pretrained language model that the decoder was trained from; None: the one in the model's
+            directory, else where it was in training.
 
     Returns:
         The model (a class of systems/), its tokenizer, and config.yaml as a namespace.
 
     Raises:
         ModelError: a file is missing or truncated, or the model has another task.
-        ConfigError: the configuration makes no model.
+        ConfigError: the configuration makes no model, or ``llm`` is not what the decoder was trained from.
     """
     directory = Path(directory)
     place, kind = _device(device), _dtype(dtype)
@@ -94,6 +102,7 @@ def load_model(
     path = directory / (weights or default_weights(directory, system.criterion))
     with _naming_weights(path):
         state = read_weights(path)
+    _find_llm(args, directory, llm, state)
     try:
         with _no_larger_than(state, _base_size(args)), _Unfilled(), weights_follow():
             model = system.build_model(args)
@@ -112,6 +121,41 @@ def load_model(
     model = model.to(place).eval()
     store_by_columns(model)
     return model, tokenizer, args
+
+
+def _find_llm(
+    args: argparse.Namespace, directory: Path, llm: str | Path | None, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Write into ``args`` where the pretrained language model is, if the decoder has one.
+
+    Args:
+        args: config.yaml.
+        directory: of the model.
+        llm: a user's directory.
+        state: weights of the model, with the digest of the language model that they need.
+
+    Raises:
+        ConfigError: a directory is given for a model without a pretrained language model.
+        ModelError: the weights of the language model are needed, and not there.
+    """
+    conf = getattr(args, "decoder_conf", None) or {}
+    name, own = conf.get("pretrained"), directory / LLM
+    if not isinstance(name, str):
+        if llm is not None:
+            raise ConfigError("this model has no pretrained language model: leave out its directory (--llm)")
+        return
+    if llm is not None:
+        conf["pretrained"] = str(llm)
+        return
+    if not own.is_dir():
+        return
+    digest = next((value for key, value in state.items() if key.endswith(f".{DIGEST}")), None)
+    if digest is not None and not has_llm_weights(own):
+        raise ModelError(
+            f"{directory} was trained from the language model {name} (digest {bytes(digest.tolist()).hex()[:12]}), and "
+            "does not hold its weights: give its directory (--llm DIR)"
+        )
+    conf["pretrained"] = str(own)
 
 
 def _ctc_tokenizer(directory: Path, args: argparse.Namespace) -> Path | None:
@@ -285,22 +329,39 @@ def _check_tokens(args: argparse.Namespace) -> None:
         raise ConfigError(f"tokenizer: {shown(args.tokenizer)} is not the name of a file")
 
 
-def pack(directory: str | Path, target: str | Path, weights: str | None = None) -> None:
+def pack(
+    directory: str | Path,
+    target: str | Path,
+    weights: str | None = None,
+    with_llm: bool = False,
+    llm: str | Path | None = None,
+) -> None:
     """Write one file to share (zip) with configuration, tokenizer and weights of a model.
+
+    Of a pretrained language model it gets the configuration.  Its weights are packed where they are wanted, or are in
+    the model's own directory.
 
     Args:
         directory: of the training.
         target: the file to write.
         weights: file name in the directory; None: the averaged best.
+        with_llm: pack the weights of a pretrained language model that training left as they were, too.
+        llm: directory of that; see :func:`load_model`.
 
     Raises:
         ModelError: the model does not load.
     """
     directory = Path(directory)
     args, system = _read_config(directory)
-    load_model(directory, None, weights)  # a damaged model is not packed
+    _, _, loaded = load_model(directory, None, weights, llm=llm)  # a damaged model is not packed
+    base = (getattr(loaded, "decoder_conf", None) or {}).get("pretrained")
+    if with_llm and base is None:
+        raise ConfigError(f"{directory} has no pretrained language model: leave out --with-llm")
     with atomic_write(target, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-        archive.write(directory / CONFIG, CONFIG)
+        if base is None:
+            archive.write(directory / CONFIG, CONFIG)
+        else:
+            _pack_llm(archive, directory, Path(base), with_llm)
         archive.write(directory / (weights or default_weights(directory, system.criterion)), WEIGHTS)
         tokenizer = find_tokenizer(directory, args)
         files = [tokenizer] if tokenizer.is_file() else sorted(tokenizer.iterdir())
@@ -308,6 +369,20 @@ def pack(directory: str | Path, target: str | Path, weights: str | None = None) 
             archive.write(file, SENTENCEPIECE if tokenizer.is_file() else f"{TOKENIZER}/{file.name}")
         if ctc_tokenizer := _ctc_tokenizer(directory, args):
             archive.write(ctc_tokenizer, CTC_TOKENIZER)
+
+
+def _pack_llm(archive: zipfile.ZipFile, directory: Path, base: Path, with_weights: bool) -> None:
+    """Pack what a model needs of its language model ``base``, and config.yaml, which names that without its path."""
+    values = read_yaml(directory / CONFIG, "it is truncated; restore it or train again")
+    inside = base == directory / LLM
+    if not inside:
+        values["decoder_conf"]["pretrained"] = base.resolve().name
+    archive.writestr(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    # Of weights in several files there is an index, too.
+    heavy = [end for name in LLM_WEIGHTS for end in (name, f"{name}.index.json")] if with_weights or inside else []
+    for pattern in ("config.json", "generation_config.json", "LICENSE*", *heavy):
+        for file in sorted(base.glob(pattern)):
+            archive.write(file, f"{LLM}/{file.name}")
 
 
 @contextlib.contextmanager
@@ -341,7 +416,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, R
 def _wanted(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     """List the members of a packed model; raise ModelError where they would be far larger than a model is."""
     files = (CONFIG, WEIGHTS, SENTENCEPIECE, CTC_TOKENIZER)
-    names = re.compile(rf"{'|'.join(map(re.escape, files))}|{TOKENIZER}/[^/\\]+")
+    names = re.compile(rf"{'|'.join(map(re.escape, files))}|({TOKENIZER}|{LLM})/[^/\\]+")
     members = [member for member in archive.infolist() if names.fullmatch(member.filename)]
     size, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
     if size > LARGEST_FREE + LARGEST_RATIO * packed:

@@ -2,7 +2,7 @@
 # Makes the Python environment of this repository, or completes the active one.
 set -euo pipefail
 
-usage="usage: local/install.sh [--extras test|docs|test,docs] [--python PYTHON]
+usage="usage: local/install.sh [--extras test|docs|llm|test,docs] [--python PYTHON]
 
 Without an active environment: makes <repository>/.venv with PYTHON (default: the newest supported one among python3.13,
 python3.12, python3.11, python3.10, python3 and python that can make a virtual environment). Inside an active virtualenv
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
     *) say "unknown option $1; see local/install.sh --help"; exit 2 ;;
   esac
 done
-known_extras="test docs"
+known_extras="test docs llm"
 for extra in ${extras//,/ }; do
   [[ " $known_extras " = *" $extra "* ]] || { say "--extras takes $known_extras, with a comma between, not '$extras'"; exit 2; }
 done

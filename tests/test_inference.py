@@ -17,6 +17,7 @@ from limits import longest_file
 from espnet_speechllm_xl import Speech2Text, experiment, trained_model
 from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.inference import _warn_once
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import TokenizerError
 from espnet_speechllm_xl.trained_model import LATER_SECTIONS, ModelError, load_model, pack
@@ -125,6 +126,53 @@ def test_chunk_size_and_context_in_seconds(tiny_model_dir, options, expected):
         shutil.rmtree(directory)
 
 
+def test_look_ahead_in_seconds(tiny_model_dir):
+    audio = tiny.speech(6, 40000)
+    found = load(tiny_model_dir, search="greedy", look_ahead=0.2)
+    assert found.chunking.look_ahead == 5
+    conf = yaml.safe_load((tiny_model_dir / "config.yaml").read_text())["encoder_conf"]
+    directory = _with(tiny_model_dir, encoder_conf={**conf, "right_context": 5})
+    try:
+        assert load(directory, search="greedy")(audio) == found(audio) != load(tiny_model_dir, search="greedy")(audio)
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_sizes_that_were_not_trained_are_named_once(tiny_model_dir, caplog):
+    _warn_once.cache_clear()
+    chunk = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: there may be more errors"
+    ahead = "look-ahead 0 s: the model was trained with 0.08 s, not with this one: there may be more errors"
+    context = "context 0.64 s: the model was trained with 1.28 s, not with this one: there may be more errors"
+    speech2text = load(tiny_model_dir, search="greedy", chunk_size=0.64, context=1.28, look_ahead=0.08)
+    assert speech2text.stream().remarks == [] == caplog.messages
+    streams = [speech2text.stream(chunk_size=0.32, look_ahead=ahead) for ahead in (None, 0, 0)]
+    assert [stream.remarks for stream in streams] == [[chunk], [chunk, ahead], [chunk, ahead]]
+    assert caplog.messages == [chunk, ahead]
+    assert load(tiny_model_dir, look_ahead=0).stream().remarks == [ahead] and caplog.messages == [chunk, ahead]
+    assert load(tiny_model_dir, chunk_size=math.inf) and caplog.messages[2:] == [chunk.replace("0.32", "inf")]
+    assert speech2text.stream(context=0.64).remarks == [context]
+    assert speech2text.stream(chunk_size=0.32, context=0.64).remarks == [chunk, context]
+    assert speech2text.stream(chunk_size=0.32, context=math.inf).remarks == [chunk, context.replace("0.64", "inf")]
+
+
+def test_drawn_sizes_were_trained(tiny_model_dir, caplog):
+    _warn_once.cache_clear()
+    conf = {"chunk": 16, "context": 2, "train_chunks": [8, 16], "look_ahead": 6, "train_look_aheads": [0, 2, 6]}
+    directory = _with(tiny_model_dir, chunking_conf=conf)
+    try:
+        speech2text = load(directory, search="greedy")
+        assert speech2text.chunking.right_context(speech2text.model.acoustic.encoder.config) == 6
+        for size, ahead in ((0.32, 0), (0.64, 0.08), (0.32, 0.24)):
+            assert speech2text.stream(chunk_size=size, look_ahead=ahead).remarks == [] == caplog.messages
+        assert speech2text.stream(chunk_size=1.28, look_ahead=0.12).remarks == [
+            "chunk size 1.28 s: the model was trained with 0.32 s, 0.64 s, not with this one: there may be more errors",
+            "look-ahead 0.12 s: the model was trained with 0 s, 0.08 s, 0.24 s, not with this one: there may be more "
+            "errors",
+        ]
+    finally:
+        shutil.rmtree(directory)
+
+
 def _with(model_dir, **changes):
     """A copy of a model directory with other values in config.yaml."""
     copy = model_dir.parent / "changed"
@@ -143,6 +191,9 @@ def _with(model_dir, **changes):
         ({"chunk_size": -math.inf}, "chunk size -inf s is not a multiple"),
         ({"context": 1.0}, "context 1.0 s is not a multiple of the chunk size 0.64 s: give"),
         ({"context": -1.28}, "context -1.28 s is not a multiple"),
+        ({"look_ahead": 0.1}, "look-ahead 0.1 s is not a multiple of 0.04 s: give"),
+        ({"look_ahead": -0.04}, "look-ahead -0.04 s is not a multiple"),
+        ({"look_ahead": math.inf}, "look-ahead inf s: give a finite duration"),
     ],
 )
 def test_durations_off_the_grid_are_refused(tiny_model_dir, options, says):

@@ -28,8 +28,8 @@ DRIVER = (TEMPLATE / "speechllm_xl.sh").read_text(encoding="utf-8")
 PACKAGE = REPO / "espnet_speechllm_xl"
 CODE_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.M | re.S)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
-# Options of other programs that the pages call: sbatch, pip, pytest, mkdocs, TensorBoard, arecord, curl.
-FOREIGN_OPTIONS = {"extras", "gres", "logdir", "nodes", "ntasks-per-node", "pdb", "strict", "wait"}
+# Options of other programs that the pages call: sbatch, pip, pytest, mkdocs, TensorBoard, arecord, curl, hf.
+FOREIGN_OPTIONS = {"extras", "gres", "local-dir", "logdir", "nodes", "ntasks-per-node", "pdb", "strict", "wait"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 

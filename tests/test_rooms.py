@@ -16,6 +16,7 @@ ROOMS = {
     "decoding": {"corpus", "model"},
     "training": {"corpus", "model"},
     "systems": {"corpus", "model", "decoding", "training"},
+    "language_models": {"model", "systems"},
     "evaluation": {"corpus"},
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
@@ -23,7 +24,7 @@ ROOMS = {
     "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
     "bin": {
         *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
-        "benchmarks",
+        *("benchmarks", "language_models"),
     },
 }
 # The files at the top that join rooms; the others import none.

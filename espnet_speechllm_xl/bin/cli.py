@@ -35,6 +35,7 @@ COMMANDS = {
     "bench": "times of the recogniser's parts, beside floors, peers and another checkout",
     "tables": "train and decode what the paper's tables need on a corpus, and write TABLES.md",
     "pack": "make one file of a trained model",
+    "llm": "fetch, convert, describe and merge pretrained language models",
 }
 JUDGES_OF_DATA = ("data", "align-report", "border-report")  # unusable data is a failed input, not wrong use
 UNTIDY = ("train", "train-aligner", "tables")  # the processes that they start have to end by themselves

@@ -21,6 +21,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
     """Declare which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
     parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
+    parser.add_argument(
+        "--llm", metavar="DIR",
+        help="Hugging Face directory of the language model that the decoder was trained from (default: the "
+        "model's own, or where it was in training)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16, int8 (default %(default)s)")
     parser.add_argument(
@@ -37,6 +42,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **kind)
     for name in ("--chunk-size", "--context") if chunk_size else ("--context",):
         parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
+    text = "audio behind a segment that the encoder waits for, in place of training's"
+    parser.add_argument("--look-ahead", type=float, metavar="SECONDS", help=text)
 
 
 def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
@@ -84,7 +91,8 @@ def stream_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of ``Speech2Text.from_pretrained``, the path as ``path``; only what was given."""
-    names = ["weights", "device", "dtype", "chunk_size", "context", "search", *(field.name for field in SEARCH_FIELDS)]
+    names = ["weights", "llm", "device", "dtype", "chunk_size", "context", "look_ahead", "search"]
+    names += [field.name for field in SEARCH_FIELDS]
     settings = {"path": args.model, **{name: getattr(args, name, None) for name in names}}
     return {name: value for name, value in settings.items() if value is not None}
 

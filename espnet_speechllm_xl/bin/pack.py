@@ -9,12 +9,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="experiment directory")
     parser.add_argument("--out", required=True, help="file to write, e.g. model.zip")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
+    parser.add_argument(
+        "--with-llm", action="store_true", help="pack a pretrained language model's weights, too, not its name alone"
+    )
+    parser.add_argument("--llm", metavar="DIR", help="directory of that, if it is not where it was in training")
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the file; returns 0."""
     from espnet_speechllm_xl.trained_model import pack
 
-    pack(args.model, args.out, args.weights)
+    pack(args.model, args.out, args.weights, args.with_llm, args.llm)
     print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB; speechllm-xl transcribe FILE --model {args.out}")
     return 0

@@ -30,13 +30,14 @@ class AudioChunks:
         encoder = acoustic.encoder.config
         chunking.check_against(encoder)
         self._rate = rate = acoustic.config.sample_rate
+        self._right_context = right = chunking.right_context(encoder)
         # With look-ahead or a tail the last frames come when the recording ends, and only then.
-        self._ends_known = encoder.segment is None or encoder.right_context > 0 or acoustic.config.tail_frames > 0
+        self._ends_known = encoder.segment is None or right > 0 or acoustic.config.tail_frames > 0
         self._chunk_size = chunking.chunk or math.inf
         # Samples that complete a segment: what is encoded in whole segments only keeps many streams in step.
         first = self._hop = sys.maxsize  # an encoder of whole utterances waits for the end
         if encoder.segment is not None:
-            first = timeline.samples_for_frames(encoder.segment + encoder.right_context, rate)
+            first = timeline.samples_for_frames(encoder.segment + right, rate)
             self._hop = timeline.samples_of_frames(encoder.segment, rate)
         self._most = most_segments or encoder.block_segments
         self._state: AcousticState = acoustic.initial_state()
@@ -55,6 +56,11 @@ class AudioChunks:
     def frames(self) -> int:
         """Return the number of complete frames of the audio so far, without the silence behind its end."""
         return timeline.frames(self._total, self._rate)
+
+    def open_chunk(self, step: int) -> Tensor:
+        """Return the frames (t, D), t >= 0, that complete no chunk yet, as many as are a multiple of ``step``."""
+        frames = torch.cat(self._frames) if self._frames else torch.zeros(0, 0)
+        return frames[: len(frames) // step * step]
 
     def take(
         self, samples: Tensor, final: bool
@@ -76,7 +82,7 @@ class AudioChunks:
             # A whole recording is not copied once more.
             samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)
             for request in self._requests(samples, final):
-                ((frames, self._state),) = yield [EncodeRequest(*request, self._state)]
+                ((frames, self._state),) = yield [EncodeRequest(*request, self._state, self._right_context)]
                 self._frames.append(frames)
         return self._cut(final)
 

@@ -21,6 +21,7 @@ Shapes: ``q`` frames of a chunk, ``D`` encoding size, ``V`` text tokens.
 """
 
 import abc
+import copy
 import functools
 import math
 import sys
@@ -277,6 +278,16 @@ class LiveSearch(Search):
         """Remove the first ``count`` tokens from all hypotheses, which share them; scores stay totals."""
 
     @abc.abstractmethod
+    def preview(self, frames: Tensor) -> Generator[Requests, Results, tuple[int, ...]]:
+        """Return what the best hypothesis would write if the next chunk ended here; a generator of decoder steps.
+
+        The search stays as it is.
+
+        Args:
+            frames: (q, D), q >= 1, of the next chunk so far.
+        """
+
+    @abc.abstractmethod
     def rest(self) -> None:
         """Let go of the batches in which the last steps ran, as no step may follow for long."""
 
@@ -344,6 +355,13 @@ class ChunkSync(LiveSearch):
             )
             for h in self.beam
         ]
+
+    def preview(self, frames: Tensor) -> Generator[Requests, Results, tuple[int, ...]]:
+        """Return what a greedy search writes; see :class:`LiveSearch`."""
+        ahead = copy.copy(self)
+        ahead.config, ahead.beam = replace(self.config, beam_size=1), self.beam[:1]
+        yield from ahead.advance(frames)
+        return ahead.beam[0].tokens[len(self.beam[0].tokens) :]
 
     def rest(self) -> None:
         """Let go of batches; see :class:`LiveSearch`."""

@@ -7,6 +7,9 @@ ways: all hypotheses share it and no later token can lengthen its last word; or 
 the best hypothesis decides.  The stream drops hypotheses that disagree with settled text, and it drops settled tokens.
 It holds the open end only and can run for ever.
 
+With ``partial_seconds`` the open chunk is decoded, too, each time that so much more of it is there, as if it ended
+there.  Its text is shown as partial and decoded again with more audio.  Nothing else depends on it.
+
 A word's confidence is the geometric mean of its token probabilities.  Its times: token_times.py.
 """
 
@@ -86,6 +89,8 @@ class Stream:
         self._audio = AudioChunks(model.acoustic, chunking)
         self._times = TokenTimes(model.ctc, chunking)
         self._settle_chunks = timeline.duration_frames(self.config.settle_seconds) / (chunking.chunk or math.inf)
+        self._ahead: tuple[int, ...] = ()  # tokens of the open chunk, behind those of the best hypothesis
+        self._ahead_frames = 0  # of the open chunk from which they were decoded
         self._last_end = 0.0  # frames, end of the last settled token
         self._last_token: int | None = None  # that was settled
         # (token, chunk id, span) of the best hypothesis as its times were last asked for
@@ -98,6 +103,11 @@ class Stream:
     def seconds(self) -> float:
         """Return how much audio was decoded so far."""
         return timeline.frame_start_seconds(self._times.frames)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Return a line for each of its sizes that the model was not trained for."""
+        return self.chunking.not_trained(self.model.chunking, self.model.acoustic.encoder.config)
 
     @property
     def wanted(self) -> int:
@@ -148,16 +158,29 @@ class Stream:
             self._end_segment_by_rule()
             self.search.rest()
             self._times.forget(self.search.oldest)
+        if final or chunks:
+            self._ahead, self._ahead_frames = (), 0
+        if not final:
+            yield from self._decode_open_chunk()
         if final:
             self._settle_all()
             self._end_segment()
         self.closed = final
         return self._update()
 
+    def _decode_open_chunk(self) -> Steps[None]:
+        """Decode the chunk that is not complete yet, for the partial text; a generator of requests."""
+        if self.config.partial_seconds == math.inf:
+            return
+        frames = self._audio.open_chunk(math.ceil(timeline.duration_frames(self.config.partial_seconds)))
+        if len(frames) > self._ahead_frames:
+            self._ahead = yield from self.search.preview(_inputs(self.model, frames))
+            self._ahead_frames = len(frames)
+
     def _update(self) -> Update:
         words, ended = tuple(self._words), tuple(self._ended)
         self._words, self._ended = [], []
-        tokens = self.search.best().tokens
+        tokens = self.search.best().tokens + self._ahead
         partial = normalise(self.tokenizer.decode(tokens))
         return Update(joined_text(words), partial, words, ended, self._segment, self._continues(tokens))
 

@@ -46,13 +46,14 @@ class EncodeRequest:
     samples: Tensor  # (n,), n >= 0
     final: bool  # no audio follows
     state: AcousticState  # of this one stream
+    right_context: int  # frames of look-ahead
 
     kind = "encode"
 
     @property
     def signature(self) -> tuple[int, ...]:
         """Return what requests of one batch have in common."""
-        return (len(self.samples), self.final, *self.state.buffered)
+        return (len(self.samples), self.final, self.right_context, *self.state.buffered)
 
 
 class Acoustic(nn.Module):
@@ -92,7 +93,7 @@ class Acoustic(nn.Module):
         """
         return self.log_mel(speech, lengths)
 
-    def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, speech: Tensor, lengths: Tensor, right_context: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the frames (B, T, D) of a padded batch, and how many of them (B,) each item has.
 
         ``tail_frames`` of silence follow each item that has a frame.  A word that ends with its recording then sounds
@@ -101,10 +102,12 @@ class Acoustic(nn.Module):
         Args:
             speech: (B, N) samples in [-1, 1].
             lengths: (B,) samples of each item.
+            right_context: frames of look-ahead; None: the encoder's configuration has them.
         """
         features, counts = self.features(speech, lengths)
         features = self.specaug(self.normalizer(features), counts).to(next(self.encoder.parameters()).dtype)
-        frames, counts, _ = self.encoder(features, counts, tail=self.config.tail_frames)
+        tail = self.config.tail_frames
+        frames, counts, _ = self.encoder(features, counts, tail=tail, right_context=right_context)
         return frames, counts
 
     def audio_frames(self, counts: Tensor) -> Tensor:
@@ -115,7 +118,9 @@ class Acoustic(nn.Module):
         """Return the state of ``batch`` streams before their first sample."""
         return AcousticState(self.log_mel.initial_state(batch), self.encoder.initial_state(batch))
 
-    def push(self, samples: Tensor, state: AcousticState, final: bool = False) -> tuple[Tensor, AcousticState]:
+    def push(
+        self, samples: Tensor, state: AcousticState, final: bool = False, right_context: int | None = None
+    ) -> tuple[Tensor, AcousticState]:
         """Return the frames (B, t, D) that ``samples`` complete, and the next state.
 
         Args:
@@ -123,10 +128,14 @@ class Acoustic(nn.Module):
             state: of the B streams.
             final: no audio follows, and there was a frame at all; silence stands for what is missing, as in
                 :meth:`forward`.
+            right_context: frames of look-ahead, in all calls of a stream the same; None: as in :meth:`forward`.
         """
         features, feature_state = self.log_mel.push(samples, state.features)
         features = self.normalizer(features).to(next(self.encoder.parameters()).dtype)
-        frames, encoder_state = self.encoder.push(features, state.encoder, final=final, tail=self.config.tail_frames)
+        tail = self.config.tail_frames
+        frames, encoder_state = self.encoder.push(
+            features, state.encoder, final=final, tail=tail, right_context=right_context
+        )
         return frames, AcousticState(feature_state, encoder_state)
 
     @torch.no_grad()
@@ -139,6 +148,7 @@ class Acoustic(nn.Module):
         for indices in groups.values():
             samples = torch.stack([requests[index].samples for index in indices])
             state = AcousticState.stack(requests[index].state for index in indices)
-            frames, state = self.push(samples, state, final=requests[indices[0]].final)
+            first = requests[indices[0]]
+            frames, state = self.push(samples, state, first.final, first.right_context)
             results.update(zip(indices, zip(frames.unbind(), state.unstack(), strict=True), strict=True))
         return [results[index] for index in range(len(requests))]

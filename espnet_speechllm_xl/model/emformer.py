@@ -4,6 +4,9 @@ Shape legend: ``B`` batch, ``F`` feature frames (100 Hz), ``T`` frames (25 Hz), 
 segment, ``L`` left context, ``R`` right context (look-ahead), ``M`` mel bands, ``D`` model dimension, ``K`` convolution
 kernel, ``C`` any feature size.
 
+R is a setting of each call; the configuration has its default.  No weight and no state depends on it, because a right
+context is computed for its own segment only.  A stream keeps its R.
+
 Every segment attends to itself, its own copy of the R frames after it, and the keys and values of the L frames before.
 A block is any number of segments.  They are computed in parallel, and the block hands its last L keys and values to
 the next one.  One query's row of the mask, for S = 4, L = 6, R = 2, in the third and first segment of a stream:
@@ -99,24 +102,25 @@ class _Attention(nn.Module):
 
     def __init__(self, config: EncoderConfig, gain: float) -> None:
         super().__init__()
-        self.right_context, self.heads = config.right_context, config.heads
+        self.heads = config.heads
         self.emb_to_key_value = nn.Linear(config.dim, 2 * config.dim)
         self.emb_to_query = nn.Linear(config.dim, config.dim)
         self.out_proj = nn.Linear(config.dim, config.dim)
         nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=gain)
         nn.init.xavier_uniform_(self.emb_to_query.weight, gain=gain)
 
-    def forward(self, x: Tensor, left: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, left: Tensor, mask: Tensor, right: int) -> tuple[Tensor, Tensor]:
         """Attend; return (B, N, S + R, D) and the next ``left``.
 
         Args:
             x: (B, N, S + R, D) segments with their right contexts.
             left: (B, L, 2 D) keys and values of the left context.
             mask: (B N, 1, 1, L + S + R) bool, True where a key is visible.
+            right: frames R.
         """
         batch, count, width, dim = x.shape
         key_value = self.emb_to_key_value(x)
-        segment, tail = key_value.split([width - self.right_context, self.right_context], dim=2)
+        segment, tail = key_value.split([width - right, right], dim=2)
         stream = torch.cat([left.to(key_value), segment.flatten(1, 2)], dim=1)
         window = _windows(stream, left.shape[1], count, tail)
         key, value = window.view(batch * count, -1, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
@@ -135,7 +139,6 @@ class _Convolution(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.right_context = config.right_context
         self.norm_input = nn.LayerNorm(config.dim)
         self.expand = nn.Linear(config.dim, 2 * config.dim)
         self.depthwise = nn.Conv1d(config.dim, config.dim, config.conv_kernel, groups=config.dim)
@@ -143,11 +146,17 @@ class _Convolution(nn.Module):
         self.project = nn.Linear(config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve (B, N, S + R, D) behind ``history`` (B, K - 1, D); return the same shape and the next history."""
+    def forward(self, x: Tensor, history: Tensor, right: int) -> tuple[Tensor, Tensor]:
+        """Convolve; return the shape of ``x`` and the next history.
+
+        Args:
+            x: (B, N, S + R, D) segments with their right contexts.
+            history: (B, K - 1, D) inputs before them.
+            right: frames R.
+        """
         batch, count, width, dim = x.shape
         gated = F.glu(self.expand(self.norm_input(x)))
-        segment, tail = gated.split([width - self.right_context, self.right_context], dim=2)
+        segment, tail = gated.split([width - right, right], dim=2)
         stream = torch.cat([history.to(gated), segment.flatten(1, 2)], dim=1)
         window = _windows(stream, history.shape[1], count, tail)
         mixed = self.depthwise(window.flatten(0, 1).transpose(1, 2)).transpose(1, 2)  # (B N, S + R, D)
@@ -174,19 +183,20 @@ class _Layer(nn.Module):
         self.layer_norm_input = nn.LayerNorm(config.dim)
         self.layer_norm_output = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, state: LayerState, mask: Tensor) -> tuple[Tensor, LayerState]:
+    def forward(self, x: Tensor, state: LayerState, mask: Tensor, right: int) -> tuple[Tensor, LayerState]:
         """Return the layer's output, of the shape of ``x``, and its next state.
 
         Args:
             x: (B, N, S + R, D) segments with their right contexts.
             state: of the B streams.
             mask: see :class:`_Attention`.
+            right: frames R.
         """
-        attended, key_value = self.attention(self.layer_norm_input(x), state.key_value, mask)
+        attended, key_value = self.attention(self.layer_norm_input(x), state.key_value, mask, right)
         x = self.dropout(attended) + x
         history = state.conv
         if self.conv is not None:
-            convolved, history = self.conv(x, history)
+            convolved, history = self.conv(x, history, right)
             x = x + convolved
         return self.layer_norm_output(self.pos_ff(x) + x), LayerState(key_value, history)
 
@@ -215,7 +225,11 @@ class Emformer(nn.Module):
         return EmformerState((layer,) * config.layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     def forward(
-        self, x: Tensor, state: EmformerState | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        state: EmformerState | None = None,
+        lengths: Tensor | None = None,
+        right_context: int | None = None,
     ) -> tuple[Tensor, EmformerState]:
         """Return the output (B, N S, D) of N >= 1 whole segments, and the next state.
 
@@ -225,35 +239,37 @@ class Emformer(nn.Module):
             x: (B, N S + R, D) segments and the right context of the last.
             state: of the B streams; None where they begin.
             lengths: (B,) frames of each utterance where a segment is a whole utterance, else None.
+            right_context: frames R; None: the configuration's.
 
         Raises:
             ValueError: the number of frames is another.
         """
         batch, frames, dim = x.shape
-        right = self.config.right_context
+        right = self.config.right_context if right_context is None else right_context
         segment = self.config.segment or frames
         count = (frames - right) // segment
         if count < 1 or frames != count * segment + right:
             raise ValueError(f"{frames} frames are not a number of segments of {segment} and {right} of look-ahead")
         state = self.initial_state(batch) if state is None else state
-        mask = self._visible(state.past, count, segment) if lengths is None else _within(lengths, frames)
+        mask = self._visible(state.past, count, segment, right) if lengths is None else _within(lengths, frames)
         x = _segments(x, count, segment, right)
         layers = []
         for layer, layer_state in zip(self.emformer_layers, state.layers, strict=True):
-            x, layer_state = layer(x, layer_state, mask)
+            x, layer_state = layer(x, layer_state, mask, right)
             layers.append(layer_state)
         y = x[:, :, :segment].reshape(batch, count * segment, dim)
         return y, EmformerState(tuple(layers), state.past + count * segment)
 
-    def _visible(self, past: Tensor, count: int, segment: int) -> Tensor:
+    def _visible(self, past: Tensor, count: int, segment: int, right: int) -> Tensor:
         """Return a mask (B N, 1, 1, L + S + R), False at the left slots from before a stream began.
 
         Args:
             past: (B,) frames before the first segment.
             count: segments N.
             segment: frames S of one.
+            right: frames R after each.
         """
-        left, right = self.config.left_context, self.config.right_context
+        left = self.config.left_context
         starts = past[:, None, None] + torch.arange(count, device=past.device)[:, None] * segment
         slots = torch.arange(-left, segment + right, device=past.device)
         return (starts + slots >= 0).view(-1, 1, 1, left + segment + right)
@@ -444,7 +460,12 @@ class EmformerEncoder(StreamEncoder[EncoderState]):
         return self.config.dim
 
     def forward(
-        self, xs_pad: Tensor, ilens: Tensor, prev_states: None = None, tail: int = 0
+        self,
+        xs_pad: Tensor,
+        ilens: Tensor,
+        prev_states: None = None,
+        tail: int = 0,
+        right_context: int | None = None,
     ) -> tuple[Tensor, Tensor, None]:
         """Encode whole utterances in blocks of ``block_segments`` segments; see :class:`StreamEncoder`."""
         if prev_states is not None:
@@ -462,7 +483,7 @@ class EmformerEncoder(StreamEncoder[EncoderState]):
         features = torch.where(ended[:, :, None], quietest.frame[:, None], features)
         if self.config.segment is None:
             return self._whole(features, olens.to(xs_pad.device)), olens, None
-        ys, _ = self.push(features, state, final=True)
+        ys, _ = self.push(features, state, final=True, right_context=right_context)
         return ys, olens, None
 
     def _whole(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -486,7 +507,12 @@ class EmformerEncoder(StreamEncoder[EncoderState]):
         )
 
     def push(
-        self, features: Tensor, state: EncoderState, final: bool = False, tail: int = 0
+        self,
+        features: Tensor,
+        state: EncoderState,
+        final: bool = False,
+        tail: int = 0,
+        right_context: int | None = None,
     ) -> tuple[Tensor, EncoderState]:
         """Continue B streams; see :class:`StreamEncoder`.  Silence repeats the stream's quietest feature frame."""
         segment = self.config.segment
@@ -495,16 +521,17 @@ class EmformerEncoder(StreamEncoder[EncoderState]):
                 raise ValueError("an encoder with segment null takes whole utterances: push all of it, final")
             features, _ = self._ended(features, state, tail)
             return self._whole(features), self.initial_state(state.batch)
+        right = self.config.right_context if right_context is None else right_context
         count = None  # frames that come out: all that are ready
         if final:
             features, silence = self._ended(features, state, tail)
             state = dataclasses.replace(state, features=features[:, :0])
             count = state.frames.shape[1] + features.shape[1] // timeline.STACK
-            wanted = -(-count // segment) * segment + self.config.right_context
+            wanted = -(-count // segment) * segment + right
             features = torch.cat([features, silence.expand(-1, timeline.STACK * (wanted - count), -1)], dim=1)
         outputs = []
         for part in features.split(self.config.block_segments * segment * timeline.STACK, dim=1):
-            ys, state = self._push_block(part, state, segment)
+            ys, state = self._push_block(part, state, segment, right)
             outputs.append(ys)
         return torch.cat(outputs, dim=1)[:, :count], self.initial_state(state.batch) if final else state
 
@@ -524,23 +551,26 @@ class EmformerEncoder(StreamEncoder[EncoderState]):
         missing = whole + timeline.STACK * tail - features.shape[1]
         return torch.cat([features, silence.expand(-1, missing, -1)], dim=1), silence
 
-    def _push_block(self, features: Tensor, state: EncoderState, segment: int) -> tuple[Tensor, EncoderState]:
+    def _push_block(
+        self, features: Tensor, state: EncoderState, segment: int, right: int
+    ) -> tuple[Tensor, EncoderState]:
         """Continue B streams by one block; return its frames (B, t, D) and the next state.
 
         Args:
             features: (B, f, M), f >= 0.
             state: of the B streams.
             segment: frames S of a segment.
+            right: frames R after each.
         """
         features = torch.cat([state.features.to(features), features], dim=1)
         stacked = stack_frames(features)
         used = stacked.shape[1] * timeline.STACK
         frames, frontend = self.frontend(stacked, state.frontend)
         frames = torch.cat([state.frames.to(frames), frames], dim=1)
-        ready = (frames.shape[1] - self.config.right_context) // segment * segment
+        ready = (frames.shape[1] - right) // segment * segment
         emformer, ys = state.emformer, frames[:, :0]
         if ready > 0:
-            ys, emformer = self.emformer(frames[:, : ready + self.config.right_context], emformer)
+            ys, emformer = self.emformer(frames[:, : ready + right], emformer, right_context=right)
         return ys, EncoderState(
             features=_last(features, features.shape[1] - used),
             quietest=state.quietest.after(features[:, :used]),

@@ -38,14 +38,14 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         vocab_size: tokenizer ids (V); ``$`` is added as id V.
         conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
 
-    Raises:
-        ConfigError: a field is unknown, or a checkpoint is missing, or of a kind that cannot be used.
-
     Attributes:
         prompt_distance: the last position at which a chunk may begin behind a prompt; None: prompts are refused.
         end_row: (D,) the output layer's row of ``$`` beside a pretrained LLM, whose own tables keep their rows; our own
             Llama has it in its tables.
         base_digest: (32,) uint8, of the weights of a frozen LLM.
+
+    Raises:
+        ConfigError: a field is unknown, or a checkpoint is missing, or of a kind that cannot be used.
     """
 
     __signature__: ClassVar[inspect.Signature] = signature(

@@ -293,7 +293,7 @@ def load_pretrained(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel"
     if not (Path(directory) / "config.json").exists():
         raise ConfigError(
             f"decoder_conf pretrained: {directory} holds no Hugging Face checkpoint (config.json); "
-            "download the model first and give its directory"
+            "download the model first and give its directory (where a trained model is used: --llm DIR)"
         )
     try:
         with _without_progress_bars():

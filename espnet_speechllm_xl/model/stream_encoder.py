@@ -32,7 +32,14 @@ class StreamEncoder(AbsEncoder, Generic[S]):
         """Return the state of ``batch`` streams before their first feature frame."""
 
     @abc.abstractmethod
-    def push(self, features: Tensor, state: S, final: bool = False, tail: int = 0) -> tuple[Tensor, S]:
+    def push(
+        self,
+        features: Tensor,
+        state: S,
+        final: bool = False,
+        tail: int = 0,
+        right_context: int | None = None,
+    ) -> tuple[Tensor, S]:
         """Continue B streams; return the frames (B, t, D), t >= 0, that became complete, and the next state.
 
         After ``final`` the next state is an initial state.
@@ -43,6 +50,7 @@ class StreamEncoder(AbsEncoder, Generic[S]):
             final: the streams end here, and all remaining complete frames come out; without a tail an incomplete stack
                 of 4 feature frames is dropped.
             tail: when final, frames of silence behind them.
+            right_context: frames of look-ahead, in all calls of a stream the same; None: the configuration's.
 
         Raises:
             ValueError: the encoder takes whole utterances only, and ``final`` is False.
@@ -50,7 +58,12 @@ class StreamEncoder(AbsEncoder, Generic[S]):
 
     @abc.abstractmethod
     def forward(
-        self, xs_pad: Tensor, ilens: Tensor, prev_states: None = None, tail: int = 0
+        self,
+        xs_pad: Tensor,
+        ilens: Tensor,
+        prev_states: None = None,
+        tail: int = 0,
+        right_context: int | None = None,
     ) -> tuple[Tensor, Tensor, None]:
         """Encode whole utterances (ESPnet's interface).
 
@@ -59,6 +72,7 @@ class StreamEncoder(AbsEncoder, Generic[S]):
             ilens: (B,) feature frames of each item.
             prev_states: None; a stream uses :meth:`push`.
             tail: frames of silence behind each item that has a frame, as in :meth:`push`.
+            right_context: frames of look-ahead; None: the configuration's.
 
         Returns:
             ys: (B, T, D), T the frames of the longest item.  Frames beyond an item's own length are finite, without

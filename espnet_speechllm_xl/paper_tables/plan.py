@@ -6,7 +6,7 @@ All of it is declared in ``conf/paper_tables.yaml``; this module reads it.  ``tr
     row     one system, decoded by one search
     system  one training of a recipe; several rows and tables may share it, several seeds may repeat it
 
-    exp/<tag>[_s<seed>]/decode_<search>/<set>/        seed 1 has the bare tag, as the recipe's own model
+    exp/<tag>[_s<seed>]/decode_<search>/<set>/        seed 1 has the bare tag, as the recipe's own models
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,8 @@ from espnet_speechllm_xl.evaluation.metrics import UNITS
 from espnet_speechllm_xl.settings import from_dict, read_yaml
 
 T = TypeVar("T")
+
+FIXED_CHUNK = "fixed_chunk"  # SpeechLLM-XL as in the paper, which has a model for each chunk size
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "conf" / "paper_tables.yaml"
@@ -61,7 +63,7 @@ class System:
 
     tag: str  # directory in exp/
     only: list = field(default_factory=list)  # corpora whose tables have its rows; none: all
-    system: str = "speechllm_xl"  # --system of run.sh
+    system: str = FIXED_CHUNK  # --system of run.sh
     stage: str = "train"  # of run.sh, to begin with
     after: str | None = None  # system that is to be trained before
     options: list = field(default_factory=list)
@@ -70,7 +72,7 @@ class System:
     @property
     def is_ours(self) -> bool:
         """Tell whether it is SpeechLLM-XL, which plots mark."""
-        return self.system == "speechllm_xl"
+        return self.system in (FIXED_CHUNK, "speechllm_xl")
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ class Plan:
         place = ["--expdir", self.expdir]
         if any(row.aligned for table in self.tables.values() for row in table.rows):
             place += ["--align-sets", self.corpus.test]  # where the alignment is measured
-        return ["./run.sh", "--stop-stage", "align", *place, *options, *self.corpus.options, *extra]
+        command = ["./run.sh", "--system", FIXED_CHUNK, "--stop-stage", "align"]
+        return [*command, *place, *options, *self.corpus.options, *extra]
 
     def command(self, system: str, seed: int = 1, extra: Iterable[str] = ()) -> list[str]:
         """Return the command that trains and decodes; run again, it goes on where it was.

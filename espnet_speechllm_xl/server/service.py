@@ -76,6 +76,7 @@ class Service:
         seconds = {
             "chunk_size": timeline.chunk_seconds(chunking.chunk),
             "context": math.inf if chunking.chunk is None else timeline.context_seconds(chunking),
+            "look_ahead": timeline.frame_start_seconds(chunking.right_context(stream.model.acoustic.encoder.config)),
             **dataclasses.asdict(stream.config),
         }
         finite = {name: round(value, 3) if value < math.inf else None for name, value in seconds.items()}
@@ -91,6 +92,7 @@ class Service:
         search: str | None = None,
         chunk_size: float | None = None,
         context: float | None = None,
+        look_ahead: float | None = None,
         **stream_conf: float,
     ) -> Stream:
         """Open a stream that is bounded in memory.
@@ -101,6 +103,7 @@ class Service:
             search: name of the search; None: the model's.
             chunk_size: seconds; None: the model's.
             context: seconds of the chunks before the current one; None: the model's.
+            look_ahead: seconds; None: the model's.
             stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
@@ -109,13 +112,15 @@ class Service:
         limit = self.config.max_span_seconds
         stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, limit))
         no_prompt = ""
-        stream = self.speech2text.stream(search, chunk_size, context, no_prompt, **stream_conf)
+        stream = self.speech2text.stream(search, chunk_size, context, look_ahead, no_prompt, **stream_conf)
         chunk_size_frames, num_context = stream.chunking.chunk, stream.chunking.context
         window = math.inf if num_context is None else timeline.chunk_seconds(chunk_size_frames) * (1 + num_context)
         if window > limit:
             raise Refusal(
                 "bad-setting", f"chunk and context are {window} s: give a chunk_size and a context within {limit} s"
             )
+        if look_ahead is not None and look_ahead > limit:
+            raise Refusal("bad-setting", f"look_ahead {look_ahead} s is too long: give at most {limit} s")
         if not stream.config.has_endpoints:
             raise Refusal("bad-setting", "endpoint_length and endpoint_silence are both inf: give one of them")
         for name in ("endpoint_length", "settle_seconds"):

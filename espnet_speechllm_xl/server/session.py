@@ -173,14 +173,16 @@ class Session:
 
     async def _greet(self) -> None:
         encoder, chunking = self._stream.model.acoustic.encoder.config, self._stream.chunking
+        remarks = self._stream.remarks
         await self._send(
             {
                 "type": "ready",
                 "sample_rate": self._service.sample_rate,
                 "chunk_seconds": None if chunking.chunk is None else timeline.chunk_seconds(chunking.chunk),
-                "lookahead_seconds": timeline.frame_start_seconds(encoder.right_context),
+                "lookahead_seconds": timeline.frame_start_seconds(chunking.right_context(encoder)),
                 "model": self._service.name,
                 "settings": self._service.settings(self._stream),
+                **({"remarks": remarks} if remarks else {}),
             }
         )
 
@@ -352,7 +354,8 @@ class _StreamSettings:
 
 def _parse_query(query: Mapping[str, str], sample_rate: int) -> _StreamSettings:
     """Read the settings in a query, whose default rate is ``sample_rate``; raise Refusal for a bad one."""
-    known = ["search", "chunk_size", "context", *(field.name for field in dataclasses.fields(StreamConfig))]
+    known = ["search", "chunk_size", "context", "look_ahead"]
+    known += [field.name for field in dataclasses.fields(StreamConfig)]
     for name in query:
         if name not in ("rate", "format", "token", *known):
             raise Refusal(

@@ -85,7 +85,9 @@ def border_words(
     spans = [(first, last) for _, first, last in word_spans(tokenizer, token_ids)]
     with torch.inference_mode():
         samples = torch.as_tensor(speech, device=next(model.parameters()).device)
-        frames, counts = model.acoustic(samples[None], torch.tensor([len(samples)], device=samples.device))
+        frames, counts = model.acoustic(
+            samples[None], torch.tensor([len(samples)], device=samples.device), chunking.look_ahead
+        )
         # The frame that decides about a token's chunk:
         deciding = [end + chunking.delay for end in within_audio(ends, int(model.acoustic.audio_frames(counts)[0]))]
         num_chunks = timeline.num_chunks(int(counts[0]), chunk_size)

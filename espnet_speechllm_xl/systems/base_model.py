@@ -5,6 +5,7 @@ size of an encoder frame, ``D`` size of a decoder input, ``V`` tokenizer size.
 """
 
 import abc
+import dataclasses
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
@@ -144,7 +145,7 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
             prompt: (B, P) token ids before the first chunk, ``PAD_TOKEN`` behind the shorter ones; None: none.
         """
         chunking = self._draw_chunking()
-        frames, counts = self.acoustic(speech, speech_lengths)
+        frames, counts = self.acoustic(speech, speech_lengths, chunking.look_ahead)
         tokens = without_padding(text)
         hidden, targets = self.decode_aligned(frames, counts, tokens, text_lengths, ends, chunking, prompt)
         loss, accuracies, num_targets = text_loss(self.decoder, hidden, targets, self.loss_config)
@@ -158,11 +159,20 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
         return self.espnet_result(loss, stats, num_targets)
 
     def _draw_chunking(self) -> ChunkingConfig:
-        """Return the chunking of a batch: the configured one, in training with one of its ``train_chunks``."""
-        sizes = self.chunking.train_chunks
-        if not self.training or not sizes:
-            return self.chunking
-        return self.chunking.resized(sizes[int(torch.randint(len(sizes), ()))])
+        """Return the chunking of a batch.
+
+        It is the configured one, in training with one of its ``train_chunks`` and one of its ``train_look_aheads``.
+        """
+        chunking = self.chunking
+        if self.training and chunking.train_chunks:
+            chunking = chunking.resized(_drawn(chunking.train_chunks))
+        if self.training and chunking.train_look_aheads:
+            chunking = dataclasses.replace(chunking, look_ahead=_drawn(chunking.train_look_aheads))
+        return chunking
+
+
+def _drawn(sizes: list[int]) -> int:
+    return sizes[int(torch.randint(len(sizes), ()))]
 
 
 @torch.no_grad()

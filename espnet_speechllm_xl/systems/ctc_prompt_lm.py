@@ -100,6 +100,9 @@ class PromptConfig:
         )
         require(chunking.train_chunks is None, "chunking_conf train_chunks: chunks have one size: leave it at null")
         require(
+            chunking.train_look_aheads is None, "chunking_conf train_look_aheads: there is one: leave it at null"
+        )
+        require(
             chunking.unit == "token" or self.end_ctc_weight == 0,
             "prompt_conf end_ctc_weight: CTC wants the first half of a word in the chunk where it was said: set it "
             "to 0, or chunking_conf unit to token",
@@ -312,10 +315,10 @@ class CTCPromptLM(AcousticModel):
             text_lengths: (B,)
             ends: (B, U) last aligned frame of each token (alignment.py).
         """
-        frames, counts = self.acoustic(speech, speech_lengths)
+        chunking = self.chunking
+        frames, counts = self.acoustic(speech, speech_lengths, chunking.look_ahead)
         tokens = without_padding(text)
         check_ends(counts, text_lengths, ends)
-        chunking = self.chunking
         prompts = self.decoder.prompts(frames, counts, chunking.chunk)
         blocks = timeline.num_chunks(counts, chunking.chunk)
         token_block = timeline.chunk_of_token(ends, chunking.chunk, chunking.delay, blocks[:, None])

@@ -237,6 +237,7 @@ def test_an_unusable_model_is_one_line(capsys, tmp_path, dump, command):
 def test_settings_that_do_not_fit_are_one_line(capsys, tiny_model_dir):
     for option, says in (
         (["--chunk-size", "0.65"], "chunk size 0.65 s is not a multiple of 0.04 s"),
+        (["--look-ahead", "0.05"], "look-ahead 0.05 s is not a multiple of 0.04 s"),
         (["--context", "1"], "context 1.0 s is not a multiple of the chunk size 0.64 s"),
         (["--beam-size", "0"], "search beam_size must be at least 1"),
         (["--dtype", "float1"], "dtype 'float1' is unknown"),

@@ -243,6 +243,8 @@ def test_output_that_nobody_reads_is_no_traceback(tiny_model_dir, wav):
         (["--endpoint-silence", "inf", "--endpoint-length", "inf"], "are both inf"),
         (["--settle-seconds", "0"], "settle_seconds must be positive"),
         (["--chunk-size", "0.05"], "chunk size 0.05 s is not a multiple of 0.04 s"),
+        (["--look-ahead", "0.05"], "look-ahead 0.05 s is not a multiple of 0.04 s"),
+        (["--partial-seconds", "0"], "stream partial_seconds must be positive (inf: never)"),
     ],
 )
 def test_wrong_settings(capsys, tiny_model_dir, wav, options, message):

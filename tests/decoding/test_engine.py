@@ -281,6 +281,50 @@ def test_streams_side_by_side_give_what_each_gives_alone(speech2text):
     assert len({update.text for updates in alone for update in updates}) > 4
 
 
+def test_streams_of_all_sizes_share_the_calls_of_the_model(speech2text, monkeypatch):
+    """Chunk sizes, contexts and look-aheads differ: the encoder's batches hold all streams of a look-ahead, and the
+    decoder's all streams, prefills of all chunk sizes among them."""
+    sizes = [(0.16, 0.48, 0.08), (0.32, 0.32, 0.08), (0.64, 1.28, 0.08), (1.28, 0, 0.08), (0.32, 0.96, 0), (0.64, 0, 0)]
+    audio = [tiny.speech(seed + 30, 64000) for seed in range(len(sizes))]
+    model, encoded, lengths = speech2text.model, [], []
+    push, extend = model.acoustic.push, model.decoder.extend
+
+    def watched_push(samples, *arguments):
+        encoded.append(len(samples))
+        return push(samples, *arguments)
+
+    def watched_extend(requests):
+        lengths.append({len(request.frames) for request in requests if request.frames is not None})
+        return extend(requests)
+
+    monkeypatch.setattr(model.acoustic, "push", watched_push)
+    monkeypatch.setattr(model.decoder, "extend", watched_extend)
+
+    def streamed(which):
+        """Push segment by segment, as the server does; return the updates of each stream, and the calls."""
+        encoded.clear(), lengths.clear()
+        streams = [speech2text.stream(None, *sizes[index]) for index in which]
+        updates = [[] for _ in which]
+        for begin in range(0, 64000, 5120):
+            pieces = [stream.consume(audio[i][begin : begin + 5120]) for i, stream in zip(which, streams, strict=True)]
+            for each, update in zip(updates, run(pieces, model_calls(model)), strict=True):
+                each.append(update)
+        rest = run([stream.consume((), final=True) for stream in streams], model_calls(model))
+        for each, update in zip(updates, rest, strict=True):
+            each.append(update)
+        return updates, (len(encoded), len(lengths))
+
+    alone = [streamed([index]) for index in range(len(sizes))]
+    together, (encoder_calls, decoder_calls) = streamed(range(len(sizes)))
+    for found, ((expected,), _) in zip(together, alone, strict=True):
+        same_updates(found, expected)
+    assert len({said for ((updates,), _) in alone if (said := " ".join(update.text for update in updates))}) == 6
+    longest = max(calls for _, (calls, _) in alone)
+    assert encoder_calls == 2 * longest and set(encoded) == {4, 2}  # a call for each look-ahead
+    assert {4, 8, 16, 32} in lengths
+    assert decoder_calls < 0.5 * sum(calls for _, (_, calls) in alone)
+
+
 def test_a_cancelled_stream_changes_no_other(speech2text):
     samples = tiny.speech(3, 60000)
     stream = speech2text.stream()

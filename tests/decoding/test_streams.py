@@ -1,5 +1,7 @@
 """Offline == stream, batch == alone, settled text, causality, latency, word times; random weights, float64."""
 
+import copy
+import dataclasses
 import math
 import random
 
@@ -13,14 +15,15 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, FeatureConfig, SearchConfig, SpecAugmentConfig, StreamConfig
 from espnet_speechllm_xl.corpus.ctm import joined_text
 from espnet_speechllm_xl.decoding.audio_chunks import AudioChunks
-from espnet_speechllm_xl.decoding.engine import run
+from espnet_speechllm_xl.decoding.engine import model_calls, run
 from espnet_speechllm_xl.decoding.joint_ctc import JointModel
 from espnet_speechllm_xl.decoding.output_formats import beside
 from espnet_speechllm_xl.decoding.results import Update
-from espnet_speechllm_xl.decoding.searches import Hypothesis
+from espnet_speechllm_xl.decoding.searches import ChunkSync, Hypothesis
 from espnet_speechllm_xl.decoding.streams import Stream, transcribe
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.settings import ConfigError
+from espnet_speechllm_xl.tokenization import normalise
 
 RATE = 16000
 ONE_FRAME = timeline.samples_for_frames(1, RATE)
@@ -287,6 +290,59 @@ def test_a_chunk_is_decoded_within_the_promised_latency(tiny_model, chunk):
         started = max(0, math.floor((heard - latency) / timeline.chunk_seconds(chunk) + 1e-9) + 1)
         assert started <= stream.search.num_chunks <= max(0, heard) / timeline.chunk_seconds(chunk) + 1e-9
     assert started > 2
+
+
+@pytest.mark.parametrize("method", ["greedy", "chunk_sync"])
+def test_the_text_of_an_open_chunk_is_partial_only(tiny_model, method):
+    """It is what the model writes if the chunk ends there, however the audio was cut; nothing else changes."""
+    rng = random.Random(method)
+    audio = tiny.speech(61, 60000)
+    config = StreamConfig(endpoint_silence=0.6, partial_seconds=0.32)
+    model = tiny_model[0]
+    plain = live(tiny_model, (32, 2), search(method), dataclasses.replace(config, partial_seconds=math.inf))
+    early = live(tiny_model, (32, 2), search(method), config)
+    earlier = 0
+    for piece in cuts(audio, rng, 9000):
+        before, now = plain.push(piece), early.push(piece)
+        assert (before.text, before.words, before.segments) == (now.text, now.words, now.segments)
+        frames = early._audio.open_chunk(8)
+        assert len(frames) % 8 == 0 and len(frames) < 32
+        again = live(tiny_model, (32, 2), search(method), config)  # has the audio so far in one piece
+        total = plain._audio._total
+        assert again.push(audio[:total]).partial == now.partial
+        if len(frames):
+            best = plain.search.beam[0]
+            ended = ChunkSync(search("greedy", 1), best._past, model.decoder.eoc)
+            ended.beam, ended.num_chunks = [best], plain.search.num_chunks
+            run([ended.advance(model.projection(frames))], model_calls(model))
+            assert now.partial == normalise(tiny_model[1].decode(ended.best().tokens))
+            earlier += now.partial != before.partial
+        else:
+            assert now.partial == before.partial
+    assert earlier > 3
+    before, now = plain.close(), early.close()
+    assert (before.text, before.words, before.partial) == (now.text, now.words, now.partial) and not now.partial
+
+
+@pytest.mark.parametrize("look_ahead", [0, 5, 9])
+def test_another_look_ahead_streams_what_it_gives_offline(tiny_model, look_ahead):
+    """It is the model's own (2) with that look-ahead in its encoder's configuration, at the promised latency."""
+    rng = random.Random(look_ahead)
+    audio = tiny.speech(60, 40000)
+    chunking = ChunkingConfig(8, 2, look_ahead=look_ahead)
+    (expected,) = transcribe(*tiny_model, chunking, search("greedy"), [audio])[0]
+    stream = Stream(*tiny_model, chunking, search("greedy"), OFF)
+    assert said(play(stream, cuts(audio, rng, 9000))) == expected.text
+    encoder = copy.deepcopy(tiny_model[0])
+    conf = dataclasses.replace(encoder.acoustic.encoder.config, right_context=look_ahead)
+    encoder.acoustic.encoder.config = encoder.acoustic.encoder.emformer.config = conf
+    (configured,) = transcribe(encoder, tiny_model[1], ChunkingConfig(8, 2), search("greedy"), [audio])[0]
+    same([expected], [configured])
+    (own,) = transcribe(*tiny_model, ChunkingConfig(8, 2), search("greedy"), [audio])[0]
+    assert own.token_ids != expected.token_ids
+    stream = Stream(*tiny_model, chunking, search("greedy"), OFF)
+    stream.push(audio[: timeline.samples_for_frames(8 + look_ahead, RATE)])
+    assert stream.search.num_chunks == 1
 
 
 @pytest.mark.parametrize("method", ["greedy", "chunk_sync", "alsd"])

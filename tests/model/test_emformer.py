@@ -97,6 +97,18 @@ def test_equals_torchaudio_on_ragged_padded_batches(shape):
             torch.testing.assert_close(y[i, :n], alone[0, :n], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("right", [0, 2, 9])
+def test_the_look_ahead_of_a_call_equals_torchaudios_of_that_look_ahead(right):
+    theirs, ours = both(4, 6, right)
+    other = Emformer(EncoderConfig(**{**SIZES, "activation": "gelu"}, segment=4, left_context=6, right_context=3))
+    other.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 5 * 4 + right, SIZES["dim"])
+    with torch.no_grad():
+        y, _ = other.eval()(x, right_context=right)
+        torch.testing.assert_close(y, ours(x)[0], atol=0, rtol=0)
+        torch.testing.assert_close(y, theirs(x, torch.full((2,), 20))[0], atol=1e-5, rtol=0)
+
+
 def test_gradients_equal_torchaudio():
     theirs, ours = both(4, 6, 2)
     x, weight = torch.randn(2, 26, SIZES["dim"]), torch.randn(2, 24, SIZES["dim"])
@@ -171,7 +183,7 @@ def test_convolution_equals_a_slow_reference():
     config = EncoderConfig(**SIZES, segment=segment, right_context=right, conv_kernel=kernel)
     module = Emformer(config).emformer_layers[0].conv.double().eval()
     x = torch.randn(1, count, segment + right, SIZES["dim"], dtype=torch.float64)
-    fast, _ = module(x, torch.zeros(1, kernel - 1, SIZES["dim"], dtype=torch.float64))
+    fast, _ = module(x, torch.zeros(1, kernel - 1, SIZES["dim"], dtype=torch.float64), right)
     gated = torch.nn.functional.glu(module.expand(module.norm_input(x)))[0]
     for i in range(count):
         for j in range(segment + right):
@@ -198,6 +210,30 @@ def test_stream_equals_offline_for_random_cuts(frontend, conv_kernel, dtype, tol
                 assert offline.shape == (1, total // 4, SIZES["dim"])
                 online = stream(module, features, generator, int(generator.integers(1, 40)))
             torch.testing.assert_close(online, offline, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)
+@pytest.mark.parametrize("right", [0, 2, 9])
+def test_another_look_ahead_is_that_of_a_configuration(frontend, conv_kernel, right):
+    """In batches and in streams; the weights are those of an encoder with a look-ahead of 3."""
+    generator = np.random.default_rng(right)
+    module = encoder(frontend, conv_kernel, block_segments=3)
+    configured = encoder(frontend, conv_kernel, (4, 6, right), block_segments=3)  # the same weights: the seed is
+    features = torch.tensor(generator.standard_normal((2, 150, MELS)))
+    lengths = torch.tensor([150, 77])
+    expected, counts, _ = configured(features, lengths, tail=2)
+    found, _, _ = module(features, lengths, tail=2, right_context=right)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert (module(features, lengths, tail=2)[0] - expected).abs().max() > 1e-3
+    points = sorted(generator.integers(0, 150, 6).tolist())
+    state, parts = module.initial_state(), []
+    for begin, end in zip([0, *points], [*points, 150], strict=True):
+        ys, state = module.push(features[:1, begin:end], state, right_context=right)
+        parts.append(ys)
+    ready = (150 // 4 - right) // 4 * 4  # no frame comes later than its look-ahead needs
+    assert sum(part.shape[1] for part in parts) == ready
+    parts.append(module.push(features[:1, :0], state, final=True, tail=2, right_context=right)[0])
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected[:1, : counts[0]], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("frontend, conv_kernel", VARIANTS)

@@ -206,7 +206,8 @@ def test_baselines_of_size_paper_count_what_the_paper_says():
 
 
 AN4 = CONF.parent / "egs2/an4/speechllm_xl1/conf"
-OF_SIZES = [(CONF, size) for size in ("tiny", "tiny_multichunk", "small", "paper")] + [(AN4, "an4")]
+BASE_SIZES = [(CONF, size) for size in ("tiny", "small", "paper")] + [(AN4, "an4")]
+OF_SIZES = BASE_SIZES + [(folder, f"{size}_multichunk") for folder, size in BASE_SIZES]
 
 
 @pytest.mark.parametrize("system", ["aligner", "chunked_aed"])
@@ -218,3 +219,16 @@ def test_others_have_the_recognisers_encoder(folder, size, system):
         assert recogniser["encoder_conf"] == yaml.safe_load(file.read_text())["encoder_conf"]
     else:
         assert not file.exists()
+
+
+@pytest.mark.parametrize("system", ["", "aligner_"])
+@pytest.mark.parametrize("folder, size", BASE_SIZES)
+def test_several_chunk_sizes_are_all_that_differs(folder, size, system):
+    one, several = (
+        yaml.safe_load((folder / f"train_{system}{name}.yaml").read_text()) for name in (size, f"{size}_multichunk")
+    )
+    assert one["encoder_conf"].pop("segment") == 32 and several["encoder_conf"].pop("segment") == 8
+    if not system:
+        assert several["chunking_conf"].pop("train_chunks") == [8, 16, 32, 64]
+        assert one.pop("max_epoch") < several.pop("max_epoch")
+    assert one == several

@@ -203,7 +203,7 @@ def test_systems_of_the_repository_are_what_their_rows_say():
 
 
 # Of SpeechLLM-XL, by options that systems.sh adds to its configuration.
-VARIANTS = ("nonstreaming", "nonstreaming_full", "reallm")
+VARIANTS = ("fixed_chunk", "nonstreaming", "nonstreaming_full", "reallm")
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -282,10 +282,11 @@ def test_runs_row_by_row_and_goes_on(recipe, capsys):
     calls = (recipe / "calls").read_text(encoding="utf-8").splitlines()
     common = f"--nj 3 --downloads {os.path.abspath('D')}"  # run.sh runs elsewhere
     assert calls == [
-        f"./run.sh --stop-stage align --expdir exp --align-sets eval --aligner-args --max_epoch 1 {common}",
-        "./run.sh --system speechllm_xl --stage train --stop-stage longform --tag xl_tiny --expdir exp "
+        "./run.sh --system fixed_chunk --stop-stage align --expdir exp --align-sets eval "
+        f"--aligner-args --max_epoch 1 {common}",
+        "./run.sh --system fixed_chunk --stage train --stop-stage longform --tag xl_tiny --expdir exp "
         f"--searches alsd greedy --train-args --max_epoch 2 --seed 1 {common}",
-        "./run.sh --system speechllm_xl --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp "
+        "./run.sh --system fixed_chunk --stage train --stop-stage decode --tag xl_tiny_c16 --expdir exp "
         f"--searches alsd --train-args --max_epoch 2 --chunking_conf chunk=16 --seed 1 {common}",
         "./run.sh --system ctc --stage train --stop-stage decode --tag ctc_tiny --expdir exp --searches greedy "
         f"--train-args --max_epoch 2 --patience 5 --seed 1 --aligner-tag aligner_tiny {common}",

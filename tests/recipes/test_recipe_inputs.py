@@ -260,16 +260,23 @@ def test_links_to_the_scripts_work(tmp_path):
         assert "--train-set" in run(f"{script.parts[-3]}/{script.name}", "--help")
 
 
+MULTICHUNK = "speechllm_xl_tiny_multichunk"
+
+
 @pytest.mark.parametrize(
     "given, other, tags",
     [
-        ([], [], ("speechllm_xl_tiny", "aligner")),
-        (["--vocab-size", 60], [], ("speechllm_xl_tiny", "aligner")),
-        (["--vocab-size", 60], ["--vocab-size", 70], ("speechllm_xl_tiny_bpe70", "aligner")),
-        (["--vocab-size", 60], ["--token-type", "char"], ("speechllm_xl_tiny_char", "aligner")),
-        ([], ["--token-type", "hf", "--hf-tokenizer", "models/some-llm"], ("speechllm_xl_tiny_hf_some-llm", "aligner")),
-        ([], ["--aligner-token-type", "bpe"], ("speechllm_xl_tiny", "aligner_bpe100")),
-        ([], ["--vocab-size", 70, "--tag", "mine"], ("mine", "aligner")),
+        ([], [], (MULTICHUNK, "aligner_multichunk")),
+        (["--vocab-size", 60], [], (MULTICHUNK, "aligner_multichunk")),
+        (["--vocab-size", 60], ["--vocab-size", 70], (f"{MULTICHUNK}_bpe70", "aligner_multichunk")),
+        (["--vocab-size", 60], ["--token-type", "char"], (f"{MULTICHUNK}_char", "aligner_multichunk")),
+        (
+            ["--system", "fixed_chunk"],
+            ["--token-type", "hf", "--hf-tokenizer", "models/some-llm"],
+            ("speechllm_xl_tiny_hf_some-llm", "aligner"),
+        ),
+        ([], ["--aligner-token-type", "bpe"], (MULTICHUNK, "aligner_multichunk_bpe100")),
+        ([], ["--vocab-size", 70, "--tag", "mine"], ("mine", "aligner_multichunk")),
     ],
 )
 def test_experiments_are_named_after_tokens_that_are_not_the_recipes(run_driver, tmp_path, given, other, tags):
@@ -280,10 +287,10 @@ def test_experiments_are_named_after_tokens_that_are_not_the_recipes(run_driver,
 
 
 def test_a_training_of_these_tokens_keeps_its_name(run_driver, tmp_path):
-    model = tmp_path / "exp/speechllm_xl_tiny"
+    model = tmp_path / "exp/speechllm_xl_tiny_multichunk"
     model.mkdir(parents=True)
     (model / "config.yaml").write_text("max_epoch: 2\ntokenizer: data/tokens_train_bpe70/tokenizer.model\n")
-    for size, name in ((70, "speechllm_xl_tiny"), (80, "speechllm_xl_tiny_bpe80")):
+    for size, name in ((70, "speechllm_xl_tiny_multichunk"), (80, "speechllm_xl_tiny_multichunk_bpe80")):
         run_driver("speechllm_xl.sh", tmp_path, "--stage", "decode", "--stop-stage", "decode", "--vocab-size", size)
         assert (tmp_path / "exp" / name / "decode_greedy").is_dir()
     assert len([*(tmp_path / "exp").iterdir()]) == 2

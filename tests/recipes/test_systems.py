@@ -50,10 +50,10 @@ def test_a_new_system_is_trained_and_decoded(listed, system):
 def test_the_digits(listed):
     found = summary(listed("fsdd").run("--stop-stage", "longform"))
     tokens = "data/tokens_train_char/tokenizer.model"
-    start = "--task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
+    start = "--task speechllm_xl --init_param exp/aligner_multichunk/valid.ter.ave.pth:acoustic:acoustic"
     assert found[:2] == [
-        f"train-aligner conf/train_aligner_tiny.yaml {tokens} -> exp/aligner --max_epoch 8",
-        f"train conf/train_tiny.yaml {tokens} -> exp/speechllm_xl_tiny {start}",
+        f"train-aligner conf/train_aligner_tiny_multichunk.yaml {tokens} -> exp/aligner_multichunk --max_epoch 8",
+        f"train conf/train_tiny_multichunk.yaml {tokens} -> exp/speechllm_xl_tiny_multichunk {start}",
     ]
     assert [line.split(": ")[1] for line in found[2:]] == ["dev test test_2x test_10x"] * 3
 
@@ -120,8 +120,8 @@ def test_further_options_given_twice_are_joined(listed):
     options += ["--tag", "joined", "--decode-args", "--nbest 2", "--decode-args", "--dtype float32"]
     calls = listed("mboshi").run("--stage", "train", "--stop-stage", "score", *options)
     assert special(calls) == [
-        "exp/joined --task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic --max_epoch 12 "
-        "--max_epoch 2 --chunking_conf chunk=16"
+        "exp/joined --task speechllm_xl --init_param exp/aligner_multichunk/valid.ter.ave.pth:acoustic:acoustic "
+        "--max_epoch 12 --max_epoch 29 --max_epoch 2 --chunking_conf chunk=16"
     ]
     decoding = next(call for call in calls if "decode" in call)
     assert decoding[-6:-2] == ["--nbest", "2", "--dtype", "float32"] and decoding[-2] == "--nj"
@@ -147,7 +147,7 @@ FROM_ALIGNER = "--init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
 )
 def test_with_the_tokens_of_an_llm_ctc_has_the_aligners(listed, options, start):
     recipe = listed("mboshi")
-    llm = ["--token-type", "hf", "--hf-tokenizer", "models/some-llm", *options]
+    llm = ["--system", "fixed_chunk", "--token-type", "hf", "--hf-tokenizer", "models/some-llm", *options]
     calls = recipe.run("--stage", "tokens", "--stop-stage", "train", *llm)
     further = "--max_epoch 12" + " --loss_conf ctc_tokenizer=null" * ("--train-args" in options)
     assert special(calls)[-1].split(" ", 3)[3] == f"{start} {further}"
@@ -160,7 +160,15 @@ def test_with_the_tokens_of_an_llm_ctc_has_the_aligners(listed, options, start):
     [
         (["--system", "ctc", "--init", "none"], ["exp/ctc_tiny --task ctc --max_epoch 12"]),
         (["--system", "ctc", "--alignment", "ctm:ref"], ["exp/ctc_tiny --task ctc --max_epoch 12"]),
-        (["--size", "small", "--init", "none"], ["exp/speechllm_xl_small --task speechllm_xl --max_epoch 12"]),
+        (
+            ["--size", "small", "--init", "none"],
+            ["exp/speechllm_xl_small_multichunk --task speechllm_xl --max_epoch 12 --max_epoch 29"],
+        ),
+        (
+            ["--system", "fixed_chunk", "--size", "small"],
+            ["exp/speechllm_xl_small --task speechllm_xl --init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic "
+             "--max_epoch 12"],
+        ),
         (
             ["--size", "paper", "--train-config", "train_small.yaml", "--init", "none"],
             ["exp/speechllm_xl_small --task speechllm_xl --max_epoch 12"],
@@ -170,6 +178,16 @@ def test_with_the_tokens_of_an_llm_ctc_has_the_aligners(listed, options, start):
 def test_size_configuration_and_start(listed, options, trained):
     calls = listed("mboshi").run("--stage", "train", "--stop-stage", "train", *options)
     assert special(calls) == trained
+
+
+def test_a_size_without_a_configuration_for_several_chunk_sizes_has_one(listed):
+    recipe = listed("mini_espeak")
+    (recipe.recipe / "conf").mkdir(exist_ok=True)
+    for name in ("train_mine.yaml", "train_aligner_mine.yaml"):
+        (recipe.recipe / "conf" / name).write_text("max_epoch: 1\n")
+    found = summary(recipe.run("--size", "mine", "--stage", "aligner", "--stop-stage", "train"))
+    assert found[0].startswith("train-aligner conf/train_aligner_mine.yaml") and found[0].endswith("-> exp/aligner")
+    assert found[1].startswith("train conf/train_mine.yaml") and " -> exp/speechllm_xl_mine --task" in found[1]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +248,13 @@ def test_help_lists_the_systems():
 def test_every_system_has_its_configurations(system):
     """A new system needs these files and a function in systems.sh."""
     prefix = f"train_{system}_"
-    if system in ("speechllm_xl", "nonstreaming", "nonstreaming_full", "reallm"):
+    if system in ("speechllm_xl", "fixed_chunk", "nonstreaming", "nonstreaming_full", "reallm"):
         prefix = "train_"
     elif system.startswith("espnet_"):
         prefix = f"espnet/train_asr_{system.removeprefix('espnet_')}_"
     for size in ("tiny", "paper"):
-        assert yaml.safe_load((ROOT / "conf" / f"{prefix}{size}.yaml").read_text(encoding="utf-8"))
+        several = "_multichunk" if system == "speechllm_xl" else ""
+        assert yaml.safe_load((ROOT / "conf" / f"{prefix}{size}{several}.yaml").read_text(encoding="utf-8"))
 
 
 def test_a_corpus_is_two_files():

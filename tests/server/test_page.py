@@ -222,6 +222,15 @@ def test_what_is_wrong_with_the_sound_is_said_at_its_end(page, wav, tmp_path):
     assert re.search(r"The sound: nearly silent, .* of full scale: words may be missing; .*, or amplify it\.$", said)
 
 
+def test_sizes_that_were_not_trained_are_said_at_the_end(page, wav):
+    use_greedy(page)
+    page.fill("[name=look_ahead]", "0.04")
+    page.check("#fast")
+    page.set_input_files("#file", wav)
+    finished(page)
+    assert "The settings: look-ahead 0.04 s: the model was trained with" in page.inner_text("#status")
+
+
 class Script:
     """Stands for the server: sends ``ready``, then the messages of the test."""
 
@@ -305,6 +314,7 @@ def test_settings_left_empty_show_what_the_server_takes(page, recogniser):
     shown = {
         "chunk_size": chunk,
         "context": chunk * stream.chunking.context,
+        "look_ahead": 0.04 * stream.model.acoustic.encoder.config.right_context,
         "endpoint_silence": 1.5,
         "settle_seconds": 1.28,
     }

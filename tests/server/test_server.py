@@ -79,6 +79,8 @@ def same_segments(messages, segments):
     [
         ("", {"search": "chunk_sync"}),
         ("?search=greedy&chunk_size=0.32&context=0.96", {"search": "greedy", "chunk_size": 0.32, "context": 0.96}),
+        ("?chunk_size=0.32&look_ahead=0.24", {"chunk_size": 0.32, "look_ahead": 0.24}),
+        ("?partial_seconds=0.32", {}),  # only what is not settled yet differs
         ("?endpoint_length=2&endpoint_silence=inf", {"endpoint_length": 2.0, "endpoint_silence": np.inf}),
         ("?endpoint_silence=0.5&settle_seconds=1", {"endpoint_silence": 0.5, "settle_seconds": 1.0}),
     ],
@@ -101,11 +103,19 @@ def test_the_greeting_says_what_to_expect(server):
         ready = json.loads(client.recv(serving.TIMEOUT))
     chunk, lookahead = pytest.approx(0.32), pytest.approx(0.08)
     settings = {"search": "chunk_sync", "beam_size": 4, "ctc_weight": 0.0, "chunk_size": 0.32, "context": 1.28}
-    settings |= {"settle_seconds": 1.28, "endpoint_silence": 1.5, "endpoint_length": 20.0}
+    settings |= {"look_ahead": 0.08, "settle_seconds": 1.28, "endpoint_silence": 1.5, "endpoint_length": 20.0}
+    settings |= {"partial_seconds": None}
+    remark = "chunk size 0.32 s: the model was trained with 0.64 s, not with this one: there may be more errors"
     assert ready == {
-        **{"type": "ready", "sample_rate": 16000, "model": "tiny", "settings": settings},
+        **{"type": "ready", "sample_rate": 16000, "model": "tiny", "settings": settings, "remarks": [remark]},
         **{"chunk_seconds": chunk, "lookahead_seconds": lookahead},
     }
+    with server.stream("?look_ahead=0.24") as client:
+        other = json.loads(client.recv(serving.TIMEOUT))
+    assert (other["lookahead_seconds"], other["settings"]["look_ahead"]) == (pytest.approx(0.24), 0.24)
+    assert other["remarks"] == [remark.replace("chunk size 0.32 s", "look-ahead 0.24 s").replace("0.64", "0.08")]
+    with server.stream() as client:
+        assert "remarks" not in json.loads(client.recv(serving.TIMEOUT))
 
 
 def test_latency_tells_what_waited_behind_earlier_audio(server):
@@ -191,6 +201,8 @@ def test_other_rates_are_resampled_as_one_piece(server, speech2text, rate):
         ("?search=alsd", "bad-setting", 1008, "use 'greedy' or 'chunk_sync'"),
         ("?search=magic", "bad-setting", 1008, "search 'magic': use one of"),
         ("?chunk_size=0.65", "bad-setting", 1008, "chunk size 0.65 s is not a multiple of 0.04 s"),
+        ("?look_ahead=0.05", "bad-setting", 1008, "look-ahead 0.05 s is not a multiple of 0.04 s"),
+        ("?look_ahead=3600", "bad-setting", 1008, "look_ahead 3600.0 s is too long: give at most"),
         ("?chunk_size=much", "bad-setting", 1008, "chunk_size 'much' is no number: give seconds"),
         ("?chunk_size=1e308", "bad-setting", 1008, "chunk size 1e+308 s is not a multiple"),
         ("?rate=" + "1" * 5000, "bad-rate", 1003, "1111: give whole Hz"),

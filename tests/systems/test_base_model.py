@@ -9,7 +9,7 @@ from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random
 from slow import slow_ctc, slow_errors, slow_sequence, slow_stacks
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig, TextPromptConfig
+from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, LossConfig, ProjectionConfig, TextPromptConfig
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import Request
@@ -293,6 +293,34 @@ def test_training_draws_chunk_sizes_and_evaluation_does_not():
     drawn = [model(**batch)[0].item() for _ in range(30)]
     assert len(set(losses.values())) == 3 and set(drawn) == set(losses.values())
     assert min(drawn.count(value) for value in losses.values()) >= 3
+
+
+def test_training_draws_look_aheads_and_evaluation_does_not():
+    batch = as_batch(random_utterances(3))
+    losses = {}
+    for ahead in (0, 1, 5):
+        model = make_model(chunk=8, context=2)
+        model.chunking = ChunkingConfig(8, 2, look_ahead=ahead)
+        losses[ahead] = model(**batch)[0].item()
+    model.chunking = ChunkingConfig(8, 2, look_ahead=1, train_look_aheads=[0, 5])
+    assert {model(**batch)[0].item() for _ in range(5)} == {losses[1]}
+    model.training = True  # the parts stay in evaluation
+    torch.manual_seed(1)
+    drawn = [model(**batch)[0].item() for _ in range(20)]
+    assert len(set(losses.values())) == 3 and set(drawn) == {losses[0], losses[5]}
+    assert 4 <= drawn.count(losses[0]) <= 16
+
+
+def test_look_aheads_must_fit_the_encoder():
+    with pytest.raises(ConfigError, match=r"train_look_aheads \[-1\]: give a list of frames >= 0, or null"):
+        ChunkingConfig(8, 1, train_look_aheads=[-1])
+    with pytest.raises(ConfigError, match="look_ahead -1: give frames >= 0, or null"):
+        ChunkingConfig(8, 1, look_ahead=-1)
+    whole = EncoderConfig(segment=None, left_context=0, right_context=0)
+    ChunkingConfig(8, 1, look_ahead=0).check_against(whole)
+    for conf in ({"look_ahead": 2}, {"train_look_aheads": [0, 2]}):
+        with pytest.raises(ConfigError, match="look_ahead 2: an encoder with segment null hears the whole utterance"):
+            ChunkingConfig(8, 1, **conf).check_against(whole)
 
 
 def test_every_drawn_chunk_size_must_fit_the_segment():

@@ -183,6 +183,9 @@ runs() {
   [ -z "${2:-}" ]
 }
 
+# has_conf NAME: whether conf finds it.
+has_conf() { [ -f "$1" ] || [ -f "conf/$1" ] || [ -f "$root/conf/$1" ]; }
+
 # conf NAME [KIND [ADVICE]]: the file of a configuration, below conf/ or conf/KIND/. A recipe's own comes before the
 # shared one.
 conf() {

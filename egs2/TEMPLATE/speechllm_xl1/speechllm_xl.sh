@@ -16,8 +16,8 @@ stages=(data perturb format tokens aligner align train decode score longform pac
 stage=1               # first stage, number or name
 stop_stage=pack       # last stage; latency comes after it: --stage latency --stop-stage latency
 system=speechllm_xl   # one of the systems above; those that begin with espnet_ are stock ESPnet's
-size=tiny             # of the system: what its training configuration has in its name, train_<size>.yaml or
-                      # train_<system>_<size>.yaml
+size=tiny             # of the system: what its training configuration has in its name, train_<size>_multichunk.yaml,
+                      # train_<size>.yaml or train_<system>_<size>.yaml
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
@@ -25,13 +25,15 @@ align_args=           # further options of speechllm-xl align, e.g. "--silences 
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
 corpus_aligner_args=  # ESPnet options of the aligner on this corpus, for the recipe's run.sh
 aligner_args=         # further ESPnet options, e.g. "--max_epoch 20"
-aligner_tag=          # of the experiment (default: aligner; with other tokens than the recipe's own, their name behind it)
+aligner_tag=          # of the experiment (default: aligner, of several chunk sizes aligner_multichunk; with other tokens
+                      # than the recipe's own, their name behind it)
 align_sets=           # to be aligned beside the training and the validation set, e.g. "test"
 train_config=         # another YAML of the recogniser: a path, or a name in conf/ of the recipe or of the repository
                       # (of stock ESPnet: conf/espnet/)
 init=                 # encoder weights to start from: aligner, none, or a model in exp/ (default: the aligner's, where there
                       # is one, of transducer ctc_<size>); an encoder of another depth takes the layers that both have
 corpus_args=          # ESPnet options of our systems' training on this corpus, for the recipe's run.sh
+corpus_multichunk_args= # and more of them for several chunk sizes
 train_args=           # further ESPnet options
 tag=                  # of the experiment (default: the system and its size, and behind them, with other tokens than the
                       # recipe's own, as bpe500)
@@ -64,7 +66,7 @@ done
 [[ $alignment = ctc || $alignment = ctm:?* ]] || die "--alignment $alignment: give ctc, ctm:DIR or ctm:ref"
 train_config=$(conf "$train_config" "${espnet:+espnet}") || exit 2
 tag=${tag:-$(experiment "${model_name}_$size" "$(tokens_name "$token_type" "$vocab_size")" "$own_tokens")}
-aligner_tag=${aligner_tag:-$(experiment aligner "$(tokens_name "$aligner_token_type" "$aligner_vocab_size")" \
+aligner_tag=${aligner_tag:-$(experiment "$aligner_name" "$(tokens_name "$aligner_token_type" "$aligner_vocab_size")" \
   "$own_aligner_tokens")}
 check_names
 device_gpus=0 # for a job of aligning or decoding

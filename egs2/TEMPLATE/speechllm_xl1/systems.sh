@@ -3,6 +3,7 @@
 # choose_system's:
 #
 #   model_name        of its experiments, exp/<model_name>_<size>
+#   aligner_name      of its aligner, exp/<aligner_name>
 #   system_args       ESPnet options that make the system of its configuration
 #   needs_alignment   1: it trains on audio whose text is aligned
 #   starts_from       the encoder that its training begins with, as --init has it
@@ -18,7 +19,7 @@ choose_system() {
   local all
   all=$(list_systems)
   [[ " $all " = *" $system "* ]] || die "--system $system: there are ${all// /, }"
-  model_name=$system system_args='' needs_alignment='' starts_from=none ctc_characters='' espnet=''
+  model_name=$system aligner_name=aligner system_args='' needs_alignment='' starts_from=none ctc_characters='' espnet=''
   "system_$system"
 }
 
@@ -41,8 +42,23 @@ chunkwise() {
   default_searches="greedy alsd" known_searches="greedy alsd chunk_sync"
 }
 
+# Trained for several chunk sizes where the size has such a configuration, train_<size>_multichunk.yaml.  Its segments are
+# shorter, and so are those of its aligner.
 system_speechllm_xl() {
+  local several=train_${size}_multichunk.yaml
+  if [ -z "$train_config" ] && has_conf "$several"; then train_config=$several; fi
   chunkwise speechllm_xl train_
+  default_searches+=" $corpus_searches"
+  if [[ $size = *_multichunk ]]; then
+    aligner_name=aligner_multichunk
+    corpus_args+=" $corpus_multichunk_args"
+  fi
+}
+
+# One chunk size, as in the paper.
+system_fixed_chunk() {
+  chunkwise speechllm_xl train_
+  model_name=speechllm_xl
   default_searches+=" $corpus_searches"
 }
 

@@ -21,7 +21,7 @@ class Recording {
   aborted = false; // and did not wait for the last words
   sent = false; // all sound; what comes now are the last results
   heard = false; // any word
-  remarks = []; // on the sound, of the server
+  remarks = []; // of the server: on the settings, then on the sound
 
   /** `open` gives the source; returns what to tell the user, or throws an Error fit to be shown. */
   async run(open) {
@@ -33,7 +33,8 @@ class Recording {
     latency.begin(Boolean(this.source.fast));
     this.connection = await connect(parameters(this.source.rate), (message) => {
       this.heard ||= message.type === "result";
-      if (message.type === "end") this.remarks = message.remarks ?? [];
+      const kind = { ready: "The settings", end: "The sound" }[message.type];
+      if (kind) this.remarks.push(...(message.remarks ?? []).map((remark) => `${kind}: ${remark}.`));
       receive(message);
     });
     this.connection.closed.catch(() => {}).finally(() => this.source.stop());
@@ -46,7 +47,7 @@ class Recording {
     say("Waiting for the last words …");
     await this.connection.finish();
     const done = this.heard ? "Done." : "Done: no words were recognised.";
-    return [done, ...this.remarks.map((remark) => `The sound: ${remark}.`)].join(" ");
+    return [done, ...this.remarks].join(" ");
   }
 
   /** Ends the sound; the second time it does not wait for the last words either. */

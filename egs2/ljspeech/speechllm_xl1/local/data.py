@@ -3,9 +3,9 @@
     python3 local/data.py --downloads DIR
 
 DIR (default: ``$SPEECHLLM_XL_DATA``, else ``downloads``) holds LJSpeech-1.1 as it is distributed, or ljspeech_subset,
-325 clips of its first two chapters.  ``text`` is what is written, ``text_spoken`` how it is read ("In 1813" and "in
-eighteen thirteen").  The subset has what is read only: put the ``metadata.csv`` of LJSpeech-1.1 into its folder, or give
-``--text plain`` to run.sh.  Clips are pieces of running text.
+325 clips of its first two chapters.  ``text`` is what is written, ``text_spoken`` how it is read ("In 1813" and
+"in eighteen thirteen").  The subset has what is read only: put the ``metadata.csv`` of LJSpeech-1.1 into its folder, or
+give ``--text plain`` to run.sh.  Clips are pieces of running text.
 The sets are parts of it: dev and test are the end of the first and of the second chapter of the subset, or the last two
 of the fifty chapters.
 """
@@ -54,7 +54,7 @@ def read_subset(folder: Path, out: Path) -> dict[str, dict[str, str]]:
         return {"wav.scp": files, "text": spoken}
     written, _ = read_metadata(folder)
     if lacking := sorted(spoken.keys() - written.keys()):
-        raise UserError(f"{folder / 'metadata.csv'} lacks {len(lacking)} clips, first {lacking[0]}: get it from {SOURCE}")
+        raise UserError(f"{folder}/metadata.csv lacks {len(lacking)} clips, first {lacking[0]}: get it from {SOURCE}")
     return {"wav.scp": files, "text": written, "text_spoken": spoken}
 
 
