@@ -431,7 +431,9 @@ class Batch(Attention):
         for group in self._groups:
             group.write(group.store.chunk_id, self.query_chunk_id[group.rows])
         key_chunk_id = self._read([group.store.chunk_id for group in self._groups])
-        self.key_position = (table[1] - table[0])[:, None] + torch.arange(self.width, device=pool.device)
+        columns = torch.arange(self.width, device=pool.device)
+        prompts = torch.tensor([self.pasts[step].prompt for step in self.order], device=pool.device)[:, None]
+        self.key_position = torch.where(columns < prompts, columns, (table[1] - table[0])[:, None] + columns)
         self.mask = attention_mask(
             self.query_position,
             self.query_chunk_id,
