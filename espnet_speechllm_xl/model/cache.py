@@ -432,8 +432,11 @@ class Batch(Attention):
             group.write(group.store.chunk_id, self.query_chunk_id[group.rows])
         key_chunk_id = self._read([group.store.chunk_id for group in self._groups])
         columns = torch.arange(self.width, device=pool.device)
-        prompts = torch.tensor([self.pasts[step].prompt for step in self.order], device=pool.device)[:, None]
-        self.key_position = torch.where(columns < prompts, columns, (table[1] - table[0])[:, None] + columns)
+        self.key_position = (table[1] - table[0])[:, None] + columns
+        prompts = [self.pasts[step].prompt for step in self.order]
+        if any(prompts):  # which stay at their place while the inputs behind them are moved
+            own = columns < torch.tensor(prompts, device=pool.device)[:, None]
+            self.key_position = torch.where(own, columns, self.key_position)
         self.mask = attention_mask(
             self.query_position,
             self.query_chunk_id,
