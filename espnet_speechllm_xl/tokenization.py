@@ -208,10 +208,12 @@ class Tokenizer(abc.ABC):
     Attributes:
         pieces: the token of each id.
         unknown_id: the id of unknown text; None: there is none.
+        lower_case: whether it takes capitals as small letters, and gives small letters back.
     """
 
     pieces: list[str]
     unknown_id: int | None
+    lower_case: bool = False
 
     @abc.abstractmethod
     def encode(self, text: str) -> tuple[list[int], list[int]]:
@@ -338,6 +340,17 @@ class HuggingFaceTokenizer(Tokenizer):
         # Of two bytes, and no letter with a mark, which some tokenizers would take off.
         letters = self._model.convert_ids_to_tokens(self._ids("\u00f8"))
         self._byte_level = all(letter in "".join(letters) for letter in "\u00c3\u00b8")
+        self.lower_case = self.decode(self._ids("ABC")) == "abc"
+
+    def save_lower_case(self, path: Path) -> None:
+        """Write a tokenizer.json of this tokenizer with small letters for capitals, which places still count."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import normalizers
+
+        backend = Backend.from_str(self._model.backend_tokenizer.to_str())
+        lower, own = normalizers.Lowercase(), backend.normalizer
+        backend.normalizer = normalizers.Sequence([lower, own] if own else [lower])
+        backend.save(str(path))
 
     def _ids(self, text: str) -> list[int]:
         return self._model(text, add_special_tokens=False)["input_ids"]

@@ -1,6 +1,7 @@
 """Tokenizers: offsets, unknown symbols, decoding, words of tokens; real models trained on two hundred sentences."""
 
 import itertools
+import json
 import random
 import unicodedata
 
@@ -436,6 +437,30 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
     assert kept == sorted(path.name for path in (tmp_path / "hf").iterdir() if path.suffix in (".json", ".jinja"))
     options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(tmp_path / "text")]
     assert cli.main(["tokens", *options]) == 2
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_a_hugging_face_tokenizer_takes_capitals_as_small_letters(tmp_path, sentences, byte_level, capsys):
+    from espnet_speechllm_xl.bin import cli
+
+    source, out = save_hugging_face(tmp_path / "hf", sentences, byte_level), tmp_path / "out"
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "GPT2Tokenizer" if byte_level else settings["tokenizer_class"]  # which drops normalisers
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "text").write_text(f"u1 {sentences[0].upper()}\n")
+    options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--lower-case"]
+    for place in (source, out / "tokenizer"):  # the second is what the first left
+        assert cli.main(["tokens", *options, "--hf", str(place)]) == 0
+        plain, made = load_tokenizer(source), load_tokenizer(out / "tokenizer")
+        assert (plain.lower_case, made.lower_case) == (False, True) and made.pieces == plain.pieces
+        for text in sentences[:20]:
+            assert made.encode(text.upper()) == made.encode(text) == plain.encode(text)
+            assert made.decode(made.encode(text.upper())[0]) == text
+        assert made.unknown(sentences[0].upper()) == ""
+    said = capsys.readouterr()
+    assert "come back otherwise" not in said.out and "no token for" not in said.out
+    assert cli.main(["tokens", *options[:-3], "--type", "char", "--lower-case"]) == 2
+    assert "--lower-case is of --type hf" in capsys.readouterr().err
 
 
 def test_transcripts_that_cannot_be_read_are_one_line(tmp_path, capsys):

@@ -13,6 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="bpe", choices=["bpe", "unigram", "char", "hf"])
     parser.add_argument("--vocab-size", type=at_least(int, 1), default=100, help="tokens (bpe, unigram)")
     parser.add_argument("--hf", help="directory of a Hugging Face tokenizer (--type hf)")
+    parser.add_argument(
+        "--lower-case", action="store_true",
+        help="take capitals as small letters (--type hf): LLMs cut words in capitals into many tokens",
+    )  # fmt: skip
     parser.add_argument("--nlsyms", default="none", metavar="FILE", help="symbols, one a line, each to be one token")
     parser.add_argument(
         "--others", nargs="*", default=[], metavar="TEXT",
@@ -27,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.training import tokenizer
 
     out, recipe = Path(args.out), tokenizer.TokenizerRecipe(
-        args.type, args.vocab_size, args.hf, read_symbols(args.nlsyms)
+        args.type, args.vocab_size, args.hf, read_symbols(args.nlsyms), args.lower_case
     )
     made = tokenizer.make_tokenizer(args.text, out, recipe)
     lines = tokenizer.remarks_on_texts(args.text, args.others, made, recipe, args.rare)

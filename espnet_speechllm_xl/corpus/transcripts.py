@@ -121,10 +121,11 @@ def losses(name: str, texts: Table, tokenizer: Tokenizer) -> list[str]:
     for utterance, text in texts.items():
         text = normalise(text)
         decoded = normalise(tokenizer.decode(tokenizer.encode(text)[0]))
+        wanted = normalise(text.lower()) if tokenizer.lower_case else text
         if characters := tokenizer.unknown(text):
             unknown.update(characters)
             with_unknown.append(utterance)
-        elif decoded != text:
+        elif decoded != wanted:
             changed.append((utterance, text, decoded))
     said = []
     if unknown:

@@ -49,6 +49,7 @@ class Decoded:
         scores: as :func:`~espnet_speechllm_xl.evaluation.score_directories.score_set` returns.
         info: contents of ``decode.json``.
         marks: punctuation and capitals, where the references are written with them.
+        in_small_letters: whether its model writes small letters only; texts are then compared without regard to case.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Decoded:
     scores: dict[str, metrics.ScoredSet]
     info: dict[str, Any]
     marks: "list[MarkRow]" = dataclasses.field(default_factory=list)
+    in_small_letters: bool = False
 
     @property
     def name(self) -> str:

@@ -82,13 +82,19 @@ class PretrainedNetwork(Network):
 
     @contextlib.contextmanager
     def _exact(self) -> Iterator[None]:
-        """Compute in float32 at least, without dropout, within the block; weights of bfloat16 lose nothing by that."""
+        """Compute in float32 at least, without dropout, within the block; weights of bfloat16 lose nothing by that.
+
+        Training lets torch round the factors of products to bfloat16 or TF32, which 30 layers make an error of 1 %.
+        """
         training, kept = self._model.training, next(self._model.parameters()).dtype
+        precision = torch.get_float32_matmul_precision()
         self._model.eval()
         try:
             self._cast(torch.promote_types(kept, torch.float32))
+            torch.set_float32_matmul_precision("highest")
             yield
         finally:
+            torch.set_float32_matmul_precision(precision)
             self._cast(kept)
             self._model.train(training)
 

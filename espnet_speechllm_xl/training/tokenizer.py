@@ -1,5 +1,6 @@
 """Makes the tokenizer of a recipe: trains a sentencepiece one, or copies a Hugging Face one."""
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, rem
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CTC_TOKENIZER, SENTENCEPIECE, TOKENIZER
 from espnet_speechllm_xl.files import atomic_path, atomic_write, naming, temporary_folder
-from espnet_speechllm_xl.tokenization import Tokenizer, load_tokenizer, normalise
+from espnet_speechllm_xl.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer, normalise
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -25,12 +26,14 @@ class TokenizerRecipe:
         vocab_size: tokens of "bpe" and "unigram".
         hf: directory of the Hugging Face tokenizer.
         symbols: texts that are one token each.
+        lower_case: whether "hf" takes capitals as small letters.
     """
 
     kind: str = "bpe"
     vocab_size: int = 100
     hf: str | None = None
     symbols: Sequence[str] = ()
+    lower_case: bool = False
 
 
 def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
@@ -46,6 +49,8 @@ def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     """
     if recipe.kind == "hf":
         return _take_hugging_face(out, recipe)
+    if recipe.lower_case:
+        raise UserError(f"--lower-case is of --type hf; for {recipe.kind}, format the texts with --cleaner lower")
     sentences = list(filter(None, map(normalise, read_table(text, empty_values=True).values())))
     if not sentences:
         raise UserError(f"{text} has no transcripts: run the format stage")
@@ -101,22 +106,45 @@ def _take_hugging_face(out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     lacking = [symbol for symbol in recipe.symbols if symbol not in tokenizer.pieces]
     if lacking:
         raise UserError(f"--hf {source} has no token '{lacking[0]}' of --nlsyms: add it there (add_tokens)")
+    lowered = tokenizer if recipe.lower_case and isinstance(tokenizer, HuggingFaceTokenizer) else None
     if (out / TOKENIZER).resolve() != source.resolve():
-        _copy_tokenizer(source, out / TOKENIZER)
-    return tokenizer
+        _copy_tokenizer(source, out / TOKENIZER, lowered)
+    made = load_tokenizer(out / TOKENIZER)
+    if recipe.lower_case and not made.lower_case:
+        raise UserError(f"--hf {source}: its text could not be put in small letters: leave out --lower-case")
+    return made
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a checkpoint without its weights and folders, where other forms of them lie; the copy appears whole."""
+def _copy_tokenizer(source: Path, target: Path, lowered: HuggingFaceTokenizer | None) -> None:
+    """Copy a checkpoint without its weights and folders, where other forms of them lie; the copy appears whole.
+
+    Args:
+        source: the checkpoint.
+        target: the copy.
+        lowered: its tokenizer, if the copy shall take capitals as small letters; None: the copy is the same.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with naming(target), temporary_folder(f".{target.name}.", target.parent) as folder:
         for file in source.iterdir():
             if file.is_file() and not file.name.endswith(WEIGHTS):
                 with open(file, "rb") as original, open(folder / file.name, "wb") as copy:
                     shutil.copyfileobj(original, copy)
+        if lowered:
+            _lower_copy(lowered, folder)
         folder.chmod(0o755)
         shutil.rmtree(target, ignore_errors=True)  # files of another one would be taken for its own
         os.replace(folder, target)
+
+
+def _lower_copy(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
+    """Make the tokenizer in ``folder`` take capitals as small letters."""
+    tokenizer.save_lower_case(folder / "tokenizer.json")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # Classes of a family (GPT2Tokenizer, Qwen2Tokenizer) build normalisers of their own; this one takes that of the file.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("auto_map", None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _train(sentences: Sequence[str], path: Path, recipe: TokenizerRecipe) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,24 @@ def test_results_without_tags_and_case(tmp_path):
     lines = (tmp_path / "RESULTS.md").read_text(encoding="utf-8").splitlines()
     assert "|decode_greedy/test|4|7|71.4|28.6|0.0|14.3|42.9|75.0|" in lines
     assert "WER and CER, without tags and case." in lines
+
+
+def test_a_model_that_writes_small_letters_is_compared_without_case(tmp_path):
+    exp, dump = recipe(tmp_path)
+    shutil.copytree(exp / "tiny", exp / "llm")
+    save_hugging_face(exp / "llm/tokenizer", [REF], True, lower=True)
+    references = dump / "raw/test/text"
+    references.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in REF.splitlines(True)), encoding="utf-8")
+    results = tmp_path / "RESULTS.md"
+    assert run("--exp", exp, "--dump", dump, "--results", results) == 0
+    llm, tiny = results.read_text(encoding="utf-8").split("\n## ")[1:3]
+    said = "The model writes small letters: compared without regard to case."
+    assert llm.startswith("llm\n") and said in llm and said not in tiny
+    row = "|decode_alsd/test|4|7|{}|{}|0.0|0.0|{}|{}|"
+    assert row.format("100.0", "0.0", "0.0", "0.0") in llm.split("### TER")[0]
+    assert row.format("0.0", "100.0", "100.0", "75.0") in tiny
+    assert "|decode_alsd/test|4|" in llm.split("### TER")[1]
+    assert [line.split("|")[8] for line in llm.split("### TER")[1].splitlines() if "alsd/test|4" in line][0] == "0.0"
 
 
 def test_results_of_written_text(tmp_path):

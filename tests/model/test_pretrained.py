@@ -20,7 +20,7 @@ from decoders import (
     worst_difference,
 )
 
-from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, LossConfig
 from espnet_speechllm_xl.model import pretrained
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.int8 import use_int8
@@ -34,6 +34,25 @@ SINGLE = 2e-5
 FAMILIES = list(checkpoints.FAMILIES)
 WITH_WINDOW = {"mistral", "qwen2", "gemma2", "gemma3_text"}
 ROWS, DIM = checkpoints.SIZES["vocab_size"], checkpoints.SIZES["hidden_size"]
+
+
+def test_a_model_is_tried_with_exact_products(tmp_path, monkeypatch):
+    """Rounded to bfloat16, as training may have them, 30 layers of a true LLM would be refused."""
+    seen, find = [], pretrained.PretrainedNetwork._find_turned
+
+    def watch(network):
+        seen.append(torch.get_float32_matmul_precision())
+        return find(network)
+
+    monkeypatch.setattr(pretrained.PretrainedNetwork, "_find_turned", watch)
+    config = DecoderConfig(pretrained=checkpoints.make(tmp_path / "llama"))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        Decoder(config, ROWS)
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="module")

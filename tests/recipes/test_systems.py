@@ -131,6 +131,46 @@ def test_further_options_given_twice_are_joined(listed):
 
 CHARACTERS = "--loss_conf ctc_tokenizer=data/tokens_train_char/tokenizer.model"
 FROM_ALIGNER = "--init_param exp/aligner/valid.ter.ave.pth:acoustic:acoustic"
+FETCHED = "downloads/SmolLM2-135M"
+
+
+def fetches(calls):
+    """Where calls fetch an LLM to."""
+    return [call[-1] for call in calls if call[2:5] == ["llm", "fetch", "smollm2"]]
+
+
+def tokenizers(calls):
+    """What tokens are made of, by their directory."""
+    return {call[call.index("--out") + 1]: call[call.index("--type") + 1 :] for call in calls if "tokens" in call}
+
+
+def test_the_default_llm_is_fetched_where_it_is_missing(listed):
+    recipe = listed("an4")
+    options = ["--system", "llm", "--stage", "tokens", "--stop-stage", "tokens"]
+    calls = recipe.run(*options)
+    made = f"data/tokens_train_nodev_sp_hf_{Path(FETCHED).name}_lower"
+    assert fetches(calls) == [FETCHED] and made in tokenizers(calls)
+    assert tokenizers(calls)[made] == ["hf", "--vocab-size", "100", "--hf", FETCHED, "--lower-case"]
+    (recipe.recipe / FETCHED).mkdir(parents=True)
+    (recipe.recipe / FETCHED / "config.json").touch()
+    assert not fetches(recipe.run(*options))
+    assert tokenizers(recipe.run(*options, "--hf-letters", "as-is"))[made.removesuffix("_lower")][-1] == FETCHED
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_an_llm_of_ones_own(listed, tmp_path, monkeypatch, by_option):
+    llm = tmp_path / "mine"
+    llm.mkdir()
+    (llm / "config.json").touch()
+    monkeypatch.setenv("SPEECHLLM_XL_LLM", str(tmp_path / "not-there" if by_option else llm))
+    options = ["--stage", "tokens", "--stop-stage", "pack", "--pack-args", "--with-llm", *["--llm", str(llm)] * by_option]
+    calls = listed("mini_espeak").run("--system", "llm", *options)
+    (training,) = special(calls)
+    name = "exp/llm_tiny_hf_mine"
+    assert training.startswith(f"{name} ") and training.endswith(f" --decoder_conf pretrained={llm}") and not fetches(calls)
+    assert CHARACTERS in training and "exp/aligner/valid.ter.ave.pth:ctc:ctc" in training
+    (packing,) = [call for call in calls if "pack" in call]
+    assert packing[-5:] == ["--model", name, "--out", f"{name}.zip", "--with-llm"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +265,10 @@ def test_searches_of_stock_espnet_are_files_of_the_repository_and_of_the_recipe(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--system", "llm", "--llm", "nowhere"], "--llm nowhere: there is no Hugging Face directory of a language model"),
+        (["--system", "llm", "--llm", "my llm"], "--llm 'my llm': give a path without blanks"),
+        (["--system", "ctc", "--llm", "mine"], "--llm mine: ctc takes none: give --system llm"),
+        (["--hf-letters", "upper"], "--hf-letters 'upper': give as-is or lower"),
         (["--system", "las"], f"--system las: there are {', '.join(SYSTEMS)}"),
         (["--system", "ctc", "--size", "small"], "no configuration train_ctc_small.yaml here, in conf/ or in "),
         (["--system", "espnet_las", "--searches", "greedy"], "--searches: espnet_las has beam, not 'greedy'"),

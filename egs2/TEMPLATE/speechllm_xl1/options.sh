@@ -31,6 +31,8 @@ token_type=bpe        # of the recogniser: bpe, unigram, char or hf
 espnet_token_type=    # of stock ESPnet's systems on this corpus, for the recipe's run.sh (default: --token-type)
 vocab_size=100        # tokens (bpe, unigram)
 hf_tokenizer=         # directory, for token_type hf
+hf_letters=as-is      # of the text of a recogniser with token_type hf: as-is, or lower, because LLMs cut words in capitals
+                      # into many tokens; the aligner keeps its characters, and scoring then ignores case
 expdir=exp
 normaliser=none       # of whisper-normalizer, english or basic: WER after it beside the raw one
 results=              # file of the error rates, figures in images/ beside it (default: RESULTS.md in --expdir)
@@ -98,6 +100,7 @@ read_options() {
   [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj '$nj': give a whole number from 1"
   [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu '$ngpu': give a whole number from 0"
   [[ $text =~ ^(as-is|written|plain)$ ]] || die "--text '$text': give as-is, written or plain"
+  [[ $hf_letters =~ ^(as-is|lower)$ ]] || die "--hf-letters '$hf_letters': give as-is or lower"
   [[ $normaliser =~ ^(none|basic|english)$ ]] || die "--normaliser '$normaliser': give none, basic or english"
   stage=$(stage_number "$stage") || exit 2
   stop_stage=$(stage_number "$stop_stage") || exit 2
@@ -114,13 +117,21 @@ read_options() {
   exec </dev/null
 }
 
-# tokens_name TYPE SIZE: bpe100, char, hf_<name of the tokenizer's directory>.
+# tokens_name TYPE SIZE: bpe100, char, hf_<name of the tokenizer's directory>, hf_<name>_lower.
 tokens_name() {
   case $1 in
-    hf) echo "hf_$(basename "$hf_tokenizer")" ;;
+    hf) hf_name "$hf_tokenizer" ;;
     char) echo char ;; # all there are
     *) echo "$1$2" ;;
   esac
+}
+
+# hf_name DIR: of the tokens of the Hugging Face tokenizer in that directory.
+hf_name() {
+  local name
+  name=hf_$(basename "$1")
+  [ "$hf_letters" = as-is ] || name+=_$hf_letters
+  echo "$name"
 }
 
 # tokens_dir TYPE SIZE: where the tokens made of the training text are, or a copy of the Hugging Face tokenizer.

@@ -20,6 +20,8 @@ size=tiny             # of the system: what its training configuration has in it
                       # train_<size>.yaml or train_<system>_<size>.yaml
 aligner_token_type=char # of the aligner: char, bpe or unigram; CTC learns characters much sooner than pieces
 aligner_vocab_size=100  # tokens (bpe, unigram)
+llm=                  # of --system llm: Hugging Face directory of a language model (default: $SPEECHLLM_XL_LLM, else
+                      # downloads/SmolLM2-135M, which the tokens stage fetches by speechllm-xl llm fetch smollm2)
 alignment=ctc         # ctc, or ctm:DIR with DIR/<set>.ctm (word times, seconds), or ctm:ref for the data's own ref.ctm
 align_args=           # further options of speechllm-xl align, e.g. "--silences <eps>,SIL" for entries of a CTM
 aligner_config=       # YAML of the aligner (default: that of the recogniser with train_aligner_ in its name)
@@ -46,6 +48,7 @@ decode_args=          # further options of speechllm-xl decode, e.g. "--chunk-si
 decode_tag=           # appended to decode_<search>
 longform_factors="2 10"
 longform_ways=across  # how utterances are joined: across, speaker, shuffled (local/longform.sh)
+pack_args=            # further options of speechllm-xl pack, e.g. --with-llm for the weights of a language model
 latency_args=         # further options of speechllm-xl latency, e.g. "--chunk-sizes 0.64,1.28 --search greedy"
 # options end
 
@@ -57,6 +60,7 @@ usage_name=run.sh
 read_options "$@"
 
 choose_system
+[ -z "$llm" ] || [ -n "$pretrained" ] || die "--llm $llm: $system takes none: give --system llm"
 searches=${searches:-$default_searches}
 for search in $searches; do
   plain=$search
@@ -187,7 +191,13 @@ make_tokens() { # DIR TABLE [OPTION...]: of the texts in TABLE
     --others "${others[@]}" "$@"
 }
 if runs 4; then
-  make_tokens "$tokens" text --type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"}
+  if [ "$pretrained" = "$fetched_llm" ] && [ ! -f "$pretrained/config.json" ]; then
+    log "no language model in $pretrained: it is fetched (SmolLM2-135M-Instruct, 93 MB); --llm DIR takes another one"
+    speechllm_xl llm fetch smollm2 --out "$pretrained"
+  fi
+  settings=(--type "$token_type" --vocab-size "$vocab_size" ${hf_tokenizer:+--hf "$hf_tokenizer"})
+  [ "$token_type" != hf ] || [ "$hf_letters" = as-is ] || settings+=(--lower-case)
+  make_tokens "$tokens" text "${settings[@]}"
   if [ -z "$no_aligner" ] || [ -n "$ctc_characters" ]; then
     make_tokens "$aligner_tokens" "$heard" --type "$aligner_token_type" --vocab-size "$aligner_vocab_size" --rare 0
   fi
@@ -359,7 +369,8 @@ if runs 10 "$no_espnet"; then
 fi
 
 if runs 11 "$no_espnet"; then
-  speechllm_xl pack --model "$model" --out "$model.zip"
+  # shellcheck disable=SC2086
+  speechllm_xl pack --model "$model" --out "$model.zip" $pack_args
   if [ -f "$results" ]; then
     log "error rates (all of it: $results)"
     awk '/^## / { first = 1 } /^### / { shown = first && /^### [WC]ER$/; first = 0; if (shown) print $2 } shown && /^\|/' "$results"

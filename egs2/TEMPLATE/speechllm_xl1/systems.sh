@@ -7,6 +7,7 @@
 #   system_args       ESPnet options that make the system of its configuration
 #   needs_alignment   1: it trains on audio whose text is aligned
 #   starts_from       the encoder that its training begins with, as --init has it
+#   pretrained        directory of the LLM that it trains
 #   ctc_characters    1: its auxiliary CTC can have characters where the decoder has an LLM's tokens
 #   default_searches  what decodes where --searches names none
 #   known_searches    all that can decode
@@ -20,6 +21,7 @@ choose_system() {
   all=$(list_systems)
   [[ " $all " = *" $system "* ]] || die "--system $system: there are ${all// /, }"
   model_name=$system aligner_name=aligner system_args='' needs_alignment='' starts_from=none ctc_characters='' espnet=''
+  pretrained=''
   "system_$system"
 }
 
@@ -83,6 +85,22 @@ system_reallm() {
 }
 
 system_chunked_aed() { chunkwise chunked_aed train_chunked_aed_; }
+
+# SpeechLLM-XL whose decoder is a pretrained LLM.  The default one is fetched by the tokens stage.
+fetched_llm=downloads/SmolLM2-135M
+system_llm() {
+  chunkwise speechllm_xl train_llm_
+  default_searches+=" $corpus_searches"
+  pretrained=${llm:-${SPEECHLLM_XL_LLM:-$fetched_llm}}
+  [[ $pretrained != *[[:space:]]* ]] || die "--llm '$pretrained': give a path without blanks"
+  [ "$pretrained" = "$fetched_llm" ] || [ -f "$pretrained/config.json" ] \
+    || die "--llm $pretrained: there is no Hugging Face directory of a language model (config.json and weights)"
+  system_args="--decoder_conf pretrained=$pretrained"
+  token_type=hf
+  hf_tokenizer=${hf_tokenizer:-$pretrained}
+  tokens=$(tokens_dir hf "")
+  own_tokens=$(hf_name "$fetched_llm")
+}
 
 # What CTC hears are the prompts of the decoder.
 system_ctc_prompt_lm() {

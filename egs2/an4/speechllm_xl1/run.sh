@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 
 # Tokens of stock ESPnet are characters: from random weights, CTC, alone or as an auxiliary loss, learns these much sooner
-# than subword pieces.
+# than subword pieces.  The transcripts are in capitals, which an LLM would cut into pieces.
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh --size an4 --train-set train_nodev --valid-set train_dev --test-sets test \
   --speed-perturb "0.9 1.0 1.1" --token-type bpe --vocab-size 100 --espnet-token-type char \
-  --corpus-searches alsd_ctc0.3 -- "$@"
+  --hf-letters lower --corpus-searches alsd_ctc0.3 -- "$@"

@@ -11,4 +11,5 @@ cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")" # through links
 
 ../../TEMPLATE/speechllm_xl1/speechllm_xl.sh --size paper --train-set train_960 --valid-set dev \
   --test-sets "dev_clean dev_other test_clean test_other" --speed-perturb "0.9 1.0 1.1" \
-  --token-type unigram --vocab-size 5000 --aligner-token-type unigram --aligner-vocab-size 5000 -- "$@"
+  --token-type unigram --vocab-size 5000 --aligner-token-type unigram --aligner-vocab-size 5000 \
+  --hf-letters lower -- "$@"
