@@ -445,7 +445,8 @@ def test_a_hugging_face_tokenizer_takes_capitals_as_small_letters(tmp_path, sent
 
     source, out = save_hugging_face(tmp_path / "hf", sentences, byte_level), tmp_path / "out"
     settings = json.loads((source / "tokenizer_config.json").read_text())
-    settings["tokenizer_class"] = "GPT2Tokenizer" if byte_level else settings["tokenizer_class"]  # which drops normalisers
+    if byte_level:
+        settings["tokenizer_class"] = "GPT2Tokenizer"  # which has no normaliser
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "text").write_text(f"u1 {sentences[0].upper()}\n")
     options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--lower-case"]

@@ -141,7 +141,7 @@ def _lower_copy(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
     tokenizer.save_lower_case(folder / "tokenizer.json")
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # Classes of a family (GPT2Tokenizer, Qwen2Tokenizer) build normalisers of their own; this one takes that of the file.
+    # Classes of a family (GPT2Tokenizer, Qwen2Tokenizer) have normalisers of their own; this one takes the file's.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("auto_map", None)
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

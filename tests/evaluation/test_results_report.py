@@ -210,7 +210,7 @@ def test_a_model_that_writes_small_letters_is_compared_without_case(tmp_path):
     references.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in REF.splitlines(True)), encoding="utf-8")
     results = tmp_path / "RESULTS.md"
     assert run("--exp", exp, "--dump", dump, "--results", results) == 0
-    llm, tiny = results.read_text(encoding="utf-8").split("\n## ")[1:3]
+    llm, tiny = results.read_text(encoding="utf-8").split("\n## ")[2:4]
     said = "The model writes small letters: compared without regard to case."
     assert llm.startswith("llm\n") and said in llm and said not in tiny
     row = "|decode_alsd/test|4|7|{}|{}|0.0|0.0|{}|{}|"

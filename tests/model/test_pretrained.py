@@ -20,7 +20,7 @@ from decoders import (
     worst_difference,
 )
 
-from espnet_speechllm_xl.config import ChunkingConfig, DecoderConfig, LossConfig
+from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
 from espnet_speechllm_xl.model import pretrained
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.int8 import use_int8
@@ -45,11 +45,10 @@ def test_a_model_is_tried_with_exact_products(tmp_path, monkeypatch):
         return find(network)
 
     monkeypatch.setattr(pretrained.PretrainedNetwork, "_find_turned", watch)
-    config = DecoderConfig(pretrained=checkpoints.make(tmp_path / "llama"))
-    before = torch.get_float32_matmul_precision()
+    path, before = checkpoints.make(tmp_path / "llama"), torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        Decoder(config, ROWS)
+        Decoder(ROWS, pretrained=path)
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -163,11 +163,12 @@ def test_an_llm_of_ones_own(listed, tmp_path, monkeypatch, by_option):
     llm.mkdir()
     (llm / "config.json").touch()
     monkeypatch.setenv("SPEECHLLM_XL_LLM", str(tmp_path / "not-there" if by_option else llm))
-    options = ["--stage", "tokens", "--stop-stage", "pack", "--pack-args", "--with-llm", *["--llm", str(llm)] * by_option]
-    calls = listed("mini_espeak").run("--system", "llm", *options)
+    options = ["--stage", "tokens", "--stop-stage", "pack", "--pack-args", "--with-llm"]
+    calls = listed("mini_espeak").run("--system", "llm", *options, *["--llm", str(llm)] * by_option)
     (training,) = special(calls)
     name = "exp/llm_tiny_hf_mine"
-    assert training.startswith(f"{name} ") and training.endswith(f" --decoder_conf pretrained={llm}") and not fetches(calls)
+    assert training.startswith(f"{name} ") and training.endswith(f" --decoder_conf pretrained={llm}")
+    assert not fetches(calls)
     assert CHARACTERS in training and "exp/aligner/valid.ter.ave.pth:ctc:ctc" in training
     (packing,) = [call for call in calls if "pack" in call]
     assert packing[-5:] == ["--model", name, "--out", f"{name}.zip", "--with-llm"]
@@ -265,7 +266,7 @@ def test_searches_of_stock_espnet_are_files_of_the_repository_and_of_the_recipe(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--system", "llm", "--llm", "nowhere"], "--llm nowhere: there is no Hugging Face directory of a language model"),
+        (["--system", "llm", "--llm", "nowhere"], "--llm nowhere: there is no Hugging Face directory of a language"),
         (["--system", "llm", "--llm", "my llm"], "--llm 'my llm': give a path without blanks"),
         (["--system", "ctc", "--llm", "mine"], "--llm mine: ctc takes none: give --system llm"),
         (["--hf-letters", "upper"], "--hf-letters 'upper': give as-is or lower"),
