@@ -84,7 +84,7 @@ def full_model_dir(tmp_path_factory, tiny_tokens):
 def test_sizes_and_prompts_of_an_llm_share_a_batch(full_model_dir, ctc_weight):
     """Chunk sizes, look-aheads, prompts: each of a batch as if alone, and as a stream."""
     whole = {"settle_seconds": math.inf, "endpoint_silence": math.inf, "endpoint_length": math.inf}
-    requests, alone, audio = [], [], tiny.speech(3, 60000)
+    models, requests, alone, audio = [], [], [], tiny.speech(3, 60000)
     for chunk_size, look_ahead, prompt in (
         (0.64, 0.08, ""), (0.32, 0.0, "call anna"), (0.16, 0.16, "no rain today the other office"), (1.28, 0.0, ""),
     ):  # fmt: skip
@@ -95,15 +95,15 @@ def test_sizes_and_prompts_of_an_llm_share_a_batch(full_model_dir, ctc_weight):
         alone.append(model(audio, prompt=prompt)[0])
         stream = model.stream(prompt=prompt, **whole)
         assert tiny.said(tiny.play(stream, tiny.cuts(audio, random.Random(1), 20000))) == alone[-1].text
-        first = model if not requests else first
-        prompted = with_prompt(first.model, first.tokenizer, prompt)
-        requests.append(decode(prompted, first.tokenizer, model.chunking, model.search_config, audio))
+        models.append(model)
+        prompted = with_prompt(models[0].model, model.tokenizer, prompt)
+        requests.append(decode(prompted, model.tokenizer, model.chunking, model.search_config, audio))
     assert len({one.text for one in alone}) == 4
-    for (one, *_), expected in zip(run(requests, model_calls(first.model)), alone, strict=True):
+    for (one, *_), expected in zip(run(requests, model_calls(models[0].model)), alone, strict=True):
         assert one.token_ids == expected.token_ids and one.score == pytest.approx(expected.score, abs=1e-6)
 
 
-def test_a_packed_model_holds_the_llm_and_the_tokens_of_ctc(full_model_dir, tmp_path, monkeypatch):
+def test_a_packed_model_holds_the_llm_and_the_tokens_of_ctc(full_model_dir, tmp_path):
     exp = shutil.copytree(full_model_dir.parent, tmp_path / "made") / "exp"
     config = (exp / "config.yaml").read_text().replace(str(full_model_dir.parent), str(tmp_path / "made"))
     (exp / "config.yaml").write_text(config)
