@@ -58,6 +58,7 @@ JOINING = frozenset(
     "\uaab5\uaab6\uaab9\uaabb\uaabc"  # Tai Viet
     "\u200d\u2060"  # zero width joiner, word joiner
 )
+APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 CONTEXT = 8  # tokens that hold the last letter and its marks, even where each is one of their bytes
 
 
@@ -140,9 +141,6 @@ def words_of(text: str) -> list[str]:
     return [text[begin:end] for begin, end, _ in word_edges(text)]
 
 
-APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
-
-
 class Piece(NamedTuple):
     """A run of letters and digits in a text: its place, and how plain text has it (small letters)."""
 
@@ -162,9 +160,9 @@ def pieces_of(text: str) -> list[Piece]:
     for place, character in enumerate([*text, " "]):
         within = begin is not None
         if character in APOSTROPHES:
-            spoken = within and _is_spoken(text[place + 1 : place + 2])
+            spoken = within and is_spoken(text[place + 1 : place + 2])
         else:
-            spoken = _is_spoken(character)
+            spoken = is_spoken(character)
         if begin is not None and (not spoken or _parts_pieces(character, text[begin:place])):
             plain = text[begin:place].casefold().replace(APOSTROPHES[1], APOSTROPHES[0])
             found.append(Piece(begin, place, unicodedata.normalize("NFC", plain)))
@@ -186,7 +184,8 @@ def plain_text(text: str) -> str:
     return plain
 
 
-def _is_spoken(character: str) -> bool:
+def is_spoken(character: str) -> bool:
+    """Tell whether a character is a letter, a digit or a mark of one, and no punctuation, sign or space."""
     return bool(character) and (unicodedata.category(character)[0] in "LN" or _is_mark(character))
 
 

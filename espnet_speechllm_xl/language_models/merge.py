@@ -29,6 +29,7 @@ from espnet_speechllm_xl.settings import ConfigError, read_yaml
 from espnet_speechllm_xl.systems import find_system
 from espnet_speechllm_xl.trained_model import DIGEST, load_model, unpacked
 
+TASK = "speechllm_xl"  # the baselines' decoders hold more than a language model
 Say = Callable[[str], None]
 
 
@@ -51,14 +52,14 @@ def merge(
         say: takes lines about the progress.
 
     Raises:
-        UserError: the model does not load, has no pretrained language model, or ``out`` is in the way.
+        UserError: the model does not load, is a baseline or has no pretrained language model, or ``out`` is in the way.
     """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} is there already: remove it, or give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with unpacked(Path(model)) as directory, temporary_folder(f".{out.name}.", out.parent) as folder:
-        trained, _, args = load_model(directory, None, weights, llm=llm)
+        trained, _, args = load_model(directory, TASK, weights, llm=llm)
         if not (getattr(args, "decoder_conf", None) or {}).get("pretrained"):
             raise ConfigError(f"{model} has no pretrained language model: there is nothing to merge")
         made = folder / "model"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_speechllm_xl.model.ctc import CTCHead
+from espnet_speechllm_xl.settings import ConfigError
 
 LARGEST = 127
 
@@ -53,7 +54,12 @@ def use_int8(model: nn.Module) -> None:
     """Replace the linear layers of a model, in place.
 
     Those of CTC heads, which are small and tell times, are left, and adapters (LoRA), which a ``ModuleDict`` holds.
+
+    Raises:
+        ConfigError: adapters are of DoRA, which reads the weights that it stands beside.
     """
+    if any(len(getattr(module, "lora_magnitude_vector", ())) for module in model.modules()):
+        raise ConfigError("dtype 'int8': DoRA needs the weights as they are: merge it first (speechllm-xl llm merge)")
     for module in model.modules():
         if isinstance(module, (CTCHead, nn.ModuleDict)):
             continue

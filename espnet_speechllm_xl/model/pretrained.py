@@ -169,10 +169,14 @@ class PretrainedNetwork(Network):
             position: (B, q) of the queries.
             key_position: (B, n)
         """
+        # Some softmaxes of transformers are of float32 in any type: a lesser number would be -inf there, and a query
+        # that sees nothing (of padding, behind the window) NaN, which the next layer spreads.
+        unseen = max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min)
+        mask = mask.clamp(min=unseen)
         if self._window is None or (self._kinds is not None and SLIDING not in self._kinds):
             return mask
         near = position[:, None, :, None] - key_position[:, None, None] < self._window
-        sliding = torch.where(near, mask, torch.finfo(mask.dtype).min)
+        sliding = torch.where(near, mask, unseen)
         return sliding if self._kinds is None else {FULL: mask, SLIDING: sliding}
 
     def scores(self, hidden: Tensor, end_row: Tensor) -> Tensor:

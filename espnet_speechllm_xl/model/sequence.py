@@ -46,7 +46,8 @@ PAD_TOKEN = -1  # of token ids and their ends, behind the shorter texts of a bat
 class DecoderSequence:
     """Decoder sequences of a batch; integer tensors (B, L), padded at the end."""
 
-    source: Tensor  # index into [inputs for frames (T) or ends of chunk (K) | tokens (U)] along time; 0 where padded
+    # index into [inputs for frames (T) or ends of chunk (K) | tokens (U; with prompts P + U)] along time; 0: padding
+    source: Tensor
     position: Tensor  # counts every input of the sequence from 0
     chunk_id: Tensor  # ``PADDING`` where padded
     target: Tensor  # token, `$`, or ``IGNORE``

@@ -3,7 +3,8 @@
 The aligned set gets Kaldi tables of the utterances that could be aligned, ``char_ends``, ``words.ctm``, ``failed``
 (utterance and reason) and ``report.json``.  Where a set has ``text_spoken``, the aligner hears that, and the alignment
 is moved to ``text``; ``read_otherwise`` lists the words that are not written as they are read.
-  Shape legend: ``T`` frames, ``V`` vocabulary.
+
+Shape legend: ``T`` frames, ``V`` vocabulary.
 """
 
 import json

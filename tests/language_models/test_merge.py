@@ -89,6 +89,15 @@ def test_a_model_without_a_language_model(tiny_model_dir, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_baseline(trained, copies, tmp_path):
+    """Its decoder is more than a language model, and has it in another place."""
+    directory, _ = copies(*trained("freeze=true"))
+    text = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(text.replace("task: speechllm_xl", "task: ctc_prompt_lm"))
+    with pytest.raises(UserError, match="config.yaml is of task 'ctc_prompt_lm', not speechllm_xl"):
+        merge(directory, tmp_path / "merged")
+
+
 def test_the_tokens_of_a_ctc_head_stay_with_it(trained, copies, tmp_path):
     out = tmp_path / "characters"
     out.mkdir()

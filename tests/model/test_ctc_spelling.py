@@ -5,7 +5,7 @@ from test_tokenization import save_hugging_face
 
 from espnet_speechllm_xl.model.ctc_spelling import Spelled, Spelling, Written, make_spelling
 from espnet_speechllm_xl.settings import ConfigError
-from espnet_speechllm_xl.tokenization import load_tokenizer
+from espnet_speechllm_xl.tokenization import load_tokenizer, plain_text
 
 OTHERS = ["caf\u00e9 cr\u00e8me", "\u4eca\u5929\u5929\u6c14", "\u043c\u0438\u0440"]
 
@@ -82,6 +82,30 @@ def test_token_by_token_is_the_whole(decoders, characters, sentences, kind):
 def test_written_text(decoders, characters, kind, text, plain):
     tokenizer = decoders[kind]
     assert Spelling(tokenizer, characters).spell(tokenizer.encode(text)[0]) == characters.encode(plain)[0]
+
+
+@pytest.mark.parametrize("kind", ALL_TEXT)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ada sees \u201cThe Old Piano\u201d, doesn't she?",
+        "red-green; e.g. far & near \u2013 (Ben) \u2026 at %? No: *never*/ever",
+        "It ISN\u2019T far, caf\u00e9 CR\u00c8ME!",
+        "\u4eca\u5929\u3002\u5929\u6c14 \u041c\u0418\u0420",
+        "co\u00adoperate",
+    ],
+)
+def test_written_text_without_numbers_is_plain_text(decoders, characters, kind, text):
+    """An aligner hears the plain text of a recipe with ``--text written``; CTC's head starts from the aligner's."""
+    found = Spelling(decoders[kind], characters).spell(decoders[kind].encode(text)[0])
+    assert found == characters.encode(plain_text(text))[0]
+
+
+@pytest.mark.parametrize("kind", ALL_TEXT)
+def test_an_apostrophe_at_the_edge_of_a_word_is_written(decoders, characters, kind):
+    text = "the others' rest 'tis"
+    assert plain_text(text) == "the others rest tis"
+    assert Spelling(decoders[kind], characters).spell(decoders[kind].encode(text)[0]) == characters.encode(text)[0]
 
 
 @pytest.mark.parametrize("kind", ALL_TEXT)

@@ -424,6 +424,12 @@ def test_weights_of_8_bits_leave_adapters_alone(llama):
     assert 0 < error < 0.3 * exact.std()
 
 
+def test_weights_of_8_bits_are_refused_beside_dora(llama):
+    """It scales each output by the length of the weights, which it would read as whole numbers."""
+    with pytest.raises(ConfigError, match="dtype 'int8': DoRA needs the weights as they are: merge it first"):
+        use_int8(make_model(llama, lora_rank=4, use_dora=True))
+
+
 # --- state dicts ---
 
 

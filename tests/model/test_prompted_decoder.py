@@ -2,6 +2,7 @@
 
 import random
 
+import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,6 +194,17 @@ def test_a_pretrained_decoder(checkpoint):
     (one, past), (shorter, _) = decode(moving, 1, prompt, chunks), decode(moving, 1, prompt, chunks[:3])
     assert (shorter - found[: len(shorter)]).abs().max() < 1e-11
     assert past.next_position <= 20 + 10 and (one - found).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "smollm3"])
+def test_layers_with_a_window_see_a_prompt_as_in_training(family, tmp_path):
+    """Once chunks are evicted, the prompt is as far behind as it is in a whole sequence: out of the window's sight."""
+    decoder = make_decoder(pretrained=checkpoints.make(tmp_path, family))
+    rng, prompt = random.Random(6), [1, 2, 3, 4]
+    chunks = [(torch.randn(len(frames), decoder.dim).double(), tokens) for frames, tokens in draw_chunks(rng, 12)]
+    found, past = decode(decoder, 1, prompt, chunks)
+    assert past.length < past.next_position  # something was evicted
+    assert (found - whole(decoder, 1, prompt, chunks)).abs().max() < 1e-10
 
 
 def test_prompts_are_refused_by_models_that_were_trained_without():

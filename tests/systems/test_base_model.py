@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import checkpoints
 import pytest
 import torch
 from aligned import ENCODERS, SHAPE, VOCABULARY, as_batch, make_acoustic, random_utterances
@@ -20,9 +21,10 @@ from espnet_speechllm_xl.systems.ctc import CTCModel
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
 
 
-def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), distance=2000, **loss):
+def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), distance=2000, pretrained=None, **loss):
     torch.manual_seed(0)
-    decoder = Decoder(VOCABULARY, dim=16, layers=2, heads=2, ffn_dim=24)
+    conf = {"pretrained": pretrained} if pretrained else {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 24}
+    decoder = Decoder(VOCABULARY, **conf)
     sections = ChunkingConfig(chunk, context, delay), LossConfig(**loss), ProjectionConfig(*projection)
     prompts = TextPromptConfig(probability=0.5, distance=distance)
     model = SpeechLLMXL(make_acoustic(encoder), decoder, *sections, prompts)
@@ -127,6 +129,19 @@ def test_training_with_prompts_is_decoding_with_prompts(chunk, context, projecti
     bare = [{name: value for name, value in utterance.items() if name != "prompt"} for utterance in utterances]
     assert model(**as_batch(bare))[0].item() != pytest.approx(loss.item(), rel=1e-4)
     assert model(**as_batch([bare[1]]))[0].item() == pytest.approx(singles[1][0].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "smollm3"])
+def test_training_an_llm_with_prompts_and_stacked_frames_is_decoding(family, tmp_path):
+    """Gemma 2 computes softmaxes in float32."""
+    model = make_model(chunk=4, context=1, projection=(2, 12), pretrained=checkpoints.make(tmp_path, family))
+    utterances = random_utterances(seed=3)
+    for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
+        utterance["prompt"] = prompt
+    loss, _, weight = model(**as_batch(utterances))
+    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
+    assert int(weight) == len(pairs)
+    assert loss.item() == pytest.approx(-sum(float(p[target]) for p, target in pairs) / len(pairs), rel=1e-6)
 
 
 def test_a_training_sequence_longer_than_the_distance_of_a_prompt_is_refused():

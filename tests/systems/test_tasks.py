@@ -241,6 +241,9 @@ def test_wrong_settings_are_one_line(toy_data, toy_stats, tmp_path):
         start("speechllm_xl", chunking_conf={"chunk": 12})
     with pytest.raises(ConfigError, match="unrecognized arguments: projection_conf"):  # its prompts are single frames
         start("ctc_prompt_lm", projection_conf={"reduction": 2})
+    for name in ("ctc", "ctc_prompt_lm", "chunked_aed", "transducer"):
+        with pytest.raises(ConfigError, match="unrecognized arguments: text_prompt_conf"):
+            start(name, text_prompt_conf={"probability": 0.5})
     with pytest.raises(ConfigError, match="give two shape files"):
         start(options=["--valid_shape_file", f"{toy_stats}/valid/speech_shape"])
     with pytest.raises(ConfigError, match="num_iters_per_epoch is not supported"):

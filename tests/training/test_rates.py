@@ -72,3 +72,15 @@ def test_a_training_with_factors(toy_data, toy_stats, tmp_path):
         assert second[name].equal(value) == name.startswith("acoustic."), name
     with pytest.raises(ConfigError, match="part_rates encoder: the model has no such part"):
         training.train("ctc", toy_data, tmp_path / "ctc", toy_stats, ["--part_rates", "encoder=0.5"])
+
+
+def test_factors_beside_frozen_parts(toy_data, toy_stats, tmp_path):
+    """A frozen encoder stays as it is, whatever its factor; the others keep theirs."""
+    options = ["--freeze_param", "acoustic.encoder", "--part_rates", "acoustic=0.5", "--part_rates", "decoder.lm=0.1"]
+    out = training.train("speechllm_xl", toy_data, tmp_path / "exp", toy_stats, options, max_epoch=2)
+    state = torch.load(out / "checkpoint.pth", weights_only=False)["optimizers"][0]
+    assert {group[RATE_FACTOR] for group in state["param_groups"]} <= {0.5, 0.1, 1.0}
+    first, second = (training.weights(out / f"{epoch}epoch.pth") for epoch in (1, 2))
+    same = {name for name, value in first.items() if second[name].equal(value)}
+    assert {name for name in first if name.startswith("acoustic.encoder.")} <= same
+    assert any(name.startswith("decoder.lm.") for name in first.keys() - same)
