@@ -173,7 +173,8 @@ def test_a_step_on_long_and_ragged_sequences(system, amp, model_of):
             gradients = [each.grad for each in model.parameters() if each.grad is not None]
             assert len(gradients) > 20 and all(each.isfinite().all() for each in gradients)
             losses.append(float(loss))
-    assert losses[0] == losses[1]
+    # On a CPU the weights lie by columns, so sums are rounded otherwise.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3 if amp else 1e-5)
 
 
 # Decoding

@@ -21,11 +21,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.corpus.ctm import folded
 from espnet_speechllm_xl.corpus.kaldi import joined
-from espnet_speechllm_xl.evaluation import metrics, significance
+from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.tokenization import words_of
+
+if TYPE_CHECKING:  # it imports numpy
+    from espnet_speechllm_xl.evaluation import significance
 
 IN_WORDS = frozenset("'\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}%&#@*/\\_[]{}")
 TAG = re.compile(r"<.+>|\[.+\]|\(.+\)|\{.+\}")
@@ -71,7 +75,7 @@ class MarkRow:
 
     name: str
     total: Hits
-    f1: significance.Interval
+    f1: "significance.Interval"
 
 
 def is_mark(character: str) -> bool:
@@ -174,7 +178,7 @@ def mark_rows(
     return [MarkRow(name, totals[name], _f1(columns[name], own, joined(set_name) is None)) for name in names]
 
 
-def _f1(counts: Sequence[Hits], speakers: Sequence[str], by_speaker: bool) -> significance.Interval:
+def _f1(counts: Sequence[Hits], speakers: Sequence[str], by_speaker: bool) -> "significance.Interval":
     """Return F1 in percent with its interval: 100 - F1 is a ratio of sums, as an error rate is.
 
     Utterances without anything to count are left out, so that no draw is without any.
@@ -184,6 +188,8 @@ def _f1(counts: Sequence[Hits], speakers: Sequence[str], by_speaker: bool) -> si
         speakers: of each utterance.
         by_speaker: False where an utterance has several speakers.
     """
+    from espnet_speechllm_xl.evaluation import significance  # imports numpy
+
     rows: dict[str, significance.Counted] = {
         str(index): (item.false + item.missed, 2 * item.hits + item.false + item.missed, speaker)
         for index, (item, speaker) in enumerate(zip(counts, speakers, strict=True))

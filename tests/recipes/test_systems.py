@@ -77,7 +77,7 @@ def texts(calls):
 
 def test_written_text_is_heard_as_it_is_read(listed):
     found = texts(listed("ljspeech").run("--stop-stage", "score"))
-    aligned = "exp/aligner/aligned"
+    aligned = "exp/aligner_multichunk/aligned"
     assert list(dict.fromkeys(found)) == [
         ("format", "written"),
         ("tokens", "dump/raw/train/text", "data/tokens_train_char", "dump/raw/dev/text"),
