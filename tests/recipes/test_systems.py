@@ -39,12 +39,8 @@ def test_every_system_is_trained_and_decoded_as_before(listed, corpus):
         assert found == EXPECTED[corpus, system], (corpus, system)
 
 
-@pytest.mark.parametrize("system", sorted({*SYSTEMS} - {system for _, system in EXPECTED}))
-def test_a_new_system_is_trained_and_decoded(listed, system):
-    found = summary(listed("mini_espeak").run("--system", system, "--stage", "tokens", "--stop-stage", "decode"))
-    name = system.replace("espnet_", "asr_")
-    assert any(f"{line} ".partition(f"-> exp/{name}_tiny ")[1] for line in found)
-    assert f"exp/{name}_tiny/decode_" in found[-1]
+def test_every_system_is_listed():
+    assert {*SYSTEMS} == {system for _, system in EXPECTED}
 
 
 def test_the_digits(listed):
