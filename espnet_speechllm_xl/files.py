@@ -209,6 +209,35 @@ def temporary_folder(prefix: str, parent: str | os.PathLike | None = None) -> It
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; it is renamed to ``path`` when the block ends without an error.
+
+    Raises:
+        UserError: ``path`` is there already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} is there already: remove it, or give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(f".{path.name}.", path.parent) as parent:
+        folder = parent / path.name
+        folder.mkdir()
+        yield folder
+        share(folder)
+        os.replace(folder, path)
+
+
+def folder_bytes(folder: str | os.PathLike) -> int:
+    """Return the bytes of all files below a folder, in which another process may make and remove some."""
+    total = 0
+    for path, _, names in os.walk(os.fspath(folder)):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(path, name)).st_size
+    return total
+
+
 def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> Path:
     """Copy a file, whole or not at all; return the path of the copy."""
     with open(source, "rb") as original, atomic_write(target, "wb") as copy:

@@ -36,7 +36,7 @@ from espnet_speechllm_xl.files import DamagedWeights, atomic_write, read_weights
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.ctc_spelling import make_spelling
 from espnet_speechllm_xl.model.int8 import use_int8
-from espnet_speechllm_xl.model.pretrained import weights_follow
+from espnet_speechllm_xl.model.pretrained import shown_digest, weights_follow
 from espnet_speechllm_xl.model.weight_layout import store_by_columns
 from espnet_speechllm_xl.settings import ConfigError, read_yaml, shown
 from espnet_speechllm_xl.systems import SYSTEMS, find_system
@@ -152,7 +152,7 @@ def _find_llm(
     digest = next((value for key, value in state.items() if key.endswith(f".{DIGEST}")), None)
     if digest is not None and not has_llm_weights(own):
         raise ModelError(
-            f"{directory} was trained from the language model {name} (digest {bytes(digest.tolist()).hex()[:12]}), and "
+            f"{directory} was trained from the language model {name} (digest {shown_digest(digest)}), and "
             "does not hold its weights: give its directory (--llm DIR)"
         )
     conf["pretrained"] = str(own)
@@ -188,7 +188,7 @@ def _base_size(args: argparse.Namespace) -> int:
     directory = (getattr(args, "decoder_conf", None) or {}).get("pretrained")
     if not isinstance(directory, str):
         return 0
-    files = (path for kind in ("*.safetensors", "*.bin") for path in Path(directory).glob(kind))
+    files = (path for pattern in LLM_WEIGHTS for path in Path(directory).glob(pattern))
     return sum(path.stat().st_size for path in files) // 2
 
 

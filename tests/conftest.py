@@ -57,6 +57,23 @@ def sentencepiece_model(tmp_path_factory, sentences):
 
 
 @pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory, sentences, sentencepiece_model):
+    """``{kind: tokenizer}`` for all kinds of made_tokenizers.py."""
+    from made_tokenizers import save_hugging_face
+
+    from espnet_speechllm_xl.tokenization import load_tokenizer
+
+    return {
+        "bpe": load_tokenizer(sentencepiece_model("bpe", 60)),
+        "unigram": load_tokenizer(sentencepiece_model("unigram", 60)),
+        "char": load_tokenizer(sentencepiece_model("char", 60)),
+        "bytes": load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True)),
+        "gpt2": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("gpt2"), sentences, True)),
+        "metaspace": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("metaspace"), sentences, False)),
+    }
+
+
+@pytest.fixture(scope="session")
 def tiny_tokens(tmp_path_factory):
     """A BPE tokenizer of 40 pieces: ``tokenizer.model`` and ``tokens.txt``."""
     from espnet_speechllm_xl.bin import cli

@@ -21,7 +21,7 @@ ROOMS = {
     "paper_tables": {"corpus", "evaluation"},
     "sets": {"corpus", "model", "decoding", "evaluation"},
     "server": {"corpus", "decoding"},
-    "benchmarks": {"corpus", "model", "decoding", "training", "systems", "evaluation"},
+    "benchmarks": {"corpus", "model", "decoding", "training", "systems", "language_models", "evaluation"},
     "bin": {
         *("corpus", "model", "decoding", "training", "systems", "evaluation", "paper_tables", "sets", "server"),
         *("benchmarks", "language_models"),

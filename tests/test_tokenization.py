@@ -6,6 +6,7 @@ import random
 import unicodedata
 
 import pytest
+from made_tokenizers import KINDS, save_hugging_face
 
 from espnet_speechllm_xl.corpus.ctm import joined_text
 from espnet_speechllm_xl.decoding.results import timed_words
@@ -21,51 +22,6 @@ from espnet_speechllm_xl.tokenization import (
     word_spans,
     words_of,
 )
-
-
-def save_hugging_face(path, sentences, byte_level, unknown="<unk>", lower=False):
-    """A small fast tokenizer in ``path``: byte-level BPE as GPT-2's, or BPE with metaspace.
-
-    The latter has an ``unknown`` token, or, with None, leaves out what it does not know; ``lower`` makes letters small.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    if byte_level:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
-        options = {}
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True) if unknown else models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
-        special = {"unk_token": unknown} if unknown else {}
-        trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=[*special.values()], show_progress=False)
-        options = special
-    if lower:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.train_from_iterator(sentences, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory, sentences, sentencepiece_model):
-    return {
-        "bpe": load_tokenizer(sentencepiece_model("bpe", 60)),
-        "unigram": load_tokenizer(sentencepiece_model("unigram", 60)),
-        "char": load_tokenizer(sentencepiece_model("char", 60)),
-        "bytes": load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True)),
-        "gpt2": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("gpt2"), sentences, True)),
-        "metaspace": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("metaspace"), sentences, False)),
-    }
-
-
-KINDS = ["bpe", "unigram", "char", "bytes", "gpt2", "metaspace"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

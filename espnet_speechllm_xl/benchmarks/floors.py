@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from espnet_speechllm_xl.benchmarks.rounds import Figure
+from espnet_speechllm_xl.language_models.costs import Shape
 
 READING = ("sum", "mv", "attention")  # the ways in which a probe reads its bytes
 
@@ -41,7 +42,9 @@ class DecoderShape:
     @property
     def layer_weights(self) -> int:
         """Return the number of weights in the matrices of all layers."""
-        return self.layers * (4 * self.dim * self.dim + 3 * self.dim * self.ffn_dim)
+        head_dim = self.dim // self.heads
+        shape = Shape(self.layers, self.dim, self.heads, self.heads, head_dim, self.ffn_dim, self.outputs, True)
+        return self.layers * shape.layer_weights
 
     @property
     def weights(self) -> int:

@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import at_least, duration
+from espnet_speechllm_xl.files import folder_bytes
 from espnet_speechllm_xl.language_models.costs import Training
 
 
@@ -30,8 +30,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _made(out: str) -> int:
-    size = sum(file.stat().st_size for file in Path(out).iterdir())
-    print(f"{out}: {size / 1e6:.0f} MB; train with --decoder_conf pretrained={out}")
+    print(f"{out}: {folder_bytes(out) / 1e6:.0f} MB; train with --decoder_conf pretrained={out}")
     return 0
 
 
@@ -47,8 +46,7 @@ def _merge(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.language_models.merge import merge
 
     merge(args.model, args.out, args.weights, args.llm, args.dtype, args.say)
-    size = sum(file.stat().st_size for file in Path(args.out).rglob("*") if file.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB; speechllm-xl transcribe FILE --model {args.out}")
+    print(f"{args.out}: {folder_bytes(args.out) / 1e6:.1f} MB; speechllm-xl transcribe FILE --model {args.out}")
     return 0
 
 

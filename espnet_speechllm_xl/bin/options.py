@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
+from espnet_speechllm_xl.evaluation import normalisers
 from espnet_speechllm_xl.settings import MOST
 from espnet_speechllm_xl.timeline import LONGEST_SECONDS
 
@@ -167,8 +168,8 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
     parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
     parser.add_argument(
         "--normaliser",
-        choices=("none", "basic", "english"),
-        default="none",
+        choices=normalisers.NAMES,
+        default=normalisers.NONE,
         help="of whisper-normalizer, for words without regard to case, punctuation and ways to write numbers (english: "
         "EnglishTextNormalizer, basic: BasicTextNormalizer of any language); default %(default)s",
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation import normalisers
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
@@ -97,7 +98,7 @@ def _score_all(args: argparse.Namespace) -> int:
     decoded, unfinished, untranscribed, failed = found
     rows = [(f"{item.model}/{item.name}", item.scores["wer"].total) for item in decoded]
     print("\n".join(results_report.score_table(rows)))
-    if args.normaliser != "none":
+    if args.normaliser != normalisers.NONE:
         rows = [(name, item.scores[NORMALISED].total) for (name, _), item in zip(rows, decoded, strict=True)]
         print("\n".join([f"\nnormalised WER ({args.normaliser})", *results_report.score_table(rows)]))
     counts = {

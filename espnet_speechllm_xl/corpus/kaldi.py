@@ -33,6 +33,7 @@ from espnet_speechllm_xl.files import (
 from espnet_speechllm_xl.timeline import parse_seconds
 
 SPOKEN = "text_spoken"
+READ_OTHERWISE = "read_otherwise"  # of an aligned set: the words of ``text`` that are not written as they are read
 TABLES = ("wav.scp", "segments", "text", SPOKEN, "utt2spk", "utt2dur", "utt2num_samples", "utt2speed", "utt2parts")
 
 LENGTHS = ("utt2dur", "utt2num_samples")

@@ -65,7 +65,7 @@ def _share(utterances: Sequence[str], texts: Table) -> str:
 
 
 def shown_symbol(character: str) -> str:
-    """Return a symbol as itself, or as U+XXXX where it could not be seen."""
+    """Return a symbol as itself, or as its code point (U+00AD) where it could not be seen."""
     seen = character.isprintable() and not unicodedata.category(character).startswith(("M", "Z"))
     return f"'{character}'" if seen else f"U+{ord(character):04X}"
 

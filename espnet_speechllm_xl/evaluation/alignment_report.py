@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.corpus.audio import AudioError, read_audio
 from espnet_speechllm_xl.corpus.ctm import Word, read_ctm, spoken
-from espnet_speechllm_xl.corpus.kaldi import kind_of_reason, read_table
+from espnet_speechllm_xl.corpus.kaldi import READ_OTHERWISE, kind_of_reason, read_table
 from espnet_speechllm_xl.corpus.transcripts import read_otherwise
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, plots
@@ -161,8 +161,8 @@ def write_report(aligned: Path, dump: Path, chunk_size: int | None = None, num_p
     for path in {*out.glob("utterance_*.png")}.difference(picture.path for picture in pictures):
         path.unlink()  # of an earlier run
     added = [f"`{picture.utterance}`\n\n![{picture.path.stem}]({picture.path.name})" for picture in pictures]
-    if (aligned / "read_otherwise").is_file():
-        counts = Counter(" ".join(read_table(aligned / "read_otherwise").values()).split())
+    if (aligned / READ_OTHERWISE).is_file():
+        counts = Counter(" ".join(read_table(aligned / READ_OTHERWISE).values()).split())
         num_words = sum(len(words_of(text)) for text in read_table(aligned / "text").values())
         said = read_otherwise(counts, num_words)
         added.insert(0, f"Written text: {said}.")

@@ -7,7 +7,6 @@ contractions and numbers written in one way, British spellings made American.  `
 
 import functools
 import importlib
-import importlib.metadata
 from collections.abc import Callable, Mapping
 
 from espnet_speechllm_xl.errors import UserError
@@ -41,4 +40,6 @@ def normalised(name: str, texts: Mapping[str, str]) -> dict[str, str]:
 
 def described(name: str) -> str:
     """Return the name of the normaliser's class, its package and the package's version."""
+    import importlib.metadata  # slow, and most commands need no version
+
     return f"{CLASSES[name]} of {PACKAGE} {importlib.metadata.version(PACKAGE)}"

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 
 from espnet_speechllm_xl.errors import UserError, of_machine
-from espnet_speechllm_xl.files import share, temporary_folder
+from espnet_speechllm_xl.files import new_folder
+from espnet_speechllm_xl.model.pretrained import without_progress_bars
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -63,14 +63,9 @@ def convert(gguf: str | Path, out: str | Path, dtype: str = "bfloat16", say: Say
     Raises:
         UserError: the file cannot be used, or ``out`` is in the way.
     """
-    gguf, out = Path(gguf), Path(out)
-    if out.exists():
-        raise UserError(f"{out} is there already: remove it, or give another --out")
     need_reader()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(f".{out.name}.", out.parent) as folder:
-        convert_into(gguf, folder / "model", dtype, None, say)
-        place(folder / "model", out)
+    with new_folder(out) as made:
+        convert_into(Path(gguf), made, dtype, None, say)
 
 
 def need_reader() -> None:
@@ -84,20 +79,14 @@ def need_reader() -> None:
         ) from error
 
 
-def place(made: Path, out: Path) -> None:
-    """Rename a finished directory, with the permissions that a user's files have."""
-    share(made)
-    os.replace(made, out)
-
-
 def convert_into(
     gguf: Path, folder: Path, dtype: str = "bfloat16", licence: Path | None = None, say: Say = lambda line: None
 ) -> None:
-    """Write configuration, tokenizer and weights of a GGUF file into a new folder.
+    """Write configuration, tokenizer and weights of a GGUF file into a folder.
 
     Args:
         gguf: the file.
-        folder: to make.
+        folder: that is there, and empty.
         dtype: of the weights.
         licence: a file to put beside them.
         say: takes lines about the progress.
@@ -117,7 +106,6 @@ def convert_into(
     if (rule := value(reader, "tokenizer.ggml.pre")) not in _known_rules():
         say(f"transformers does not know how {rule} cuts text into tokens, and does it as GPT-2 does")
     say(f"writing {sum(weight.nbytes for weight in state.values()) / 1e6:.0f} MB of {dtype}")
-    folder.mkdir()
     config.dtype = kind
     with quiet():
         config.save_pretrained(folder)
@@ -290,20 +278,17 @@ def quiet() -> Iterator[None]:
     """Keep progress bars, warnings and remarks of the libraries off the screen."""
     from transformers.utils import logging as remarks
 
-    verbosity, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    verbosity = remarks.get_verbosity()
     others = [logging.getLogger(name) for name in ("gguf", "gguf.gguf_writer", "accelerate")]
     levels = [each.level for each in others]
     remarks.set_verbosity_error()
-    remarks.disable_progress_bar()
     for each in others:
         each.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with without_progress_bars(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         for each, level in zip(others, levels, strict=True):
             each.setLevel(level)
         remarks.set_verbosity(verbosity)
-        if bars:
-            remarks.enable_progress_bar()

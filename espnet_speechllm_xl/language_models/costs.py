@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.settings import require
 
-FRAMES_PER_SECOND = 25
 FROZEN, LORA, ALL = "frozen", "lora", "all"
 FLOAT = 4  # bytes
 ADAM = 2 * FLOAT  # of a trained number: mean and variance
@@ -91,7 +91,7 @@ class Training:
     @property
     def inputs_per_second(self) -> float:
         """Return the decoder inputs of a second of audio: frames and tokens."""
-        return FRAMES_PER_SECOND / self.reduction + self.tokens_per_second
+        return 1 / (timeline.FRAME_SECONDS * self.reduction) + self.tokens_per_second
 
     @property
     def targets_per_second(self) -> float:

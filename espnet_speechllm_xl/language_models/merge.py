@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 import yaml
 from torch import nn
 
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import (
     CONFIG,
     CTC_TOKENIZER,
@@ -23,7 +21,7 @@ from espnet_speechllm_xl.experiment import (
     find_ctc_tokenizer,
     find_tokenizer,
 )
-from espnet_speechllm_xl.files import share, temporary_folder
+from espnet_speechllm_xl.files import new_folder, share
 from espnet_speechllm_xl.language_models.convert import quiet
 from espnet_speechllm_xl.settings import ConfigError, read_yaml
 from espnet_speechllm_xl.systems import find_system
@@ -54,16 +52,10 @@ def merge(
     Raises:
         UserError: the model does not load, is a baseline or has no pretrained language model, or ``out`` is in the way.
     """
-    out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} is there already: remove it, or give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with unpacked(Path(model)) as directory, temporary_folder(f".{out.name}.", out.parent) as folder:
+    with new_folder(out) as made, unpacked(Path(model)) as directory:
         trained, _, args = load_model(directory, TASK, weights, llm=llm)
         if not (getattr(args, "decoder_conf", None) or {}).get("pretrained"):
             raise ConfigError(f"{model} has no pretrained language model: there is nothing to merge")
-        made = folder / "model"
-        made.mkdir()
         say(f"merging {merge_adapters(trained.decoder.lm)} adapters")
         lm = trained.decoder.lm.to(getattr(torch, dtype))
         for weight in lm.parameters():
@@ -78,9 +70,6 @@ def merge(
         if ctc_tokenizer := find_ctc_tokenizer(directory, args):
             shutil.copyfile(ctc_tokenizer, made / CTC_TOKENIZER)
         _write_weights(trained, args, made, values["decoder_conf"])
-        say(f"writing {sum(file.stat().st_size for file in made.rglob('*') if file.is_file()) / 1e6:.0f} MB")
-        share(made)
-        os.replace(made, out)
 
 
 def merge_adapters(lm: nn.Module) -> int:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_speechllm_xl.config import DecoderConfig
+from espnet_speechllm_xl.model import pretrained
 from espnet_speechllm_xl.model.cache import Batch, CachedPast, Pool, Step
 from espnet_speechllm_xl.model.decoder_steps import Outputs, Request, Result, TextDecoder
 from espnet_speechllm_xl.model.dropout import drop_tokens
@@ -27,8 +28,6 @@ from espnet_speechllm_xl.settings import ConfigError, from_dict, signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from espnet_speechllm_xl.model.pretrained import PretrainedNetwork
 
 
 class Decoder(nn.Module, TextDecoder[CachedPast]):
@@ -62,7 +61,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         self.eoc = vocab_size
         self.prompt_distance: int | None = None
         self._pool: Pool | None = None
-        self._pretrained: PretrainedNetwork | None = None  # in place of ``lm``, which is no Network then
+        self._pretrained: pretrained.PretrainedNetwork | None = None  # in place of ``lm``, which is no Network then
         self._input_rms: float | None = None
         self._left_out: dict[str, str] = {}  # names that the state dict leaves out -> those that have the values
         self.register_parameter("end_row", None)
@@ -73,8 +72,6 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
 
     def _load(self, directory: str) -> None:
         """Take the language model of a checkpoint."""
-        from espnet_speechllm_xl.model import pretrained  # transformers takes seconds to import
-
         lm = pretrained.load_pretrained(self.config, self.eoc)
         self._pretrained = pretrained.PretrainedNetwork(lm, directory)
         if pretrained.are_weights_to_follow(self.config):
@@ -250,7 +247,8 @@ def _fill_in(decoder: Decoder, state: dict[str, Tensor], prefix: str, *_: object
     if digest is not None and decoder.config.is_base_frozen and not digest.cpu().equal(decoder.base_digest.cpu()):
         raise ConfigError(
             f"decoder_conf pretrained: {decoder.config.pretrained} is not the LLM that the weights were trained with "
-            f"(digest {_shown(decoder.base_digest)}, not {_shown(digest)}): give the directory of that one"
+            f"(digest {pretrained.shown_digest(decoder.base_digest)}, not {pretrained.shown_digest(digest)}): give the "
+            "directory of that one"
         )
     own = dict(decoder.named_parameters(remove_duplicate=False))
     for name, first in decoder._left_out.items():
@@ -262,7 +260,3 @@ def _check_loaded(decoder: Decoder, _keys: object) -> None:
     """Raise ConfigError where an LLM that got its weights cannot be used."""
     assert decoder._pretrained is not None
     decoder._pretrained.check()
-
-
-def _shown(digest: Tensor) -> str:
-    return bytes(digest.tolist()).hex()[:12]

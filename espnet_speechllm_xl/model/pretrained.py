@@ -121,10 +121,7 @@ class PretrainedNetwork(Network):
     @property
     def cache_shape(self) -> tuple[int, int, int]:
         """Return layers, key heads and head dimension."""
-        config = self._model.config
-        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, heads, head_dim
+        return self._model.config.num_hidden_layers, *key_sizes(self._model.config)
 
     @property
     def dim(self) -> int:
@@ -267,6 +264,13 @@ class PretrainedNetwork(Network):
         return torch.randn(1, 3, self.dim, generator=torch.Generator().manual_seed(0)).to(self.weight)
 
 
+def key_sizes(settings: "PreTrainedConfig") -> tuple[int, int]:
+    """Return key heads and head dimension; configurations leave out what follows from the rest."""
+    heads = settings.num_attention_heads
+    key_heads, head_dim = (getattr(settings, name, None) for name in ("num_key_value_heads", "head_dim"))
+    return key_heads or heads, head_dim or settings.hidden_size // heads
+
+
 _weights_follow: contextvars.ContextVar[bool] = contextvars.ContextVar("weights_follow", default=False)
 
 
@@ -306,7 +310,7 @@ def load_pretrained(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel"
             "download the model first and give its directory (where a trained model is used: --llm DIR)"
         )
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             settings = AutoConfig.from_pretrained(directory, local_files_only=True)
             options = {"attn_implementation": _attention_of(settings), "dtype": getattr(torch, config.frozen_dtype)}
             if are_weights_to_follow(config):
@@ -342,7 +346,7 @@ def _attention_of(settings: "PreTrainedConfig") -> str:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Keep transformers from drawing bars within the block."""
     from transformers.utils import logging
 
@@ -379,6 +383,11 @@ def weight_digest(model: nn.Module) -> Tensor:
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def shown_digest(digest: Tensor) -> str:
+    """Return the begin of a digest, as messages show it."""
+    return bytes(digest.tolist()).hex()[:12]
 
 
 def choose_trained(model: "PreTrainedModel", config: DecoderConfig) -> "PreTrainedModel":

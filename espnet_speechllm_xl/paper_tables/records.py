@@ -298,12 +298,12 @@ def timing(config: Mapping[str, Any]) -> Timing:
         return Timing(hop * seconds, ahead * seconds, None, None, size * seconds)
     else:
         encoder = EncoderConfig(segment=None, left_context=0, right_context=0)
-    segment, ahead = timeline.chunk_seconds(encoder.segment), timeline.chunk_seconds(encoder.right_context)
-    if "chunking_conf" not in config:
-        # Without chunks a system waits for the encoder alone.
-        waiting = ChunkingConfig(chunk=encoder.segment)
-        return Timing(segment, ahead, None, None, timeline.latency_seconds(encoder, waiting))
-    chunking = from_dict(ChunkingConfig, config["chunking_conf"], "chunking_conf")
+    has_chunks = "chunking_conf" in config
+    # Without chunks a system waits for the encoder alone.
+    chunking = ChunkingConfig(chunk=encoder.segment)
+    if has_chunks:
+        chunking = from_dict(ChunkingConfig, config["chunking_conf"], "chunking_conf")
+    segment, ahead = (timeline.chunk_seconds(size) for size in (encoder.segment, chunking.right_context(encoder)))
     chunk, context = timeline.chunk_seconds(chunking.chunk), timeline.context_seconds(chunking)
-    ahead = timeline.chunk_seconds(chunking.right_context(encoder))
-    return Timing(segment, ahead, chunk, context, timeline.latency_seconds(encoder, chunking))
+    latency = timeline.latency_seconds(encoder, chunking)
+    return Timing(segment, ahead, chunk if has_chunks else None, context if has_chunks else None, latency)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.corpus.ctm import folded, read_ctm, spoken, write_ctm
-from espnet_speechllm_xl.corpus.kaldi import SPOKEN, kind_of_reason, read_table, spk2utt, write_table
+from espnet_speechllm_xl.corpus.kaldi import READ_OTHERWISE, SPOKEN, kind_of_reason, read_table, spk2utt, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets import batch_jobs
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.tokenization import Tokenizer
 
 UNUSABLE = "unusable audio"  # a reason that may be gone the next time
-READ_OTHERWISE = "read_otherwise"
 WRITTEN = ("text", "spk2utt", "char_ends", "words.ctm", "failed", SPOKEN, READ_OTHERWISE, "report.json")
 COPIED = ("wav.scp", "utt2spk", "utt2num_samples")  # from the dump into the aligned set
 

@@ -11,7 +11,7 @@ from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, remarks
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CTC_TOKENIZER, SENTENCEPIECE, TOKENIZER
-from espnet_speechllm_xl.files import atomic_path, atomic_write, naming, temporary_folder
+from espnet_speechllm_xl.files import atomic_path, atomic_write, copy_file, naming, temporary_folder
 from espnet_speechllm_xl.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer, normalise
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -65,9 +65,7 @@ def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
 
 def keep_ctc_tokenizer(file: str | Path, directory: Path) -> None:
     """Copy the tokenizer of a CTC head's own tokens into the directory of the training, where decoding finds it."""
-    content = Path(file).read_bytes()
-    with atomic_write(directory / CTC_TOKENIZER, "wb") as stream:
-        stream.write(content)
+    copy_file(file, directory / CTC_TOKENIZER)
 
 
 def write_token_list(path: Path, tokenizer: Tokenizer) -> None:

@@ -5,20 +5,17 @@ import math
 import random
 
 import pytest
-import tiny
 import torch
 from slow import stacked
 from test_searches import Toy, all_paths, config, rank, text_of
 
 from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig
 from espnet_speechllm_xl.decoding.engine import run
-from espnet_speechllm_xl.decoding.joint_ctc import JointModel, SpelledOutputs, _Row, joint_decoder
+from espnet_speechllm_xl.decoding.joint_ctc import SpelledOutputs, _Row, joint_decoder
 from espnet_speechllm_xl.decoding.searches import make_search
-from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.ctc_prefix_score import Prefix
 from espnet_speechllm_xl.model.ctc_spelling import Spelled, Written
 from espnet_speechllm_xl.model.decoder_steps import Request, make_results
-from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.ctc import collapse
 
 
@@ -354,73 +351,3 @@ def test_a_word_near_the_end_is_left_to_the_next_chunk_unless_there_is_none(meth
     search = make_search(SearchConfig(method, beam_size=4), decoder.initial_past(None), 2)
     run([search.advance(log_probs.log(), last)], decoder.extend)
     assert run([search.finish()], decoder.extend)[0][0].tokens == text
-
-
-# Models
-
-
-@pytest.fixture(scope="module")
-def model_dir(tiny_tokens, tmp_path_factory):
-    from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
-
-    def change(model):
-        tiny.talkative(model)
-        model.ctc.output.weight.mul_(10)
-
-    extra = [*tiny.conf("decoder_conf", tiny.DECODER), "--chunking_conf", "chunk=16", "--chunking_conf", "context=2"]
-    return tiny.write_model(
-        tmp_path_factory.mktemp("joint") / "model",
-        SpeechLLMXLTask,
-        tiny_tokens,
-        "model.pth",
-        [*extra, "--loss_conf", "ctc_weight=0.3"],
-        seed=3,
-        change=change,
-    )
-
-
-def load(model_dir, **settings):
-    return Speech2Text.from_pretrained(model_dir, dtype="float64", beam_size=4, max_tokens_per_chunk=8, **settings)
-
-
-def test_streams_and_batches_give_what_one_file_gives(model_dir):
-    s2t, rng = load(model_dir, search="chunk_sync", ctc_weight=0.4), random.Random(5)
-    recordings = [tiny.speech(seed, samples) for seed, samples in ((1, 60000), (2, 33000), (3, 300))]
-    alone = [s2t(audio, s2t.sample_rate)[0] for audio in recordings]
-    assert [each.text for each in alone[:2]] != ["", ""]
-    for one, other in zip(alone, s2t.transcribe_batch([s2t.load(each, 16000) for each in recordings]), strict=True):
-        assert (one.tokens, one.score) == (other[0].tokens, pytest.approx(other[0].score, abs=1e-8))
-    for audio, expected in zip(recordings, alone, strict=True):
-        stream = s2t.stream("chunk_sync", settle_seconds=math.inf, endpoint_silence=math.inf, endpoint_length=math.inf)
-        assert tiny.said(tiny.play(stream, tiny.cuts(audio, rng, 9000))) == expected.text
-
-
-def test_the_weight_changes_the_text_and_a_tiny_one_does_not(model_dir):
-    audio = tiny.speech(4, 80000)
-    for search in ("greedy", "chunk_sync", "alsd"):
-        texts = {
-            weight: load(model_dir, search=search, ctc_weight=weight)(audio, 16000)[0] for weight in (0, 1e-9, 0.6)
-        }
-        assert texts[0].tokens == texts[1e-9].tokens != texts[0.6].tokens
-        assert texts[0].score == pytest.approx(texts[1e-9].score, abs=1e-4)
-        assert all(0 < word.confidence <= 1 for word in texts[0.6].words)
-
-
-def test_a_long_stream_keeps_a_window_only(model_dir):
-    stream = load(model_dir, ctc_weight=0.4).stream("chunk_sync", settle_seconds=0.64)
-    sizes = []
-    for seed in range(12):
-        stream.push(tiny.speech(seed, 16000))
-        sizes.append(max((len(h._past.prefix.tokens), len(h._past.prefix.log_probs)) for h in stream.search.beam))
-    assert max(sizes)[0] <= 3 * 8 + 1 and max(size for _, size in sizes) <= 25 + 16
-
-
-def test_what_cannot_be_joint_is_refused(model_dir, tiny_model_dir, tiny_aligner_dir):
-    with pytest.raises(ConfigError, match="ctc_weight 1.0 is not in 0 .. 1"):
-        load(model_dir, ctc_weight=1.0)
-    model = load(model_dir).model
-    model.ctc = None
-    with pytest.raises(ConfigError, match="this model has no CTC head"):
-        JointModel(model, 0.3)
-    with pytest.raises(ConfigError, match="does not write chunk by chunk"):
-        Speech2Text.from_pretrained(tiny_aligner_dir, ctc_weight=0.3)

@@ -1,7 +1,7 @@
 """The decoder's text in CTC's characters: real tokenizers of every kind against the aligner's own encoding."""
 
 import pytest
-from test_tokenization import save_hugging_face
+from made_tokenizers import KINDS
 
 from espnet_speechllm_xl.model.ctc_spelling import Spelled, Spelling, Written, make_spelling
 from espnet_speechllm_xl.settings import ConfigError
@@ -21,25 +21,12 @@ def characters(tmp_path_factory, sentences):
     return load_tokenizer(out / "tokenizer.model")
 
 
-@pytest.fixture(scope="module")
-def decoders(tmp_path_factory, sentences, sentencepiece_model):
-    return {
-        "bpe": load_tokenizer(sentencepiece_model("bpe", 60)),
-        "unigram": load_tokenizer(sentencepiece_model("unigram", 60)),
-        "char": load_tokenizer(sentencepiece_model("char", 60)),
-        "bytes": load_tokenizer(sentencepiece_model("bpe", 320, byte_fallback=True)),
-        "gpt2": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("gpt2"), sentences, True)),
-        "metaspace": load_tokenizer(save_hugging_face(tmp_path_factory.mktemp("metaspace"), sentences, False)),
-    }
-
-
-KINDS = ["bpe", "unigram", "char", "bytes", "gpt2", "metaspace"]
 ALL_TEXT = ["bytes", "gpt2"]  # they write any text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_text_is_what_the_aligner_makes_of_it(decoders, characters, sentences, kind):
-    tokenizer = decoders[kind]
+def test_plain_text_is_what_the_aligner_makes_of_it(tokenizers, characters, sentences, kind):
+    tokenizer = tokenizers[kind]
     spelling = Spelling(tokenizer, characters)
     for text in sentences[:60]:
         tokens = tokenizer.encode(text)[0]
@@ -49,9 +36,9 @@ def test_plain_text_is_what_the_aligner_makes_of_it(decoders, characters, senten
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_token_by_token_is_the_whole(decoders, characters, sentences, kind):
+def test_token_by_token_is_the_whole(tokenizers, characters, sentences, kind):
     """After every token the characters so far are written, but for a space at the end."""
-    tokenizer = decoders[kind]
+    tokenizer = tokenizers[kind]
     spelling = Spelling(tokenizer, characters)
     tokens = tokenizer.encode(sentences[5])[0]
     written, found = Written(), []
@@ -79,8 +66,8 @@ def test_token_by_token_is_the_whole(decoders, characters, sentences, kind):
         ("", ""),
     ],
 )
-def test_written_text(decoders, characters, kind, text, plain):
-    tokenizer = decoders[kind]
+def test_written_text(tokenizers, characters, kind, text, plain):
+    tokenizer = tokenizers[kind]
     assert Spelling(tokenizer, characters).spell(tokenizer.encode(text)[0]) == characters.encode(plain)[0]
 
 
@@ -95,22 +82,22 @@ def test_written_text(decoders, characters, kind, text, plain):
         "co\u00adoperate",
     ],
 )
-def test_written_text_without_numbers_is_plain_text(decoders, characters, kind, text):
+def test_written_text_without_numbers_is_plain_text(tokenizers, characters, kind, text):
     """An aligner hears the plain text of a recipe with ``--text written``; CTC's head starts from the aligner's."""
-    found = Spelling(decoders[kind], characters).spell(decoders[kind].encode(text)[0])
+    found = Spelling(tokenizers[kind], characters).spell(tokenizers[kind].encode(text)[0])
     assert found == characters.encode(plain_text(text))[0]
 
 
 @pytest.mark.parametrize("kind", ALL_TEXT)
-def test_an_apostrophe_at_the_edge_of_a_word_is_written(decoders, characters, kind):
+def test_an_apostrophe_at_the_edge_of_a_word_is_written(tokenizers, characters, kind):
     text = "the others' rest 'tis"
     assert plain_text(text) == "the others rest tis"
-    assert Spelling(decoders[kind], characters).spell(decoders[kind].encode(text)[0]) == characters.encode(text)[0]
+    assert Spelling(tokenizers[kind], characters).spell(tokenizers[kind].encode(text)[0]) == characters.encode(text)[0]
 
 
 @pytest.mark.parametrize("kind", ALL_TEXT)
-def test_bytes_wait_until_their_character_is_whole(decoders, characters, kind):
-    tokenizer = decoders[kind]
+def test_bytes_wait_until_their_character_is_whole(tokenizers, characters, kind):
+    tokenizer = tokenizers[kind]
     spelling, mark = Spelling(tokenizer, characters), characters.pieces.index("\u2581")
     tokens = tokenizer.encode("\u6c14")[0]
     assert len(tokens) >= 3
@@ -123,8 +110,8 @@ def test_bytes_wait_until_their_character_is_whole(decoders, characters, kind):
     assert spelling.spell(broken) == characters.encode("ada")[0]
 
 
-def test_tokens_without_a_sound(decoders, characters):
-    tokenizer = decoders["gpt2"]
+def test_tokens_without_a_sound(tokenizers, characters):
+    tokenizer = tokenizers["gpt2"]
     spelling = Spelling(tokenizer, characters)
     by_piece = {piece: token for token, piece in enumerate(tokenizer.pieces)}
     after_word = spelling.advance(Written(), by_piece["a"])[0]
@@ -144,22 +131,22 @@ def test_symbols_are_one_token_in_both(sentencepiece_model, sentences):
         assert found == letters.encode(text)[0] and letters.pieces.index("<noise>") in found
 
 
-def test_the_same_tokens_need_no_spelling(decoders):
-    assert make_spelling(decoders["bpe"], decoders["bpe"]) is None
-    assert make_spelling(decoders["bpe"], decoders["char"]) is not None
+def test_the_same_tokens_need_no_spelling(tokenizers):
+    assert make_spelling(tokenizers["bpe"], tokenizers["bpe"]) is None
+    assert make_spelling(tokenizers["bpe"], tokenizers["char"]) is not None
 
 
-def test_what_are_no_characters_is_refused(decoders, sentencepiece_model):
+def test_what_are_no_characters_is_refused(tokenizers, sentencepiece_model):
     with pytest.raises(ConfigError, match=r"it has tokens of several letters \('.+'\): give one of"):
-        make_spelling(decoders["gpt2"], decoders["bpe"])
+        make_spelling(tokenizers["gpt2"], tokenizers["bpe"])
     bare = load_tokenizer(sentencepiece_model("char", 60, add_dummy_prefix=False))
     with pytest.raises(ConfigError, match="its first word begins otherwise than the next: give one of characters"):
-        make_spelling(decoders["gpt2"], bare)
+        make_spelling(tokenizers["gpt2"], bare)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_of_tokens_are_their_text(decoders, sentences, kind):
-    tokenizer = decoders[kind]
+def test_bytes_of_tokens_are_their_text(tokenizers, sentences, kind):
+    tokenizer = tokenizers[kind]
     for text in sentences[:40]:
         content = b"".join(map(tokenizer.bytes_of, tokenizer.encode(text)[0]))
         assert content.decode() == f" {text}"

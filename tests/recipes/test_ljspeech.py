@@ -101,8 +101,3 @@ def test_what_is_missing_is_one_line(ljspeech, tmp_path, capsys):
     (tmp_path / "LJSpeech-1.1/wavs/LJ050-0278.wav").unlink()
     assert ljspeech.main(["--downloads", str(tmp_path), "--out", str(tmp_path / "data")]) == 1
     assert "holds no clips of the test set" in capsys.readouterr().err
-
-
-def test_a_corpus_takes_120_lines():
-    lines = sum(len((RECIPE / name).read_text(encoding="utf-8").splitlines()) for name in ("run.sh", "local/data.py"))
-    assert lines <= 120

@@ -58,8 +58,3 @@ def test_every_character_has_its_own_time(data):
     assert moved.ends == [0, 1, 3, 3, 4, 4, 5, 6, 7, 8, 9, 9]
     assert moved.starts[2] == 2, "where the number begins"
     assert len(moved.read_otherwise) == 2
-
-
-def test_a_corpus_takes_120_lines():
-    lines = sum(len((RECIPE / name).read_text(encoding="utf-8").splitlines()) for name in ("run.sh", "local/data.py"))
-    assert lines <= 120

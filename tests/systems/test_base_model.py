@@ -99,6 +99,16 @@ def chunkwise_losses(model, utterance, chunking):
     return pairs
 
 
+def assert_loss_is_that_of_decoding(model, utterances, rel=1e-10):
+    """Chunk by chunk, as a stream decodes; return the loss of the batch and the number of its targets."""
+    loss, _, weight = model(**as_batch(utterances))
+    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
+    assert int(weight) == len(pairs)
+    expected = -sum(float(log_probs[target]) for log_probs, target in pairs) / len(pairs)
+    assert loss.item() == pytest.approx(expected, rel=rel)
+    return loss, len(pairs)
+
+
 @pytest.mark.parametrize("projection", [(), (2, 0), (4, 0), (4, 12), (1, 12), (8, 0)], ids=str)
 @pytest.mark.parametrize("chunk, context", [(8, 1), (4, 0), (2, 3), (12, 1), (16, None), (None, None)])
 def test_training_is_decoding_chunk_by_chunk(projection, chunk, context):
@@ -106,11 +116,7 @@ def test_training_is_decoding_chunk_by_chunk(projection, chunk, context):
     model = make_model(projection=projection)
     model.chunking = ChunkingConfig(chunk, context, delay=1)
     utterances = random_utterances(seed=3)
-    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
-    loss, _, weight = model(**as_batch(utterances))
-    assert int(weight) == len(pairs)
-    expected = -sum(float(log_probs[target]) for log_probs, target in pairs) / len(pairs)
-    assert loss.item() == pytest.approx(expected, rel=1e-10)
+    assert_loss_is_that_of_decoding(model, utterances)
 
 
 @pytest.mark.parametrize("chunk, context, projection", [(8, 1, ()), (4, 0, (4,)), (2, 3, ()), (None, None, ())])
@@ -120,12 +126,9 @@ def test_training_with_prompts_is_decoding_with_prompts(chunk, context, projecti
     utterances = random_utterances(seed=3)
     for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
         utterance["prompt"] = prompt
-    loss, _, weight = model(**as_batch(utterances))
-    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
-    assert int(weight) == len(pairs)
-    assert loss.item() == pytest.approx(-sum(float(p[target]) for p, target in pairs) / len(pairs), rel=1e-10)
+    loss, count = assert_loss_is_that_of_decoding(model, utterances)
     singles = [model(**as_batch([utterance])) for utterance in utterances]
-    assert loss.item() * len(pairs) == pytest.approx(sum(o.item() * int(n) for o, _, n in singles), rel=1e-10)
+    assert loss.item() * count == pytest.approx(sum(o.item() * int(n) for o, _, n in singles), rel=1e-10)
     bare = [{name: value for name, value in utterance.items() if name != "prompt"} for utterance in utterances]
     assert model(**as_batch(bare))[0].item() != pytest.approx(loss.item(), rel=1e-4)
     assert model(**as_batch([bare[1]]))[0].item() == pytest.approx(singles[1][0].item(), rel=1e-12)
@@ -138,10 +141,7 @@ def test_training_an_llm_with_prompts_and_stacked_frames_is_decoding(family, tmp
     utterances = random_utterances(seed=3)
     for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
         utterance["prompt"] = prompt
-    loss, _, weight = model(**as_batch(utterances))
-    pairs = [pair for utterance in utterances for pair in chunkwise_losses(model, utterance, model.chunking)]
-    assert int(weight) == len(pairs)
-    assert loss.item() == pytest.approx(-sum(float(p[target]) for p, target in pairs) / len(pairs), rel=1e-6)
+    assert_loss_is_that_of_decoding(model, utterances, rel=1e-6)
 
 
 def test_a_training_sequence_longer_than_the_distance_of_a_prompt_is_refused():

@@ -1,4 +1,4 @@
-"""Models whose CTC head has the aligner's characters, beside a decoder with other tokens: trained, packed, decoded."""
+"""Models whose CTC head has the decoder's tokens, or the aligner's characters: trained, packed, decoded jointly."""
 
 import itertools
 import math
@@ -12,11 +12,12 @@ import torch
 import training
 import yaml
 from aligned import VOCABULARY, as_batch, make_acoustic, random_utterances
+from made_tokenizers import save_hugging_face
 from slow import slow_ctc
-from test_tokenization import save_hugging_face
 
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig
+from espnet_speechllm_xl.decoding.joint_ctc import JointModel
 from espnet_speechllm_xl.experiment import CTC_TOKENIZER, planned_ctc_weight
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.llm import Decoder
@@ -48,7 +49,11 @@ def byte_tokens(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "byte-level"])
+OWN = pytest.mark.parametrize("model_dir", ["sentencepiece", "byte-level"], indirect=True)
+SAME = pytest.mark.parametrize("model_dir", ["the decoder's"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["the decoder's", "sentencepiece", "byte-level"])
 def model_dir(request, tiny_tokens, byte_tokens, characters, tmp_path_factory):
     from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
 
@@ -56,18 +61,21 @@ def model_dir(request, tiny_tokens, byte_tokens, characters, tmp_path_factory):
         tiny.talkative(model)
         model.ctc.output.weight.mul_(10)
 
-    conf = ["ctc_weight=0.3", f"ctc_tokenizer={characters}"]
+    conf = ["ctc_weight=0.3"]
+    if request.param != "the decoder's":
+        conf.append(f"ctc_tokenizer={characters}")
     extra = [*tiny.conf("decoder_conf", tiny.DECODER), "--chunking_conf", "chunk=16", "--chunking_conf", "context=2"]
     folder = tiny.write_model(
         tmp_path_factory.mktemp("characters") / "model",
         SpeechLLMXLTask,
-        tiny_tokens if request.param == "sentencepiece" else byte_tokens,
+        byte_tokens if request.param == "byte-level" else tiny_tokens,
         "model.pth",
         [*extra, *tiny.conf("loss_conf", conf)],
         seed=3,
         change=change,
     )
-    shutil.copy(characters, folder / CTC_TOKENIZER)
+    if request.param != "the decoder's":
+        shutil.copy(characters, folder / CTC_TOKENIZER)
     return folder
 
 
@@ -106,10 +114,23 @@ def test_a_long_stream_keeps_a_window_only(model_dir):
     for seed in range(12):
         stream.push(tiny.speech(seed, 16000))
         sizes.append(max((len(h._past.prefix.tokens), len(h._past.prefix.log_probs)) for h in stream.search.beam))
-    longest = max(map(len, stream.tokenizer.pieces))
+    longest = 1 if stream.model.ctc.spelling is None else max(map(len, stream.tokenizer.pieces))
     assert max(sizes)[0] <= 3 * 8 * longest + 1 and max(size for _, size in sizes) <= 25 + 16
 
 
+@SAME
+def test_what_cannot_be_joint_is_refused(model_dir, tiny_model_dir, tiny_aligner_dir):
+    with pytest.raises(ConfigError, match="ctc_weight 1.0 is not in 0 .. 1"):
+        load(model_dir, ctc_weight=1.0)
+    model = load(model_dir).model
+    model.ctc = None
+    with pytest.raises(ConfigError, match="this model has no CTC head"):
+        JointModel(model, 0.3)
+    with pytest.raises(ConfigError, match="does not write chunk by chunk"):
+        Speech2Text.from_pretrained(tiny_aligner_dir, ctc_weight=0.3)
+
+
+@OWN
 def test_a_packed_model_holds_both_tokenizers(model_dir, tmp_path, monkeypatch):
     pack(model_dir, tmp_path / "model.zip", "model.pth")
     assert CTC_TOKENIZER in zipfile.ZipFile(tmp_path / "model.zip").namelist()

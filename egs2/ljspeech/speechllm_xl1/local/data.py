@@ -37,9 +37,10 @@ def read_release(folder: Path) -> dict[str, dict[str, str]]:
 
 def read_metadata(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Return what is written, and how it is read, of all clips that ``metadata.csv`` names."""
-    lines = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("|") for line in lines]
-    return {row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows}
+    rows = [line.split("|") for line in (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    if bad := next((number for number, row in enumerate(rows, 1) if len(row) != 3), None):
+        raise UserError(f"{folder}/metadata.csv, line {bad}: not a clip and two texts: get it from {SOURCE}")
+    return {clip: text for clip, text, _ in rows}, {clip: text for clip, _, text in rows}
 
 
 def read_subset(folder: Path, out: Path) -> dict[str, dict[str, str]]:
