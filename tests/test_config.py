@@ -342,7 +342,10 @@ def test_shared_configurations_are_accepted(tasks, path):
     from espnet2.tasks.abs_task import optim_classes, scheduler_classes
 
     task = tasks[_task_name(path.stem, tasks)]
-    args = task.get_parser().parse_args(["--config", str(path), "--output_dir", "unused"])
+    options = ["--config", str(path), "--output_dir", "unused"]
+    if path.stem.startswith("train_llm_"):
+        options += ["--decoder_conf", "pretrained=LLM"]  # the recipe names the directory
+    args = task.get_parser().parse_args(options)
     system = task.system
     for section in system.sections:
         system.section(args, section)
