@@ -3,12 +3,13 @@
 KINDS = ["bpe", "unigram", "char", "bytes", "gpt2", "metaspace"]
 
 
-def save_hugging_face(path, sentences, byte_level, unknown="<unk>", lower=False):
+def save_hugging_face(path, sentences, byte_level, unknown="<unk>", normalizer=None):
     """A small fast tokenizer in ``path``: byte-level BPE as GPT-2's, or BPE with metaspace.
 
-    The latter has an ``unknown`` token, or, with None, leaves out what it does not know; ``lower`` makes letters small.
+    The latter has an ``unknown`` token, or, with None, leaves out what it does not know.  A ``normalizer`` of the
+    library tokenizers changes texts first.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     if byte_level:
@@ -26,8 +27,8 @@ def save_hugging_face(path, sentences, byte_level, unknown="<unk>", lower=False)
         special = {"unk_token": unknown} if unknown else {}
         trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=[*special.values()], show_progress=False)
         options = special
-    if lower:
-        tokenizer.normalizer = normalizers.Lowercase()
+    if normalizer:
+        tokenizer.normalizer = normalizer
     tokenizer.train_from_iterator(sentences, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(path)
     return path

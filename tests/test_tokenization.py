@@ -7,6 +7,7 @@ import unicodedata
 
 import pytest
 from made_tokenizers import KINDS, save_hugging_face
+from tokenizers import normalizers
 
 from espnet_speechllm_xl.corpus.ctm import joined_text
 from espnet_speechllm_xl.decoding.results import timed_words
@@ -253,15 +254,16 @@ def test_unknown_symbols_are_named(tokenizers, kind, unknown):
 
 
 @pytest.mark.parametrize(
-    "unknown, lower, lost",
+    "unknown, normalizer, lost",
     [
-        ("<unk>", False, "AßQQ"),
-        (None, False, "AßQQ"),  # such a tokenizer leaves them out without a token in their place
-        (None, True, "ß"),  # a small letter stands for the capital
+        ("<unk>", None, "AßQQ"),
+        (None, None, "AßQQ"),  # such a tokenizer leaves them out without a token in their place
+        (None, normalizers.Lowercase(), "ß"),  # a small letter stands for the capital
     ],
+    ids=["sign", "left out", "small"],
 )
-def test_what_a_tokenizer_leaves_out_is_unknown(tmp_path, sentences, unknown, lower, lost):
-    tokenizer = load_tokenizer(save_hugging_face(tmp_path, sentences, False, unknown, lower))
+def test_what_a_tokenizer_leaves_out_is_unknown(tmp_path, sentences, unknown, normalizer, lost):
+    tokenizer = load_tokenizer(save_hugging_face(tmp_path, sentences, False, unknown, normalizer))
     assert tokenizer.unknown("Ada ß sees Q aQ") == lost
     assert tokenizer.unknown("ada sees the old piano") == ""
 

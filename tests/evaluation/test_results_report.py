@@ -4,7 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_tokenization import save_hugging_face
+from made_tokenizers import save_hugging_face
+from tokenizers import normalizers
 
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.corpus.ctm import Word
@@ -205,7 +206,7 @@ def test_results_without_tags_and_case(tmp_path):
 def test_a_model_that_writes_small_letters_is_compared_without_case(tmp_path):
     exp, dump = recipe(tmp_path)
     shutil.copytree(exp / "tiny", exp / "llm")
-    save_hugging_face(exp / "llm/tokenizer", [REF], True, lower=True)
+    save_hugging_face(exp / "llm/tokenizer", [REF], True, normalizer=normalizers.Lowercase())
     references = dump / "raw/test/text"
     references.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in REF.splitlines(True)), encoding="utf-8")
     results = tmp_path / "RESULTS.md"
