@@ -350,7 +350,7 @@ class TextPromptConfig:
     probability: float = 0.0  # share of the training examples with a prompt; 0: none, and decoding takes none
     words: int = 20  # words of a prompt at most; training draws 1 to so many
     own_words: int = 4  # of them, at most so many are of the example's text, the others of all training texts
-    distance: int = 2000  # decoder inputs; in long streams chunks begin no farther behind the prompt's start
+    distance: int = 2000  # decoder inputs; chunks begin no farther behind a prompt's start, in training and in streams
 
     def __post_init__(self) -> None:
         require(0 <= self.probability <= 1, f"prompt probability {self.probability} is not in [0, 1]")

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from espnet_speechllm_xl.config import ChunkingConfig, LossConfig, ProjectionConfig, TextPromptConfig
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.audio_to_frames import Acoustic
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.sequence import build_sequence, gather_inputs, with_prompts
@@ -48,19 +47,11 @@ class SpeechLLMXL(ChunkwiseModel):
         chunking: ChunkingConfig,
         prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states and targets; see :class:`ChunkwiseModel`; ``$`` is a target only.
-
-        Raises:
-            UserError: a sequence with a prompt is longer than ``text_prompt_conf distance``: its last chunks would be
-                farther from the prompt than in a stream.
-        """
+        """Return hidden states and targets; see :class:`ChunkwiseModel`; ``$`` is a target only."""
         eoc, reduction = self.decoder.eoc, self.projection_config.reduction
         sequence = build_sequence(counts, tokens, token_lengths, ends, chunking, eoc, reduction, prompts)
         if prompts is not None:
             tokens = with_prompts(prompts, tokens)
-            length, distance = sequence.position.shape[1], self.decoder.prompt_distance
-            if distance is not None and length > distance:
-                raise UserError(f"an example has {length} decoder inputs: raise text_prompt_conf distance ({distance})")
         inputs = gather_inputs(sequence, self.project(frames, counts, chunking.chunk), self.decoder.embed(tokens))
         return self.decoder(inputs, sequence.position, sequence.chunk_id, chunking.context), sequence.target
 

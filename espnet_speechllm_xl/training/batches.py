@@ -4,6 +4,7 @@ ESPnet reads the files (``--train_data_path_and_name_and_type``): ``speech`` (so
 (text: the end frame of every character, alignment.py) and ``spk`` (text: utt2spk, for concatenation).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
@@ -14,7 +15,7 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from torch.utils.data import DataLoader, Dataset
 
 from espnet_speechllm_xl import timeline
-from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig
+from espnet_speechllm_xl.config import AugmentConfig, ConcatConfig, TextPromptConfig
 from espnet_speechllm_xl.corpus.audio import with_gain
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.alignment import parse_char_ends, token_ends, whole_word_ends, within_audio
@@ -32,6 +33,8 @@ JITTER = 0.02
 # speech (n,) float32, text (U,) int64 token ids, ends (U,) int64 frames, ctc_text (K,) int64 token ids of CTC
 Arrays = dict[str, np.ndarray]
 TEXTS = ("text", "ctc_text")
+
+log = logging.getLogger(__name__)
 
 
 class DataError(UserError):
@@ -134,6 +137,7 @@ class Example:
     gain_db: float = 0.0  # change of the level
     kept: int | None = None  # frames kept after the last token ends; -1 cuts its last frame; None keeps all audio
     prompt_seed: int | None = None  # of the words of its prompt; None: it has none
+    prompt_room: int = 0  # tokens that its prompt may have
 
 
 class JoinedDataset(Dataset):
@@ -162,7 +166,8 @@ class JoinedDataset(Dataset):
         if example.gain_db:
             speech = with_gain(speech, example.gain_db)
         if self.prompts is not None:
-            arrays = {**arrays, "prompt": self.prompts.draw(example.prompt_seed, arrays["text"].tolist())}
+            prompt = self.prompts.draw(example.prompt_seed, arrays["text"].tolist(), example.prompt_room)
+            arrays = {**arrays, "prompt": prompt}
         return name, {**arrays, "speech": speech}
 
     def _joined(self, example: Example) -> tuple[str, Arrays]:
@@ -250,7 +255,8 @@ class BatchFactory(AbsIterFactory):
         prompts: makes the prompts of training examples, which ``batch_bins`` does not count; None: there are none.
 
     Raises:
-        DataError: an utterance has no token count or no speaker, or does not fit in a batch.
+        DataError: an utterance has no token count or no speaker, or does not fit in a batch; or no example has room for
+            a prompt.
     """
 
     def __init__(
@@ -298,6 +304,24 @@ class BatchFactory(AbsIterFactory):
                 f"{name} {batch_bins} is less than the {self._length(longest)} inputs, frames and tokens, of "
                 f"{longest}: raise {name}, {advice}"
             )
+        if self.prompts is not None:
+            self._count_rooms(self.prompts)
+
+    def _count_rooms(self, prompts: PromptMaker) -> None:
+        """Say how many examples of the first epoch are too long for any prompt; raise DataError if all are."""
+        inputs = [self._size(example)[1] for example in self._examples(self._numbers(1))]
+        distance, without = prompts.config.distance, sum(count >= prompts.config.distance for count in inputs)
+        if not without:
+            return
+        said = f"text_prompt_conf distance {distance}: {without} of {len(inputs)} training examples of the first epoch"
+        enough = f"set distance to {max(inputs) + prompts.full_length()}, where there is room for one in each"
+        if without == len(inputs):
+            raise DataError(f"{said} have no room for a prompt: {enough}")
+        log.warning(f"{said} have no prompt, as they have {distance} to {max(inputs)} decoder inputs; else {enough}")
+
+    def _numbers(self, epoch: int) -> np.random.Generator:
+        """Return the random numbers by which the examples of an epoch are made."""
+        return np.random.default_rng([self.seed, epoch])
 
     def _length(self, utterance: str) -> int:
         return self._inputs(self.frames[utterance], self.tokens[utterance])
@@ -326,13 +350,12 @@ class BatchFactory(AbsIterFactory):
         Raises:
             DataError: there are fewer examples than processes.
         """
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = self._numbers(epoch)
         examples = self._examples(rng)
         if self.train:
             examples = self._augmented(examples, np.random.default_rng([self.seed, epoch, 1]))
         if self.prompts is not None:
-            drawn = np.random.default_rng([self.seed, epoch, 2])
-            examples = _prompted(examples, self.prompts.config.probability, drawn)
+            examples = self._prompted(examples, self.prompts.config, np.random.default_rng([self.seed, epoch, 2]))
         frames, inputs = (np.array(counts, dtype=np.int64) for counts in zip(*map(self._size, examples), strict=True))
         # The encoder pads frames, the decoder its inputs, frames and tokens: each has its say in what is of one length.
         lengths = (frames + inputs) / 2
@@ -358,6 +381,16 @@ class BatchFactory(AbsIterFactory):
         return [
             replace(example, gain_db=float(gain), kept=int(frames) if cut else None)
             for example, gain, cut, frames in zip(examples, gains, cuts, kept, strict=True)
+        ]
+
+    def _prompted(self, examples: list[Example], config: TextPromptConfig, rng: np.random.Generator) -> list[Example]:
+        """Give a share of the examples a prompt, those that are too long for one left out."""
+        chosen = rng.random(len(examples)) < config.probability
+        seeds = rng.integers(1 << 32, size=len(examples))
+        rooms = [config.distance - self._size(example)[1] for example in examples]
+        return [
+            replace(example, prompt_seed=int(seed), prompt_room=room) if drawn and room > 0 else example
+            for example, drawn, seed, room in zip(examples, chosen, seeds, rooms, strict=True)
         ]
 
     def _size(self, example: Example) -> tuple[int, int]:
@@ -406,16 +439,6 @@ class BatchFactory(AbsIterFactory):
         for speaker in rng.permutation(sorted(groups)):
             order.extend(str(utterance) for utterance in rng.permutation(groups[str(speaker)]))
         return order
-
-
-def _prompted(examples: list[Example], probability: float, rng: np.random.Generator) -> list[Example]:
-    """Give a share ``probability`` of the examples a prompt."""
-    prompted = rng.random(len(examples)) < probability
-    seeds = rng.integers(1 << 32, size=len(examples))
-    return [
-        replace(example, prompt_seed=int(seed) if chosen else None)
-        for example, chosen, seed in zip(examples, prompted, seeds, strict=True)
-    ]
 
 
 def _fill(examples: Iterable[tuple[Example, int]], bins: int, min_examples: int) -> list[list[Example]]:

@@ -11,7 +11,6 @@ from slow import slow_ctc, slow_errors, slow_sequence, slow_stacks
 
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig, LossConfig, ProjectionConfig, TextPromptConfig
-from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.model.ctc import CTCHead
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.llm import Decoder
@@ -21,12 +20,12 @@ from espnet_speechllm_xl.systems.ctc import CTCModel
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
 
 
-def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), distance=2000, pretrained=None, **loss):
+def make_model(encoder="conv", chunk=8, context=1, delay=0, projection=(), pretrained=None, **loss):
     torch.manual_seed(0)
     conf = {"pretrained": pretrained} if pretrained else {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 24}
     decoder = Decoder(VOCABULARY, **conf)
     sections = ChunkingConfig(chunk, context, delay), LossConfig(**loss), ProjectionConfig(*projection)
-    prompts = TextPromptConfig(probability=0.5, distance=distance)
+    prompts = TextPromptConfig(probability=0.5)
     model = SpeechLLMXL(make_acoustic(encoder), decoder, *sections, prompts)
     with torch.no_grad():
         for weight in decoder.parameters():
@@ -142,16 +141,6 @@ def test_training_an_llm_with_prompts_and_stacked_frames_is_decoding(family, tmp
     for utterance, prompt in zip(utterances, [[1, 2, 3], [], [4] * 9, [5]], strict=True):
         utterance["prompt"] = prompt
     assert_loss_is_that_of_decoding(model, utterances, rel=1e-6)
-
-
-def test_a_training_sequence_longer_than_the_distance_of_a_prompt_is_refused():
-    utterances = random_utterances(seed=3)
-    longest = max(timeline.frames(len(u["speech"]), 16000) + len(u["text"]) for u in utterances)
-    for utterance in utterances:
-        utterance["prompt"] = [1, 2, 3]
-    make_model(distance=longest + 3)(**as_batch(utterances))
-    with pytest.raises(UserError, match=f"example has {longest + 3} decoder inputs: raise text_prompt_conf distance"):
-        make_model(distance=longest + 2)(**as_batch(utterances))
 
 
 @pytest.mark.parametrize("projection", [(), (4, 12)], ids=str)
