@@ -1,8 +1,12 @@
-"""``speechllm-xl compare``: error rates of decoded sets with intervals, and the others' differences to the first."""
+"""``speechllm-xl compare``: error rates of decoded sets with intervals, and the others' differences to the first.
+
+With ``--words`` also the recall and the precision of listed words.
+"""
 
 import argparse
 import functools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.evaluation.metrics import Counts
     from espnet_speechllm_xl.evaluation.scoring_inputs import Reference
     from espnet_speechllm_xl.evaluation.significance import Blocks
+    from espnet_speechllm_xl.evaluation.written_marks import Hits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +27,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ref", "--dump", required=True, metavar="PATH", help=REFERENCE_HELP)
     add_scoring_arguments(parser)
     parser.add_argument(
+        "--words", metavar="FILE", help="words, such as names: also how many of them are right, and how many false"
+    )
+    parser.add_argument(
         "--unit", choices=["words", "characters"], default="words", help="of the errors (default %(default)s)"
     )
 
 
-def _counted(name: str, reference: "Reference", args: argparse.Namespace) -> "tuple[Blocks, Counts]":
-    """Count the errors of a decoded set."""
-    from espnet_speechllm_xl.corpus.kaldi import joined
+@dataclass(frozen=True)
+class _Counted:
+    """The errors of a decoded set, and its listed words by utterance where there is a list."""
+
+    blocks: "Blocks"
+    total: "Counts"
+    listed: "dict[str, Hits]"
+
+
+def _counted(name: str, reference: "Reference", by_speaker: bool, listed: str, args: argparse.Namespace) -> _Counted:
+    """Count the errors of a decoded set.
+
+    Args:
+        name: of its directory or file.
+        reference: of the set.
+        by_speaker: whether its blocks may be speakers.
+        listed: words of a list; "": there is none.
+        args: options of the command.
+    """
     from espnet_speechllm_xl.evaluation import metrics, significance
+    from espnet_speechllm_xl.evaluation.listed_words import count_listed
     from espnet_speechllm_xl.evaluation.normalisers import normalised
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_hypotheses
 
@@ -37,23 +62,34 @@ def _counted(name: str, reference: "Reference", args: argparse.Namespace) -> "tu
     hypotheses = ignored.left_of_all(read_hypotheses(name, reference))
     texts = normalised(args.normaliser, reference.against(hypotheses, ignored))
     hypotheses = normalised(args.normaliser, hypotheses)
-    rows, scored = significance.counted(texts, hypotheses, reference.speakers, args.unit, f"{name}: hypotheses")
+    counting = functools.partial(significance.counted, texts, hypotheses, reference.speakers)
+    rows, scored = counting(args.unit, f"{name}: hypotheses")
     if scored.missing:
         few = metrics.some_names(scored.missing)
         print(f"{name}: {len(scored.missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
-    path = Path(args.ref).resolve()  # DIR/test_10x, DIR/test_10x/text, DIR/test_10x.stm
-    several = any(joined(set_name) for set_name in (path.name, path.stem, path.parent.name))
-    return significance.blocks([rows], by_speaker=not several), scored.total
+    hits = {}
+    if listed:
+        (words,) = normalised(args.normaliser, {"": ignored.left_of(listed)}).values()
+        hits = count_listed(counting("words", name)[1], {*words.split()})
+    return _Counted(significance.blocks([rows], by_speaker), scored.total, hits)
+
+
+def _several_speakers(path: Path) -> bool:
+    """Tell whether an utterance may have several speakers, as in DIR/test_10x, DIR/test_10x/text, DIR/test_10x.stm."""
+    from espnet_speechllm_xl.corpus.kaldi import joined
+
+    return any(joined(name) for name in (path.name, path.stem, path.parent.name))
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print a table; returns 0.
+    """Print a table, and one of the listed words; returns 0.
 
     Raises:
         UserError: a file is missing, or not of the set.
     """
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation import normalisers, significance
+    from espnet_speechllm_xl.evaluation.listed_words import listed_table, read_words
     from espnet_speechllm_xl.evaluation.markdown import markdown_table
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_reference
     from espnet_speechllm_xl.paper_tables.tables import RATES
@@ -62,15 +98,20 @@ def main(args: argparse.Namespace) -> int:
     if not names:
         raise UserError("compare: no hypotheses: give directories or files of them")
     reference = read_reference(args.ref, args.utt2spk, args.segments)
-    found, counts = zip(*(_counted(name, reference, args) for name in names), strict=True)
-    minus = functools.partial(significance.difference, same_words=not reference.has_alternatives)
-    differences = ["-", *(minus(other, found[0]).text("{:+.1f}") for other in found[1:])]
+    listed = read_words(args.words) if args.words else ""
+    by_speaker, same_words = not _several_speakers(Path(args.ref).resolve()), not reference.has_alternatives
+    found = [_counted(name, reference, by_speaker, listed, args) for name in names]
+    minus = functools.partial(significance.difference, reference=found[0].blocks, same_words=same_words)
+    differences = ["-", *(minus(other.blocks).text("{:+.1f}") for other in found[1:])]
     head = ["decoded", f"{RATES[args.unit]} (%)", "Sub", "Del", "Ins", "minus the first"]
-    rates = [significance.error_rate(blocks).text("{:.1f}") for blocks in found]
-    kinds = [[f"{rate:.1f}" for rate in total.rates()[1:4]] for total in counts]
+    rates = [significance.error_rate(one.blocks).text("{:.1f}") for one in found]
+    kinds = [[f"{rate:.1f}" for rate in one.total.rates()[1:4]] for one in found]
     rows = zip(names, rates, *zip(*kinds, strict=True), differences, strict=True)
     print("\n".join(markdown_table(head, rows)))
     ignored = Ignored(args.ignore_tags, args.ignore_case)
     after = "" if args.normaliser == normalisers.NONE else f", after {normalisers.described(args.normaliser)}"
-    print(f"95 % intervals; blocks: {found[0].described(args.unit)}{ignored}{after}")
+    print(f"95 % intervals; blocks: {found[0].blocks.described(args.unit)}{ignored}{after}")
+    if listed:
+        hits = [one.listed for one in found]
+        print("\n".join(["", *listed_table(names, hits, reference.speakers, by_speaker, same_words)]))
     return 0
