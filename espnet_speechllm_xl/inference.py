@@ -21,7 +21,7 @@ from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
 from espnet_speechllm_xl.decoding.prompts import with_prompt
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
-from espnet_speechllm_xl.decoding.streams import Stream
+from espnet_speechllm_xl.decoding.streams import Stream, transcribe_each
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
@@ -170,25 +170,32 @@ class Speech2Text:
         return conform(audio, rate, self.sample_rate, channel=channel, notes=notes)
 
     def transcribe_batch(
-        self, recordings: Sequence[npt.ArrayLike | Tensor], prompt: str = ""
+        self, recordings: Sequence[npt.ArrayLike | Tensor], prompt: str | Sequence[str] = ""
     ) -> list[list[Transcript]]:
         """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone.
 
         Args:
             recordings: samples of each.
-            prompt: text that the decoder reads before the first chunk of each, for a model that was trained with
-                prompts (``text_prompt_conf``).
+            prompt: text that the decoder reads before the first chunk, of all recordings or of each; "": none.  The
+                model must have been trained with prompts (``text_prompt_conf``).
 
         Raises:
-            ConfigError: the model takes no prompt.
+            ConfigError: the model takes no prompt, or no prompt of this length.
         """
         if not recordings:
             return []
-        model = self._prompted(prompt)
-        return self.system.transcribe(model, self.tokenizer, self.chunking, self.search_config, recordings)
+        prompts = [prompt] * len(recordings) if isinstance(prompt, str) else prompt
+        models = [self.prompted(one) for one in prompts]
+        if self.chunking is None or all(model is self.model for model in models):
+            return self.system.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
+        return transcribe_each(models, self.tokenizer, self.chunking, self.search_config, recordings)
 
-    def _prompted(self, prompt: str) -> Any:  # noqa: ANN401  # see ``model``
-        """Return the model for recordings with a prompt; raise ConfigError where it takes none."""
+    def prompted(self, prompt: str) -> Any:  # noqa: ANN401  # see ``model``
+        """Return the model for recordings with a prompt.
+
+        Raises:
+            ConfigError: see :meth:`transcribe_batch`.
+        """
         if not prompt.strip():
             return self.model
         if self.chunking is None:
@@ -228,7 +235,7 @@ class Speech2Text:
         assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search_config = dataclasses.replace(self.search_config, method=search or live_method(self.search_config.method))
-        stream = Stream(self._prompted(prompt), self.tokenizer, chunking, search_config, config)
+        stream = Stream(self.prompted(prompt), self.tokenizer, chunking, search_config, config)
         _warn(stream.remarks)
         return stream
 

@@ -107,6 +107,18 @@ def tiny_model_dir(tmp_path_factory, tiny_tokens):
 
 
 @pytest.fixture(scope="session")
+def prompted_model_dir(tmp_path_factory, tiny_tokens):
+    """The same, but it takes prompts: a long stream's chunks begin 50 inputs behind their start."""
+    from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXLTask
+
+    extra = [*tiny.conf("decoder_conf", tiny.DECODER), *tiny.conf("loss_conf", ["ctc_weight=0.1"])]
+    extra += [*tiny.conf("chunking_conf", ["chunk=16", "context=2"])]
+    extra += tiny.conf("text_prompt_conf", ["probability=0.5", "distance=50"])
+    directory, weights = tmp_path_factory.mktemp("prompted") / "m", "valid.acc_text.ave.pth"
+    return tiny.write_model(directory, SpeechLLMXLTask, tiny_tokens, weights, extra, seed=3, change=tiny.talkative)
+
+
+@pytest.fixture(scope="session")
 def tiny_aligner_dir(tmp_path_factory, tiny_tokens):
     """A CTC aligner directory on the same kind of encoder; random weights."""
     from espnet_speechllm_xl.systems.ctc import CTCTask

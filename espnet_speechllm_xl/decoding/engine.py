@@ -131,6 +131,16 @@ def run(generators: Sequence[Steps[R]], calls: Calls) -> list[R]:
     return [returned[index] for index in range(len(generators))]
 
 
+def alone(function: Callable[[], R]) -> Steps[R]:
+    """Return a generator without requests: an engine calls the function between two rounds, in its own thread.
+
+    Args:
+        function: may compute with the model.
+    """
+    return function()
+    yield []  # never reached: it makes this a generator
+
+
 def model_calls(model: ChunkModel) -> Calls:
     """Return the function for :class:`Rounds` that computes requests with ``model``."""
 

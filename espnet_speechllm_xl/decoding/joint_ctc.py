@@ -91,6 +91,11 @@ class JointDecoder(ChunkDecoder[JointPast]):
         """Return the past of a hypothesis before any chunk; see :class:`ChunkDecoder`."""
         return JointPast(self._decoder.initial_past(context))
 
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Return the tokens of the longest prompt; see :class:`ChunkDecoder`."""
+        return self._decoder.most_prompt_tokens
+
     def prompted_past(self, context: int | None, prompt: Sequence[int]) -> JointPast:
         """Return the past of a hypothesis that has read a prompt, of which CTC knows nothing; see ChunkDecoder."""
         return JointPast(self._decoder.prompted_past(context, prompt))

@@ -9,6 +9,7 @@ from torch import nn
 
 from espnet_speechllm_xl.model.chunk_model import ChunkModel
 from espnet_speechllm_xl.model.decoder_steps import ChunkDecoder, Past, Request, Result
+from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import Tokenizer, normalise
 
 
@@ -42,7 +43,27 @@ class PromptedModel(nn.Module):
         self.decoder = PromptedDecoder(model.decoder, prompt)
 
 
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the tokens of a prompt, also of one that holds halves of characters, as a client may send them."""
+    return tokenizer.encode(normalise(prompt.encode(errors="replace").decode()))[0]
+
+
 def with_prompt(model: ChunkModel, tokenizer: Tokenizer, prompt: str) -> ChunkModel:
-    """Return the model for recordings with a prompt; the model itself for one without text."""
-    tokens, _ = tokenizer.encode(normalise(prompt))
-    return PromptedModel(model, tokens) if tokens else model
+    """Return the model for recordings with a prompt; the model itself for one without text.
+
+    Raises:
+        ConfigError: the model takes no prompt, or no prompt of this length.
+    """
+    tokens, most = prompt_tokens(tokenizer, prompt), model.decoder.most_prompt_tokens
+    if not tokens:
+        return model
+    if not most:
+        raise ConfigError(
+            "this model was trained without prompts (SpeechLLM-XL's text_prompt_conf probability): leave the prompt out"
+        )
+    if len(tokens) > most:
+        raise ConfigError(
+            f"the prompt has {len(tokens)} tokens: no chunk of this model begins more than {most} inputs behind a "
+            "prompt's start (text_prompt_conf distance): shorten the prompt"
+        )
+    return PromptedModel(model, tokens)

@@ -327,8 +327,31 @@ def transcribe(
     Raises:
         AudioError: the samples of a recording cannot be used.
     """
-    generators = [decode(model, tokenizer, chunking, search_config, samples) for samples in recordings]
-    return run(generators, model_calls(model))
+    return transcribe_each([model] * len(recordings), tokenizer, chunking, search_config, recordings)
+
+
+def transcribe_each(
+    models: Sequence[ChunkModel],
+    tokenizer: Tokenizer,
+    chunking: ChunkingConfig,
+    search_config: SearchConfig,
+    recordings: Sequence[npt.ArrayLike | Tensor],
+) -> list[list[Transcript]]:
+    """Return the n-best list of each recording, decoded as one batch.
+
+    Args:
+        models: of each recording: one model, each time with a prompt of its own or without (prompts.py).
+        tokenizer: see :func:`transcribe`.
+        chunking: see :func:`transcribe`.
+        search_config: see :func:`transcribe`.
+        recordings: see :func:`transcribe`.
+
+    Raises:
+        AudioError: the samples of a recording cannot be used.
+    """
+    parts = zip(models, recordings, strict=True)
+    generators = [decode(model, tokenizer, chunking, search_config, samples) for model, samples in parts]
+    return run(generators, model_calls(models[0])) if models else []
 
 
 def decode(

@@ -16,8 +16,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from espnet_speechllm_xl.settings import ConfigError
-
 P = TypeVar("P", bound="Past")
 
 
@@ -160,17 +158,19 @@ class ChunkDecoder(abc.ABC, Generic[P]):
             ConfigError: the decoder cannot see so many.
         """
 
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Return the tokens of the longest prompt that it can read; 0: it reads none."""
+        return 0
+
     def prompted_past(self, context: int | None, prompt: Sequence[int]) -> P:
         """Return the past of a hypothesis that has read a prompt, before its first chunk.
 
         Args:
             context: see :meth:`initial_past`.
-            prompt: its tokens, at least one.
-
-        Raises:
-            ConfigError: the decoder cannot read prompts.
+            prompt: its tokens, from 1 to ``most_prompt_tokens``.
         """
-        raise ConfigError("a model of this system takes no prompt: leave it out")
+        raise NotImplementedError(f"{type(self).__name__} reads no prompts")
 
     @abc.abstractmethod
     def extend(self, requests: Sequence[Request[P]]) -> list[Result[P]]:

@@ -38,7 +38,7 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         conf: fields of :class:`~espnet_speechllm_xl.config.DecoderConfig`.
 
     Attributes:
-        prompt_distance: the last position at which a chunk may begin behind a prompt; None: prompts are refused.
+        prompt_distance: the last position at which a chunk may begin behind a prompt; None: it reads no prompts.
         end_row: (D,) the output layer's row of ``$`` beside a pretrained LLM, whose own tables keep their rows; our own
             Llama has it in its tables.
         base_digest: (32,) uint8, of the weights of a frozen LLM.
@@ -166,13 +166,14 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         """Return the past of a hypothesis before any input; see :class:`ChunkDecoder`."""
         return CachedPast(None, 0, 0, context)
 
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Return the tokens of the longest prompt: behind it, the first chunk begins within the trained distance."""
+        return self.prompt_distance or 0
+
     @torch.no_grad()
     def prompted_past(self, context: int | None, prompt: Sequence[int]) -> CachedPast:
         """Return the past of a hypothesis that has read a prompt; see :class:`ChunkDecoder`."""
-        if self.prompt_distance is None:
-            raise ConfigError(
-                "this model was trained without prompts (text_prompt_conf probability: 0): leave the prompt out"
-            )
         inputs = self.embed(torch.tensor([list(prompt)], device=self._table().device))[0]
         (result,) = self.extend([Request(self.initial_past(context), PROMPT, frames=inputs)])
         return result.past

@@ -8,7 +8,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,7 +17,9 @@ from starlette.requests import HTTPConnection
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.decoding.engine import Engine
+from espnet_speechllm_xl.decoding.prompts import prompt_tokens
 from espnet_speechllm_xl.decoding.streams import Stream
+from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.server.limits import LOOPBACK, ServerConfig
 from espnet_speechllm_xl.server.metrics import Metrics
 from espnet_speechllm_xl.server.refusal import Refusal
@@ -63,8 +65,27 @@ class Service:
 
     def describe(self) -> dict[str, object]:
         """Describe the model in OpenAI's form; ``settings`` are the defaults of a stream."""
-        settings = self.settings(self.open_stream())
-        return {"id": self.name, "object": "model", "created": 0, "owned_by": "user", "settings": settings}
+        openai = {"id": self.name, "object": "model", "created": 0, "owned_by": "user"}
+        return {**openai, "settings": self.settings(self.open_stream()), "takes_prompts": self.takes_prompts}
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Tell whether the model was trained with prompts."""
+        return self.speech2text.model.decoder.most_prompt_tokens > 0
+
+    def prompted(self, prompt: str) -> Any:  # noqa: ANN401  # as Speech2Text.prompted
+        """Return the model for audio with a prompt; the model itself where the prompt is empty.
+
+        Raises:
+            Refusal: the prompt is too long, or the model takes none.
+        """
+        limit, tokens = self.config.max_prompt_tokens, prompt_tokens(self.speech2text.tokenizer, prompt)
+        if self.takes_prompts and len(tokens) > limit:
+            raise Refusal("bad-setting", f"the prompt has {len(tokens)} tokens: give at most {limit}")
+        try:
+            return self.speech2text.prompted(prompt)
+        except UserError as error:
+            raise Refusal("bad-setting", str(error)) from error
 
     @staticmethod
     def settings(stream: Stream) -> dict[str, object]:
@@ -93,6 +114,7 @@ class Service:
         chunk_size: float | None = None,
         context: float | None = None,
         look_ahead: float | None = None,
+        prompt: str = "",
         **stream_conf: float,
     ) -> Stream:
         """Open a stream that is bounded in memory.
@@ -104,6 +126,7 @@ class Service:
             chunk_size: seconds; None: the model's.
             context: seconds of the chunks before the current one; None: the model's.
             look_ahead: seconds; None: the model's.
+            prompt: text that the decoder reads first; "": none.
             stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
@@ -111,8 +134,8 @@ class Service:
         """
         limit = self.config.max_span_seconds
         stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, limit))
-        no_prompt = ""
-        stream = self.speech2text.stream(search, chunk_size, context, look_ahead, no_prompt, **stream_conf)
+        self.prompted(prompt)  # refuses a bad one before anything is computed
+        stream = self.speech2text.stream(search, chunk_size, context, look_ahead, prompt, **stream_conf)
         chunk_size_frames, num_context = stream.chunking.chunk, stream.chunking.context
         window = math.inf if num_context is None else timeline.chunk_seconds(chunk_size_frames) * (1 + num_context)
         if window > limit:

@@ -9,6 +9,7 @@ audio, the audio before is decoded and its results are sent first.
 
 import asyncio
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError
 from espnet_speechllm_xl.corpus.raw_pcm import Pcm
+from espnet_speechllm_xl.decoding.engine import alone
 from espnet_speechllm_xl.decoding.output_formats import LiveResults
 from espnet_speechllm_xl.decoding.results import Update
 from espnet_speechllm_xl.errors import UserError
@@ -137,7 +139,7 @@ class Session:
 
     async def _serve(self) -> Ending:
         """Decode the stream, send all results and return its ending."""
-        self._open()
+        await self._open()
         await self._greet()
         reader, decoder = asyncio.create_task(self._read()), asyncio.create_task(self._decode())
         self._stopping = asyncio.create_task(self._service.stopping.wait())
@@ -153,12 +155,16 @@ class Session:
             await asyncio.gather(reader, decoder, self._stopping, return_exceptions=True)
             self._service.engine.cancel(self._stream)
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
         """Open the stream that the query asks for; raise Refusal if that cannot be."""
         try:
             settings = _parse_query(self._socket.query_params, self._service.sample_rate)
             self._pcm = Pcm(settings.pcm_format, settings.rate, self._service.sample_rate)
-            self._stream = self._service.open_stream(settings.search, **settings.seconds)
+            opening = functools.partial(
+                self._service.open_stream, settings.search, prompt=settings.prompt, **settings.seconds
+            )
+            # The decoder reads the prompt, which takes a while: in the engine's thread, so that others are served.
+            self._stream = await asyncio.wrap_future(self._service.engine.submit(self, alone(opening)))
         except Refusal:
             raise
         except AudioError as error:
@@ -349,26 +355,26 @@ class _StreamSettings:
     rate: int  # Hz of the PCM
     pcm_format: str
     search: str | None  # name; None: the default
+    prompt: str
     seconds: dict[str, float]  # the other arguments of Service.open_stream
 
 
 def _parse_query(query: Mapping[str, str], sample_rate: int) -> _StreamSettings:
     """Read the settings in a query, whose default rate is ``sample_rate``; raise Refusal for a bad one."""
-    known = ["search", "chunk_size", "context", "look_ahead"]
-    known += [field.name for field in dataclasses.fields(StreamConfig)]
+    durations = ["chunk_size", "context", "look_ahead", *(field.name for field in dataclasses.fields(StreamConfig))]
+    known = ["rate", "format", "search", *durations, "prompt"]
     for name in query:
-        if name not in ("rate", "format", "token", *known):
-            raise Refusal(
-                "bad-setting", f"'{name}' is no setting of a stream: known are rate, format, {', '.join(known)}"
-            )
+        if name not in ("token", *known):
+            raise Refusal("bad-setting", f"'{name}' is no setting of a stream: known are {', '.join(known)}")
     rate = query.get("rate", str(sample_rate))
     if not rate.isdecimal() or len(rate) > RATE_DIGITS:
         raise Refusal("bad-rate", f"rate {rate[:50]}: give whole Hz")
     seconds = {}
-    for name in known:
-        if name != "search" and query.get(name):
+    for name in durations:
+        if query.get(name):
             try:
                 seconds[name] = float(query[name])
             except ValueError:
                 raise Refusal("bad-setting", f"{name} '{query[name]}' is no number: give seconds") from None
-    return _StreamSettings(int(rate), query.get("format", "s16"), query.get("search") or None, seconds)
+    pcm_format, search = query.get("format", "s16"), query.get("search") or None
+    return _StreamSettings(int(rate), pcm_format, search, query.get("prompt", ""), seconds)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from starlette.datastructures import FormData
@@ -44,6 +45,7 @@ class Form:
     granularities: tuple[str, ...]
     language: str  # repeated in the response: the model knows one language
     channel: int | None  # 0-based; None: the average of all channels
+    prompt: str  # empty for a model without prompts: clients send one whatever the model
     ignored: tuple[str, ...]  # names of fields without effect
 
 
@@ -57,9 +59,10 @@ async def transcribe(service: Service, request: Request) -> Response:
         service.authorise(request)
         with service.place("file"):
             form = await _read_form(request, service)
+            model = service.prompted(form.prompt)
             notes: dict[str, str] = {}
             samples = await asyncio.to_thread(_read_audio, form, service, notes)
-            nbest = await _decode(service, request, samples)
+            nbest = await _decode(service, request, model, samples)
     except ClientDisconnect:
         return Response(status_code=400)  # for the metrics; nobody reads it
     seconds = len(samples) / service.sample_rate
@@ -90,7 +93,7 @@ async def _read_form(request: Request, service: Service) -> Form:
     content = await file.read()
     if len(content) > config.max_file_bytes:
         raise _too_big(config.max_file_bytes)
-    return _form(fields, file.filename or "file", content)
+    return _form(fields, file.filename or "file", content, service.takes_prompts)
 
 
 async def _uploaded(parsing: Coroutine[None, None, FormData], service: Service) -> FormData:
@@ -130,13 +133,14 @@ def _too_big(max_file_bytes: int) -> Refusal:
     return Refusal("too-big", f"the file is larger than {max_file_bytes} bytes: compress it (FLAC, MP3), or cut it")
 
 
-def _form(fields: FormData, name: str, content: bytes) -> Form:
+def _form(fields: FormData, name: str, content: bytes, takes_prompts: bool) -> Form:
     """Check a form's fields; raise Refusal where the response could not be what they ask for.
 
     Args:
         fields: fields of the form.
         name: name of the file.
         content: content of the file.
+        takes_prompts: whether the model does; if not, a prompt is without effect.
     """
     response_format = _text(fields, "response_format") or "json"
     if response_format not in RESPONSE_FORMATS:
@@ -155,10 +159,10 @@ def _form(fields: FormData, name: str, content: bytes) -> Form:
     except ValueError as error:
         raise Refusal("bad-setting", f"channel {error}; for each of them send a request of its own") from None
     assert not isinstance(channel, str), "no words are given that stand for channels"
-    used = {"file", "model", "response_format", "stream", "channel", *names}
+    used = {"file", "model", "response_format", "stream", "channel", *names, *(["prompt"] if takes_prompts else [])}
     ignored = tuple(sorted({key for key in fields if key not in used and key.isascii() and key.isprintable()}))
-    language = one_line(_text(fields, "language"))
-    return Form(name, content, response_format, granularities or ("segment",), language, channel, ignored)
+    language, prompt = one_line(_text(fields, "language")), _text(fields, "prompt") if takes_prompts else ""
+    return Form(name, content, response_format, granularities or ("segment",), language, channel, prompt, ignored)
 
 
 def _text(fields: FormData, name: str) -> str:
@@ -184,10 +188,21 @@ def _read_audio(form: Form, service: Service, notes: dict[str, str]) -> np.ndarr
         raise Refusal("too-long" if error.reason == "too-long" else "bad-audio", str(error)) from error
 
 
-async def _decode(service: Service, request: Request, samples: np.ndarray) -> list[Transcript]:
-    """Decode samples (n,) to their n-best list, best first; raise ClientDisconnect as soon as the client is gone."""
-    speech2text = service.speech2text
-    model, owner = speech2text.model, object()
+async def _decode(
+    service: Service,
+    request: Request,
+    model: Any,  # noqa: ANN401  # as Service.prompted
+    samples: np.ndarray,
+) -> list[Transcript]:
+    """Decode samples to their n-best list, best first; raise ClientDisconnect as soon as the client is gone.
+
+    Args:
+        service: decodes.
+        request: of the client.
+        model: the service's, with the prompt of the request.
+        samples: (n,) audio.
+    """
+    speech2text, owner = service.speech2text, object()
     segment_seconds = timeline.frame_start_seconds(model.acoustic.encoder.config.segment)
     block_segments = max(1, math.floor(BLOCK_SECONDS / segment_seconds))
     assert speech2text.chunking is not None  # Service refuses models without chunks

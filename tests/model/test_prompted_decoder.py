@@ -11,7 +11,6 @@ from espnet_speechllm_xl.model.attention import Attention
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.model.visibility import PROMPT, attention_mask
-from espnet_speechllm_xl.settings import ConfigError
 
 VOCABULARY = 11
 FAR = 10**6  # no stream of these tests is so long
@@ -207,7 +206,5 @@ def test_layers_with_a_window_see_a_prompt_as_in_training(family, tmp_path):
     assert (found - whole(decoder, 1, prompt, chunks)).abs().max() < 1e-10
 
 
-def test_prompts_are_refused_by_models_that_were_trained_without():
-    decoder = make_decoder(distance=None)
-    with pytest.raises(ConfigError, match=r"without prompts \(text_prompt_conf probability: 0\): leave the prompt out"):
-        decoder.prompted_past(1, [1])
+def test_a_decoder_says_how_long_a_prompt_it_reads():
+    assert (make_decoder(distance=None).most_prompt_tokens, make_decoder(distance=7).most_prompt_tokens) == (0, 7)

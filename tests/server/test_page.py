@@ -231,6 +231,33 @@ def test_sizes_that_were_not_trained_are_said_at_the_end(page, wav):
     assert "The settings: look-ahead 0.04 s: the model was trained with" in page.inner_text("#status")
 
 
+def test_a_model_without_prompts_has_no_field_for_one(page):
+    page.click("summary")
+    expect(page.locator("[name=prompt]")).to_be_disabled()
+    expect(page.locator("[name=prompt]")).to_have_attribute("placeholder", "this model takes none")
+
+
+def test_a_prompt_is_sent_with_the_stream(page, wav, server):
+    """The server of these tests has a model without prompts, and says so."""
+
+    def with_prompts(route):
+        answer = route.fetch()
+        models = answer.json()
+        models["data"][0]["takes_prompts"] = True
+        route.fulfill(response=answer, json=models)
+
+    page.route("**/v1/models", with_prompts)
+    page.goto(server)
+    page.click("summary")
+    expect(page.locator("[name=prompt]")).to_be_enabled()
+    messages = sent(page)
+    page.fill("[name=prompt]", "anna & Jos\u00e9")
+    page.check("#fast")
+    page.set_input_files("#file", wav)
+    expect(page.locator("#error")).to_contain_text("this model was trained without prompts")
+    assert messages[0]["prompt"] == ["anna & Jos\u00e9"]
+
+
 class Script:
     """Stands for the server: sends ``ready``, then the messages of the test."""
 

@@ -113,8 +113,11 @@ async function showDefaults() {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const answer = await fetch("v1/models", { headers }).catch(() => null);
   if (!answer?.ok) return;
-  const [{ id, settings }] = (await answer.json()).data;
+  const [{ id, settings, takes_prompts: takesPrompts }] = (await answer.json()).data;
   if (!current) showModel(id, settings);
+  const { prompt } = $("settings").elements;
+  prompt.disabled = !takesPrompts;
+  prompt.placeholder = takesPrompts ? "none" : "this model takes none";
   $("default-search").textContent = `the server's: ${settings.search}`;
   for (const input of $("settings").querySelectorAll("input[type=number]")) {
     input.placeholder = `the server's: ${settings[input.name] ?? "no limit"}`;
