@@ -2,10 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from espnet_speechllm_xl.bin.doubts import say
-from espnet_speechllm_xl.bin.options import add_jobs_arguments, add_model_arguments, at_least, load_settings
+from espnet_speechllm_xl.bin.options import (
+    add_jobs_arguments,
+    add_model_arguments,
+    add_prompt_argument,
+    at_least,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.sets.decode import DecodedSet
@@ -16,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump", required=True, help="dump set to decode (dump/raw/SET)")
     parser.add_argument("--out", required=True, help="directory for text, token, token_int, score, words.ctm, ...")
     parser.add_argument("--segments", metavar="FILE", help="Kaldi's: also write recordings.ctm, words by recording")
+    prompts = parser.add_mutually_exclusive_group()
+    add_prompt_argument(prompts)
+    text = "lines `utterance prompt`, as in Kaldi's text; an utterance without a line has none"
+    prompts.add_argument("--prompts", metavar="FILE", help=text)
     parser.add_argument(
         "--batch-size", type=at_least(int, 1), default=8, help="utterances decoded together (default %(default)s)"
     )
@@ -29,16 +39,21 @@ def main(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.sets.decode import decode_set
 
     out = Path(args.out)
-    found = decode_set(Path(args.dump), out, load_settings(args), args.segments, args.batch_size, args.nj, args.shard)
+    places = Path(args.dump), out, load_settings(args), args.segments
+    found = decode_set(*places, args.batch_size, args.nj, args.shard, args.prompt, args.prompts)
     if found is None:
         return 0
     if found.done_before:
-        count = found.summary["utterances"]
-        print(f"{out}: {count} utterances were decoded before by the same weights and settings")
+        print(f"{out}: {_counted(found.summary)} were decoded before by the same weights and settings")
     else:
         _print_summary(out, found)
     say(of_hypotheses(found.texts, str(out)))
     return 1 if found.failed else 0
+
+
+def _counted(summary: dict[str, Any]) -> str:
+    prompted = summary.get("prompted")
+    return f"{summary['utterances']} utterances{f', {prompted} of them with a prompt,' if prompted else ''}"
 
 
 def _print_summary(out: Path, found: "DecodedSet") -> None:
@@ -48,7 +63,7 @@ def _print_summary(out: Path, found: "DecodedSet") -> None:
     summary = found.summary
     capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
     print(
-        f"{out}: {summary['utterances']} utterances decoded, {len(found.failed)} failed; {capped}"
+        f"{out}: {_counted(summary)} decoded, {len(found.failed)} failed; {capped}"
         f"RTF {shown(real_time_factor(summary), '{:.3f}')}"
     )
     for kind, (count, utterance, text) in summary["remarks"].items():

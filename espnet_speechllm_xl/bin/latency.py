@@ -13,6 +13,7 @@ from pathlib import Path
 from espnet_speechllm_xl.bin.options import (
     add_config_arguments,
     add_model_arguments,
+    add_prompt_argument,
     at_least,
     duration,
     load_settings,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="processes (default %(default)s; more disturb one another's compute times)",
     )
+    add_prompt_argument(parser)
     add_model_arguments(parser, chunk_size=False)
     add_config_arguments(parser, StreamConfig)
     parser.set_defaults(endpoint_silence=math.inf, endpoint_length=math.inf)
@@ -70,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
     streaming = Streaming(
         load=load_settings(args),
-        options=stream_settings(args),
+        options={**stream_settings(args), **({"prompt": args.prompt} if args.prompt else {})},
         chunk_sizes=args.chunk_sizes,
         context=args.context,
         block_seconds=args.block,

@@ -61,7 +61,7 @@ def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:
     parser.add_argument("--channel", type=channel, metavar="|".join(["N", MIX, *words]), help=text)
 
 
-def add_prompt_argument(parser: argparse.ArgumentParser) -> None:
+def add_prompt_argument(parser: "argparse.ArgumentParser | argparse._MutuallyExclusiveGroup") -> None:
     """Declare the text that the decoder reads before the audio."""
     parser.add_argument(
         "--prompt", default="", metavar="TEXT",

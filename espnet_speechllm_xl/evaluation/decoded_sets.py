@@ -7,6 +7,7 @@
     nbest.jsonl     all hypotheses of an utterance a line, where a search gives several
     words.ctm       times of the words in the utterance, where the model gives them
     recordings.ctm  the same in the time of the recordings, where ``--segments`` names them
+    prompts         text that the decoder read before utterances, where ``decode`` was given any
     failed          utterances without hypothesis, each with its reason
     decode.json     speed, counts and settings
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.evaluation.written_marks import MarkRow
 
 TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST = "text", "token", "token_int", "score", "nbest.jsonl"
-WORDS, RECORDINGS, FAILED, INFO = "words.ctm", "recordings.ctm", "failed", "decode.json"
-WRITTEN = (TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST, FAILED, INFO, WORDS, RECORDINGS)
+WORDS, RECORDINGS, PROMPTS, FAILED, INFO = "words.ctm", "recordings.ctm", "prompts", "failed", "decode.json"
+WRITTEN = (TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST, FAILED, INFO, WORDS, RECORDINGS, PROMPTS)
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,12 @@ def write_recordings(out: Path, spans: dict[str, RecordingSpan] | None) -> None:
         print(f"{out}: no {RECORDINGS}, because the model gives no word times (there is no {WORDS})")
         return
     write_ctm(out / RECORDINGS, by_recording(read_ctm(out / WORDS), spans))
+
+
+def write_prompts(out: Path, prompts: dict[str, str]) -> None:
+    """Write ``{utterance: prompt}`` of the utterances that had one; no file where none had."""
+    if prompts:
+        write_table(out / PROMPTS, prompts)
 
 
 def write_failures(out: Path, failed: dict[str, str]) -> None:

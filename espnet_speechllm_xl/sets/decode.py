@@ -14,6 +14,7 @@ from espnet_speechllm_xl.evaluation import decoded_sets
 from espnet_speechllm_xl.evaluation.scoring_inputs import read_segments
 from espnet_speechllm_xl.sets import batch_jobs
 from espnet_speechllm_xl.sets.audio import SetAudio, remark_on_length, sample_counts
+from espnet_speechllm_xl.sets.prompts import check_prompts, prompts_of_set
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.decoding.results import Transcript
@@ -45,20 +46,24 @@ def decode_set(
     batch_size: int = 8,
     nj: int = 1,
     shard: tuple[int, int] | None = None,
+    prompt: str = "",
+    prompts: str | None = None,
 ) -> DecodedSet | None:
     """Decode a dump set and write its hypotheses; None of a shard, which writes none.
 
     Args:
         dump: the set.
-        out: directory for ``text``, ``token``, ``token_int``, ``score``, ``words.ctm``, ``failed``, ``decode.json``.
+        out: directory for the files of :mod:`~espnet_speechllm_xl.evaluation.decoded_sets`.
         load: keyword arguments of ``Speech2Text.from_pretrained``.
         segments: Kaldi file of segments, to write the words by recording too.
         batch_size: utterances decoded together.
         nj: processes.
         shard: (i, n): do the i-th (from 1) of n parts of the work only.
+        prompt: text that the decoder reads before each utterance; "": none.
+        prompts: table of the prompts of utterances, in place of ``prompt``.
 
     Raises:
-        UserError: the set, the segments or the model cannot be used.
+        UserError: the set, the segments, the prompts or the model cannot be used.
     """
     samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **sample_counts(dump)}
     if not samples:
@@ -67,6 +72,8 @@ def decode_set(
     batches = batch_jobs.batches_by_length(samples, batch_size)
     stamp = experiment.stamp(load["path"], dump / "progress.jsonl", dump / "wav.scp")
     settings = {"load": load, "dump": str(dump), "stamp": stamp}
+    if prompt_of := prompts_of_set(dump, samples, prompt, prompts):
+        settings["prompts"] = prompt_of
     task = {"settings": settings, "batches": batches}
     before = batch_jobs.summary_of(out / decoded_sets.INFO, task)
     if before and not before["failed"]:
@@ -82,17 +89,34 @@ def decode_set(
         batches, make_worker, settings, out / ".parts", nj, f"decode {dump.name}", shard, remove_others, has_failed,
         crashed,
     )  # fmt: skip
-    return None if shard else _write_set(out, results, task, spans)
+    if shard:
+        return None
+    given = {"prompt": prompt} if prompts is None else {"prompts": prompts}
+    return _write_set(out, results, task, spans, given if prompt_of else {})
 
 
 def _write_set(
-    out: Path, results: list[dict[str, Any]], task: dict[str, Any], spans: "dict[str, RecordingSpan] | None"
+    out: Path,
+    results: list[dict[str, Any]],
+    task: dict[str, Any],
+    spans: "dict[str, RecordingSpan] | None",
+    given: dict[str, str],
 ) -> DecodedSet:
+    """Write the results of a set and return them.
+
+    Args:
+        out: see :func:`decode_set`.
+        results: of the worker, one for each utterance.
+        task: for JSON; its name tells later runs what was done.
+        spans: of the utterances in their recordings; None: not asked for.
+        given: the option that gave the prompts, and its value; {}: there are none.
+    """
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if has_failed(item)}
     good = {utterance: item for utterance, item in done.items() if not has_failed(item)}
-    load = task["settings"]["load"]
+    load, prompts = task["settings"]["load"], task["settings"].get("prompts", {})
     decoded_sets.write_texts(out, good)
+    decoded_sets.write_prompts(out, prompts)
     decoded_sets.write_recordings(out, spans)
     decoded_sets.write_failures(out, failed)
     summary = {
@@ -102,7 +126,8 @@ def _write_set(
         "audio_seconds": sum(item["audio_seconds"] for item in good.values()),
         "seconds": sum(item["seconds"] for item in good.values()),
         "device": load["device"],
-        "settings": load,
+        "settings": {**load, **given},
+        "prompted": len(good.keys() & prompts.keys()),
         "task": batch_jobs.digest(task),
         "remarks": _remarks_on_audio(good),
     }
@@ -143,6 +168,8 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
 
     speech2text = Speech2Text.from_pretrained(**settings["load"])
     audio = SetAudio(Path(settings["dump"]), speech2text.sample_rate)
+    prompts = settings.get("prompts", {})
+    check_prompts(speech2text, prompts)
     remarked: list[str] = []  # one long recording by each process, as a set may be full of them
 
     def work(utterances: list[str]) -> list[dict[str, Any]]:
@@ -153,9 +180,12 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
                 remarked.append(utterance)
                 print(f"{utterance}: {remark}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
-        decoded = batch_jobs.as_memory_allows(
-            speech2text.transcribe_batch, [recording.samples for recording in recordings.values()]
-        )
+
+        def transcribe(usable: list[str]) -> "list[list[Transcript]]":
+            samples = [recordings[utterance].samples for utterance in usable]
+            return speech2text.transcribe_batch(samples, [prompts.get(utterance, "") for utterance in usable])
+
+        decoded = batch_jobs.as_memory_allows(transcribe, list(recordings))
         # Decoded together, so each gets its share of the time by its length.
         total = max(1, sum(len(recording.samples) for recording in recordings.values()))
         per_sample = (time.perf_counter() - begin) / total
