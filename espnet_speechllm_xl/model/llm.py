@@ -79,7 +79,11 @@ class Decoder(nn.Module, TextDecoder[CachedPast]):
         else:
             self._pretrained.check()
             self._input_rms = pretrained.embedding_rms(lm, self.eoc)
-        self.end_row = nn.Parameter(pretrained.first_end_row(lm))
+        if pretrained.is_state_to_follow():
+            self.end_row = nn.Parameter(torch.zeros(self._pretrained.dim))
+        else:
+            assert self._input_rms is not None
+            self.end_row = nn.Parameter(self._pretrained.first_end_row(self.eoc, self._input_rms))
         if self.config.is_base_frozen:
             self.register_buffer("base_digest", pretrained.weight_digest(lm))
         self.lm = pretrained.choose_trained(lm, self.config)

@@ -14,6 +14,7 @@ import contextvars
 import functools
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,11 @@ REBASE_POSITION = 2048  # transformers' angles are float32: up to here they err 
 LATE = 64  # position, of the test whether cached keys can move
 EQUAL = 1e-3  # relative difference, at most, of what is equal but for the rounding of float32
 MEASURED = 4096  # embeddings whose size is measured
+# Made inputs, by which ``$`` gets its first row: sequences, their chunks, inputs of audio and tokens of a chunk.
+SEQUENCES, CHUNKS, INPUTS, TOKENS = 4, 4, 8, 3
+END_SHARE = 0.2  # of all targets, that are ``$`` before anything is known of the speech: one behind four tokens
+RIDGE = 0.1  # of the states' mean square, which keeps the row small
+NEAR_LIMIT = 0.95  # of a limit of scores: beyond it, a row would have to grow without end
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of the kinds of layers
 CHOOSE = "choose a model of the Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma 2 or Gemma 3 family"
 
@@ -187,10 +193,57 @@ class PretrainedNetwork(Network):
         # Rows of 8 bits (int8.py) take float32.
         rows = output(hidden.to(output.weight.dtype) if output.weight.is_floating_point() else hidden)
         end = hidden.to(end_row.dtype) @ end_row
-        scores = torch.cat([rows.to(end_row.dtype), end.to(end_row.dtype)[..., None]], dim=-1)
-        scores = scores * getattr(settings, "logit_scale", 1.0) / getattr(settings, "logits_scaling", 1.0)
+        scores = torch.cat([rows.to(end_row.dtype), end.to(end_row.dtype)[..., None]], dim=-1) * self._scale
         limit = getattr(settings, "final_logit_softcapping", None)
         return scores if limit is None else limit * torch.tanh(scores / limit)
+
+    @property
+    def _scale(self) -> float:
+        """Return the factor between products of rows and scores."""
+        settings = self._model.config
+        return getattr(settings, "logit_scale", 1.0) / getattr(settings, "logits_scaling", 1.0)
+
+    def _products(self, scores: Tensor) -> Tensor:
+        """Return the products of rows and hidden states that :meth:`scores` makes such scores of, of any shape."""
+        limit = getattr(self._model.config, "final_logit_softcapping", None)
+        if limit is not None:
+            scores = limit * torch.atanh((scores / limit).clamp(-NEAR_LIMIT, NEAR_LIMIT))
+        return scores / self._scale
+
+    @torch.no_grad()
+    def first_end_row(self, vocab_size: int, rms: float) -> Tensor:
+        """Return a row (D,) with which ``$`` has about ``END_SHARE`` of the probability before any training.
+
+        A row of the model's own would not do.  Hearing frames, an LLM is sure of some tokens, and the end of text is
+        none of them: SmolLM2's first loss of ``$`` was 19 with that row, and 15 with the mean of all rows.
+
+        The row is fitted to the hidden states of made inputs, frames of noise and any tokens: by ridge regression, so
+        that the product of row and state is what the share asks for beside the other scores.
+
+        Args:
+            vocab_size: ids of the tokenizer (V).
+            rms: root mean square of the frames.
+        """
+        with self._exact():
+            hidden = self._made_states(vocab_size, rms)
+            scores = self.scores(hidden, torch.zeros_like(hidden[0]))[:, :vocab_size]
+            wanted = self._products(scores.logsumexp(-1) + math.log(END_SHARE / (1 - END_SHARE)))
+            products = hidden @ hidden.T
+            products.diagonal().add_(RIDGE * products.diagonal().mean())
+            return (hidden.T @ torch.linalg.solve(products, wanted)).float()
+
+    def _made_states(self, vocab_size: int, rms: float) -> Tensor:
+        """Return the hidden states (n, D) of made inputs, where a token or ``$`` comes next."""
+        generator, length = torch.Generator().manual_seed(0), CHUNKS * (INPUTS + TOKENS)
+        place = torch.arange(length, device=self.weight.device)
+        chunk_id, of_chunk = place // (INPUTS + TOKENS), place % (INPUTS + TOKENS)
+        frames = rms * torch.randn(SEQUENCES, length, self.dim, generator=generator).to(self.weight)
+        tokens = torch.randint(vocab_size, (SEQUENCES, length), generator=generator).to(place.device)
+        embedded = self._model.get_input_embeddings()(tokens)
+        inputs = torch.where((of_chunk < INPUTS)[None, :, None], frames, embedded)
+        position, chunk_id = (each.expand(SEQUENCES, -1) for each in (place, chunk_id))
+        hidden = self.run(inputs, position, self.attention(position, chunk_id, None, inputs.dtype))
+        return hidden[:, of_chunk >= INPUTS - 1].flatten(0, 1)
 
     @property
     def rebase(self) -> Rebase:
@@ -284,9 +337,14 @@ def weights_follow() -> Iterator[None]:
         _weights_follow.reset(before)
 
 
+def is_state_to_follow() -> bool:
+    """Tell whether a state dict with all that trains will be loaded; see :func:`weights_follow`."""
+    return _weights_follow.get()
+
+
 def are_weights_to_follow(config: DecoderConfig) -> bool:
     """Tell whether the LLM of a configuration is made without its weights; see :func:`weights_follow`."""
-    return _weights_follow.get() and not config.is_base_frozen
+    return is_state_to_follow() and not config.is_base_frozen
 
 
 def load_pretrained(config: DecoderConfig, vocab_size: int) -> "PreTrainedModel":
@@ -357,15 +415,6 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def first_end_row(model: "PreTrainedModel") -> Tensor:
-    """Return the row (D,) that ``$`` starts from: the output layer's of the end of text, or the mean of all rows."""
-    rows = model.get_output_embeddings().weight.detach()
-    end = model.config.eos_token_id
-    if isinstance(end, (list, tuple)):
-        end = end[0] if end else None
-    return (rows.mean(0) if end is None or not 0 <= end < len(rows) else rows[end]).float().clone()
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from espnet_speechllm_xl.model import pretrained
 from espnet_speechllm_xl.model.decoder_steps import Request
 from espnet_speechllm_xl.model.int8 import use_int8
 from espnet_speechllm_xl.model.llm import Decoder
+from espnet_speechllm_xl.model.sequence import IGNORE
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.base_model import start_at_scale
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
@@ -82,9 +83,9 @@ def count(weights):
     return sum(weight.numel() for weight in weights)
 
 
-def make_model(path, seed=0, **conf):
+def make_model(path, seed=0, vocabulary=VOCABULARY, **conf):
     torch.manual_seed(seed)
-    decoder = Decoder(VOCABULARY, pretrained=path, **conf)
+    decoder = Decoder(vocabulary, pretrained=path, **conf)
     return SpeechLLMXL(make_acoustic(), decoder, ChunkingConfig(8, 1), LossConfig())
 
 
@@ -113,16 +114,17 @@ def train(model, steps=2, rate=0.01):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_transformers(made, family):
-    """Its own masks, its own scaling and limits, on a sequence longer than its window."""
+    """Its own masks, its own scaling and limits, on a sequence longer than its window; those of `$` are limited too."""
     from transformers import AutoModelForCausalLM
 
     own = AutoModelForCausalLM.from_pretrained(made(family), attn_implementation="eager").eval()
     decoder = Decoder(VOCABULARY, pretrained=made(family)).eval()
+    decoder.end_row.copy_(own.get_output_embeddings().weight[7])
     inputs, position = torch.randn(2, 30, DIM), torch.arange(30).expand(2, -1)
     expected = own(inputs_embeds=inputs).logits
     given = decoder.logits(decoder(inputs, position, torch.zeros(2, 30).long(), None))
     assert (given[..., :-1] - expected[..., :VOCABULARY]).abs().max() < 1e-4 * expected.abs().max()
-    assert (given[..., -1] - expected[..., 7]).abs().max() < 1e-4 * expected.abs().max(), "as the end of text at first"
+    assert (given[..., -1] - expected[..., 7]).abs().max() < 1e-4 * expected.abs().max()
     tokens = torch.randint(VOCABULARY, (2, 9))
     seen = []
     own.get_decoder().layers[0].register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))
@@ -180,7 +182,7 @@ def test_tables_keep_their_rows(llama, vocabulary):
     assert decoder.eoc == vocabulary
     assert decoder.dim == DIM and decoder.network.cache_shape == (3, 2, 8)
     hidden = torch.randn(5, DIM)
-    expected = torch.cat([hidden @ table[:vocabulary].T, (hidden @ table[7])[:, None]], dim=1)
+    expected = torch.cat([hidden @ table[:vocabulary].T, (hidden @ decoder.end_row)[:, None]], dim=1)
     assert (decoder.logits(hidden) - expected).abs().max() < 1e-5
     assert all(weight.requires_grad for weight in decoder.parameters())
 
@@ -188,13 +190,6 @@ def test_tables_keep_their_rows(llama, vocabulary):
 def test_a_tokenizer_of_more_tokens_is_refused(llama):
     with pytest.raises(ConfigError, match=f"knows {ROWS} tokens, the tokenizer has {ROWS + 1}: give its own tokenizer"):
         Decoder(ROWS + 1, pretrained=llama)
-
-
-@pytest.mark.parametrize("end, row", [(3, 3), ([4, 5], 4), (None, "mean"), (ROWS, "mean")])
-def test_the_row_of_the_end_of_a_chunk_starts_from_the_end_of_text(tmp_path, end, row):
-    decoder = Decoder(VOCABULARY, pretrained=checkpoints.make(tmp_path, eos_token_id=end))
-    table = decoder.lm.get_output_embeddings().weight
-    assert decoder.end_row.equal(table.mean(0) if row == "mean" else table[row])
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
@@ -239,6 +234,85 @@ def test_scaled_rope_is_rebased_without_scaling_again(tmp_path, monkeypatch):
     assert decoder.lm.get_decoder().rotary_emb.attention_scaling != 1
     monkeypatch.setattr(pretrained, "REBASE_POSITION", 5)
     assert worst_difference(decoder, run_streams(decoder, 1, seed=3, rounds=60), 1) < ANGLES
+
+
+# --- the first row of `$` ---
+
+
+@torch.no_grad()
+def first_losses(model):
+    """The mean losses of text and of `$` on a batch."""
+    batch = batch_of()
+    frames, counts = model.acoustic(batch["speech"], batch["speech_lengths"])
+    tokens = batch["text"].clamp(min=0)
+    given = frames, counts, tokens, batch["text_lengths"], batch["ends"], model.chunking
+    hidden, targets = model.decode_aligned(*given)
+    log_probs = model.decoder.logits(hidden).log_softmax(-1)
+    losses = -log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    ends = targets == model.decoder.eoc
+    return losses[(targets != IGNORE) & ~ends].mean(), losses[ends].mean()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
+def test_the_first_loss_of_the_end_of_a_chunk_is_below_that_of_guessing(tmp_path, family, tied):
+    model = make_model(checkpoints.make(tmp_path, family, tie_word_embeddings=tied), vocabulary=ROWS).eval()
+    text, end = first_losses(model)
+    rows, guess = model.decoder.lm.get_output_embeddings().weight, math.log(ROWS + 1)
+    assert end < 0.75 * guess
+    for row in (rows[7], rows.mean(0)):  # what it might start from, too: the end of text, the mean
+        model.decoder.end_row.data = row.detach().clone()
+        other_text, other_end = first_losses(model)
+        assert other_end > guess and text < other_text + 1.1
+
+
+@torch.no_grad()
+def test_the_first_row_of_the_end_of_a_chunk_is_fitted_to_made_inputs(llama):
+    """The ridge is the same as further states, one for each dimension, with a score of 0 each."""
+    decoder = Decoder(ROWS, pretrained=llama)
+    hidden = decoder._pretrained._made_states(ROWS, decoder.input_rms)
+    assert hidden.shape == (4 * 4 * (1 + 3), DIM), "sequences, chunks, the last frame and the tokens"
+    text = decoder.logits(hidden)[:, :-1].logsumexp(-1)
+    further = (pretrained.RIDGE * hidden.square().sum(1).mean()).sqrt() * torch.eye(DIM)
+    wanted = torch.cat([text + math.log(0.2 / 0.8), torch.zeros(DIM)])
+    expected = torch.linalg.lstsq(torch.cat([hidden, further]), wanted[:, None]).solution[:, 0]
+    assert (decoder.end_row - expected).abs().max() < 1e-4 * expected.abs().max()
+    shares = decoder.logits(hidden).softmax(-1)[:, -1]
+    assert shares.mean() == pytest.approx(pretrained.END_SHARE, rel=0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_limited_scores_are_traced_back(made, family):
+    network = Decoder(VOCABULARY, pretrained=made(family))._pretrained
+    scores, hidden = torch.linspace(-3.7, 3.7, 20), torch.zeros(20, DIM)
+    hidden[:, 0] = network._products(scores)
+    given = network.scores(hidden, torch.eye(DIM)[0])[:, -1]
+    assert (given - scores).abs().max() < 1e-5, "the row takes the product out of the states"
+    assert bool((hidden[:, 0] != scores).any()) == (family == "gemma2")
+    assert network._products(torch.tensor([90.0])).isfinite()
+
+
+def test_the_first_row_of_the_end_of_a_chunk_depends_on_the_llm_alone(made, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(made("gemma2")).to(torch.bfloat16).save_pretrained(tmp_path)
+    rows = []
+    for seed, conf in enumerate(({}, {"lora_rank": 2}, {"freeze": True, "frozen_dtype": "bfloat16"})):
+        torch.manual_seed(seed)
+        rows.append(Decoder(VOCABULARY, pretrained=str(tmp_path), **conf).end_row)
+    assert rows[0].equal(rows[1]) and {row.dtype for row in rows} == {torch.float32}
+    assert (rows[0] - rows[2]).abs().max() < 1e-3, "embeddings are scaled in bfloat16 there"
+    assert not rows[0].equal(Decoder(VOCABULARY, pretrained=made("gemma3_text")).end_row)
+
+
+@pytest.mark.parametrize("conf", [{}, {"freeze": True}], ids=["all", "frozen"])
+def test_no_row_is_fitted_where_a_trained_one_takes_its_place(llama, conf):
+    state = make_model(llama, **conf).decoder.state_dict()
+    with pretrained.weights_follow():
+        decoder = Decoder(VOCABULARY, pretrained=llama, **conf)
+    assert not decoder.end_row.any()
+    decoder.load_state_dict(state)
+    assert decoder.end_row.equal(state["end_row"])
 
 
 # --- frames ---
