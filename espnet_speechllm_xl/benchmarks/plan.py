@@ -27,6 +27,7 @@ class Plan:
     config: str | None = None  # YAML of a training in place of each part's own
     vocab_size: int | None = None  # tokens of a model of random weights; None: each part's own
     model: str | None = None  # trained; None: random weights
+    llm: str | None = None  # directory of its language model; None: where it was in training
     audio: str | None = None  # file; None: noise and tones
     dtype: str = "float32"
     threads: int = 1
@@ -60,6 +61,7 @@ class Plan:
             raise UserError(f"{config} does not exist: give the YAML of a training with --config")
         return {
             "model": model and str(Path(model).resolve()),
+            "llm": model and self.llm and str(Path(self.llm).resolve()),
             "config": str(config.resolve()),
             "vocab_size": self.vocab_size or vocab_size,
             "audio": self.audio and str(Path(self.audio).resolve()),

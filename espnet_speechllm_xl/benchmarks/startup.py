@@ -64,9 +64,10 @@ def run(plan: Plan) -> Part:
     part = Part(NAME, settings)
     with crew(plan, part) as workers:
         files = workers.both("files", {**settings, "seconds": SECONDS})
+        llm = ["--llm", str(settings["llm"])] if settings["llm"] else []
         commands: dict[str, Contestant] = {
             name: Command(
-                ["-m", PACKAGE, "transcribe", one.facts["recording"], "--model", one.facts["model"]],
+                ["-m", PACKAGE, "transcribe", one.facts["recording"], "--model", one.facts["model"], *llm],
                 plan.checkouts[name].folder,
                 plan.threads,
             )

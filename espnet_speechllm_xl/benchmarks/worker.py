@@ -161,16 +161,18 @@ def load_model(settings: Settings) -> Any:  # noqa: ANN401  # the checkout's Spe
     """Return the Speech2Text of a run: of a trained model, or of a YAML with random weights."""
     path = settings["model"] or random_model(settings["config"], settings["vocab_size"], settings["folder"])
     # A trained model writes what it wants.
-    cap = {} if settings["model"] else {"max_tokens_per_chunk": settings["tokens"]}
-    return _loaded(path, settings["dtype"], settings["beam_size"], tuple(cap.items()))
+    more = {} if settings["model"] else {"max_tokens_per_chunk": settings["tokens"]}
+    if settings["llm"]:  # older checkouts do not know it
+        more["llm"] = settings["llm"]
+    return _loaded(path, settings["dtype"], settings["beam_size"], tuple(more.items()))
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: str, dtype: str, beam_size: int, cap: tuple) -> Any:  # noqa: ANN401
+def _loaded(path: str, dtype: str, beam_size: int, more: tuple) -> Any:  # noqa: ANN401
     from espnet_speechllm_xl import Speech2Text
 
     return Speech2Text.from_pretrained(
-        path, dtype=dtype, search="greedy", beam_size=beam_size, ctc_weight=0.0, **dict(cap)
+        path, dtype=dtype, search="greedy", beam_size=beam_size, ctc_weight=0.0, **dict(more)
     )
 
 

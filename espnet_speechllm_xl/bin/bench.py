@@ -5,7 +5,7 @@ import importlib
 import shlex
 import sys
 
-from espnet_speechllm_xl.bin.options import at_least, duration
+from espnet_speechllm_xl.bin.options import add_llm_argument, at_least, duration
 
 PARTS = ("decoder", "streams", "pipeline", "length", "training", "startup")
 
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--against", metavar="DIR", help="another checkout of this repository, measured side by side")
     parser.add_argument("--model", help="trained model, but for decoder and training (default: random weights)")
+    add_llm_argument(parser)
     parser.add_argument("--config", metavar="FILE", help="YAML of a training, for all parts (default: each part's own)")
     parser.add_argument(
         "--vocab-size", type=at_least(int, 10), metavar="N", help="tokens of a random model (default: each part's own)"
@@ -55,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
     strange = [name for name in args.parts if name not in PARTS]
     if strange:
         raise UserError(f"part '{strange[0]}' is none of {', '.join(PARTS)}: give one of them, or none for all")
+    if args.llm and not args.model:
+        raise UserError("--llm is where the language model of a --model is: give that, too")
     this, other = own_checkout(), find_checkout(args.against) if args.against else None
     if other and other.commit == this.commit:  # both are names in the tables
         other = other._replace(commit=f"{other.commit}, {other.folder.name}")
@@ -64,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
         config=args.config,
         vocab_size=args.vocab_size,
         model=args.model,
+        llm=args.llm,
         audio=args.audio,
         dtype=args.dtype,
         threads=args.threads,

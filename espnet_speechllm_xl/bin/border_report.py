@@ -6,7 +6,7 @@ Of a decoded set, how many errors lie there; of a model, whether a chunk takes u
 import argparse
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import at_least
+from espnet_speechllm_xl.bin.options import add_llm_argument, at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of a chunk, in frames of 40 ms (default: as the set was decoded, or the model's)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for --model (default %(default)s)")
+    add_llm_argument(parser)
     parser.add_argument(
         "--near",
         type=at_least(int, 1),
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
         if args.model:
             from espnet_speechllm_xl.sets.border_probabilities import model_report
 
-            lines, counted = model_report(args.model, dump, times, args.chunk, args.near, args.device)
+            lines, counted = model_report(args.model, dump, times, args.chunk, args.near, args.device, args.llm)
         else:
             lines, counted = border_errors.report(Path(args.decoded), dump, times, args.chunk, args.near)
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from espnet_speechllm_xl.bin.options import at_least, duration
+from espnet_speechllm_xl.bin.options import add_llm_argument, at_least, duration
 from espnet_speechllm_xl.files import folder_bytes
 from espnet_speechllm_xl.language_models.costs import Training
 
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merge.add_argument("model", metavar="MODEL", help="model directory, or a file made by speechllm-xl pack")
     merge.add_argument("--out", required=True, metavar="DIR", help="model directory to make")
     merge.add_argument("--weights", help="file in the model directory (default: the averaged best)")
-    merge.add_argument("--llm", metavar="DIR", help="language model that it was trained from, if it is elsewhere now")
+    add_llm_argument(merge)
     merge.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the merged weights")
     merge.set_defaults(run=_merge)
 

@@ -22,11 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
     """Declare which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
     parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
-    parser.add_argument(
-        "--llm", metavar="DIR",
-        help="Hugging Face directory of the language model that the decoder was trained from (default: the "
-        "model's own, or where it was in training)",
-    )  # fmt: skip
+    add_llm_argument(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16, int8 (default %(default)s)")
     parser.add_argument(
@@ -45,6 +41,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
         parser.add_argument(name, type=float, metavar="SECONDS", help="in place of training's; inf is allowed")
     text = "audio behind a segment that the encoder waits for, in place of training's"
     parser.add_argument("--look-ahead", type=float, metavar="SECONDS", help=text)
+
+
+def add_llm_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare where the language model of a trained model is; every command that loads one has the option."""
+    parser.add_argument(
+        "--llm", metavar="DIR",
+        help="Hugging Face directory of the language model that the decoder was trained from (default: the "
+        "model's own, or where it was in training)",
+    )  # fmt: skip
 
 
 def add_channel_argument(parser: argparse.ArgumentParser, *words: str) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from espnet_speechllm_xl.bin.options import add_llm_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
@@ -12,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-llm", action="store_true", help="pack a pretrained language model's weights, too, not its name alone"
     )
-    parser.add_argument("--llm", metavar="DIR", help="directory of that, if it is not where it was in training")
+    add_llm_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:

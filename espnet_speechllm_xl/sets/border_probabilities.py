@@ -170,6 +170,7 @@ def model_report(
     chunk_size: int | None = None,
     near: int = 3,
     device: str = "cpu",
+    llm: str | None = None,
 ) -> tuple[list[str], int]:
     """Return lines of Markdown about the words that end just before borders, and how many utterances were counted.
 
@@ -180,11 +181,12 @@ def model_report(
         chunk_size: frames; None: the model's.
         near: frames of a chunk, counted from its end, that are at its border.
         device: "cpu" or "cuda".
+        llm: directory of the language model that the decoder was trained from; see ``Speech2Text.from_pretrained``.
 
     Raises:
         UserError: the model does not write chunk by chunk, or the set or a setting cannot be used.
     """
-    speech2text = Speech2Text.from_pretrained(model, device, ctc_weight=0.0)
+    speech2text = Speech2Text.from_pretrained(model, device, llm=llm, ctc_weight=0.0)
     chunking = speech2text.chunking
     if chunking is None or (chunk_size or chunking.chunk) is None or not hasattr(speech2text.model, "decode_aligned"):
         raise UserError(f"{model} does not write chunk by chunk: give a SpeechLLM-XL, ReaLLM or chunked AED")

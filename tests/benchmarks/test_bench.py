@@ -248,6 +248,7 @@ def test_wrong_use_is_one_line(tmp_path, capfd, monkeypatch):
     assert f"--against {tmp_path}: there is no espnet_speechllm_xl/ in it" in refused(
         capfd, "streams", "--against", str(tmp_path)
     )
+    assert "--llm is where the language model of a --model is" in refused(capfd, "streams", "--llm", str(tmp_path))
     missing = str(tmp_path / "none.yaml")
     assert f"{missing} does not exist: give the YAML" in refused(capfd, "streams", "--config", missing)
     assert "does not exist: give a model directory" in refused(capfd, "length", "--model", str(tmp_path / "none"))
@@ -257,10 +258,12 @@ def test_wrong_use_is_one_line(tmp_path, capfd, monkeypatch):
 
 
 def test_configurations_of_the_parts():
-    plan = Plan(own_checkout(), model="exp/model", audio="a.wav", dtype="bfloat16")
+    plan = Plan(own_checkout(), model="exp/model", llm="llm", audio="a.wav", dtype="bfloat16")
     streams = plan.configuration("train_tiny.yaml", 500)
     assert streams["model"] == str(Path("exp/model").resolve()) and streams["audio"] == str(Path("a.wav").resolve())
+    assert streams["llm"] == str(Path("llm").resolve())
     assert streams["config"] == str(REPO / "conf/train_tiny.yaml") and streams["dtype"] == "bfloat16"
-    assert plan.configuration("train_paper.yaml", 5000, trained=False)["model"] is None
+    untrained = plan.configuration("train_paper.yaml", 5000, trained=False)
+    assert (untrained["model"], untrained["llm"]) == (None, None)
     assert Plan(own_checkout(), vocab_size=60).configuration("train_tiny.yaml", 500)["vocab_size"] == 60
     assert startup.SECONDS == 5

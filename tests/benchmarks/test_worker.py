@@ -18,8 +18,9 @@ VOCABULARY, TOKENS = 30, 3
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     return {
-        "model": None, "config": str(CONFIG), "vocab_size": VOCABULARY, "folder": str(tmp_path_factory.mktemp("bench")),
-        "audio": None, "dtype": "float32", "beam_size": 2, "tokens": TOKENS,
+        "model": None, "llm": None, "config": str(CONFIG), "vocab_size": VOCABULARY,
+        "folder": str(tmp_path_factory.mktemp("bench")), "audio": None, "dtype": "float32", "beam_size": 2,
+        "tokens": TOKENS,
     }  # fmt: skip
 
 
