@@ -6,7 +6,7 @@ Of a decoded set, how many errors lie there; of a model, whether a chunk takes u
 import argparse
 from pathlib import Path
 
-from espnet_speechllm_xl.bin.options import add_llm_argument, at_least
+from espnet_speechllm_xl.bin.options import add_case_argument, add_llm_argument, at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for --model (default %(default)s)")
     add_llm_argument(parser)
+    add_case_argument(parser)
     parser.add_argument(
         "--near",
         type=at_least(int, 1),
@@ -47,7 +48,9 @@ def main(args: argparse.Namespace) -> int:
 
             lines, counted = model_report(args.model, dump, times, args.chunk, args.near, args.device, args.llm)
         else:
-            lines, counted = border_errors.report(Path(args.decoded), dump, times, args.chunk, args.near)
+            lines, counted = border_errors.report(
+                Path(args.decoded), dump, times, args.chunk, args.near, args.ignore_case
+            )
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename} is not there: give --dump a formatted set (word times: its ref.ctm, or --reference), "

@@ -14,7 +14,7 @@ from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.evaluation.metrics import Counts
-    from espnet_speechllm_xl.evaluation.scoring_inputs import Reference
+    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, Reference
     from espnet_speechllm_xl.evaluation.significance import Blocks
     from espnet_speechllm_xl.evaluation.written_marks import Hits
 
@@ -43,7 +43,9 @@ class _Counted:
     listed: "dict[str, Hits]"
 
 
-def _counted(name: str, reference: "Reference", by_speaker: bool, listed: str, args: argparse.Namespace) -> _Counted:
+def _counted(
+    name: str, reference: "Reference", by_speaker: bool, listed: str, ignored: "Ignored", args: argparse.Namespace
+) -> _Counted:
     """Count the errors of a decoded set.
 
     Args:
@@ -51,17 +53,18 @@ def _counted(name: str, reference: "Reference", by_speaker: bool, listed: str, a
         reference: of the set.
         by_speaker: whether its blocks may be speakers.
         listed: words of a list; "": there is none.
+        ignored: parts of the texts that are not scored.
         args: options of the command.
     """
     from espnet_speechllm_xl.evaluation import metrics, significance
+    from espnet_speechllm_xl.evaluation.letter_case import compared
     from espnet_speechllm_xl.evaluation.listed_words import count_listed
     from espnet_speechllm_xl.evaluation.normalisers import normalised
-    from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_hypotheses
+    from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses
 
-    ignored = Ignored(args.ignore_tags, args.ignore_case)
     hypotheses = ignored.left_of_all(read_hypotheses(name, reference))
     texts = normalised(args.normaliser, reference.against(hypotheses, ignored))
-    hypotheses = normalised(args.normaliser, hypotheses)
+    texts, hypotheses = compared(texts, normalised(args.normaliser, hypotheses), ignored, name)
     counting = functools.partial(significance.counted, texts, hypotheses, reference.speakers)
     rows, scored = counting(args.unit, f"{name}: hypotheses")
     if scored.missing:
@@ -89,6 +92,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation import normalisers, significance
+    from espnet_speechllm_xl.evaluation.letter_case import ignoring, is_of_small_letters
     from espnet_speechllm_xl.evaluation.listed_words import listed_table, read_words
     from espnet_speechllm_xl.evaluation.markdown import markdown_table
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_reference
@@ -100,7 +104,9 @@ def main(args: argparse.Namespace) -> int:
     reference = read_reference(args.ref, args.utt2spk, args.segments)
     listed = read_words(args.words) if args.words else ""
     by_speaker, same_words = not _several_speakers(Path(args.ref).resolve()), not reference.has_alternatives
-    found = [_counted(name, reference, by_speaker, listed, args) for name in names]
+    small = [name for name in names if is_of_small_letters(name)]
+    ignored = ignoring(bool(small), Ignored(args.ignore_tags, args.ignore_case))  # the same for all
+    found = [_counted(name, reference, by_speaker, listed, ignored, args) for name in names]
     minus = functools.partial(significance.difference, reference=found[0].blocks, same_words=same_words)
     differences = ["-", *(minus(other.blocks).text("{:+.1f}") for other in found[1:])]
     head = ["decoded", f"{RATES[args.unit]} (%)", "Sub", "Del", "Ins", "minus the first"]
@@ -108,9 +114,10 @@ def main(args: argparse.Namespace) -> int:
     kinds = [[f"{rate:.1f}" for rate in one.total.rates()[1:4]] for one in found]
     rows = zip(names, rates, *zip(*kinds, strict=True), differences, strict=True)
     print("\n".join(markdown_table(head, rows)))
-    ignored = Ignored(args.ignore_tags, args.ignore_case)
     after = "" if args.normaliser == normalisers.NONE else f", after {normalisers.described(args.normaliser)}"
     print(f"95 % intervals; blocks: {found[0].blocks.described(args.unit)}{ignored}{after}")
+    if small:
+        print(f"{', '.join(small)}: the model writes small letters, so all are compared without regard to case")
     if listed:
         hits = [one.listed for one in found]
         print("\n".join(["", *listed_table(names, hits, reference.speakers, by_speaker, same_words)]))

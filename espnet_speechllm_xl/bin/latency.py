@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from espnet_speechllm_xl.bin.options import (
+    add_case_argument,
     add_config_arguments,
     add_model_arguments,
     add_prompt_argument,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes (default %(default)s; more disturb one another's compute times)",
     )
     add_prompt_argument(parser)
+    add_case_argument(parser)
     add_model_arguments(parser, chunk_size=False)
     add_config_arguments(parser, StreamConfig)
     parser.set_defaults(endpoint_silence=math.inf, endpoint_length=math.inf)
@@ -78,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         block_seconds=args.block,
         tail_seconds=args.tail,
         nj=args.nj,
+        ignore_case=args.ignore_case,
     )
     out = Path(args.out)
     found = measure_latency(Path(args.dump), out, streaming, args.reference)

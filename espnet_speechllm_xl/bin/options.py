@@ -170,7 +170,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
     parser.add_argument(
         "--ignore-tags", action="store_true", help="leave out words in brackets: <noise>, [um], (laugh)"
     )
-    parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
+    add_case_argument(parser)
     parser.add_argument(
         "--normaliser",
         choices=normalisers.NAMES,
@@ -178,6 +178,11 @@ def add_scoring_arguments(parser: argparse.ArgumentParser, group: argparse._Argu
         help="of whisper-normalizer, for words without regard to case, punctuation and ways to write numbers (english: "
         "EnglishTextNormalizer, basic: BasicTextNormalizer of any language); default %(default)s",
     )
+
+
+def add_case_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare that case does not count; of models that write small letters only, it never does."""
+    parser.add_argument("--ignore-case", action="store_true", help="compare without regard to case")
 
 
 REFERENCE_HELP = "references: a file (Kaldi text, .trn, .stm, .ctm), or a directory with text and utt2spk"

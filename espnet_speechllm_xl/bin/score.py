@@ -67,12 +67,14 @@ def _ignored(args: argparse.Namespace) -> "Ignored":
 
 def _score_one(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.corpus.kaldi import read_table
+    from espnet_speechllm_xl.evaluation.letter_case import WITHOUT_CASE, ignoring, is_of_small_letters
     from espnet_speechllm_xl.evaluation.results_report import mark_table, score_table
     from espnet_speechllm_xl.evaluation.score_directories import NORMALISED, score_set
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses, read_reference
     from espnet_speechllm_xl.evaluation.written_marks import mark_rows
 
-    reference, ignored = read_reference(args.ref, args.utt2spk, args.segments), _ignored(args)
+    reference, small = read_reference(args.ref, args.utt2spk, args.segments), is_of_small_letters(args.hyp)
+    ignored = ignoring(small, _ignored(args))
     hypotheses = read_hypotheses(args.hyp, reference)
     texts = reference.against(hypotheses, ignored)
     tokens = [read_table(path, empty_values=True) if path else None for path in (args.token_ref, args.token_hyp)]
@@ -83,6 +85,8 @@ def _score_one(args: argparse.Namespace) -> int:
     )  # fmt: skip
     names = {NORMALISED: f"normalised WER ({args.normaliser})"}
     print("\n".join(score_table([(names.get(kind, kind.upper()), item.total) for kind, item in scores.items()])))
+    if small:
+        print(f"\n{WITHOUT_CASE}")
     if marks := mark_rows(texts, ignored.left_of_all(hypotheses), reference.speakers):
         print("\n".join(["", *mark_table([("punctuation and capitals", row) for row in marks])]))
     return 0

@@ -14,7 +14,9 @@ from espnet_speechllm_xl.corpus.kaldi import read_text
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.evaluation.decoded_sets import read_hypotheses, read_info, training_directory
+from espnet_speechllm_xl.evaluation.letter_case import WITHOUT_CASE, compared, ignoring, is_of_small_letters
 from espnet_speechllm_xl.evaluation.markdown import markdown_table
+from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
 from espnet_speechllm_xl.tokenization import words_of
 
 ACROSS, BEFORE, AFTER, ELSEWHERE = PLACES = (
@@ -108,7 +110,12 @@ def border_errors(
 
 
 def report(
-    decoded: Path, dump: Path, times: Mapping[str, Sequence[Word]], chunk_size: int | None, near: int
+    decoded: Path,
+    dump: Path,
+    times: Mapping[str, Sequence[Word]],
+    chunk_size: int | None,
+    near: int,
+    ignore_case: bool = False,
 ) -> tuple[list[str], int]:
     """Return lines of Markdown about a decoded set, and the number of utterances counted.
 
@@ -118,14 +125,17 @@ def report(
         times: ``{utterance: words}`` of the reference.
         chunk_size: frames of a chunk; None: as the set was decoded.
         near: frames from a border that are just before or just after it.
+        ignore_case: compare without regard to case, whatever the model writes.
 
     Raises:
-        UserError: a file is damaged, or the set was decoded without chunks.
+        UserError: a file is damaged, the set was decoded without chunks, or its texts are in another case throughout.
         OSError: a file cannot be read.
     """
     size = chunk_size_of_decoded(decoded) if chunk_size is None else chunk_size
-    references = read_text(dump / "text")
-    found = border_errors(references, read_hypotheses(decoded), times, size, near)
+    small = is_of_small_letters(decoded)
+    ignored = ignoring(small, Ignored(case=ignore_case))
+    references, hypotheses = compared(read_text(dump / "text"), read_hypotheses(decoded), ignored, str(decoded))
+    found = border_errors(references, hypotheses, times, size, near)
     rows = []
     for name, counts in [*found.counts.items(), ("all", sum(found.counts.values(), start=metrics.Counts()))]:
         shares = (f"{counts.percent(part):.2f}" for part in (counts.deletions, counts.substitutions))
@@ -136,6 +146,7 @@ def report(
         f"Chunks of {timeline.chunk_seconds(size):.2f} s; 'just' is within {timeline.chunk_seconds(near):.2f} s. "
         f"Insertions: {found.insertions}. {count_rows(references, found.left_out)}",
     ]
+    lines += [WITHOUT_CASE] if small else []
     return lines + reason_rows(found.left_out), len(references) - len(found.left_out)
 
 

@@ -27,7 +27,9 @@ from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics
 from espnet_speechllm_xl.evaluation.scoring_inputs import RecordingSpan, by_recording
+from espnet_speechllm_xl.experiment import own_tokenizer
 from espnet_speechllm_xl.files import atomic_write
+from espnet_speechllm_xl.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
     from espnet_speechllm_xl.evaluation.written_marks import MarkRow
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST = "text", "token", "token_int", "score", "nbest.jsonl"
 WORDS, RECORDINGS, PROMPTS, FAILED, INFO = "words.ctm", "recordings.ctm", "prompts", "failed", "decode.json"
 WRITTEN = (TEXT, TOKENS, TOKEN_IDS, SCORES, NBEST, FAILED, INFO, WORDS, RECORDINGS, PROMPTS)
+
+SMALL_LETTERS = "small_letters"  # in decode.json of a model that writes no others: true
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class ScoringTables(NamedTuple):
     hypotheses: dict[str, str]
     speakers: dict[str, str]
     info: dict[str, Any]  # contents of decode.json
+    small_letters: bool = False  # whether the model writes no others
 
 
 class UnfinishedError(UserError):
@@ -200,6 +205,22 @@ def finished_ns(directory: Path) -> int | None:
     return info.stat().st_mtime_ns
 
 
+def is_decoded(directory: Path) -> bool:
+    """Tell whether a directory is that of a decoded set."""
+    return (directory / INFO).is_file() or directory.parent.name.startswith("decode_")
+
+
+def writes_small_letters(directory: Path) -> bool:
+    """Tell whether the model that decoded a set writes small letters only.
+
+    Where ``decode.json`` does not say it, as of older decodings, the tokenizer of the training above it may.
+    """
+    if (directory / INFO).is_file() and read_info(directory).get(SMALL_LETTERS):
+        return True
+    path = own_tokenizer(training_directory(directory))
+    return path is not None and load_tokenizer(path).lower_case
+
+
 def read_hypotheses(directory: Path) -> dict[str, str]:
     """Read ``{utterance: text}``; raise FileNotFoundError before they are written."""
     return read_text(directory / TEXT)
@@ -256,4 +277,5 @@ def read_decoded(directory: str | Path, dump: str | Path) -> ScoringTables:
             f"{directory}: {counted} utterances were decoded, {source} has {len(references)}: "
             "the data was made anew since; run the decode stage again, or remove the directory"
         )
-    return ScoringTables(references, read_hypotheses(directory), read_table(source / "utt2spk"), info)
+    speakers, small = read_table(source / "utt2spk"), writes_small_letters(directory)
+    return ScoringTables(references, read_hypotheses(directory), speakers, info, small)

@@ -3,7 +3,6 @@
 |dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|
 """
 
-import dataclasses
 import datetime
 import logging
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from espnet_speechllm_xl.evaluation.decoded_sets import (
     real_time_factor,
     training_directory,
 )
+from espnet_speechllm_xl.evaluation.letter_case import WITHOUT_CASE, ignoring
 from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, write_between_marks
 from espnet_speechllm_xl.evaluation.metrics import Counts
 from espnet_speechllm_xl.evaluation.score_directories import KINDS, NORMALISED, score_set
@@ -102,11 +102,9 @@ def score_decoded(
     directory = Path(directory)
     tables = read_decoded(directory, dump)
     token_references = token_hypotheses = None
-    in_small_letters = False
+    ignored = ignoring(tables.small_letters, ignored)
     if path := own_tokenizer(training_directory(directory)):
         tokenizer = load_tokenizer(path)
-        if in_small_letters := tokenizer.lower_case:  # whatever the references have
-            ignored = dataclasses.replace(ignored, case=True)
         token_references = _tokens_of(tables.references, tokenizer)
         token_hypotheses = read_tokens(directory)
         if token_hypotheses is None:
@@ -125,7 +123,7 @@ def score_decoded(
     model, decode, dataset = directory.parts[-3:]
     texts = [ignored.left_of_all(side) for side in (tables.references, tables.hypotheses)]
     marks = mark_rows(texts[0], texts[1], tables.speakers, dataset)
-    return Decoded(model, decode, dataset, scores, tables.info, marks, in_small_letters)
+    return Decoded(model, decode, dataset, scores, tables.info, marks, tables.small_letters)
 
 
 def _tokens_of(texts: dict[str, str], tokenizer: Tokenizer) -> dict[str, str]:
@@ -169,7 +167,7 @@ def _without_spaces(decoded: Sequence[Decoded]) -> bool:
 def _model_lines(model: str, decoded: Sequence[Decoded], images: Path, normaliser: str) -> list[str]:
     lines = ["", f"## {model}"]
     if any(item.in_small_letters for item in decoded):
-        lines += ["", "The model writes small letters: compared without regard to case."]
+        lines += ["", WITHOUT_CASE]
     for kind in ("cer", "wer", "ter") if _without_spaces(decoded) else KINDS:
         rows = [(item.name, item.scores[kind].total) for item in decoded if kind in item.scores]
         if rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import metrics, normalisers
+from espnet_speechllm_xl.evaluation.letter_case import compared
 from espnet_speechllm_xl.evaluation.metrics import Counts, Pair, ScoredSet
 from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored, trn_line
 from espnet_speechllm_xl.files import atomic_write
@@ -153,14 +154,14 @@ def score_set(
         ``{"wer": ScoredSet, "cer": ..., "ter": ..., NORMALISED: ...}``.
 
     Raises:
-        UserError: a hypothesis has no reference, or a reference no speaker; the message names the utterances.  Or the
-            normaliser is not installed.
+        UserError: a hypothesis has no reference, or a reference no speaker; the message names the utterances.  Or both
+            sides differ in case throughout, or the normaliser is not installed.
     """
     title = title or str(out)
     if not references:
         raise UserError(f"{title}: the references are empty: give a text file with at least one utterance")
     metrics.check_speakers(references, speakers, title)
-    references, hypotheses = ignored.left_of_all(references), ignored.left_of_all(hypotheses)
+    references, hypotheses = compared(references, hypotheses, ignored, title)
 
     def compare(left: Mapping[str, str], right: Mapping[str, str], split: Callable[[str], list[str]]) -> ScoredSet:
         symbols = [{name: split(text) for name, text in side.items()} for side in (left, right)]

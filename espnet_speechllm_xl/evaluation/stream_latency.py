@@ -17,6 +17,8 @@ from typing import Any
 
 from espnet_speechllm_xl.corpus.ctm import Word, matching, parted
 from espnet_speechllm_xl.evaluation import metrics
+from espnet_speechllm_xl.evaluation.letter_case import compared
+from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored
 from espnet_speechllm_xl.tokenization import words_of
 
 
@@ -69,7 +71,10 @@ class Comparison:
 
 
 def compare(
-    runs: Mapping[str, Run], texts: Mapping[str, str], times: Mapping[str, Sequence[Word]] | None = None
+    runs: Mapping[str, Run],
+    texts: Mapping[str, str],
+    times: Mapping[str, Sequence[Word]] | None = None,
+    ignored: Ignored = NOTHING_IGNORED,
 ) -> Comparison:
     """Compare streamed utterances with their reference.
 
@@ -77,13 +82,16 @@ def compare(
         runs: by utterance; an utterance of ``texts`` without a run could not be read.
         texts: ``{utterance: text}``, the transcripts.
         times: ``{utterance: words}``, with the ends of the words; None: the ends that the stream itself reports.
+        ignored: parts of the texts that are not scored: case.
 
     Raises:
-        UserError: an utterance of ``runs`` has no transcript.
+        UserError: an utterance of ``runs`` has no transcript, or all are in another case.
     """
+    said = {utterance: " ".join(word.text for word in run.words) for utterance, run in runs.items()}
+    texts, _ = compared(texts, said, ignored, "streamed utterances")
     references = {utterance: words_of(text) for utterance, text in texts.items()}
     settled = {utterance: parted(run.words) for utterance, run in runs.items()}
-    hypotheses = {utterance: [word.text for word in words] for utterance, words in settled.items()}
+    hypotheses = {utterance: [ignored.left_of(word.text) for word in words] for utterance, words in settled.items()}
     scored = metrics.score(references, hypotheses, "streamed utterances")
     result = Comparison(scored, [], Counter())
     for utterance, item in scored.utterances.items():

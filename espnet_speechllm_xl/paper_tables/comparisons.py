@@ -31,6 +31,7 @@ class Cell:
         interval: of the mean error rate.
         infos: contents of ``decode.json``, one for each seed.
         missing: utterances without hypothesis, of all seeds together.
+        without_case: whether texts of any seed were compared without regard to case.
     """
 
     rates: Rates
@@ -38,6 +39,7 @@ class Cell:
     interval: Interval
     infos: list[dict[str, Any]]
     missing: int
+    without_case: bool
 
 
 class Difference(NamedTuple):
@@ -136,7 +138,8 @@ class Results:
         rates = {seed: decoded.rate(unit) for seed, decoded in found.items()}
         missing = sum(decoded.missing for decoded in found.values())
         infos = [decoded.info for decoded in found.values()]
-        return Cell(rates, blocks, significance.error_rate(blocks), infos, missing)
+        without_case = any(decoded.without_case for decoded in found.values())
+        return Cell(rates, blocks, significance.error_rate(blocks), infos, missing, without_case)
 
     def _decoded(self, system: str, seed: int, search: str, dataset: str, unit: str) -> RecordedSet | None:
         """Return the decoded set in the record of a training, None without one in that unit.

@@ -17,6 +17,7 @@ from espnet_speechllm_xl.config import ChunkingConfig, EncoderConfig
 from espnet_speechllm_xl.corpus.kaldi import read_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import decoded_sets, markdown, metrics, significance
+from espnet_speechllm_xl.evaluation.letter_case import compared, ignoring
 from espnet_speechllm_xl.evaluation.significance import Counted
 from espnet_speechllm_xl.evaluation.train_log import Epochs, read_train_log, stopped_early
 from espnet_speechllm_xl.experiment import count_parameters, read_config
@@ -34,6 +35,7 @@ class RecordedSet:
     counts: dict[str, dict[str, Counted]]  # {"words" or "characters": {utterance: (errors, symbols, speaker)}}
     missing: int  # utterances without hypothesis, all of whose symbols count as deletions
     info: dict[str, Any]  # decode.json
+    without_case: bool = False  # whether it was compared without regard to case, as its model writes small letters
 
     def rate(self, unit: str = "words") -> float:
         """Return the error rate in percent."""
@@ -160,7 +162,8 @@ class Records:
             tables = decoded_sets.read_decoded(directory, self.plan.dump)
             before, digest = self.get(system, seed).decoded.get(f"{search}/{dataset}"), _digest(tables.references)
             units = self.plan.corpus.units
-            if before and (before.info, before.references, [*before.counts]) == (tables.info, digest, units):
+            found = (tables.info, digest, units, tables.small_letters)
+            if before and (before.info, before.references, [*before.counts], before.without_case) == found:
                 return before
             return _scored(units, tables, digest, f"{directory}: hypotheses")
         except (UserError, OSError) as error:
@@ -256,10 +259,12 @@ def _scored(units: Sequence[str], tables: decoded_sets.ScoringTables, digest: st
     """
     counts: dict[str, dict[str, Counted]] = {}
     missing: list[str] = []
+    ignored, advice = ignoring(tables.small_letters), "make texts of one case of them, and decode again"
+    references, hypotheses = compared(tables.references, tables.hypotheses, ignored, what, advice)
     for unit in units:
-        counts[unit], scored = significance.counted(tables.references, tables.hypotheses, tables.speakers, unit, what)
+        counts[unit], scored = significance.counted(references, hypotheses, tables.speakers, unit, what)
         missing = scored.missing
-    return RecordedSet(digest, counts, len(missing), tables.info)
+    return RecordedSet(digest, counts, len(missing), tables.info, tables.small_letters)
 
 
 def _described(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:

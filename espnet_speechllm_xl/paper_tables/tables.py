@@ -197,7 +197,7 @@ def alignment_table(results: Results, table: Table) -> list[str]:
 
 
 def _notes(results: Results, table: Table) -> list[str]:
-    """Describe the blocks of the intervals, and name utterances without hypothesis."""
+    """Describe the blocks of the intervals, name utterances without hypothesis, and rows without regard to case."""
     lines, parts = [], []
     for column in table.sets:
         found = {row.name: results.cell(row, column) for row in table.rows}
@@ -208,6 +208,9 @@ def _notes(results: Results, table: Table) -> list[str]:
         for row, cell in found.items():
             if cell and cell.missing:
                 lines.append(f"{name}, {row}: {cell.missing} utterances without hypothesis count as deletions.")
+    every = [(row.name, results.cell(row, column)) for row in table.rows for column in table.sets]
+    if small := dict.fromkeys(row for row, cell in every if cell and cell.without_case):
+        lines.append(f"Compared without regard to case, as the model writes small letters: {', '.join(small)}.")
     return ([f"Blocks of the intervals: {'; '.join(parts)}."] if parts else []) + lines
 
 

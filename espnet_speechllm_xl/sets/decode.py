@@ -131,6 +131,8 @@ def _write_set(
         "task": batch_jobs.digest(task),
         "remarks": _remarks_on_audio(good),
     }
+    if any(item.get(decoded_sets.SMALL_LETTERS) for item in good.values()):
+        summary[decoded_sets.SMALL_LETTERS] = True
     decoded_sets.write_info(out, summary)
     if not failed:  # else the next run takes over the finished batches
         batch_jobs.finish(out / ".parts")
@@ -198,6 +200,7 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
                 "utterance": utterance,
                 "remarks": recording.remarks,
                 "nbest": _as_json(nbest),
+                decoded_sets.SMALL_LETTERS: speech2text.tokenizer.lower_case,
                 "audio_seconds": len(recording.samples) / speech2text.sample_rate,
                 "seconds": per_sample * len(recording.samples),
             }

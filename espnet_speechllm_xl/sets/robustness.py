@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from espnet_speechllm_xl.corpus.kaldi import KaldiError, read_reference_times, read_table, read_text
 from espnet_speechllm_xl.evaluation import significance
+from espnet_speechllm_xl.evaluation.letter_case import compared
 from espnet_speechllm_xl.evaluation.metrics import some_names
+from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored
 from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
 from espnet_speechllm_xl.sets.batch_jobs import batches_by_length
 
@@ -73,7 +75,11 @@ class Robustness:
 
 
 def measure_robustness(
-    speech2text: "Speech2Text", dump: Path, levels: Sequence[float], batch_size: int = 8
+    speech2text: "Speech2Text",
+    dump: Path,
+    levels: Sequence[float],
+    batch_size: int = 8,
+    ignored: Ignored = NOTHING_IGNORED,
 ) -> Robustness:
     """Decode a dump set as it is and with every change of its audio; says on standard error how far it is.
 
@@ -82,9 +88,11 @@ def measure_robustness(
         dump: the set, with texts.
         levels: changes of the level in dB.
         batch_size: utterances decoded together.
+        ignored: parts of the texts that are not scored.
 
     Raises:
-        UserError: the set has no text, or audio that is missing or cannot be used.
+        UserError: the set has no text, text in another case than the model's throughout, or audio that is missing or
+            cannot be used.
     """
     utterances, speakers = _read(dump, speech2text.sample_rate)
     timed = {name: each for name, each in utterances.items() if each.end is not None}
@@ -95,11 +103,13 @@ def measure_robustness(
             continue
         print(f"{title}: {len(chosen)} utterances", file=sys.stderr, flush=True)
         hypotheses = _decode(speech2text, {name: samples(each) for name, each in chosen.items()}, batch_size)
-        found = _counted({name: each.text for name, each in chosen.items()}, hypotheses, speakers)
+        texts = {name: each.text for name, each in chosen.items()}
+        texts, hypotheses = compared(texts, hypotheses, ignored, str(dump))
+        found = _counted(texts, hypotheses, speakers)
         base = bases.setdefault(is_cut, found)
         difference = "-" if found is base else significance.difference(found, base).text("{:+.1f}")
         rate = significance.error_rate(found).text("{:.1f}")
-        rows.append(Row(title, rate, difference, _last_words(chosen, hypotheses), len(chosen)))
+        rows.append(Row(title, rate, difference, _last_words(texts, hypotheses), len(chosen)))
     return Robustness(rows, bases[False].described(), len(utterances) - len(timed))
 
 
@@ -159,6 +169,6 @@ def _counted(
     return significance.blocks([rows])
 
 
-def _last_words(utterances: Mapping[str, Utterance], hypotheses: Mapping[str, str]) -> int:
+def _last_words(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> int:
     """Count the utterances whose last word is right."""
-    return sum(hypotheses[name].split()[-1:] == each.text.split()[-1:] for name, each in utterances.items())
+    return sum(hypotheses[name].split()[-1:] == text.split()[-1:] for name, text in references.items())

@@ -16,6 +16,8 @@ from espnet_speechllm_xl.corpus.ctm import read_ctm
 from espnet_speechllm_xl.corpus.kaldi import read_table, read_text, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import stream_latency
+from espnet_speechllm_xl.evaluation.letter_case import ignoring
+from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets import batch_jobs
 from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
@@ -44,6 +46,7 @@ class Streaming:
         block_seconds: audio pushed at a time.
         tail_seconds: silence pushed after each recording.
         nj: processes.
+        ignore_case: compare without regard to case, whatever the model writes.
     """
 
     load: dict[str, Any]
@@ -53,6 +56,7 @@ class Streaming:
     block_seconds: float = 0.04
     tail_seconds: float = 0.0
     nj: int = 1
+    ignore_case: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
         raise UserError(f"{dump}: the texts hold no words: there is nothing to compare")
     ctm, times = _reference(reference, dump)
     load = {name: value for name, value in streaming.load.items() if name != "context"}
-    chunkings, rate, search_config = _chunkings(load, streaming)
+    chunkings, rate, search_config, small_letters = _chunkings(load, streaming)
+    ignored = ignoring(small_letters, Ignored(case=streaming.ignore_case))
     batches = batch_jobs.batches_by_length({**dict.fromkeys(audio, 0), **sample_counts(dump)}, BATCH)
     shared = {
         "load": load,
@@ -104,7 +109,7 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
     for options, figures in chunkings:
         runs, failures = stream_set({**shared, "stream": options}, batches, out)
         failed.update(failures)
-        sizes.append({**figures, **stream_latency.summary(runs, stream_latency.compare(runs, texts, times))})
+        sizes.append({**figures, **stream_latency.summary(runs, stream_latency.compare(runs, texts, times, ignored))})
     write_table(out / "failed", failed)
     setup = {
         "model": load["path"],
@@ -118,6 +123,7 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
         "block_seconds": streaming.block_seconds,
         "tail_seconds": streaming.tail_seconds,
         "nj": streaming.nj,
+        **({"compared": "without regard to case"} if ignored.case else {}),
         "failed": len(failed),
     }
     return Latency(setup, sizes, failed)
@@ -135,8 +141,10 @@ def _reference(path: str | None, dump: Path) -> "tuple[Path | None, dict[str, li
 
 def _chunkings(
     load: dict[str, Any], streaming: Streaming
-) -> tuple[list[tuple[dict[str, Any], dict[str, float | None]]], int, SearchConfig]:
+) -> tuple[list[tuple[dict[str, Any], dict[str, float | None]]], int, SearchConfig, bool]:
     """Return the options of streams and the figures of each chunk size, the sample rate, and the streams' search.
+
+    Behind them: whether the model writes small letters only.
 
     Raises:
         UserError: before any work, for a model or a setting that cannot be used.
@@ -160,7 +168,7 @@ def _chunkings(
         }
         figures = {name: round(value, 3) if value < math.inf else None for name, value in values.items()}
         found.append((options, figures))
-    return found, speech2text.sample_rate, search_config
+    return found, speech2text.sample_rate, search_config, speech2text.tokenizer.lower_case
 
 
 def stream_set(

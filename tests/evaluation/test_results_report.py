@@ -210,15 +210,20 @@ def test_a_model_that_writes_small_letters_is_compared_without_case(tmp_path):
     references = dump / "raw/test/text"
     references.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in REF.splitlines(True)), encoding="utf-8")
     results = tmp_path / "RESULTS.md"
-    assert run("--exp", exp, "--dump", dump, "--results", results) == 0
-    llm, tiny = results.read_text(encoding="utf-8").split("\n## ")[2:4]
+    options = ["--exp", exp, "--dump", dump, "--results", results]
+    assert run(*options) == 1
+    llm, tiny, *_, unscored = results.read_text(encoding="utf-8").split("\n## ")[2:]
     said = "The model writes small letters: compared without regard to case."
     assert llm.startswith("llm\n") and said in llm and said not in tiny
     row = "|decode_alsd/test|4|7|{}|{}|0.0|0.0|{}|{}|"
     assert row.format("100.0", "0.0", "0.0", "0.0") in llm.split("### TER")[0]
-    assert row.format("0.0", "100.0", "100.0", "75.0") in tiny
+    assert "alsd/test|" not in tiny and "test_2x|4|" in tiny, "of another model no word could be right"
+    says = "tiny/decode_{}/test: the references are in capitals, the hypotheses in small letters: compare them with"
+    assert all(f"- {says.format(search)} --ignore-case" in unscored for search in ("alsd", "greedy"))
     assert "|decode_alsd/test|4|" in llm.split("### TER")[1]
     assert [line.split("|")[8] for line in llm.split("### TER")[1].splitlines() if "alsd/test|4" in line][0] == "0.0"
+    assert run(*options, "--ignore-case") == 0
+    assert row.format("100.0", "0.0", "0.0", "0.0") in results.read_text(encoding="utf-8").split("\n## tiny")[1]
 
 
 def test_results_of_written_text(tmp_path):

@@ -18,7 +18,9 @@ import pytest
 import tiny
 import torch
 import yaml
+from made_tokenizers import save_hugging_face
 from test_readme import driver_options
+from tokenizers import normalizers
 
 from espnet_speechllm_xl import experiment
 from espnet_speechllm_xl.bin import cli
@@ -822,6 +824,34 @@ def test_characters_are_counted_too(recipe):
     assert "|system (CER)|" in text and "|CER minus 1.28 s|" in text
     write(plan, plan.read_text(encoding="utf-8").replace("[words, characters]", "[letters]"))
     assert command(recipe, "--report") == 2
+
+
+def test_a_model_that_writes_small_letters_is_compared_without_case(recipe, capsys):
+    for tag, search in (("xl_tiny", "alsd"), ("xl_tiny_c16", "alsd"), ("ctc_tiny", "greedy")):
+        plant(recipe, tag, search, "eval", lambda index: index % 2)
+    text = recipe / "dump/raw/eval/text"
+    text.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in text.read_text().splitlines(True)))
+    decoded = recipe / "exp/ctc_tiny/decode_greedy/eval/text"
+    decoded.write_text("".join(f"{line[:4]}{line[4:].upper()}" for line in decoded.read_text().splitlines(True)))
+    save_hugging_face(recipe / "exp/xl_tiny/tokenizer", ["a b c"], True, normalizer=normalizers.Lowercase())
+    assert command(recipe, "--report") == 1
+    # Of the other training in small letters no word could be right.
+    path = recipe / "exp/xl_tiny_c16/decode_alsd/eval"
+    says = "the references are in capitals, the hypotheses in small letters: make texts of one case of them"
+    assert f"{path}: hypotheses: {says}" in capsys.readouterr().err
+    report = (recipe / "exp/TABLES.md").read_text(encoding="utf-8")
+    assert [row[3].split()[0] for row in rows_of(report, "I")["1.28 s"] if len(row) == 5] == ["5.0"]
+    assert rows_of(report, "I")["0.64 s"][0][3] == "missing"
+    assert "Compared without regard to case, as the model writes small letters: 1.28 s." in report
+    assert rows_of(report, "V")["CTC"][0][1].startswith("5.0 [")
+    record = json.loads((recipe / "exp/records/xl_tiny.json").read_text(encoding="utf-8"))
+    assert record["decoded"]["alsd/eval"]["without_case"] is True
+    # A record of before is made anew.
+    record["decoded"]["alsd/eval"]["without_case"] = False
+    (recipe / "exp/records/xl_tiny.json").write_text(json.dumps(record), encoding="utf-8")
+    assert command(recipe, "--report") == 1
+    again = json.loads((recipe / "exp/records/xl_tiny.json").read_text(encoding="utf-8"))
+    assert again["decoded"]["alsd/eval"]["without_case"] is True
 
 
 def test_a_damaged_record_is_named(recipe, capsys):
