@@ -127,10 +127,9 @@ class ChunkingConfig:
     train_chunks: list[int] | None = None  # frames, chunk sizes; training draws one a batch; null: ``chunk`` only
     look_ahead: int | None = None  # frames; null: the encoder's right_context
     train_look_aheads: list[int] | None = None  # frames; training draws one a batch; null: ``look_ahead`` only
-    train_delays: list[int] | None = None  # frames, label delays; training draws one a batch; null: ``delay`` only
 
     def __post_init__(self) -> None:
-        for name, least in (("train_chunks", 1), ("train_look_aheads", 0), ("train_delays", 0)):
+        for name, least in (("train_chunks", 1), ("train_look_aheads", 0)):
             sizes = getattr(self, name)
             require(
                 sizes is None or (sizes and all(has_kind(size, int) and size >= least for size in sizes)),
@@ -170,11 +169,6 @@ class ChunkingConfig:
         """Return these settings with chunks of ``chunk_size`` frames (None: infinite) that see at least as far back."""
         other = dataclasses.replace(self, chunk=chunk_size)  # refuses 0 frames
         return dataclasses.replace(other, context=timeline.same_context(self.chunk, self.context, chunk_size))
-
-    @property
-    def longest_delay(self) -> int:
-        """Return the label delay, in frames, with which the model may write its words."""
-        return max(self.train_delays or [self.delay])
 
     def right_context(self, encoder: EncoderTiming) -> int:
         """Return the frames of look-ahead with this encoder."""

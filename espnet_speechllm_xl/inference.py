@@ -21,7 +21,7 @@ from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
 from espnet_speechllm_xl.decoding.prompts import with_prompt
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
-from espnet_speechllm_xl.decoding.streams import Stream, transcribe_each
+from espnet_speechllm_xl.decoding.streams import Stream, transcribe
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CONFIG
 from espnet_speechllm_xl.settings import ConfigError, from_dict
@@ -188,7 +188,7 @@ class Speech2Text:
         models = [self.prompted(one) for one in prompts]
         if self.chunking is None or all(model is self.model for model in models):
             return self.system.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
-        return transcribe_each(models, self.tokenizer, self.chunking, self.search_config, recordings)
+        return transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings, models)
 
     def prompted(self, prompt: str) -> Any:  # noqa: ANN401  # see ``model``
         """Return the model for recordings with a prompt.

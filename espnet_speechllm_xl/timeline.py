@@ -171,8 +171,7 @@ def latency_seconds(encoder: "EncoderTiming", chunking: "ChunkingConfig") -> flo
     """Return the worst-case algorithmic latency in seconds: max(segment, c) + look-ahead + delay; may be infinite."""
     if chunking.chunk is None or encoder.segment is None:
         return math.inf
-    block = max(encoder.segment, chunking.chunk)
-    return (block + chunking.right_context(encoder) + chunking.longest_delay) * FRAME_SECONDS
+    return (max(encoder.segment, chunking.chunk) + chunking.right_context(encoder) + chunking.delay) * FRAME_SECONDS
 
 
 def frames_from_seconds(seconds: float, what: str) -> int | None:

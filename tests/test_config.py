@@ -276,11 +276,15 @@ def test_yaml_too_deep_is_an_error_not_a_crash(text, tmp_path):
 def test_yaml_of_many_tokens_is_read_fast(tmp_path):
     file, text = tmp_path / "config.yaml", "token_list:\n" + "".join(f"- token{index}\n" for index in range(10000))
     file.write_text(text)
-    begin = time.process_time()
-    slow = yaml.safe_load(text)
-    middle = time.process_time()
-    assert read_yaml(file) == slow
-    assert time.process_time() - middle < (middle - begin) / 2
+    slow, fast = [], []
+    for _ in range(3):  # the best of each: a collection of garbage may fall into any
+        begin = time.process_time()
+        expected = yaml.safe_load(text)
+        middle = time.process_time()
+        assert read_yaml(file) == expected
+        slow.append(middle - begin)
+        fast.append(time.process_time() - middle)
+    assert min(fast) < min(slow) / 2
 
 
 # --- what ESPnet makes of them ---

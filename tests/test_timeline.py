@@ -105,7 +105,6 @@ def test_latency_of_the_paper():
     assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=8)) == pytest.approx(1.52)  # the encoder's hop
     assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=64)) == pytest.approx(2.8)
     assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=32, delay=12)) == pytest.approx(2.0)
-    assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=32, train_delays=[0, 12])) == pytest.approx(2.0)
     assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=64, look_ahead=2)) == pytest.approx(2.64)
     assert timeline.latency_seconds(encoder, ChunkingConfig(chunk=None)) == math.inf
     whole = EncoderConfig(segment=None, left_context=0, right_context=0)

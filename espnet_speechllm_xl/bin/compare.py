@@ -57,14 +57,16 @@ def _counted(
         args: options of the command.
     """
     from espnet_speechllm_xl.evaluation import metrics, significance
-    from espnet_speechllm_xl.evaluation.letter_case import compared
+    from espnet_speechllm_xl.evaluation.letter_case import refuse_other_case
     from espnet_speechllm_xl.evaluation.listed_words import count_listed
     from espnet_speechllm_xl.evaluation.normalisers import normalised
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses
 
     hypotheses = ignored.left_of_all(read_hypotheses(name, reference))
     texts = normalised(args.normaliser, reference.against(hypotheses, ignored))
-    texts, hypotheses = compared(texts, normalised(args.normaliser, hypotheses), ignored, name)
+    hypotheses = normalised(args.normaliser, hypotheses)
+    if not ignored.case:
+        refuse_other_case(texts, hypotheses, name)
     counting = functools.partial(significance.counted, texts, hypotheses, reference.speakers)
     rows, scored = counting(args.unit, f"{name}: hypotheses")
     if scored.missing:

@@ -314,6 +314,7 @@ def transcribe(
     chunking: ChunkingConfig,
     search_config: SearchConfig,
     recordings: Sequence[npt.ArrayLike | Tensor],
+    prompted: Sequence[ChunkModel] | None = None,
 ) -> list[list[Transcript]]:
     """Return the n-best list of each recording, decoded as one batch.
 
@@ -323,35 +324,14 @@ def transcribe(
         chunking: may differ from training's.
         search_config: any method of searches.py.
         recordings: samples (n,) of each, see :meth:`Stream.push`.
+        prompted: the model with the prompt of each recording (prompts.py); None: there are no prompts.
 
     Raises:
         AudioError: the samples of a recording cannot be used.
     """
-    return transcribe_each([model] * len(recordings), tokenizer, chunking, search_config, recordings)
-
-
-def transcribe_each(
-    models: Sequence[ChunkModel],
-    tokenizer: Tokenizer,
-    chunking: ChunkingConfig,
-    search_config: SearchConfig,
-    recordings: Sequence[npt.ArrayLike | Tensor],
-) -> list[list[Transcript]]:
-    """Return the n-best list of each recording, decoded as one batch.
-
-    Args:
-        models: of each recording: one model, each time with a prompt of its own or without (prompts.py).
-        tokenizer: see :func:`transcribe`.
-        chunking: see :func:`transcribe`.
-        search_config: see :func:`transcribe`.
-        recordings: see :func:`transcribe`.
-
-    Raises:
-        AudioError: the samples of a recording cannot be used.
-    """
-    parts = zip(models, recordings, strict=True)
-    generators = [decode(model, tokenizer, chunking, search_config, samples) for model, samples in parts]
-    return run(generators, model_calls(models[0])) if models else []
+    parts = zip(prompted or [model] * len(recordings), recordings, strict=True)
+    generators = [decode(each, tokenizer, chunking, search_config, samples) for each, samples in parts]
+    return run(generators, model_calls(model))
 
 
 def decode(

@@ -161,17 +161,13 @@ class ChunkwiseModel(AcousticModel, abc.ABC):
     def _draw_chunking(self) -> ChunkingConfig:
         """Return the chunking of a batch.
 
-        It is the configured one, in training with one of its ``train_chunks``, ``train_look_aheads``, ``train_delays``.
+        It is the configured one, in training with one of its ``train_chunks`` and one of its ``train_look_aheads``.
         """
         chunking = self.chunking
-        if not self.training:
-            return chunking
-        if chunking.train_chunks:
+        if self.training and chunking.train_chunks:
             chunking = chunking.resized(_drawn(chunking.train_chunks))
-        if chunking.train_look_aheads:
+        if self.training and chunking.train_look_aheads:
             chunking = dataclasses.replace(chunking, look_ahead=_drawn(chunking.train_look_aheads))
-        if chunking.train_delays:
-            chunking = dataclasses.replace(chunking, delay=_drawn(chunking.train_delays))
         return chunking
 
 

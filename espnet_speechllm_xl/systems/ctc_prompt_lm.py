@@ -99,8 +99,9 @@ class PromptConfig:
             "prompt_conf layout to interleaved",
         )
         require(chunking.train_chunks is None, "chunking_conf train_chunks: chunks have one size: leave it at null")
-        for name in ("train_look_aheads", "train_delays"):
-            require(getattr(chunking, name) is None, f"chunking_conf {name}: there is one: leave it at null")
+        require(
+            chunking.train_look_aheads is None, "chunking_conf train_look_aheads: there is one: leave it at null"
+        )
         require(
             chunking.unit == "token" or self.end_ctc_weight == 0,
             "prompt_conf end_ctc_weight: CTC wants the first half of a word in the chunk where it was said: set it "

@@ -426,7 +426,6 @@ def test_a_long_stream(load):
         ({"context": 4}, {"ctc_weight": 0.3}, {}, "chunking_conf context 4: .* set it to null, or prompt_conf layout"),
         ({"train_chunks": [8]}, {"ctc_weight": 0.3}, {}, "train_chunks: chunks have one size: leave it at null"),
         ({"train_look_aheads": [2]}, {"ctc_weight": 0.3}, {}, "train_look_aheads: there is one: leave it at null"),
-        ({"train_delays": [2]}, {"ctc_weight": 0.3}, {}, "train_delays: there is one: leave it at null"),
         ({"unit": "word"}, {"ctc_weight": 0.3}, {}, "prompt_conf end_ctc_weight: .* set it to 0, or"),
         ({"delay": 2}, {"ctc_weight": 0.3}, {}, "prompt_conf end_ctc_weight: .* set one of them to 0"),
         ({"chunk": 6}, {"ctc_weight": 0.3}, {}, "chunk 6 and encoder segment 4 do not divide one another"),

@@ -129,8 +129,7 @@ def test_config_is_self_contained(toy_data, recogniser, tmp_path):
     values = yaml.safe_load((recogniser / "config.yaml").read_text())
     assert values["token_list"] == toy_data.tokens.read_text().rstrip("\n").split("\n")
     assert values["task"] == "speechllm_xl"
-    drawn = dict.fromkeys(("train_chunks", "train_look_aheads", "train_delays"))
-    defaults = {"delay": 0, "unit": "token", "look_ahead": None, **drawn}
+    defaults = {"delay": 0, "unit": "token", "train_chunks": None, "look_ahead": None, "train_look_aheads": None}
     assert values["chunking_conf"] == {"chunk": 8, "context": 2, **defaults}
     moved = tmp_path / "moved"
     moved.mkdir()
