@@ -215,7 +215,7 @@ class PretrainedNetwork(Network):
         """Return a row (D,) with which ``$`` has about ``END_SHARE`` of the probability before any training.
 
         A row of the model's own would not do.  Hearing frames, an LLM is sure of some tokens, and the end of text is
-        none of them: SmolLM2's first loss of ``$`` was 19 with that row, and 15 with the mean of all rows.
+        none of them (docs/llm.md has SmolLM2's first loss).
 
         The row is fitted to the hidden states of made inputs, frames of noise and any tokens: by ridge regression, so
         that the product of row and state is what the share asks for beside the other scores.
