@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from espnet_speechllm_xl.errors import UserError
 
+CHARACTERS = "characters.txt"  # in the directory of a Hugging Face tokenizer
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
 UNKNOWN = "\N{DOUBLE QUESTION MARK}"
 
@@ -208,11 +209,13 @@ class Tokenizer(abc.ABC):
         pieces: the token of each id.
         unknown_id: the id of unknown text; None: there is none.
         lower_case: whether it takes capitals as small letters, and gives small letters back.
+        characters: those of the training text, where the tokens can write many others; None: not known.
     """
 
     pieces: list[str]
     unknown_id: int | None
     lower_case: bool = False
+    characters: frozenset[str] | None = None
 
     @abc.abstractmethod
     def encode(self, text: str) -> tuple[list[int], list[int]]:
@@ -318,7 +321,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A local Hugging Face fast tokenizer (a directory with tokenizer.json)."""
+    """A local Hugging Face fast tokenizer (a directory with tokenizer.json; from the tokens stage, also CHARACTERS)."""
 
     def __init__(self, path: Path) -> None:
         from transformers import AutoTokenizer
@@ -340,6 +343,8 @@ class HuggingFaceTokenizer(Tokenizer):
         letters = self._model.convert_ids_to_tokens(self._ids("\u00f8"))
         self._byte_level = all(letter in "".join(letters) for letter in "\u00c3\u00b8")
         self.lower_case = self.decode(self._ids("ABC")) == "abc"
+        if (path / CHARACTERS).is_file():
+            self.characters = frozenset((path / CHARACTERS).read_text(encoding="utf-8"))
 
     def save_lower_case(self, path: Path) -> None:
         """Write a tokenizer.json of this tokenizer with small letters for capitals, which places still count."""

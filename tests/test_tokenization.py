@@ -392,7 +392,9 @@ def test_a_hugging_face_tokenizer_is_copied(tmp_path, sentences):
             len(read_token_list(out / "tokens.txt")) == len(tokenizer) == len(load_tokenizer(out / "tokenizer").pieces)
         )
     kept = sorted(path.name for path in (out / "tokenizer").iterdir())
-    assert kept == sorted(path.name for path in (tmp_path / "hf").iterdir() if path.suffix in (".json", ".jinja"))
+    copied = [path.name for path in (tmp_path / "hf").iterdir() if path.suffix in (".json", ".jinja")]
+    assert kept == sorted([*copied, "characters.txt"])
+    assert load_tokenizer(out / "tokenizer").characters == {"a"} and load_tokenizer(tmp_path / "hf").characters is None
     options = ["--text", str(tmp_path / "text"), "--out", str(out), "--type", "hf", "--hf", str(tmp_path / "text")]
     assert cli.main(["tokens", *options]) == 2
 
@@ -415,7 +417,7 @@ def test_a_hugging_face_tokenizer_takes_capitals_as_small_letters(tmp_path, sent
         for text in sentences[:20]:
             assert made.encode(text.upper()) == made.encode(text) == plain.encode(text)
             assert made.decode(made.encode(text.upper())[0]) == text
-        assert made.unknown(sentences[0].upper()) == ""
+        assert made.unknown(sentences[0].upper()) == "" and made.characters == set(sentences[0])
     said = capsys.readouterr()
     assert "come back otherwise" not in said.out and "no token for" not in said.out
     assert cli.main(["tokens", *options[:-3], "--type", "char", "--lower-case"]) == 2

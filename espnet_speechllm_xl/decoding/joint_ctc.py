@@ -17,10 +17,10 @@ CTC is the auxiliary head of training.  It has heard the audio up to the end of 
   which chunk is the last, and treats all alike.
 
 CTC's tokens may be characters while the decoder's are pieces of words (ctc_spelling.py).  A token of the decoder then
-adds all its characters to CTC's text, and a token without any costs nothing.  The space before a word belongs to the
-word: that it was heard does not say that another token has begun.  An LLM has too many tokens to score all of them.
-CTC gives no token more than it gives the text before, so the decoder's scores tell which tokens can be among the best.
-Only these are scored.
+adds all its characters to CTC's text, and a token without any costs nothing, or is refused.  The space before a word
+belongs to the word: that it was heard does not say that another token has begun.  An LLM has too many tokens to score
+all of them.  CTC gives no token more than it gives the text before, so the decoder's scores tell which tokens can be
+among the best.  Only these are scored.
 
 The paper's search is weight 0.  A joint score can rise again with the next chunk, so the alignment-synchronous search,
 which stops when no active hypothesis is better than a complete one, may stop too soon.
@@ -196,6 +196,8 @@ class SpellingDecoder(JointDecoder):
         super().__init__(model, weight)
         assert model.ctc is not None and model.ctc.spelling is not None
         self._spelling = model.ctc.spelling
+        self._refused = torch.zeros(self.eoc + 1)
+        self._refused[self._spelling.refused] = -math.inf
 
     def _extended(self, past: JointPast, prefix: Prefix, token: int) -> Prefix:
         _, spelled = self._spelling.advance(past.written, token)
@@ -208,7 +210,8 @@ class SpellingDecoder(JointDecoder):
     ) -> list[Result[JointPast]]:
         rows = list(map(self._row, requests, prefixes))
         log_probs = torch.stack([result.log_probs for result in results])
-        outputs = SpelledOutputs(log_probs, self._weight, self._spelling, rows)
+        self._refused = self._refused.to(log_probs)
+        outputs = SpelledOutputs(log_probs, self._weight, self._spelling, rows, self._refused)
         return [
             Result(
                 JointPast(result.past, row.prefix, chunk_size(request), row.ending[None], row.written), outputs, index
@@ -234,11 +237,14 @@ class SpelledOutputs(Outputs):
         weight: of CTC.
         spelling: writes the decoder's tokens in CTC's.
         rows: the R hypotheses.
+        refused: (V + 1,) -inf for the tokens that no hypothesis may have, else 0.
     """
 
-    def __init__(self, log_probs: Tensor, weight: float, spelling: Spelling, rows: Sequence[_Row]) -> None:
+    def __init__(
+        self, log_probs: Tensor, weight: float, spelling: Spelling, rows: Sequence[_Row], refused: Tensor
+    ) -> None:
         super().__init__(log_probs)
-        self._weight, self._spelling, self._rows = weight, spelling, rows
+        self._weight, self._spelling, self._rows, self._refused = weight, spelling, rows, refused
         self._end = log_probs.shape[1] - 1
 
     def best(self, row: int, count: int, closed: Tensor | None = None, margin: float = math.inf) -> list[Candidate]:
@@ -246,7 +252,8 @@ class SpelledOutputs(Outputs):
 
         Tokens are scored in the order of the decoder until no other can be among the best.
         """
-        log_probs = self.log_probs[row] if closed is None else self.log_probs[row] + closed.to(self.log_probs)
+        log_probs = self.log_probs[row] + self._refused
+        log_probs = log_probs if closed is None else log_probs + closed.to(log_probs)
         most = self._joint(0.0, float(self._rows[row].prefix.value - self._rows[row].counted))
         seen: set[int] = set()
         ranked, least, size = [self.end(row)], -math.inf, max(FIRST_TOKENS, count)

@@ -13,9 +13,13 @@ Training, searches and word times all write a text in this way, token by token:
 
 Of a text without digits, that is what ``tokenization.plain_text`` gives an aligner; but an apostrophe that CTC has is
 written at the edge of a word, too.  What follows it is not known yet, and texts that are not made plain have such ones.
+
+What is left out costs a hypothesis nothing.  An LLM has thousands of such tokens, and a beam that CTC urges to go on
+runs away into them.  So a search may only write those whose characters the training text has.
 """
 
 import codecs
+import functools
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -24,6 +28,7 @@ from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import APOSTROPHES, BYTE_PIECE, WORD_START, Tokenizer, is_spoken, lone_space
 
 SPACE_MARKS = f"{WORD_START}Ġ "  # with which a token may begin
+CONTINUING = bytes(range(0x80, 0xC0))  # in UTF-8, behind the first byte of a character
 NAME, ADVICE = "loss_conf ctc_tokenizer", "give one of characters, as the aligner's (tokens --type char)"
 
 
@@ -69,12 +74,43 @@ class Spelling:
         if ctc_tokenizer.encode(f"{letter} {letter}")[0] != [*word, *word]:
             raise ConfigError(f"{NAME}: its first word begins otherwise than the next: {ADVICE}")
         self._symbols = {name for name in bare if len(name) > 1 and not BYTE_PIECE.fullmatch(name)}  # <noise>
-        self._letter = letter
+        self._letter, self._letters = letter, {name for name in bare if len(name) == 1}
         first = word[0]
         self.space = first if lone_space(ctc_tokenizer, first) else None
         self._forms: dict[str, str] = {}  # character -> the form that CTC has; "": none
         self._ids: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._steps: dict[tuple[Written, int], tuple[Written, Spelled]] = {}
+
+    @functools.cached_property
+    def refused(self) -> list[int]:
+        """Return the decoder's tokens that no search may write: CTC lacks a character, and the training text does, too.
+
+        Tokens that stand for no text, and those with white space that texts never have, are among them.
+        """
+        known = self._tokenizer.characters
+        if known is None:
+            return []
+        letters = known | self._letters
+        wide = [form.encode() for letter in letters for form in (letter, letter.lower(), letter.upper())]
+        tokens = range(len(self._tokenizer.pieces))
+        return [token for token in tokens if not self._may_write(token, known, [c for c in wide if len(c) > 1])]
+
+    def _may_write(self, token: int, known: frozenset[str], wide: list[bytes]) -> bool:
+        """Tell whether all characters of a token are known to CTC or to the training text.
+
+        Args:
+            token: the decoder's.
+            known: characters of the training text.
+            wide: the characters of several bytes that may be written.
+        """
+        if self._tokenizer.pieces[token].lstrip(SPACE_MARKS) in self._symbols:
+            return True
+        content = self._tokenizer.bytes_of(token)
+        inner = content.lstrip(CONTINUING)
+        text, tail = _decoded(inner)
+        parts = filter(None, (content[: len(content) - len(inner)], tail))
+        whole = all(letter == " " or letter in known or self._form(letter) for letter in text)
+        return bool(content) and whole and "  " not in text and all(any(p in c for c in wide) for p in parts)
 
     def spell(self, tokens: Iterable[int]) -> list[int]:
         """Return a text in CTC's tokens.

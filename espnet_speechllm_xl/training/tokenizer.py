@@ -12,7 +12,7 @@ from espnet_speechllm_xl.corpus.transcripts import case_differences, losses, rem
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.experiment import CTC_TOKENIZER, SENTENCEPIECE, TOKENIZER
 from espnet_speechllm_xl.files import atomic_path, atomic_write, copy_file, naming, temporary_folder
-from espnet_speechllm_xl.tokenization import HuggingFaceTokenizer, Tokenizer, load_tokenizer, normalise
+from espnet_speechllm_xl.tokenization import CHARACTERS, HuggingFaceTokenizer, Tokenizer, load_tokenizer, normalise
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -47,11 +47,11 @@ def make_tokenizer(text: str, out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     Raises:
         UserError: the text, the recipe or the Hugging Face tokenizer cannot be used.
     """
-    if recipe.kind == "hf":
-        return _take_hugging_face(out, recipe)
-    if recipe.lower_case:
+    if recipe.lower_case and recipe.kind != "hf":
         raise UserError(f"--lower-case is of --type hf; for {recipe.kind}, format the texts with --cleaner lower")
     sentences = list(filter(None, map(normalise, read_table(text, empty_values=True).values())))
+    if recipe.kind == "hf":
+        return _take_hugging_face(sentences, out, recipe)
     if not sentences:
         raise UserError(f"{text} has no transcripts: run the format stage")
     with atomic_path(out / SENTENCEPIECE) as temporary:
@@ -94,7 +94,7 @@ def remarks_on_texts(
     return lines
 
 
-def _take_hugging_face(out: Path, recipe: TokenizerRecipe) -> Tokenizer:
+def _take_hugging_face(sentences: Sequence[str], out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     if not recipe.hf:
         raise UserError("--type hf needs --hf DIR")
     source = Path(recipe.hf)
@@ -107,6 +107,9 @@ def _take_hugging_face(out: Path, recipe: TokenizerRecipe) -> Tokenizer:
     lowered = tokenizer if recipe.lower_case and isinstance(tokenizer, HuggingFaceTokenizer) else None
     if (out / TOKENIZER).resolve() != source.resolve():
         _copy_tokenizer(source, out / TOKENIZER, lowered)
+    text = "".join(sentences)
+    with atomic_write(out / TOKENIZER / CHARACTERS) as stream:
+        stream.write("".join(sorted(set(text.lower() if recipe.lower_case else text))))
     made = load_tokenizer(out / TOKENIZER)
     if recipe.lower_case and not made.lower_case:
         raise UserError(f"--hf {source}: its text could not be put in small letters: leave out --lower-case")

@@ -138,8 +138,8 @@ class Heard(torch.nn.Module):
 class Texts:
     """A spelling: the tokens of CTC that each token of the decoder stands for."""
 
-    def __init__(self, texts, space=None):
-        self.texts, self.space = texts, space
+    def __init__(self, texts, space=None, refused=()):
+        self.texts, self.space, self.refused = texts, space, list(refused)
 
     def advance(self, written, token):
         return written, Spelled(self.texts[token], False, False)
@@ -170,10 +170,10 @@ def text_probabilities(log_probs):
 
 @pytest.mark.parametrize("method", ["alsd", "chunk_sync"])
 @pytest.mark.parametrize("weight", [0.3, 0.8])
-@pytest.mark.parametrize("texts", [None, [(0,), (1, 0), ()]])
-def test_beam_as_large_as_the_space_is_exhaustive(method, weight, texts):
-    """CTC has the decoder's tokens, or characters: then tokens have one, two or none."""
-    spelling = None if texts is None else Texts(texts)
+@pytest.mark.parametrize("texts, refused", [(None, []), ([(0,), (1, 0), ()], []), ([(0,), (1, 0), ()], [2])])
+def test_beam_as_large_as_the_space_is_exhaustive(method, weight, texts, refused):
+    """CTC has the decoder's tokens, or characters: then tokens have one, two or none, and some are refused."""
+    spelling = None if texts is None else Texts(texts, refused=refused)
     for seed in range(4 if texts is None else 2):
         toy, sizes = Toy(seed, len(texts or "ab")), [2, 3, 1]
         log_probs = random_log_probs(sum(sizes), 3, seed)
@@ -185,7 +185,8 @@ def test_beam_as_large_as_the_space_is_exhaustive(method, weight, texts):
                 written = list(map(spelling.spell, written))
             # A text that CTC cannot hear in time is never written.
             in_time = all(any(text[: len(part)] == part for text in heard[k]) for k, part in enumerate(written))
-            if in_time and written[-1] in heard[-1]:  # in the end no more than this text is heard
+            allowed = not set(text_of(segments)) & set(refused)
+            if allowed and in_time and written[-1] in heard[-1]:  # in the end no more than this text is heard
                 joint[(segments,)] = (1 - weight) * score + weight * math.log(heard[-1][written[-1]])
         best = sorted(joint.items(), key=rank)
         found_texts = dict.fromkeys(text_of(segments) for (segments, *_), _ in best)
@@ -221,10 +222,11 @@ def test_the_best_of_many_tokens_are_found_without_scoring_all(count, margin, cl
     counted, ending = prefix.value - 0.3, prefix.waiting(2)
     for seed in range(3):
         log_probs = random_log_probs(1, size + 1, seed, sharpness)
-        outputs = SpelledOutputs(log_probs, 0.3, Texts(texts), [_Row(prefix, Written(), counted, ending)])
-        barred = torch.zeros(size + 1)
-        barred[:size:3] = -math.inf
-        every = [outputs.one(0, token) for token in range(size + 1) if not closed or barred[token] == 0]
+        barred, refused = torch.zeros(size + 1), torch.zeros(size + 1)
+        barred[:size:3] = refused[:size:7] = -math.inf
+        outputs = SpelledOutputs(log_probs, 0.3, Texts(texts), [_Row(prefix, Written(), counted, ending)], refused)
+        able = [t for t in range(size + 1) if refused[t] == 0 and (not closed or barred[t] == 0)]
+        every = [outputs.one(0, token) for token in able]
         every = sorted((one for one in every if one.score > -math.inf), key=lambda one: (-one.score, one.token))
         within = [one for one in every[:count] if one.score >= every[0].score - margin]
         scored, whole = [], outputs._scored

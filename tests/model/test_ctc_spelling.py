@@ -1,7 +1,9 @@
 """The decoder's text in CTC's characters: real tokenizers of every kind against the aligner's own encoding."""
 
+import copy
+
 import pytest
-from made_tokenizers import KINDS
+from made_tokenizers import KINDS, save_hugging_face
 
 from espnet_speechllm_xl.model.ctc_spelling import Spelled, Spelling, Written, make_spelling
 from espnet_speechllm_xl.settings import ConfigError
@@ -120,6 +122,37 @@ def test_tokens_without_a_sound(tokenizers, characters):
         written, spelled = spelling.advance(after_word, by_piece[piece])
         assert (spelled, written) == (Spelled((), opens, silent), Written(b"", True))
     assert spelling.space == characters.pieces.index("\u2581")
+
+
+def written_like(tokenizer, text):
+    """The tokenizer, as the tokens stage leaves it behind a training text."""
+    known = copy.copy(tokenizer)
+    known.characters = frozenset(text)
+    return known
+
+
+@pytest.mark.parametrize(
+    "text, allowed, refused",
+    [
+        # CTC has the small letters and the apostrophe, of the others the training text must have all.
+        ("ada sees", ["a", "A", "\u0120a", "'", "\u0120"], ["!", "7", "\u00c2", "\u010a", "\u00e2\u0138"]),
+        ("Ada, 7!", ["a", "!", "7", ","], ["?", "8", "\u010a"]),
+        ("5 \u20ac", ["5", "\u00e2", "\u0124", "\u00ac"], ["\u0138", "6"]),  # the bytes E2 82 AC, and 96
+    ],
+)
+def test_a_search_may_write_what_ctc_or_the_training_text_has(tokenizers, sentences, tmp_path, text, allowed, refused):
+    made = load_tokenizer(save_hugging_face(tmp_path / "gpt2", [*sentences, "\u2588\u2588 \u2589"], byte_level=True))
+    plain = Spelling(made, tokenizers["char"])
+    assert plain.refused == []  # not known what the training text has
+    pieces = {made.pieces[token] for token in Spelling(written_like(made, text), tokenizers["char"]).refused}
+    assert not pieces.intersection(allowed)
+    assert pieces >= set(refused) & set(made.pieces) and pieces & set(refused)
+
+
+def test_tokens_for_no_text_are_refused(tokenizers):
+    """Of the special tokens only those remain that are one token of CTC, too."""
+    spelling = Spelling(written_like(tokenizers["metaspace"], "ada"), tokenizers["char"])
+    assert tokenizers["metaspace"].pieces.index("<unk>") in spelling.refused
 
 
 def test_symbols_are_one_token_in_both(sentencepiece_model, sentences):
