@@ -107,10 +107,11 @@ class Spelling:
             return True
         content = self._tokenizer.bytes_of(token)
         inner = content.lstrip(CONTINUING)
-        text, tail = _decoded(inner)
-        parts = filter(None, (content[: len(content) - len(inner)], tail))
+        head, (text, tail) = content[: len(content) - len(inner)], _decoded(inner)
+        if not content or head + text.encode() + tail != content or "  " in text:  # bytes that are never in UTF-8
+            return False
         whole = all(letter == " " or letter in known or self._form(letter) for letter in text)
-        return bool(content) and whole and "  " not in text and all(any(p in c for c in wide) for p in parts)
+        return whole and all(any(part in each for each in wide) for part in (head, tail) if part)
 
     def spell(self, tokens: Iterable[int]) -> list[int]:
         """Return a text in CTC's tokens.

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import shutil
+import string
 import zipfile
 
 import pytest
@@ -23,7 +24,7 @@ from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.model.llm import Decoder
 from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.systems.speechllm_xl import SpeechLLMXL
-from espnet_speechllm_xl.tokenization import load_tokenizer
+from espnet_speechllm_xl.tokenization import CHARACTERS, load_tokenizer
 from espnet_speechllm_xl.trained_model import ModelError, pack
 from espnet_speechllm_xl.training.batches import Example, JoinedDataset
 
@@ -46,6 +47,7 @@ def byte_tokens(tmp_path_factory):
     (out / "text").write_text("u1 stop\n")
     options = ["--text", str(out / "text"), "--out", str(out), "--type", "hf", "--hf", str(source)]
     assert cli.main(["tokens", *options]) == 0
+    (out / "tokenizer" / CHARACTERS).unlink()  # models that are not trained write anything
     return out
 
 
@@ -106,6 +108,18 @@ def test_the_weight_changes_the_text_and_a_tiny_one_does_not(model_dir):
         words = texts[0.6].words
         assert all(0 < word.confidence <= 1 and 0 <= word.start <= word.end <= 5.12 for word in words)
         assert all(one.end <= other.end for one, other in itertools.pairwise(words))
+
+
+@pytest.mark.parametrize("model_dir", ["byte-level"], indirect=True)
+def test_only_characters_of_ctc_and_of_the_training_text_are_written(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    allowed = set("".join(tiny.SENTENCES)) | set(string.ascii_uppercase) | {"!"}
+    for known in (None, "stop!"):
+        if known:
+            (folder / "tokenizer" / CHARACTERS).write_text(known)
+        for search in ("greedy", "chunk_sync", "alsd"):
+            text = load(folder, search=search, ctc_weight=0.3)(tiny.speech(4, 80000), 16000)[0].text
+            assert text and (set(text) <= allowed) == bool(known)
 
 
 def test_a_long_stream_keeps_a_window_only(model_dir):
