@@ -714,5 +714,6 @@ def _to_mono(samples: NDArray, name: str, notes: Notes | None) -> NDArray:
     channels = samples.shape[1]
     if channels == 1:
         return samples[:, 0]
-    _note(notes, "channels-averaged", name, f"{channels} channels averaged; choose one of them by `channel`, from 0 on")
+    advice = "choose one of them, from 0 on (`channel`, --channel)"
+    _note(notes, "channels-averaged", name, f"{channels} channels averaged; {advice}")
     return samples.mean(axis=1, dtype=np.float64).astype(np.float32)

@@ -906,7 +906,7 @@ def test_a_channel_of_a_file(server, speech2text):
     for fields in ({}, {"channel": "mix"}):
         response = post(server, content, **fields)
         assert response.json()["text"] == speech2text(pair)[0].text
-        assert response.headers["x-remarks"].startswith("2 channels averaged; choose one of them by `channel`")
+        assert response.headers["x-remarks"].startswith("2 channels averaged; choose one of them, from 0 on")
 
 
 def test_what_is_lost_in_silence_is_said(server):
