@@ -29,6 +29,7 @@ def load(name):
 
 
 sentences = load("sentences")
+names = load("names")
 synthesise = load("synthesise")
 written = load("written")
 data = load("data")
@@ -324,3 +325,47 @@ def test_the_written_variant_is_the_same_speech(tmp_path, monkeypatch):
         return {(row[0], round(float(row[2]) + float(row[3]), 3)) for row in rows}
 
     assert ends(marked["ref.ctm"]) <= ends(plain["ref.ctm"]), "a written word ends where its last spoken one ends"
+
+
+def test_made_up_names_are_of_one_set_and_unlike_those_of_the_others():
+    from rapidfuzz.distance import Levenshtein
+
+    of_set = {name: names.of_set(name) for name in sentences.SETS}
+    assert {name: len(set(own)) for name, own in of_set.items()} == names.MOST
+    assert of_set["test"] == names.of_set("test")
+    for one, other in itertools.combinations(sentences.SETS, 2):
+        assert all(Levenshtein.distance(a, b) > 1 for a in of_set[one] for b in of_set[other])
+    everything = {word for own in of_set.values() for word in own}
+    assert not everything & sentences.vocabulary()
+    letters = set("".join(of_set["train"])) | set("".join(sentences.vocabulary()))
+    assert set("".join(everything)) <= letters, "a tokenizer of the training text can write all names"
+
+
+def test_the_variant_with_names_has_prompts_for_its_test_sets(tmp_path, monkeypatch, capsys):
+    from espnet_speechllm_xl.corpus.kaldi import read_table
+    from espnet_speechllm_xl.evaluation.listed_words import read_words
+    from espnet_speechllm_xl.sets.prompts import prompts_of_set
+
+    sizes = {"small": {"train": (30, 0), "dev": (20, 0), "test": (0, 40), "repeats": (0, 8)}}
+    monkeypatch.setattr(data, "SIZES", sizes)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for _ in range(2):
+        assert data.main(["--out", str(tmp_path), "--nj", "1", "--names"]) == 0
+    assert capsys.readouterr().out.count("(was complete)") == 4
+    own = {name: set(names.of_set(name)) for name in sentences.SETS}
+    for name, split in data.SPLITS.items():
+        texts = read_table(tmp_path / name / "text")
+        words = {word for text in texts.values() for word in text.split()}
+        assert bool(words & own[split]) or name == "repeats"  # which may have no names
+        assert not any(words & own[other] for other in own if other != split)
+        assert not words & {"anna", "miller", "london"}
+        assert (tmp_path / name / "names").exists() == (name in ("dev", "test"))
+        if name not in ("dev", "test"):
+            continue
+        assert set(read_words(tmp_path / name / "names").split()) == own[split]
+        for said, count in (("right", 0), ("right", 10), ("wrong", 10), ("right", 30), ("wrong", 30)):
+            found = prompts_of_set(tmp_path / name, texts, "", str(tmp_path / name / f"prompts_{said}_{count}"))
+            for utterance, text in texts.items():
+                prompt, spoken = found.get(utterance, "").split(), own[split].intersection(text.split())
+                assert len(prompt) == len(set(prompt)) == count + len(spoken) * (said == "right")
+                assert spoken & set(prompt) == (spoken if said == "right" else set()) and set(prompt) <= own[split]

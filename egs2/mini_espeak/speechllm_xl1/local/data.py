@@ -1,11 +1,14 @@
 """Make the mini_espeak corpus: Kaldi data directories with reference word times.
 
-    python3 local/data.py --out data --size small --seed 1 [--written]
+    python3 local/data.py --out data --size small --seed 1 [--written | --names]
 
 ``OUT/{train,dev,test,repeats}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``,
 seconds); the audio lies in ``OUT/local/audio``.  With ``--written`` text and ref.ctm have the words as people write
-them (``Dr. Miller``, ``7:25``), and ``text_spoken`` has what is said; the audio is the same.  The result depends on
-these options alone, not on ``--nj``.  A set that is complete is left as it is.
+them (``Dr. Miller``, ``7:25``), and ``text_spoken`` has what is said; the audio is the same.  With ``--names``, names
+are made up, and none of one split is in another.  Then dev and test get prompts for ``decode --prompts``
+(``prompts_right_10``: the names of the utterance and 10 others; ``prompts_wrong_10``: 10 others) and the list
+``names`` for ``compare --words``.  The result depends on these options alone, not on ``--nj``.  A set that is complete
+is left as it is.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import names
 import sentences
 import synthesise
 import written
@@ -42,6 +46,8 @@ REPEATS_IN_TRAINING = 0.1  # as many seconds of such sentences, as a share of th
 MOST_VOICES = {"tiny": 2}  # so that speakers have several utterances
 SLOWEST, FASTEST = 140, 190
 FORMAT = 2
+NAMES = "names"  # file: the names of a set
+PROMPTED = ("dev", "test")
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,12 @@ def estimate_seconds(sentence, words_per_minute):
     return (0.041 * len(sentence) + 0.071 * len(sentence.split()) + 0.19) * 160 / words_per_minute
 
 
-def plan_set(name, size, seed, folder):
+def plan_set(name, size, seed, folder, variant="plain"):
     """The utterances of one set, in order; ``folder`` is the place of its audio."""
     min_seconds, min_words = SIZES[size][name]
     split, rng = SPLITS[name], random.Random(f"plan {name} {seed}")
     plans, deck, seconds, words = [], [], 0.0, 0
+    grammar = names.grammar(split) if variant == "names" else sentences.GRAMMAR
 
     def add(generator):
         """Plan one more utterance; returns its seconds and words."""
@@ -86,7 +93,7 @@ def plan_set(name, size, seed, folder):
 
     def fill(start, least_seconds, least_words=0):
         nonlocal seconds, words
-        generator = sentences.Generator(split, seed, start)
+        generator = sentences.Generator(split, seed, start, grammar)
         while seconds < least_seconds or words < least_words:
             more_seconds, more_words = add(generator)
             seconds, words = seconds + more_seconds, words + more_words
@@ -146,13 +153,13 @@ class Progress:
         print(line.ljust(60) if terminal else line, end=end, file=sys.stderr, flush=True)
 
 
-def write_set(folder, made, plans, as_written=False):
+def write_set(folder, made, plans, variant="plain"):
     """Write the Kaldi files of one set, sorted by utterance in the C locale; returns the number of different words."""
     by_id = {plan.utterance: plan for plan in plans}
     made = sorted(made)
     speakers = collections.defaultdict(list)
     vocabulary = set()
-    if as_written:
+    if variant == "written":
         spoken = {utterance: " ".join(word for word, _, _ in words) for utterance, _, words in made}
         write_table(folder / "text_spoken", spoken)
         made = [(name, count, written.with_times(by_id[name].sentences, words)) for name, count, words in made]
@@ -181,24 +188,35 @@ def write_set(folder, made, plans, as_written=False):
     return len(vocabulary)
 
 
+def write_prompts(folder, plans, name, seed):
+    """Write the prompts of a set, and last, the list of its names."""
+    texts = {plan.utterance: " ".join(plan.sentences) for plan in sorted(plans, key=lambda plan: plan.utterance)}
+    for file, lines in names.prompts(texts, name, seed).items():
+        write_table(folder / file, lines)
+    with atomic_write(folder / NAMES) as stream:
+        stream.writelines(f"{each}\n" for each in sorted(names.of_set(name)))
+
+
 def is_complete(folder, marker, wanted, plans):
     """Whether a set made with the same options is there in whole."""
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    found.setdefault("written", False)  # as it was before there was such an option
-    names = ["wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm", *(["text_spoken"] if wanted["written"] else [])]
-    files = [folder / name for name in names]
-    whole = all(path.is_file() and path.stat().st_size for path in [*files, *(Path(plan.path) for plan in plans)])
+    # As the markers were before there were several variants.
+    found.setdefault("variant", "written" if found.pop("written", False) else "plain")
+    more = {"plain": [], "written": ["text_spoken"], "names": [NAMES] if wanted["set"] in PROMPTED else []}
+    files = ["wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm", *more[wanted["variant"]]]
+    paths = [*(folder / file for file in files), *(Path(plan.path) for plan in plans)]
+    whole = all(path.is_file() and path.stat().st_size for path in paths)
     return found if whole and all(found.get(key) == value for key, value in wanted.items()) else None
 
 
-def make_set(out, name, size, seed, jobs, as_written=False):
+def make_set(out, name, size, seed, jobs, variant="plain"):
     """Make one set unless it is complete; returns its figures (a dict)."""
     folder, marker, audio = out / name, out / "local" / f"{name}.json", out / "local" / "audio" / name
-    wanted = {"format": FORMAT, "set": name, "size": size, "seed": seed, "written": as_written}
-    plans = plan_set(name, size, seed, audio)
+    wanted = {"format": FORMAT, "set": name, "size": size, "seed": seed, "variant": variant}
+    plans = plan_set(name, size, seed, audio, variant)
     found = is_complete(folder, marker, wanted, plans)
     if found:
         return {**found, "skipped": True}
@@ -208,7 +226,9 @@ def make_set(out, name, size, seed, jobs, as_written=False):
     for result in _results(plans, jobs):
         made.append(result)
         progress.show(len(made))
-    different = write_set(folder, made, plans, as_written)
+    different = write_set(folder, made, plans, variant)
+    if variant == "names" and name in PROMPTED:
+        write_prompts(folder, plans, name, seed)
     figures = {
         **wanted,
         "utterances": len(made),
@@ -250,7 +270,11 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("data"), help="data directory (default: data)")
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="100 s, 1 h or 5 h of training speech")
     parser.add_argument("--seed", type=_natural, default=1, help="default: 1; settings were chosen on dev of seed 0")
-    parser.add_argument("--written", action="store_true", help="text with capitals, punctuation and numbers")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--written", action="store_const", dest="variant", const="written", default="plain",
+                       help="text with capitals, punctuation and numbers")  # fmt: skip
+    kinds.add_argument("--names", action="store_const", dest="variant", const="names",
+                       help="made-up names, in each set its own, with prompts of names for dev and test")  # fmt: skip
     parser.add_argument("--nj", type=_positive, default=min(usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     return guard.run(lambda: _make(options), "mini_espeak data", bad_input=1)
@@ -259,7 +283,7 @@ def main(arguments=None):
 def _make(options):
     try:
         for name in SPLITS:
-            made = make_set(options.out, name, options.size, options.seed, options.nj, options.written)
+            made = make_set(options.out, name, options.size, options.seed, options.nj, options.variant)
             print(describe(options.out / name, made))
     except (ImportError, RuntimeError) as error:  # no espeak-ng
         raise UserError(str(error)) from error

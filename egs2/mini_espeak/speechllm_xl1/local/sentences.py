@@ -211,18 +211,19 @@ class Generator:
     so all alternatives, and with them all words, stay about equally frequent.
     """
 
-    def __init__(self, name, seed, start="sentence"):
+    def __init__(self, name, seed, start="sentence", grammar=None):
         """``name`` is one of ``SETS``, ``start`` the symbol of a sentence; raises ValueError for another set."""
         if name not in SETS:
             raise ValueError(f"set {name!r} is not one of {', '.join(SETS)}")
         self._name, self._start = name, start
         self._random = random.Random(f"{start}s {name} {seed}")
-        self._decks = {symbol: [] for symbol in GRAMMAR}
+        self._grammar = GRAMMAR if grammar is None else grammar
+        self._decks = {symbol: [] for symbol in self._grammar}
 
     def _deal(self, symbol):
         deck = self._decks[symbol]
         if not deck:
-            deck.extend(GRAMMAR[symbol])
+            deck.extend(self._grammar[symbol])
             self._random.shuffle(deck)
         return SYMBOL.sub(lambda match: self._deal(match[1]), deck.pop())
 
