@@ -329,43 +329,97 @@ def test_the_written_variant_is_the_same_speech(tmp_path, monkeypatch):
 
 def test_made_up_names_are_of_one_set_and_unlike_those_of_the_others():
     from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
 
-    of_set = {name: names.of_set(name) for name in sentences.SETS}
+    of_set = names.of_sets()
     assert {name: len(set(own)) for name, own in of_set.items()} == names.MOST
-    assert of_set["test"] == names.of_set("test")
-    for one, other in itertools.combinations(sentences.SETS, 2):
-        assert all(Levenshtein.distance(a, b) > 1 for a in of_set[one] for b in of_set[other])
-    everything = {word for own in of_set.values() for word in own}
-    assert not everything & sentences.vocabulary()
-    letters = set("".join(of_set["train"])) | set("".join(sentences.vocabulary()))
-    assert set("".join(everything)) <= letters, "a tokenizer of the training text can write all names"
+    names.of_sets.cache_clear()
+    assert names.of_sets() == of_set
+    everything = [*of_set.items(), ("grammar", sorted(sentences.vocabulary()))]
+    for (_, own), (_, others) in itertools.combinations(everything, 2):
+        assert cdist(own, others, scorer=Levenshtein.distance).min() > 2
+        sounds = [list(map(names.sound, words)) for words in (own, others)]
+        assert cdist(*sounds, scorer=Levenshtein.distance).min() > 2
+    letters = set("".join(of_set["train"]))
+    assert set("".join([*of_set["dev"], *of_set["test"]])) <= letters, "a tokenizer of the training text can write all"
+
+
+@pytest.mark.parametrize(
+    "word, other, near",
+    [
+        ("vanobil", "vanobil", True),
+        ("vanobil", "vanebir", True),  # two changed
+        ("vanobil", "vanbl", True),  # two left out
+        ("vanobil", "rvanobilt", True),  # two added
+        ("vanobil", "vanobayrel", False),
+        ("vanobil", "zanegir", False),  # three changed
+        ("phaceam", "faseem", True),  # sounds alike
+        ("phaickeam", "fayceents", False),  # k and s, and three more
+    ],
+)
+def test_near_copies(word, other, near):
+    assert bool(names.neighbours(word) & names.neighbours(other)) == near
+
+
+def test_who_hears_a_name_cannot_know_its_spelling():
+    """Of the names with a spelling that is not the plain one, most are said as if it were."""
+    assert names.sound("phaceamock") == "faseemok"
+    voice, alike = synthesise.Voice("gb", ""), []
+    respelt = [name for name in names.of_sets()["test"] if names.sound(name) != name]
+    for name in respelt[:40]:
+        said, plain = (
+            synthesise.speak([f"call {text}"], voice, 160, 50)[1][0][0] for text in (name, names.sound(name))
+        )
+        alike.append(np.array_equal(said, plain))
+    assert len(respelt) > 300 and np.mean(alike) > 0.5
+
+
+def test_names_come_on_top_of_the_corpus():
+    for name, split in data.SPLITS.items():
+        plain, more = (data.plan_set(name, "small", 1, "audio", variant) for variant in ("plain", "names"))
+        assert more[: len(plain)] == plain
+        named = [text for plan in more[len(plain) :] for text in plan.sentences]
+        assert bool(named) == (name != "repeats")
+        words = [word for text in named for word in text.split()]
+        own = set(names.of_sets()[split]).intersection(words)
+        assert len(own) >= (1500 if name == "train" else 200 if name == "test" else 100 if name == "dev" else 0)
+        others = {word for other in sentences.SETS if other != split for word in names.of_sets()[other]}
+        assert not others.intersection(words) and all(set(text.split()) & own for text in named)
 
 
 def test_the_variant_with_names_has_prompts_for_its_test_sets(tmp_path, monkeypatch, capsys):
+    from espnet_speechllm_xl.bin import cli
     from espnet_speechllm_xl.corpus.kaldi import read_table
-    from espnet_speechllm_xl.evaluation.listed_words import read_words
     from espnet_speechllm_xl.sets.prompts import prompts_of_set
 
-    sizes = {"small": {"train": (30, 0), "dev": (20, 0), "test": (0, 40), "repeats": (0, 8)}}
+    sizes = {"small": {"train": (8, 0), "dev": (10, 0), "test": (0, 30), "repeats": (0, 8)}}
     monkeypatch.setattr(data, "SIZES", sizes)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["--out", str(tmp_path), "--nj", "1"]
     for _ in range(2):
-        assert data.main(["--out", str(tmp_path), "--nj", "1", "--names"]) == 0
+        assert data.main([*command, "--names"]) == 0
     assert capsys.readouterr().out.count("(was complete)") == 4
-    own = {name: set(names.of_set(name)) for name in sentences.SETS}
-    for name, split in data.SPLITS.items():
-        texts = read_table(tmp_path / name / "text")
-        words = {word for text in texts.values() for word in text.split()}
-        assert bool(words & own[split]) or name == "repeats"  # which may have no names
-        assert not any(words & own[other] for other in own if other != split)
-        assert not words & {"anna", "miller", "london"}
-        assert (tmp_path / name / "names").exists() == (name in ("dev", "test"))
-        if name not in ("dev", "test"):
-            continue
-        assert set(read_words(tmp_path / name / "names").split()) == own[split]
-        for said, count in (("right", 0), ("right", 10), ("wrong", 10), ("right", 30), ("wrong", 30)):
-            found = prompts_of_set(tmp_path / name, texts, "", str(tmp_path / name / f"prompts_{said}_{count}"))
-            for utterance, text in texts.items():
-                prompt, spoken = found.get(utterance, "").split(), own[split].intersection(text.split())
-                assert len(prompt) == len(set(prompt)) == count + len(spoken) * (said == "right")
-                assert spoken & set(prompt) == (spoken if said == "right" else set()) and set(prompt) <= own[split]
+    made = ("names", *names.PROMPTS)
+    for name in ("dev", "test"):
+        folder, own = tmp_path / name, set(names.of_sets()[name])
+        texts, files = read_table(folder / "text"), read_table(folder / "wav.scp")
+        assert min(soundfile.info(file).duration for file in files.values()) >= synthesise.MIN_SECONDS
+        said = {utterance: own.intersection(text.split()) for utterance, text in texts.items()}
+        assert 0 < sum(map(bool, said.values())) < len(said), "some utterances have names, some have none"
+        found = {file: prompts_of_set(folder, texts, "", str(folder / file)) for file in names.PROMPTS}
+        for file, (right, count) in names.PROMPTS.items():
+            for utterance in texts:
+                prompt = found[file].get(utterance, "").split()
+                wrong = set(prompt) - said[utterance]
+                assert len(prompt) == len(set(prompt)) == count + len(said[utterance]) * right and set(prompt) <= own
+                assert len(wrong) == count, "all that are said are in it, or none"
+                assert wrong <= set(found["prompts_right_100"][utterance].split())
+        assert cli.main(["compare", str(folder), "--ref", str(folder), "--words", str(folder / "names")]) == 0
+        count = sum(word in own for text in texts.values() for word in text.split())
+        assert f"|{count}|100.0 [100.0, 100.0]|-|0|100.0|" in capsys.readouterr().out
+        assert set((folder / "names").read_text().split()) == own
+    assert not any((tmp_path / name / file).exists() for name in ("train", "repeats") for file in made)
+    (tmp_path / "test/prompts_right_20").unlink()
+    assert data.main([*command, "--names"]) == 0 and (tmp_path / "test/prompts_right_20").exists()
+    assert data.main(command) == 0
+    assert not any((tmp_path / name / file).exists() for name in ("dev", "test") for file in made)

@@ -4,11 +4,11 @@
 
 ``OUT/{train,dev,test,repeats}`` get wav.scp, text, utt2spk, spk2utt and ref.ctm (``utt 1 start duration word``,
 seconds); the audio lies in ``OUT/local/audio``.  With ``--written`` text and ref.ctm have the words as people write
-them (``Dr. Miller``, ``7:25``), and ``text_spoken`` has what is said; the audio is the same.  With ``--names``, names
-are made up, and none of one split is in another.  Then dev and test get prompts for ``decode --prompts``
-(``prompts_right_10``: the names of the utterance and 10 others; ``prompts_wrong_10``: 10 others) and the list
-``names`` for ``compare --words``.  The result depends on these options alone, not on ``--nj``.  A set that is complete
-is left as it is.
+them (``Dr. Miller``, ``7:25``), and ``text_spoken`` has what is said; the audio is the same.  With ``--names``, train,
+dev and test have as much again of sentences with made-up names behind their own, and none of one set is in another.
+Then dev and test get prompts for ``decode --prompts`` (``prompts_right_20``: the names of the utterance and 20 others;
+``prompts_wrong_20``: 20 others) and the list ``names`` for ``compare --words``.  The result depends on these options
+alone, not on ``--nj``.  A set that is complete is left as it is.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import written
 
 from espnet_speechllm_xl.bin import guard
 from espnet_speechllm_xl.corpus.audio import write_flac
-from espnet_speechllm_xl.corpus.kaldi import write_table
+from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.files import atomic_write
 from espnet_speechllm_xl.sets.batch_jobs import not_done
@@ -101,6 +101,8 @@ def plan_set(name, size, seed, folder, variant="plain"):
     fill("repeats" if name == "repeats" else "sentence", min_seconds, min_words)
     if name == "train":
         fill("repeats", seconds + REPEATS_IN_TRAINING * min_seconds)
+    if variant == "names" and name in sentences.SETS:
+        fill("named", seconds + min_seconds, words + min_words)
     return plans
 
 
@@ -188,13 +190,12 @@ def write_set(folder, made, plans, variant="plain"):
     return len(vocabulary)
 
 
-def write_prompts(folder, plans, name, seed):
-    """Write the prompts of a set, and last, the list of its names."""
-    texts = {plan.utterance: " ".join(plan.sentences) for plan in sorted(plans, key=lambda plan: plan.utterance)}
-    for file, lines in names.prompts(texts, name, seed).items():
+def write_prompts(folder, name, seed):
+    """Write prompts for a set, and the list of the names that they may hold."""
+    for file, lines in names.prompts(read_table(folder / "text"), name, seed).items():
         write_table(folder / file, lines)
     with atomic_write(folder / NAMES) as stream:
-        stream.writelines(f"{each}\n" for each in sorted(names.of_set(name)))
+        stream.writelines(f"{each}\n" for each in sorted(names.of_sets()[name]))
 
 
 def is_complete(folder, marker, wanted, plans):
@@ -205,8 +206,8 @@ def is_complete(folder, marker, wanted, plans):
         return None
     # As the markers were before there were several variants.
     found.setdefault("variant", "written" if found.pop("written", False) else "plain")
-    more = {"plain": [], "written": ["text_spoken"], "names": [NAMES] if wanted["set"] in PROMPTED else []}
-    files = ["wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm", *more[wanted["variant"]]]
+    more = {"written": ["text_spoken"], "names": [NAMES, *names.PROMPTS] if wanted["set"] in PROMPTED else []}
+    files = ["wav.scp", "text", "utt2spk", "spk2utt", "ref.ctm", *more.get(wanted["variant"], [])]
     paths = [*(folder / file for file in files), *(Path(plan.path) for plan in plans)]
     whole = all(path.is_file() and path.stat().st_size for path in paths)
     return found if whole and all(found.get(key) == value for key, value in wanted.items()) else None
@@ -227,8 +228,10 @@ def make_set(out, name, size, seed, jobs, variant="plain"):
         made.append(result)
         progress.show(len(made))
     different = write_set(folder, made, plans, variant)
+    for file in (NAMES, *names.PROMPTS):
+        (folder / file).unlink(missing_ok=True)
     if variant == "names" and name in PROMPTED:
-        write_prompts(folder, plans, name, seed)
+        write_prompts(folder, name, seed)
     figures = {
         **wanted,
         "utterances": len(made),
@@ -274,7 +277,7 @@ def main(arguments=None):
     kinds.add_argument("--written", action="store_const", dest="variant", const="written", default="plain",
                        help="text with capitals, punctuation and numbers")  # fmt: skip
     kinds.add_argument("--names", action="store_const", dest="variant", const="names",
-                       help="made-up names, in each set its own, with prompts of names for dev and test")  # fmt: skip
+                       help="more sentences, with made-up names, and prompts of names for dev and test")  # fmt: skip
     parser.add_argument("--nj", type=_positive, default=min(usable_cores(), 16), help="processes")
     options = parser.parse_args(arguments)
     return guard.run(lambda: _make(options), "mini_espeak data", bad_input=1)
