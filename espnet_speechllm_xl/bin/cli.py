@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": "error rates of decoded sets with confidence intervals, and their differences",
     "border-report": "errors at the boundaries of chunks, or what a model thinks of the words there",
     "robustness": "WER at other levels, and of audio that is cut where its last word ends",
+    "nonspeech": "words that streams write where there is no speech, and endpoints that cut sentences or come late",
     "endless": "run one stream for hours: memory, time and text must stay the same",
     "bench": "times of the recogniser's parts, beside floors, peers and another checkout",
     "tables": "train and decode what the paper's tables need on a corpus, and write TABLES.md",
