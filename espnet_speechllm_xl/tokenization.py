@@ -4,6 +4,7 @@ Ids are the tokenizer's own, 0 .. V-1; ``$`` and the CTC blank are not tokens of
 """
 
 import abc
+import codecs
 import functools
 import itertools
 import re
@@ -89,17 +90,17 @@ def begins_word(character: str, before: str = "") -> bool:
     Chinese), with the marks, punctuation, digits and other letters that follow it.  A letter that is written below
     another one, a vowel before its consonant and one behind it are parts of one word.
     """
-    return _may_begin_word(character) and not _joins_next(before)
+    return _may_begin_word(character) and not joins_next(before)
 
 
 def _may_begin_word(character: str) -> bool:
-    if not _is_spaceless(character) or character in FOLLOWING:
+    if not is_spaceless(character) or character in FOLLOWING:
         return False
     is_letter = unicodedata.category(character) == "Lo" or character == "\u3007"
     return is_letter and not SMALL_KANA.search(unicodedata.name(character, ""))
 
 
-def _joins_next(text: str) -> bool:
+def joins_next(text: str) -> bool:
     """Tell whether the letter behind a text belongs to its last one; marks may stand between (Unicode's rule GB9c)."""
     for character in reversed(text):
         if character in JOINING or not unicodedata.combining(character):
@@ -107,7 +108,8 @@ def _joins_next(text: str) -> bool:
     return False
 
 
-def _is_spaceless(character: str) -> bool:
+def is_spaceless(character: str) -> bool:
+    """Tell whether a character is of a script without spaces."""
     return any(first <= ord(character) <= last for first, last in SPACELESS)
 
 
@@ -121,7 +123,7 @@ def bytes_begin_word(start: bytes) -> bool:
     try:
         if len(start) >= length:
             return bool(length) and begins_word(start[:length].decode())
-        return all(_is_spaceless(start.ljust(length, rest).decode()) for rest in (b"\x80", b"\xbf"))
+        return all(is_spaceless(start.ljust(length, rest).decode()) for rest in (b"\x80", b"\xbf"))
     except UnicodeDecodeError:
         return False
 
@@ -185,6 +187,18 @@ def plain_text(text: str) -> str:
     return plain
 
 
+def decode_utf8(content: bytes, errors: str) -> tuple[str, bytes]:
+    """Return the whole characters of a piece of UTF-8, and the bytes of the one that is not whole yet.
+
+    Args:
+        content: begins with a whole character, unless it is damaged.
+        errors: what becomes of damaged bytes: "ignore" or "replace", by U+FFFD.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    text = decoder.decode(content)
+    return text, decoder.getstate()[0]
+
+
 def is_spoken(character: str) -> bool:
     """Tell whether a character is a letter, a digit or a mark of one, and no punctuation, sign or space."""
     return bool(character) and (unicodedata.category(character)[0] in "LN" or _is_mark(character))
@@ -199,7 +213,17 @@ def _parts_pieces(character: str, before: str) -> bool:
     """Tell whether a piece ends between the text ``before`` and a spoken character."""
     if _is_mark(character) or character in APOSTROPHES:
         return False
-    return begins_word(character, before) or _is_spaceless(character) != _is_spaceless(before[-1])
+    return begins_word(character, before) or is_spaceless(character) != is_spaceless(before[-1])
+
+
+def parts_words(before: str, character: str) -> bool:
+    """Tell whether a word ends between the text ``before`` and a character: words are runs of letters, digits, marks.
+
+    Unlike in :func:`pieces_of`, an apostrophe is no part of a word, as what follows it need not be known yet.
+    """
+    if is_spoken(character) and joins_next(before):
+        return False
+    return not (is_spoken(character) and is_spoken(before[-1:])) or _parts_pieces(character, before)
 
 
 class Tokenizer(abc.ABC):
@@ -446,7 +470,7 @@ def word_begins(tokenizer: Tokenizer, tokens: Sequence[int], index: int) -> bool
         return True
     if not tokenizer.starts_word(here) or lone_space(tokenizer, before):
         return False
-    return not _joins_next(tokenizer.decode(tokens[max(0, index - CONTEXT) : index]))
+    return not joins_next(tokenizer.decode(tokens[max(0, index - CONTEXT) : index]))
 
 
 def lone_space(tokenizer: Tokenizer, token: int) -> bool:

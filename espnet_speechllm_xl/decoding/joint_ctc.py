@@ -19,8 +19,8 @@ CTC is the auxiliary head of training.  It has heard the audio up to the end of 
 CTC's tokens may be characters while the decoder's are pieces of words (ctc_spelling.py).  A token of the decoder then
 adds all its characters to CTC's text, and a token without any costs nothing, or is refused.  The space before a word
 belongs to the word: that it was heard does not say that another token has begun.  An LLM has too many tokens to score
-all of them.  CTC gives no token more than it gives the text before, so the decoder's scores tell which tokens can be
-among the best.  Only these are scored.
+all of them.  CTC gives no token more than it gives the text before, so the decoder's scores, with what phrases
+add to them (phrases.py), tell which tokens can be among the best.  Only these are scored.
 
 The paper's search is weight 0.  A joint score can rise again with the next chunk, so the alignment-synchronous search,
 which stops when no active hypothesis is better than a complete one, may stop too soon.
@@ -248,21 +248,37 @@ class SpelledOutputs(Outputs):
         self._end = log_probs.shape[1] - 1
 
     def best(self, row: int, count: int, closed: Tensor | None = None, margin: float = math.inf) -> list[Candidate]:
-        """Return the best outputs of a hypothesis; see :class:`Outputs`.
+        """Return the best outputs of a hypothesis; see :class:`Outputs`."""
+        return self._best_of(row, None if closed is None else closed.to(self.log_probs), count, margin)
 
-        Tokens are scored in the order of the decoder until no other can be among the best.
+    def best_with(
+        self, rows: Sequence[int], added: Tensor, count: int, margin: float = math.inf
+    ) -> list[list[Candidate]]:
+        """Return the best outputs of some hypotheses; see :class:`Outputs`."""
+        return [self._best_of(row, own, count, margin) for row, own in zip(rows, added, strict=True)]
+
+    def _best_of(self, row: int, added: Tensor | None, count: int, margin: float) -> list[Candidate]:
+        """Return the best outputs of a hypothesis.
+
+        Tokens are scored in the order of the decoder, with what is added, until no other can be among the best.
+
+        Args:
+            row: the hypothesis.
+            added: (V + 1,) to the scores; 0 for `$`; None: nothing.
+            count: see :meth:`best`.
+            margin: see :meth:`best`.
         """
-        log_probs = self.log_probs[row] + self._refused
-        log_probs = log_probs if closed is None else log_probs + closed.to(log_probs)
+        order = self.log_probs[row] + self._refused
+        order = order if added is None else order + added / (1 - self._weight)
         most = self._joint(0.0, float(self._rows[row].prefix.value - self._rows[row].counted))
         seen: set[int] = set()
         ranked, least, size = [self.end(row)], -math.inf, max(FIRST_TOKENS, count)
         while True:
-            top, tokens = log_probs[:-1].topk(min(size, self._end))
+            top, tokens = order[:-1].topk(min(size, self._end))
             possible = zip(tokens.tolist(), top.tolist(), strict=True)
-            fresh = [token for token, log_prob in possible if token not in seen and log_prob != -math.inf]
+            fresh = [token for token, score in possible if token not in seen and score != -math.inf]
             seen.update(fresh)
-            ranked += [one for one in self._scored(row, fresh, least) if not one.score < least]
+            ranked += [one for one in self._scored(row, fresh, least, added) if not one.score < least]
             ranked.sort(key=lambda one: (not math.isnan(one.score), -one.score))
             worst = ranked[count - 1].score if len(ranked) >= count else -math.inf
             least = max(worst, ranked[0].score - margin)
@@ -281,20 +297,24 @@ class SpelledOutputs(Outputs):
         """Return one output; see :class:`Outputs`."""
         return self.end(row) if token == self._end else self._scored(row, [token])[0]
 
-    def _scored(self, row: int, tokens: list[int], least: float = -math.inf) -> list[Candidate]:
+    def _scored(
+        self, row: int, tokens: list[int], least: float = -math.inf, added: Tensor | None = None
+    ) -> list[Candidate]:
         """Return tokens as the next output of a hypothesis.
 
         Args:
             row: the hypothesis.
             tokens: to be scored.
             least: those that score less get any score that is less.
+            added: (V + 1,) to the scores; None: nothing.
         """
         own, log_probs = self._rows[row], self.log_probs[row][tokens].double()
         texts = [self._spelling.advance(own.written, token)[1].ids for token in tokens]
-        wanted = (least - ROUNDING - (1 - self._weight) * log_probs) / self._weight + own.counted
-        gains = own.prefix.values(texts, wanted) - own.counted
-        scores = map(self._joint, log_probs.tolist(), gains.tolist())
-        return list(map(Candidate, tokens, scores, log_probs.tolist()))
+        known = (1 - self._weight) * log_probs
+        known = known if added is None else known + added[tokens]
+        gains = own.prefix.values(texts, (least - ROUNDING - known) / self._weight + own.counted) - own.counted
+        scores = known + self._weight * gains
+        return list(map(Candidate, tokens, scores.tolist(), log_probs.tolist()))
 
     def _joint(self, log_prob: float, gain: float) -> float:
         """Return what an output adds to the score.

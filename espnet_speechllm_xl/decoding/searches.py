@@ -11,6 +11,7 @@ together, so that utterances, streams and hypotheses share the decoder's batches
 A step is asked for only after pruning, hence only for hypotheses that live on.  The best outputs are picked for all
 hypotheses of a call at once (``Outputs`` of decoder_steps.py), and only these are looked at here.  A score is the plain
 sum of the log-probabilities of tokens and `$`, in float64, without length normalisation (joint_ctc.py has others).
+Phrases that are expected raise it (phrases.py).
 Equal scores are ordered by token sequence, then by the chunks of the tokens, so that results do not depend on the order
 inside ``torch.topk``.  Scores that differ by rounding only (another batch, another device) are no ties and may swap.
 
@@ -32,8 +33,9 @@ import torch
 from torch import Tensor
 
 from espnet_speechllm_xl.config import SearchConfig
+from espnet_speechllm_xl.decoding.phrases import PhraseTree, Place
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.model.decoder_steps import Past, Request, Result
+from espnet_speechllm_xl.model.decoder_steps import Candidate, Past, Request, Result
 
 LOWEST = -sys.float_info.max  # finite: candidates below it are impossible (-inf) and never kept
 
@@ -48,12 +50,13 @@ class Hypothesis:
     tokens: tuple[int, ...] = ()
     chunk_ids: tuple[int, ...] = ()  # chunk in which each token was emitted
     token_scores: tuple[float, ...] = ()  # log-probability of each token
-    score: float = 0.0  # log-probability of tokens and `$`; when recombined, of the paths merged
+    score: float = 0.0  # log-probability of tokens and `$`; when recombined, of the paths merged; and worth of phrases
     capped: int = 0  # chunks that reached max_tokens_per_chunk, where only `$` is allowed
     _chunk_id: int = field(default=0, repr=False, compare=False)  # chunk of the next output
     _emitted: int = field(default=0, repr=False, compare=False)  # tokens in that chunk so far
     _forgotten: int = field(default=0, repr=False, compare=False)  # tokens that ChunkSync.forget has dropped
     _past: Past | None = field(default=None, repr=False, compare=False)  # the decoder's; None: of a result
+    _place: Place = field(default=PhraseTree.start, repr=False, compare=False)  # of its text, to the phrases
 
     def _public(self) -> "Hypothesis":
         """Return it without the decoder's past, so that a result kept by a caller keeps no cache alive."""
@@ -98,11 +101,20 @@ class Search(abc.ABC):
         eoc: the index V of `$`.
         word_starts: (V,) bool, tokens that may be the first of a chunk; None: all.  For a model that was trained with
             whole words in a chunk these are the tokens that begin a word.  The first token of all is free.
+        phrases: that are expected; None: there are none.
     """
 
-    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        initial_past: Past,
+        eoc: int,
+        word_starts: Tensor | None = None,
+        phrases: PhraseTree | None = None,
+    ) -> None:
         self.config = config
         self.eoc = eoc
+        self.phrases = phrases
         self._word_starts = word_starts
         self.beam = [Hypothesis(_past=initial_past)]  # best first
 
@@ -153,20 +165,53 @@ class Search(abc.ABC):
                 f"the decoder gave {given} log-probabilities for {self.eoc} tokens and `$`: "
                 "use the token list that the model was trained with"
             )
-        return [_Expansion(h, r, self._candidates(h, r)) for h, r in zip(hypotheses, results, strict=True)]
+        found = [None] * len(results) if self.phrases is None else self._swayed(self.phrases, hypotheses, results)
+        return [
+            _Expansion(h, result, self._candidates(h, result, best))
+            for h, result, best in zip(hypotheses, results, found, strict=True)
+        ]
 
-    def _candidates(self, h: Hypothesis, result: Result) -> dict[int, tuple[float, float]]:
-        """Return the next outputs that can be among the best B: their total scores and log-probabilities."""
+    def _candidates(
+        self, h: Hypothesis, result: Result, best: list[Candidate] | None
+    ) -> dict[int, tuple[float, float]]:
+        """Return the next outputs that can be among the best B: their total scores and log-probabilities.
+
+        Args:
+            h: the hypothesis.
+            result: of its decoder step.
+            best: these outputs, where phrases sway them.
+        """
         if h._emitted >= self.config.max_tokens_per_chunk:
             best = [result.outputs.end(result.row)]
-        else:
-            # Merging removes one output for each other hypothesis at most.
-            count = self.config.beam_size * (2 if self.config.recombine else 1)
-            closed = None
-            if self._word_starts is not None and self._opens(h):
-                closed = _closed(self._word_starts)
-            best = result.outputs.best(result.row, count, closed, self.config.margin)
+        elif best is None:
+            best = result.outputs.best(result.row, self._count, self._closed(h), self.config.margin)
         return {token: (h.score + score, log_prob) for token, score, log_prob in best}
+
+    def _swayed(self, phrases: PhraseTree, hypotheses: Sequence[Hypothesis], results: Results) -> list[list[Candidate]]:
+        """Return the next outputs of each hypothesis that can be among the best B, with what phrases add to them."""
+        found: list[list[Candidate]] = [[]] * len(results)
+        for outputs in dict.fromkeys(result.outputs for result in results):  # of each kind of step
+            own = [index for index, result in enumerate(results) if result.outputs is outputs]
+            added = phrases.added([hypotheses[index]._place for index in own], outputs.scores.device)
+            for row, index in enumerate(own):
+                closed = self._closed(hypotheses[index])
+                if closed is not None:
+                    added[row] += closed.to(added)
+            rows = [results[index].row for index in own]
+            best = outputs.best_with(rows, added, self._count, self.config.margin)
+            for index, each in zip(own, best, strict=True):
+                found[index] = each
+        return found
+
+    @property
+    def _count(self) -> int:
+        """Return how many outputs of a hypothesis can be among the best B."""
+        # Merging removes one output for each other hypothesis at most.
+        return self.config.beam_size * (2 if self.config.recombine else 1)
+
+    def _closed(self, h: Hypothesis) -> Tensor | None:
+        """Return what is added (V + 1,) to the scores of the next output where not all may be that; else None."""
+        return None if self._word_starts is None or not self._opens(h) else _closed(self._word_starts)
 
     @staticmethod
     def _opens(h: Hypothesis) -> bool:
@@ -183,8 +228,10 @@ class Search(abc.ABC):
     def _total(self, expansion: "_Expansion", token: int) -> float:
         """Return the score of a hypothesis with one more output."""
         if token not in expansion.candidates and self._allows(expansion.hypothesis, token):
+            h = expansion.hypothesis
             _, score, log_prob = expansion.result.outputs.one(expansion.result.row, token)
-            expansion.candidates[token] = (expansion.hypothesis.score + score, log_prob)
+            added = 0.0 if self.phrases is None or token == self.eoc else self.phrases.advance(h._place, token)[1]
+            expansion.candidates[token] = (h.score + score + added, log_prob)
         return expansion.candidates.get(token, (-math.inf,))[0]
 
     def _prune(self, expansions: Sequence["_Expansion"], ended: Sequence[Hypothesis] = ()) -> list[Hypothesis]:
@@ -220,10 +267,19 @@ class Search(abc.ABC):
         if token == self.eoc:
             capped = h.capped + (h._emitted >= self.config.max_tokens_per_chunk)
             return Hypothesis(
-                h.tokens, h.chunk_ids, h.token_scores, total, capped, h._chunk_id + 1, 0, h._forgotten, past
+                h.tokens, h.chunk_ids, h.token_scores, total, capped, h._chunk_id + 1, 0, h._forgotten, past, h._place
             )
         tokens, chunk_ids, scores = (*h.tokens, token), (*h.chunk_ids, h._chunk_id), (*h.token_scores, log_prob)
-        return Hypothesis(tokens, chunk_ids, scores, total, h.capped, h._chunk_id, h._emitted + 1, h._forgotten, past)
+        place = h._place if self.phrases is None else self.phrases.advance(h._place, token)[0]
+        return Hypothesis(
+            tokens, chunk_ids, scores, total, h.capped, h._chunk_id, h._emitted + 1, h._forgotten, past, place
+        )
+
+    def _at_end(self, h: Hypothesis) -> Hypothesis:
+        """Return a hypothesis whose text ends here, so that phrases that are not whole are worth nothing."""
+        if self.phrases is None:
+            return h
+        return replace(h, score=h.score + self.phrases.end(h._place), _place=self.phrases.start)
 
 
 @functools.lru_cache(maxsize=4)
@@ -291,6 +347,16 @@ class LiveSearch(Search):
     def rest(self) -> None:
         """Let go of the batches in which the last steps ran, as no step may follow for long."""
 
+    @abc.abstractmethod
+    def end(self) -> None:
+        """Take back what phrases that are not whole were worth, as nothing follows; order the hypotheses anew."""
+
+    def expect(self, phrases: PhraseTree | None) -> None:
+        """Expect phrases in place of those that it was made with; before the first chunk."""
+        if self.num_chunks:
+            raise ValueError("the search has begun: phrases must be known before the first chunk")
+        self.phrases = phrases
+
 
 class ChunkSync(LiveSearch):
     """Chunk-synchronous beam search, live and offline; greedy search is its beam of 1.
@@ -299,8 +365,15 @@ class ChunkSync(LiveSearch):
     the best B, until those have all ended it.
     """
 
-    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
-        super().__init__(config, initial_past, eoc, word_starts)
+    def __init__(
+        self,
+        config: SearchConfig,
+        initial_past: Past,
+        eoc: int,
+        word_starts: Tensor | None = None,
+        phrases: PhraseTree | None = None,
+    ) -> None:
+        super().__init__(config, initial_past, eoc, word_starts, phrases)
         self.num_chunks = 0
 
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
@@ -321,7 +394,13 @@ class ChunkSync(LiveSearch):
     def finish(self) -> Generator[Requests, Results, list[Hypothesis]]:
         """Return the n-best list; see :class:`Search`."""
         yield from ()
+        self.end()
         return self._nbest(self.beam)
+
+    def end(self) -> None:
+        """Take back what parts of phrases were worth; see :class:`LiveSearch`."""
+        if self.phrases is not None:
+            self.beam = sorted(map(self._at_end, self.beam), key=_rank)
 
     def commit(self, count: int) -> None:
         """Drop hypotheses; see :class:`LiveSearch`."""
@@ -396,14 +475,23 @@ class AlignmentSync(Search):
     All active hypotheses have the same number of outputs, `$` counted.  A hypothesis that emits `$` in the last chunk
     leaves the beam for the pool of complete ones.  The search stops when the best complete score is at least the best
     active one (scores only fall), so the n-best list can be shorter than asked for.  With ``recombine`` merging raises
-    scores, and now and then the search stops before a text that would have come out better.  :meth:`advance` only
+    scores, and now and then the search stops before a text that would have come out better.  With phrases it goes on
+    until the best active score is lower by what one more phrase may be worth, or by the margin.  :meth:`advance` only
     collects chunks; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
     """
 
-    def __init__(self, config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> None:
-        super().__init__(config, initial_past, eoc, word_starts)
+    def __init__(
+        self,
+        config: SearchConfig,
+        initial_past: Past,
+        eoc: int,
+        word_starts: Tensor | None = None,
+        phrases: PhraseTree | None = None,
+    ) -> None:
+        super().__init__(config, initial_past, eoc, word_starts, phrases)
         self.frames: list[Tensor] = []  # (q, D) of each chunk
         self._last: int | None = None  # the last chunk, when known
+        self._rise = 0.0 if phrases is None else min(phrases.most, config.margin)  # of an active score, that is awaited
         self._start = self.beam
 
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
@@ -421,14 +509,13 @@ class AlignmentSync(Search):
             if self.config.recombine:
                 self._recombine(expansions)
             best = self._prune(expansions)
-            complete = complete + [h._public() for h in best if h._chunk_id == len(self.frames)]
+            complete = complete + [self._at_end(h._public()) for h in best if h._chunk_id == len(self.frames)]
             active = [h for h in best if h._chunk_id < len(self.frames)]
         self.beam = sorted(complete, key=_rank)
         return self._nbest(self.beam)
 
-    @staticmethod
-    def _done(complete: Sequence[Hypothesis], active: Sequence[Hypothesis]) -> bool:
-        return bool(complete) and max(h.score for h in complete) >= active[0].score
+    def _done(self, complete: Sequence[Hypothesis], active: Sequence[Hypothesis]) -> bool:
+        return bool(complete) and max(h.score for h in complete) >= active[0].score + self._rise
 
     def _recombine(self, expansions: Sequence[_Expansion]) -> None:
         """Merge expansions of equal text in place: ``x w`` that emits `$`, and ``x`` that emits ``w``.
@@ -464,7 +551,13 @@ SEARCHES: dict[str, type[Search]] = {
 DEFAULT_LIVE = "chunk_sync"  # what a stream takes in place of a search that needs all audio
 
 
-def make_search(config: SearchConfig, initial_past: Past, eoc: int, word_starts: Tensor | None = None) -> Search:
+def make_search(
+    config: SearchConfig,
+    initial_past: Past,
+    eoc: int,
+    word_starts: Tensor | None = None,
+    phrases: PhraseTree | None = None,
+) -> Search:
     """Make the search that ``config.method`` names; greedy has a beam of 1.
 
     Args:
@@ -472,6 +565,7 @@ def make_search(config: SearchConfig, initial_past: Past, eoc: int, word_starts:
         initial_past: see :class:`Search`.
         eoc: see :class:`Search`.
         word_starts: see :class:`Search`.
+        phrases: see :class:`Search`.
 
     Raises:
         UserError: there is no search of that name.
@@ -480,7 +574,7 @@ def make_search(config: SearchConfig, initial_past: Past, eoc: int, word_starts:
         raise UserError(f"search '{config.method}': use one of {', '.join(SEARCHES)}")
     if config.method == "greedy":
         config = replace(config, beam_size=1)
-    return SEARCHES[config.method](config, initial_past, eoc, word_starts)
+    return SEARCHES[config.method](config, initial_past, eoc, word_starts, phrases)
 
 
 def live_methods() -> list[str]:

@@ -28,6 +28,7 @@ from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig, StreamConfi
 from espnet_speechllm_xl.corpus.ctm import Word, joined_text
 from espnet_speechllm_xl.decoding.audio_chunks import AudioChunks, checked_samples
 from espnet_speechllm_xl.decoding.engine import Steps, model_calls, run
+from espnet_speechllm_xl.decoding.phrases import PhraseTree
 from espnet_speechllm_xl.decoding.results import (
     TextSegment,
     Transcript,
@@ -43,10 +44,16 @@ from espnet_speechllm_xl.settings import ConfigError
 from espnet_speechllm_xl.tokenization import Tokenizer, lone_space, normalise, word_begins
 
 
-def _make_search(model: ChunkModel, tokenizer: Tokenizer, chunking: ChunkingConfig, config: SearchConfig) -> Search:
+def _make_search(
+    model: ChunkModel,
+    tokenizer: Tokenizer,
+    chunking: ChunkingConfig,
+    config: SearchConfig,
+    phrases: PhraseTree | None,
+) -> Search:
     """Make the search of one recording; after training with whole words, a chunk's first token begins a word."""
     word_starts = _word_starts(tokenizer) if chunking.unit == "word" else None
-    return make_search(config, model.decoder.initial_past(chunking.context), model.decoder.eoc, word_starts)
+    return make_search(config, model.decoder.initial_past(chunking.context), model.decoder.eoc, word_starts, phrases)
 
 
 @functools.lru_cache(maxsize=4)  # a large vocabulary takes a while, and a server opens many streams
@@ -64,6 +71,7 @@ class Stream:
         chunking: may differ from training's.
         search_config: its method is one that a stream can use: "greedy" or "chunk_sync".
         config: when text is settled and segments end; None: the defaults.
+        phrases: that are expected (phrases.py); None: there are none.
 
     Raises:
         ConfigError: the search, or the encoder, needs all audio before the first word.
@@ -76,15 +84,16 @@ class Stream:
         chunking: ChunkingConfig,
         search_config: SearchConfig,
         config: StreamConfig | None = None,
+        phrases: PhraseTree | None = None,
     ) -> None:
-        search = _make_search(model, tokenizer, chunking, search_config)
+        search = _make_search(model, tokenizer, chunking, search_config, phrases)
         if not isinstance(search, LiveSearch):
             usable = " or ".join(f"'{name}'" for name in live_methods())
             raise ConfigError(f"search '{search_config.method}' needs all audio before the first word: use {usable}")
         if model.acoustic.encoder.config.segment is None:
             raise ConfigError("this model's encoder needs all audio (encoder_conf segment: null): it cannot stream")
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
-        self.search = search
+        self.search: LiveSearch = search
         self.closed = False
         self._audio = AudioChunks(model.acoustic, chunking)
         self._times = TokenTimes(model.ctc, chunking)
@@ -163,6 +172,7 @@ class Stream:
         if not final:
             yield from self._decode_open_chunk()
         if final:
+            self.search.end()
             self._settle_all()
             self._end_segment()
         self.closed = final
@@ -315,6 +325,7 @@ def transcribe(
     search_config: SearchConfig,
     recordings: Sequence[npt.ArrayLike | Tensor],
     prompted: Sequence[ChunkModel] | None = None,
+    phrases: Sequence[PhraseTree | None] | None = None,
 ) -> list[list[Transcript]]:
     """Return the n-best list of each recording, decoded as one batch.
 
@@ -325,12 +336,16 @@ def transcribe(
         search_config: any method of searches.py.
         recordings: samples (n,) of each, see :meth:`Stream.push`.
         prompted: the model with the prompt of each recording (prompts.py); None: there are no prompts.
+        phrases: those of each recording (phrases.py); None: there are none.
 
     Raises:
         AudioError: the samples of a recording cannot be used.
     """
-    parts = zip(prompted or [model] * len(recordings), recordings, strict=True)
-    generators = [decode(each, tokenizer, chunking, search_config, samples) for each, samples in parts]
+    count = len(recordings)
+    parts = zip(prompted or [model] * count, recordings, phrases or [None] * count, strict=True)
+    generators = [
+        decode(each, tokenizer, chunking, search_config, samples, phrases=own) for each, samples, own in parts
+    ]
     return run(generators, model_calls(model))
 
 
@@ -341,6 +356,7 @@ def decode(
     search_config: SearchConfig,
     samples: npt.ArrayLike | Tensor,
     most_segments: int | None = None,
+    phrases: PhraseTree | None = None,
 ) -> Steps[list[Transcript]]:
     """Return the n-best list of one recording; a generator of requests (engine.py).
 
@@ -354,12 +370,13 @@ def decode(
         samples: (n,), see :meth:`Stream.push`.
         most_segments: encoder segments that one request asks for at most: few where others wait for the same engine;
             None: as the encoder's configuration says.
+        phrases: that are expected (phrases.py); None: there are none.
 
     Raises:
         AudioError: the samples cannot be used.
     """
     every = dataclasses.replace(search_config, nbest=sys.maxsize)
-    search, times = _make_search(model, tokenizer, chunking, every), TokenTimes(model.ctc, chunking)
+    search, times = _make_search(model, tokenizer, chunking, every, phrases), TokenTimes(model.ctc, chunking)
     audio = AudioChunks(model.acoustic, chunking, most_segments)
     chunks = yield from audio.take(checked_samples(samples, model), final=True)
     times.end = audio.frames

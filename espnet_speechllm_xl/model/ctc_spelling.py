@@ -18,14 +18,21 @@ What is left out costs a hypothesis nothing.  An LLM has thousands of such token
 runs away into them.  So a search may only write those whose characters the training text has.
 """
 
-import codecs
 import functools
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from espnet_speechllm_xl.settings import ConfigError
-from espnet_speechllm_xl.tokenization import APOSTROPHES, BYTE_PIECE, WORD_START, Tokenizer, is_spoken, lone_space
+from espnet_speechllm_xl.tokenization import (
+    APOSTROPHES,
+    BYTE_PIECE,
+    WORD_START,
+    Tokenizer,
+    decode_utf8,
+    is_spoken,
+    lone_space,
+)
 
 SPACE_MARKS = f"{WORD_START}Ġ "  # with which a token may begin
 CONTINUING = bytes(range(0x80, 0xC0))  # in UTF-8, behind the first byte of a character
@@ -107,7 +114,7 @@ class Spelling:
             return True
         content = self._tokenizer.bytes_of(token)
         inner = content.lstrip(CONTINUING)
-        head, (text, tail) = content[: len(content) - len(inner)], _decoded(inner)
+        head, (text, tail) = content[: len(content) - len(inner)], decode_utf8(inner, "ignore")
         if not content or head + text.encode() + tail != content or "  " in text:  # bytes that are never in UTF-8
             return False
         whole = all(letter == " " or letter in known or self._form(letter) for letter in text)
@@ -146,7 +153,7 @@ class Spelling:
         if name in self._symbols:
             parts, tail = [" "] * self._tokenizer.marks_space(token) + [name], b""
         else:
-            text, tail = _decoded(written.tail + self._tokenizer.bytes_of(token))
+            text, tail = decode_utf8(written.tail + self._tokenizer.bytes_of(token), "ignore")
             parts = list(text)
         parted = written.parted
         ids: list[int] = []
@@ -194,13 +201,6 @@ def make_spelling(tokenizer: Tokenizer, ctc_tokenizer: Tokenizer) -> Spelling | 
         ConfigError: ``ctc_tokenizer`` has tokens of several letters, which are not the decoder's.
     """
     return None if tokenizer.pieces == ctc_tokenizer.pieces else Spelling(tokenizer, ctc_tokenizer)
-
-
-def _decoded(content: bytes) -> tuple[str, bytes]:
-    """Return the whole characters of a piece of UTF-8, and the bytes of the one that is not whole yet."""
-    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-    text = decoder.decode(content)
-    return text, decoder.getstate()[0]
 
 
 def _is_letter_or_digit(character: str) -> bool:

@@ -79,19 +79,21 @@ class Outputs:
         key = count, None if closed is None else id(closed)
         if key not in self._best:
             scores = self.scores if closed is None else self.scores + closed.to(self.scores)
-            # One more shows whether an output beyond is as good as the last.
-            top, tokens = scores.topk(min(count + 1, scores.shape[1]))
-            self._best[key] = self._candidates(tokens, top)
-        best = self._best[key][row]
-        # A NaN stands first, and would be equal to nothing; impossible outputs are no ties.
-        if len(best) <= count or best[count].score != best[count - 1].score or best[count].score == -math.inf:
-            return best[:count]
-        scores = self.scores[row] if closed is None else self.scores[row] + closed.to(self.scores)
-        tokens = (scores >= best[count - 1].score).nonzero()[:, 0]
-        return [
-            Candidate(*each)
-            for each in zip(tokens.tolist(), scores[tokens].tolist(), self.log_probs[row][tokens].tolist(), strict=True)
-        ]
+            self._best[key] = self._picked(scores, self.log_probs, count)
+        return self._best[key][row]
+
+    def best_with(
+        self, rows: Sequence[int], added: Tensor, count: int, margin: float = math.inf
+    ) -> list[list[Candidate]]:
+        """Return the best outputs of some hypotheses, each with scores of its own.
+
+        Args:
+            rows: n hypotheses.
+            added: (n, V + 1) float64, what is added to their scores; 0 for `$`.
+            count: see :meth:`best`.
+            margin: see :meth:`best`.
+        """
+        return self._picked(self.scores[rows] + added, self.log_probs[rows], count)
 
     def end(self, row: int) -> Candidate:
         """Return `$` as the next output of a hypothesis."""
@@ -105,11 +107,29 @@ class Outputs:
         """Return one token as the next output of a hypothesis."""
         return Candidate(token, self.scores[row, token].item(), self.log_probs[row, token].item())
 
-    def _candidates(self, tokens: Tensor, scores: Tensor) -> list[list[Candidate]]:
-        """Return the candidates of each hypothesis from tokens (R, n) and their scores (R, n)."""
-        lists = tokens.tolist(), scores.tolist()
-        log_probs = lists[1] if self.scores is self.log_probs else self.log_probs.gather(1, tokens).tolist()
-        return [list(map(Candidate, *each)) for each in zip(*lists, log_probs, strict=True)]
+    @staticmethod
+    def _picked(scores: Tensor, log_probs: Tensor, count: int) -> list[list[Candidate]]:
+        """Return the ``count`` best outputs of n hypotheses, and all that score as much as the last of these.
+
+        Args:
+            scores: (n, V + 1), by which they are chosen.
+            log_probs: (n, V + 1), the decoder's.
+            count: of outputs.
+        """
+        # One more shows whether an output beyond is as good as the last.
+        top, tokens = scores.topk(min(count + 1, scores.shape[1]))
+        lists = tokens.tolist(), top.tolist()
+        own = lists[1] if scores is log_probs else log_probs.gather(1, tokens).tolist()
+        found = [list(map(Candidate, *each)) for each in zip(*lists, own, strict=True)]
+        for row, best in enumerate(found):
+            # A NaN stands first, and would be equal to nothing; impossible outputs are no ties.
+            if len(best) > count and best[count].score == best[count - 1].score > -math.inf:
+                equal = (scores[row] >= best[count - 1].score).nonzero()[:, 0]
+                each = equal.tolist(), scores[row][equal].tolist(), log_probs[row][equal].tolist()
+                found[row] = list(map(Candidate, *each))
+            else:
+                found[row] = best[:count]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

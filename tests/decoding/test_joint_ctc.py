@@ -215,7 +215,8 @@ def test_tokens_of_ones_own_that_are_the_decoders_change_nothing(method, recombi
 @pytest.mark.parametrize("count, margin", [(1, math.inf), (4, math.inf), (4, 1.5), (30, 4.0), (400, math.inf)])
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("sharpness", [0.3, 3.0])
-def test_the_best_of_many_tokens_are_found_without_scoring_all(count, margin, closed, sharpness):
+@pytest.mark.parametrize("phrases", [False, True])
+def test_the_best_of_many_tokens_are_found_without_scoring_all(count, margin, closed, sharpness, phrases):
     rng, size = random.Random(count), 300
     texts = [tuple(rng.randrange(4) for _ in range(rng.randrange(4))) for _ in range(size)]
     prefix = Prefix.empty(random_log_probs(9, 5, seed=1)).extend(2)
@@ -224,19 +225,27 @@ def test_the_best_of_many_tokens_are_found_without_scoring_all(count, margin, cl
         log_probs = random_log_probs(1, size + 1, seed, sharpness)
         barred, refused = torch.zeros(size + 1), torch.zeros(size + 1)
         barred[:size:3] = refused[:size:7] = -math.inf
+        added = torch.zeros(1, size + 1, dtype=torch.float64)
+        if phrases:  # a few tokens go on with one, most others break one off
+            added[:, :size] = -1.5
+            added[:, rng.sample(range(size), 20)] = torch.linspace(-1.0, 9.0, 20, dtype=torch.float64)
         outputs = SpelledOutputs(log_probs, 0.3, Texts(texts), [_Row(prefix, Written(), counted, ending)], refused)
         able = [t for t in range(size + 1) if refused[t] == 0 and (not closed or barred[t] == 0)]
         every = [outputs.one(0, token) for token in able]
+        every = [one._replace(score=one.score + added[0, one.token].item()) for one in every]
         every = sorted((one for one in every if one.score > -math.inf), key=lambda one: (-one.score, one.token))
         within = [one for one in every[:count] if one.score >= every[0].score - margin]
         scored, whole = [], outputs._scored
 
-        def counted_scored(row, tokens, least, scored=scored, whole=whole):
+        def counted_scored(row, tokens, *others, scored=scored, whole=whole):
             scored.extend(tokens)
-            return whole(row, tokens, least)
+            return whole(row, tokens, *others)
 
         outputs._scored = counted_scored
-        found = outputs.best(0, count, barred if closed else None, margin)
+        if phrases:
+            (found,) = outputs.best_with([0], added + barred if closed else added, count, margin)
+        else:
+            found = outputs.best(0, count, barred if closed else None, margin)
         possible = [one for one in found if one.score > -math.inf and one.score >= every[0].score - margin]
         assert {one.token for one in within} <= {one.token for one in possible}
         assert len(possible) == len(within) or possible[len(within)].score == within[-1].score

@@ -52,8 +52,7 @@ class TieToy(Toy):
 class RunOn(AlignmentSync):
     """Alignment-synchronous search that never stops early."""
 
-    @staticmethod
-    def _done(complete, active):
+    def _done(self, complete, active):
         return False
 
 
