@@ -388,12 +388,16 @@ class SearchConfig:
     margin: float = option(5.0, "hypotheses that score so much less than the best are dropped; inf: none")
     recombine: bool = option(False, "merge hypotheses of equal text in the same chunk (approximation)")
     ctc_weight: float = option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint_ctc.py)")
+    phrase_boost: float = option(1.0, "what each character of a phrase of weight 1 adds to the score (phrases.py)")
 
     def __post_init__(self) -> None:
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):
             require(getattr(self, name) >= 1, f"search {name} must be at least 1")
         require(self.margin > 0, f"search margin {self.margin} must be positive (inf: no hypothesis is dropped)")
         require(0 <= self.ctc_weight < 1, f"search ctc_weight {self.ctc_weight} is not in 0 .. 1, 1 excluded")
+        require(
+            is_amount(self.phrase_boost), f"search phrase_boost {self.phrase_boost} must not be negative, nor infinite"
+        )
 
 
 MIX, EACH = "mix", "each"  # channels of a recording: their average, or every one by itself

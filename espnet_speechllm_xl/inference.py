@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import ChunkingConfig, SearchConfig, StreamConfig
 from espnet_speechllm_xl.corpus.audio import AudioError, conform, read_file
 from espnet_speechllm_xl.decoding.joint_ctc import JointModel, check_model
+from espnet_speechllm_xl.decoding.phrases import PhraseTree, make_tree
 from espnet_speechllm_xl.decoding.prompts import with_prompt
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.searches import live_method
@@ -130,6 +131,7 @@ class Speech2Text:
         sample_rate: int | None = None,
         channel: int | None = None,
         prompt: str = "",
+        phrases: str | Iterable[str] | PhraseTree | None = None,
     ) -> list[Transcript]:
         """Return the n-best list, best first.
 
@@ -138,8 +140,9 @@ class Speech2Text:
             sample_rate: Hz of the array; another rate than the model's is resampled.
             channel: which one (0-based) of several; None averages them.
             prompt: text that the decoder reads first, such as names to expect; see :meth:`transcribe_batch`.
+            phrases: that are expected, such as names; see :meth:`phrase_tree`.
         """
-        return self.transcribe_batch([self.load(audio, sample_rate, channel)], prompt)[0]
+        return self.transcribe_batch([self.load(audio, sample_rate, channel)], prompt, [self.phrase_tree(phrases)])[0]
 
     def load(
         self,
@@ -170,7 +173,10 @@ class Speech2Text:
         return conform(audio, rate, self.sample_rate, channel=channel, notes=notes)
 
     def transcribe_batch(
-        self, recordings: Sequence[npt.ArrayLike | Tensor], prompt: str | Sequence[str] = ""
+        self,
+        recordings: Sequence[npt.ArrayLike | Tensor],
+        prompt: str | Sequence[str] = "",
+        phrases: PhraseTree | Sequence[PhraseTree | None] | None = None,
     ) -> list[list[Transcript]]:
         """Return the n-best lists of several recordings (n,); decoded together, each gives what it gives alone.
 
@@ -178,6 +184,7 @@ class Speech2Text:
             recordings: samples of each.
             prompt: text that the decoder reads before the first chunk, of all recordings or of each; "": none.  The
                 model must have been trained with prompts (``text_prompt_conf``).
+            phrases: that are expected in all recordings or in each (:meth:`phrase_tree`); None: none.
 
         Raises:
             ConfigError: the model takes no prompt, or no prompt of this length.
@@ -186,9 +193,29 @@ class Speech2Text:
             return []
         prompts = [prompt] * len(recordings) if isinstance(prompt, str) else prompt
         models = [self.prompted(one) for one in prompts]
-        if self.chunking is None or all(model is self.model for model in models):
+        trees = [phrases] * len(recordings) if phrases is None or isinstance(phrases, PhraseTree) else phrases
+        plain = all(model is self.model for model in models) and all(tree is None for tree in trees)
+        if self.chunking is None or plain:
             return self.system.transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings)
-        return transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings, models)
+        return transcribe(self.model, self.tokenizer, self.chunking, self.search_config, recordings, models, trees)
+
+    def phrase_tree(self, phrases: str | Iterable[str] | PhraseTree | None) -> PhraseTree | None:
+        """Return phrases as the searches take them; None where there are none, or ``phrase_boost`` is 0.
+
+        Args:
+            phrases: lines ``phrase`` or ``phrase :weight``, in one text or one by one; what this method returned is
+                returned as it is.
+
+        Raises:
+            ConfigError: the model does not write chunk by chunk.
+            UserError: a line is bad, or the tokenizer lacks characters of phrases.
+        """
+        if phrases is None or isinstance(phrases, PhraseTree):
+            return phrases
+        lines = phrases.splitlines() if isinstance(phrases, str) else list(phrases)
+        if any(line.strip() for line in lines) and self.chunking is None:
+            raise ConfigError(f"a model of task '{self.system.name}' takes no phrases: leave them out")
+        return make_tree(self.tokenizer, lines, self.search_config.phrase_boost)
 
     def prompted(self, prompt: str) -> Any:  # noqa: ANN401  # see ``model``
         """Return the model for recordings with a prompt.
@@ -209,6 +236,7 @@ class Speech2Text:
         context: float | None = None,
         look_ahead: float | None = None,
         prompt: str = "",
+        phrases: str | Iterable[str] | PhraseTree | None = None,
         **stream_conf: Any,
     ) -> Stream:
         """Open a stream for audio that is still arriving.
@@ -219,12 +247,13 @@ class Speech2Text:
             context: seconds, in place of this object's.
             look_ahead: seconds, in place of this object's.
             prompt: text that the decoder reads first; see :meth:`transcribe_batch`.
+            phrases: that are expected; see :meth:`phrase_tree`.
             **stream_conf: fields of :class:`~espnet_speechllm_xl.config.StreamConfig`.
 
         Raises:
             ConfigError: a field is unknown, the search needs all audio before the first word, or the model has no
                 chunks or takes no prompt.
-            UserError: a duration is off the grid of frames and chunks.
+            UserError: a duration is off the grid of frames and chunks, or phrases are bad.
         """
         if self.chunking is None:
             raise ConfigError(
@@ -235,7 +264,8 @@ class Speech2Text:
         assert chunking is not None
         config = from_dict(StreamConfig, stream_conf, "stream_conf")
         search_config = dataclasses.replace(self.search_config, method=search or live_method(self.search_config.method))
-        stream = Stream(self.prompted(prompt), self.tokenizer, chunking, search_config, config)
+        tree = self.phrase_tree(phrases)
+        stream = Stream(self.prompted(prompt), self.tokenizer, chunking, search_config, config, tree)
         _warn(stream.remarks)
         return stream
 

@@ -8,6 +8,7 @@ from espnet_speechllm_xl.bin.doubts import say
 from espnet_speechllm_xl.bin.options import (
     add_jobs_arguments,
     add_model_arguments,
+    add_phrases_argument,
     add_prompt_argument,
     at_least,
     load_settings,
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_argument(prompts)
     text = "lines `utterance prompt`, as in Kaldi's text; an utterance without a line has none"
     prompts.add_argument("--prompts", metavar="FILE", help=text)
+    phrases = parser.add_mutually_exclusive_group()
+    add_phrases_argument(phrases)
+    text = "lines `utterance phrase`, any number for each: phrases that are expected in this utterance only"
+    phrases.add_argument("--utt2phrases", metavar="FILE", help=text)
     parser.add_argument(
         "--batch-size", type=at_least(int, 1), default=8, help="utterances decoded together (default %(default)s)"
     )
@@ -40,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     places = Path(args.dump), out, load_settings(args), args.segments
-    found = decode_set(*places, args.batch_size, args.nj, args.shard, args.prompt, args.prompts)
+    given = args.prompt, args.prompts, args.phrases, args.utt2phrases
+    found = decode_set(*places, args.batch_size, args.nj, args.shard, *given)
     if found is None:
         return 0
     if found.done_before:
@@ -52,8 +58,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _counted(summary: dict[str, Any]) -> str:
-    prompted = summary.get("prompted")
-    return f"{summary['utterances']} utterances{f', {prompted} of them with a prompt,' if prompted else ''}"
+    counts = {"a prompt": summary.get("prompted"), "phrases": summary.get("with_phrases")}
+    given = "".join(f", {count} of them with {what}" for what, count in counts.items() if count)
+    return f"{summary['utterances']} utterances{given}{',' if given else ''}"
 
 
 def _print_summary(out: Path, found: "DecodedSet") -> None:

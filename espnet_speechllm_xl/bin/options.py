@@ -74,6 +74,14 @@ def add_prompt_argument(parser: "argparse.ArgumentParser | argparse._MutuallyExc
     )  # fmt: skip
 
 
+def add_phrases_argument(parser: "argparse.ArgumentParser | argparse._MutuallyExclusiveGroup") -> None:
+    """Declare the file of phrases that are expected; ``--phrase-boost`` is an option of the search."""
+    parser.add_argument(
+        "--phrases", metavar="FILE",
+        help="phrases that are expected, such as names, one a line; `anna :2` counts twice as much (--phrase-boost)",
+    )  # fmt: skip
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
     """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):

@@ -13,6 +13,7 @@ from espnet_speechllm_xl.bin.options import (
     add_channel_argument,
     add_config_arguments,
     add_model_arguments,
+    add_phrases_argument,
     add_prompt_argument,
     load_settings,
     stream_settings,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_channel_argument(parser)
     parser.add_argument("--microphone-device", metavar="NAME", help="as sounddevice lists them (default: the system's)")
     add_prompt_argument(parser)
+    add_phrases_argument(parser)
     add_config_arguments(parser, StreamConfig)
     add_model_arguments(parser)
 
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Stream to the end of the audio or to Ctrl-C; returns 0, or 1 when it breaks: what came before is written."""
     from espnet_speechllm_xl.corpus.audio import AudioError
+    from espnet_speechllm_xl.decoding.phrases import read_phrases
     from espnet_speechllm_xl.inference import Speech2Text
 
     settings = stream_settings(args)
@@ -52,7 +55,8 @@ def main(args: argparse.Namespace) -> int:
     if math.isinf(settings["endpoint_length"]) and math.isinf(settings["endpoint_silence"]):
         raise UserError("--endpoint-silence and --endpoint-length are both inf: one must end the lines of the output")
     speech2text = Speech2Text.from_pretrained(**load_settings(args))
-    stream = speech2text.stream(prompt=args.prompt, **settings)
+    phrases = read_phrases(args.phrases) if args.phrases else None
+    stream = speech2text.stream(prompt=args.prompt, phrases=phrases, **settings)
     any_block, broken = False, None
     remarks: dict[str, str] = {}
     with _Interrupt() as interrupt, contextlib.closing(_blocks(args, speech2text.sample_rate, remarks)) as blocks:

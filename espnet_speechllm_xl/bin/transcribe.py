@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from espnet_speechllm_xl.bin.options import (
     add_channel_argument,
     add_model_arguments,
+    add_phrases_argument,
     add_prompt_argument,
     load_settings,
 )
@@ -19,6 +20,7 @@ from espnet_speechllm_xl.sets.audio import remark_on_length
 if TYPE_CHECKING:
     import numpy as np
 
+    from espnet_speechllm_xl.decoding.phrases import PhraseTree
     from espnet_speechllm_xl.inference import Speech2Text
 
 
@@ -32,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="text", choices=sorted(FORMATS), help="default %(default)s")
     add_channel_argument(parser, EACH)
     add_prompt_argument(parser)
+    add_phrases_argument(parser)
     add_model_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Transcribe every file; returns 0, or 1 when some failed (each named on standard error)."""
     from espnet_speechllm_xl.corpus.audio import AudioError
+    from espnet_speechllm_xl.decoding.phrases import read_phrases
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.inference import Speech2Text
 
@@ -52,11 +56,12 @@ def main(args: argparse.Namespace) -> int:
     if args.format in TIMED and not speech2text.system.word_times:
         name = speech2text.system.name
         raise UserError(f"--format {args.format}: a model of task '{name}' gives no word times: use text or json")
+    phrases = speech2text.phrase_tree(read_phrases(args.phrases) if args.phrases else None)
     failed = 0
     for file in args.files:
         try:
             for channel, samples in _recordings(speech2text, file, args.channel):
-                _transcribe(speech2text, file, channel, samples, args)
+                _transcribe(speech2text, file, channel, samples, phrases, args)
         except AudioError as error:
             _say(str(error))
             failed += 1
@@ -95,11 +100,16 @@ def _recordings(
 
 
 def _transcribe(
-    speech2text: "Speech2Text", file: str, channel: int | None, samples: "np.ndarray", args: argparse.Namespace
+    speech2text: "Speech2Text",
+    file: str,
+    channel: int | None,
+    samples: "np.ndarray",
+    phrases: "PhraseTree | None",
+    args: argparse.Namespace,
 ) -> None:
     if remark := remark_on_length(speech2text, file, samples):
         _say(remark)
-    (nbest,) = speech2text.transcribe_batch([samples], args.prompt)
+    (nbest,) = speech2text.transcribe_batch([samples], args.prompt, phrases)
     if nbest[0].capped:
         _say(f"{file}: {nbest[0].capped} chunks hit the token cap")
     sys.stdout.write(FORMATS[args.format](file, nbest, len(args.files) > 1, channel))

@@ -193,15 +193,12 @@ class PhraseTree:
 
     Args:
         tokenizer: of the model.
-        phrases: the phrases with their weights.
+        phrases: with their weights, as the tokenizer writes them (:func:`written_phrases`).
         boost: what a character of a phrase of weight 1 is worth, a natural logarithm.
 
     Attributes:
         start: the place of a hypothesis without text.
         most: the worth of the phrase that is worth most.
-
-    Raises:
-        UserError: the tokenizer lacks characters of phrases.
     """
 
     start = Place()
@@ -211,16 +208,11 @@ class PhraseTree:
         self._children: list[dict[str, int]] = [{}]
         self._worth = [0.0]  # of the text up to each node, if one of the phrases behind it becomes whole
         self._whole = [0.0]  # of the phrase that ends with each node
-        refused = [phrase for phrase in phrases if not all(map(texts.form, phrase.replace(" ", "")))]
-        if refused:
-            raise UserError(_refusal(texts, refused))
         for phrase, weight in phrases.items():
-            words = ("".join(map(texts.form, word)) for word in phrase.split())
-            self._add(spaced(" ".join(words)), weight * boost)
+            self._add(spaced(phrase), weight * boost)
         self.most = max(self._whole)
-        size = len(texts.contents)
-        self._kept: dict[tuple[Place, torch.device], Tensor] = {}
-        self._most_kept = max(FEWEST_CACHED, min(MOST_CACHED, CACHED_VALUES // (size + 1)))
+        kept = max(FEWEST_CACHED, min(MOST_CACHED, CACHED_VALUES // (len(texts.contents) + 1)))
+        self._vector = functools.lru_cache(kept)(self._made)
         inner = {token for token in self._ending(ROOT, [body for body, _ in texts.inner], [t for _, t in texts.inner])}
         begun = inner.union(self._ending(ROOT, texts.bodies, texts.tokens))
         self._behind_space = self._worths(begun, self.start.open)
@@ -293,26 +285,17 @@ class PhraseTree:
             found[token] = gain + self._pending(behind)
         return found
 
-    def _vector(self, place: Place, device: torch.device) -> Tensor:
+    def _made(self, place: Place, device: torch.device) -> Tensor:
         """Return what each output (V + 1,) adds to the score of a hypothesis."""
-        kept = self._kept.pop((place, device), None)
-        if kept is None:
-            kept = self._made(place).to(device)
-            while len(self._kept) >= self._most_kept:
-                del self._kept[next(iter(self._kept))]
-        self._kept[place, device] = kept  # the last used is the last to go
-        return kept
-
-    def _made(self, place: Place) -> Tensor:
         texts = self._texts
         # A token that does not go on with an open character makes a mark of it.
         starts = texts.starts[MARK if place.tail else place.edge]
         gain = self._walk(place.open, " ")[1]
-        others = torch.where(starts, gain + self._behind_space, self._inside_word) - self._pending(place.open)
+        added = torch.where(starts, gain + self._behind_space, self._inside_word) - self._pending(place.open)
         tokens = sorted({*self._met(place)})
         if tokens:
-            others[tokens] = torch.tensor([self.advance(place, token)[1] for token in tokens], dtype=torch.float64)
-        return torch.cat([others, others.new_zeros(1)])
+            added[tokens] = torch.tensor([self.advance(place, token)[1] for token in tokens], dtype=torch.float64)
+        return torch.cat([added, added.new_zeros(1)]).to(device)
 
     def _met(self, place: Place) -> Iterator[int]:
         """Yield all tokens that do not just end what is open at a place."""
@@ -364,19 +347,36 @@ def _span(bodies: Sequence[str], start: str, low: int, high: int) -> tuple[int, 
     return first, bisect.bisect_left(bodies, start[:-1] + chr(ord(start[-1]) + 1), first, high)
 
 
-def _refusal(texts: TokenTexts, refused: Sequence[str]) -> str:
-    """Return the message about phrases whose characters the tokenizer lacks."""
-    named = []
-    for phrase in refused[:MOST_NAMED]:
-        lacking = dict.fromkeys(character for character in phrase.replace(" ", "") if not texts.form(character))
-        named.append(f"'{phrase}' ({', '.join(lacking)})")
-    more = f" and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
-    return f"the model's tokenizer lacks characters of the phrases {', '.join(named)}{more}: leave these out"
+def written_phrases(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
+    """Return phrases as a tokenizer writes them, with their weights; without those of weight 0.
+
+    Args:
+        tokenizer: of the model.
+        lines: see :func:`weights_of`.
+
+    Raises:
+        UserError: a line is bad, or the tokenizer lacks characters of phrases.
+    """
+    texts, found = _token_texts(tokenizer), dict[str, float]()
+    refused: dict[str, str] = {}
+    for phrase, weight in weights_of(lines).items():
+        forms = {character: texts.form(character) for character in phrase.replace(" ", "")}
+        if not all(forms.values()):
+            refused[phrase] = ", ".join(character for character, form in forms.items() if not form)
+        elif weight:
+            written = "".join(forms.get(character, " ") for character in phrase)
+            found[written] = max(weight, found.get(written, 0.0))
+    if refused:
+        named = [f"'{phrase}' ({lacking})" for phrase, lacking in refused.items()]
+        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        few = ", ".join(named[:MOST_NAMED]) + more
+        raise UserError(f"the model's tokenizer lacks characters of phrases, {few}: leave these out")
+    return found
 
 
 @functools.lru_cache(maxsize=8)  # many streams may have the same phrases
 def _cached_tree(tokenizer: Tokenizer, lines: tuple[str, ...], boost: float) -> PhraseTree | None:
-    phrases = {phrase: weight for phrase, weight in weights_of(lines).items() if weight}
+    phrases = written_phrases(tokenizer, lines)
     return PhraseTree(tokenizer, phrases, boost) if phrases and boost else None
 
 
@@ -389,6 +389,6 @@ def make_tree(tokenizer: Tokenizer, lines: Iterable[str], boost: float) -> Phras
         boost: see :class:`PhraseTree`.
 
     Raises:
-        UserError: a line is bad, or the tokenizer lacks characters of phrases.
+        UserError: see :func:`written_phrases`.
     """
     return _cached_tree(tokenizer, tuple(lines), boost)

@@ -41,6 +41,7 @@ class ServerConfig:
         60.0, "longest window (chunk and context), stream segment and settle_seconds of a stream"
     )
     max_prompt_tokens: int = option(256, "longest prompt of a stream or file; every chunk costs attention to it")
+    max_phrases: int = option(10000, "phrases of a stream or file; more are refused")
     idle_seconds: float = option(30.0, "a stream without audio for so long is ended")
     max_stream_seconds: float = option(14400.0, "a stream is ended after so much audio, or time")
     send_seconds: float = option(10.0, "a client that reads no results for so long is dropped")

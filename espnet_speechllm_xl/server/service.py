@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 from espnet_speechllm_xl import timeline
 from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.decoding.engine import Engine
+from espnet_speechllm_xl.decoding.phrases import PhraseTree
 from espnet_speechllm_xl.decoding.prompts import prompt_tokens
 from espnet_speechllm_xl.decoding.streams import Stream
 from espnet_speechllm_xl.errors import UserError
@@ -87,6 +88,23 @@ class Service:
         except UserError as error:
             raise Refusal("bad-setting", str(error)) from error
 
+    def phrase_tree(self, lines: Sequence[str]) -> PhraseTree | None:
+        """Return phrases as a stream or file takes them; None where there are none.  It may take a while.
+
+        Args:
+            lines: see :meth:`Speech2Text.phrase_tree`.
+
+        Raises:
+            Refusal: there are too many, or some are bad.
+        """
+        limit = self.config.max_phrases
+        if len(lines) > limit:
+            raise Refusal("bad-setting", f"there are {len(lines)} phrases: give at most {limit}")
+        try:
+            return self.speech2text.phrase_tree(lines)
+        except UserError as error:
+            raise Refusal("bad-setting", str(error)) from error
+
     @staticmethod
     def settings(stream: Stream) -> dict[str, object]:
         """Return a stream's settings by their names in a query, with its beam and the weight of CTC.
@@ -135,7 +153,7 @@ class Service:
         limit = self.config.max_span_seconds
         stream_conf.setdefault("endpoint_length", min(StreamConfig.endpoint_length, limit))
         self.prompted(prompt)  # refuses a bad one before anything is computed
-        stream = self.speech2text.stream(search, chunk_size, context, look_ahead, prompt, **stream_conf)
+        stream = self.speech2text.stream(search, chunk_size, context, look_ahead, prompt, None, **stream_conf)
         chunk_size_frames, num_context = stream.chunking.chunk, stream.chunking.context
         window = math.inf if num_context is None else timeline.chunk_seconds(chunk_size_frames) * (1 + num_context)
         if window > limit:

@@ -173,6 +173,7 @@ class Session:
             raise Refusal("bad-setting", str(error)) from error
         rate_of_model = self._service.sample_rate
         self._queue = AudioQueue(max(self._stream.wanted, self._config.max_queue_seconds * rate_of_model))
+        self._any_audio = False
         self._samples_left = self._config.max_stream_seconds * rate_of_model
         self._opened_at = self._last_audio_at = time.monotonic()
         self._resumed_at = 0.0  # when reading went on after the queue had been full
@@ -256,6 +257,7 @@ class Session:
         if len(data) > self._config.max_message_bytes:
             limit = self._config.max_message_bytes
             raise Refusal("too-big", f"a message of {len(data)} bytes: send at most {limit} bytes at a time")
+        self._any_audio = True
         samples = self._samples(data)
         if len(samples) > self._samples_left:
             await self._queue.put(samples[: int(self._samples_left)])
@@ -277,18 +279,30 @@ class Session:
         return samples
 
     async def _obey(self, text: str) -> None:
-        """End the audio if the message says so; raise Refusal for any other text."""
+        """End the audio or expect phrases, as the message says; raise Refusal for any other text."""
         if len(text) > self._config.max_message_bytes:
             raise Refusal("too-big", f"a text message of {len(text)} characters: audio is binary")
         try:
             command = json.loads(text)
         except (ValueError, RecursionError):
             command = None
-        if not isinstance(command, dict) or command.get("type") != "end":
-            raise Refusal(
-                "bad-message", f'text message {text[:50]!r}: only {{"type": "end"}} is known; audio is binary'
-            )
-        await self._end(Ending())
+        kind = command.get("type") if isinstance(command, dict) else None
+        if kind == "phrases":
+            await self._expect(command.get("phrases"))
+        elif kind == "end":
+            await self._end(Ending())
+        else:
+            known = '{"type": "end"} and {"type": "phrases", "phrases": [...]} are known'
+            raise Refusal("bad-message", f"text message {text[:50]!r}: only {known}; audio is binary")
+
+    async def _expect(self, lines: object) -> None:
+        """Let the stream expect phrases; raise Refusal where they are no list of texts, come too late or are bad."""
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise Refusal("bad-message", "phrases are no list of texts: send one text for each phrase")
+        if self._any_audio:
+            raise Refusal("bad-message", "phrases came behind audio: send them before the first")
+        # Of thousands of phrases the tree takes a while to build.  Nothing is decoded before audio has come.
+        self._stream.search.expect(await asyncio.to_thread(self._service.phrase_tree, lines))
 
     async def _end(self, ending: Ending) -> None:
         """Queue the samples that the resampler still holds, and the ending."""

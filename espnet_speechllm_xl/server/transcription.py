@@ -21,6 +21,7 @@ from espnet_speechllm_xl.config import MIX, parse_channel
 from espnet_speechllm_xl.corpus.audio import AudioError, read_bytes
 from espnet_speechllm_xl.corpus.ctm import joined_text
 from espnet_speechllm_xl.decoding.output_formats import FORMATS, captions
+from espnet_speechllm_xl.decoding.phrases import PhraseTree
 from espnet_speechllm_xl.decoding.results import Transcript
 from espnet_speechllm_xl.decoding.streams import decode
 from espnet_speechllm_xl.errors import one_line
@@ -46,6 +47,7 @@ class Form:
     language: str  # repeated in the response: the model knows one language
     channel: int | None  # 0-based; None: the average of all channels
     prompt: str  # empty for a model without prompts: clients send one whatever the model
+    phrases: tuple[str, ...]  # that are expected
     ignored: tuple[str, ...]  # names of fields without effect
 
 
@@ -60,9 +62,10 @@ async def transcribe(service: Service, request: Request) -> Response:
         with service.place("file"):
             form = await _read_form(request, service)
             model = service.prompted(form.prompt)
+            phrases = await asyncio.to_thread(service.phrase_tree, form.phrases)
             notes: dict[str, str] = {}
             samples = await asyncio.to_thread(_read_audio, form, service, notes)
-            nbest = await _decode(service, request, model, samples)
+            nbest = await _decode(service, request, model, phrases, samples)
     except ClientDisconnect:
         return Response(status_code=400)  # for the metrics; nobody reads it
     seconds = len(samples) / service.sample_rate
@@ -159,10 +162,14 @@ def _form(fields: FormData, name: str, content: bytes, takes_prompts: bool) -> F
     except ValueError as error:
         raise Refusal("bad-setting", f"channel {error}; for each of them send a request of its own") from None
     assert not isinstance(channel, str), "no words are given that stand for channels"
-    used = {"file", "model", "response_format", "stream", "channel", *names, *(["prompt"] if takes_prompts else [])}
+    used = {"file", "model", "response_format", "stream", "channel", "phrases", *names}
+    used |= {"prompt"} if takes_prompts else set()
     ignored = tuple(sorted({key for key in fields if key not in used and key.isascii() and key.isprintable()}))
     language, prompt = one_line(_text(fields, "language")), _text(fields, "prompt") if takes_prompts else ""
-    return Form(name, content, response_format, granularities or ("segment",), language, channel, prompt, ignored)
+    lines = "\n".join(value for value in fields.getlist("phrases") if isinstance(value, str)).splitlines()
+    phrases = tuple(filter(str.strip, lines))
+    granularities = granularities or ("segment",)
+    return Form(name, content, response_format, granularities, language, channel, prompt, phrases, ignored)
 
 
 def _text(fields: FormData, name: str) -> str:
@@ -192,6 +199,7 @@ async def _decode(
     service: Service,
     request: Request,
     model: Any,  # noqa: ANN401  # as Service.prompted
+    phrases: PhraseTree | None,
     samples: np.ndarray,
 ) -> list[Transcript]:
     """Decode samples to their n-best list, best first; raise ClientDisconnect as soon as the client is gone.
@@ -200,6 +208,7 @@ async def _decode(
         service: decodes.
         request: of the client.
         model: the service's, with the prompt of the request.
+        phrases: of the request; None: none.
         samples: (n,) audio.
     """
     speech2text, owner = service.speech2text, object()
@@ -207,7 +216,7 @@ async def _decode(
     block_segments = max(1, math.floor(BLOCK_SECONDS / segment_seconds))
     assert speech2text.chunking is not None  # Service refuses models without chunks
     parts = (model, speech2text.tokenizer, speech2text.chunking, speech2text.search_config)
-    work = decode(*parts, samples, block_segments)
+    work = decode(*parts, samples, block_segments, phrases)
     decoded = asyncio.wrap_future(service.engine.submit(owner, work))
     disconnected = asyncio.create_task(_disconnected(request))
     waits: set[asyncio.Future] = {decoded, disconnected}

@@ -1,5 +1,6 @@
 """Decoding a dump set into ESPnet's layout."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from espnet_speechllm_xl.evaluation import decoded_sets
 from espnet_speechllm_xl.evaluation.scoring_inputs import read_segments
 from espnet_speechllm_xl.sets import batch_jobs
 from espnet_speechllm_xl.sets.audio import SetAudio, remark_on_length, sample_counts
+from espnet_speechllm_xl.sets.phrases import check_phrases, phrases_of_set
 from espnet_speechllm_xl.sets.prompts import check_prompts, prompts_of_set
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def decode_set(
     shard: tuple[int, int] | None = None,
     prompt: str = "",
     prompts: str | None = None,
+    phrases: str | None = None,
+    utt2phrases: str | None = None,
 ) -> DecodedSet | None:
     """Decode a dump set and write its hypotheses; None of a shard, which writes none.
 
@@ -61,9 +65,11 @@ def decode_set(
         shard: (i, n): do the i-th (from 1) of n parts of the work only.
         prompt: text that the decoder reads before each utterance; "": none.
         prompts: table of the prompts of utterances, in place of ``prompt``.
+        phrases: file of phrases that are expected in all utterances; None: none.
+        utt2phrases: table of the phrases of utterances, in place of ``phrases``.
 
     Raises:
-        UserError: the set, the segments, the prompts or the model cannot be used.
+        UserError: the set, the segments, the prompts, the phrases or the model cannot be used.
     """
     samples = {**dict.fromkeys(read_table(dump / "wav.scp"), 0), **sample_counts(dump)}
     if not samples:
@@ -74,6 +80,9 @@ def decode_set(
     settings = {"load": load, "dump": str(dump), "stamp": stamp}
     if prompt_of := prompts_of_set(dump, samples, prompt, prompts):
         settings["prompts"] = prompt_of
+    expected = phrases_of_set(dump, samples, _lines(phrases), utt2phrases)
+    if expected:
+        settings["phrases"] = dataclasses.asdict(expected)
     task = {"settings": settings, "batches": batches}
     before = batch_jobs.summary_of(out / decoded_sets.INFO, task)
     if before and not before["failed"]:
@@ -91,8 +100,20 @@ def decode_set(
     )  # fmt: skip
     if shard:
         return None
-    given = {"prompt": prompt} if prompts is None else {"prompts": prompts}
-    return _write_set(out, results, task, spans, given if prompt_of else {})
+    given: dict[str, str] = {}
+    if prompt_of:
+        given.update({"prompt": prompt} if prompts is None else {"prompts": prompts})
+    if expected:
+        given.update({"phrases": str(phrases)} if utt2phrases is None else {"utt2phrases": utt2phrases})
+    return _write_set(out, results, task, spans, given)
+
+
+def _lines(phrases: str | None) -> list[str] | None:
+    if phrases is None:
+        return None
+    from espnet_speechllm_xl.decoding.phrases import read_phrases
+
+    return read_phrases(phrases)
 
 
 def _write_set(
@@ -109,12 +130,13 @@ def _write_set(
         results: of the worker, one for each utterance.
         task: for JSON; its name tells later runs what was done.
         spans: of the utterances in their recordings; None: not asked for.
-        given: the option that gave the prompts, and its value; {}: there are none.
+        given: the options that gave prompts and phrases, and their values.
     """
     done = {item["utterance"]: item for item in sorted(results, key=lambda item: item["utterance"])}
     failed = {utterance: item["failed"] for utterance, item in done.items() if has_failed(item)}
     good = {utterance: item for utterance, item in done.items() if not has_failed(item)}
     load, prompts = task["settings"]["load"], task["settings"].get("prompts", {})
+    expected = task["settings"].get("phrases", {"of": {}})["of"]
     decoded_sets.write_texts(out, good)
     decoded_sets.write_prompts(out, prompts)
     decoded_sets.write_recordings(out, spans)
@@ -128,6 +150,7 @@ def _write_set(
         "device": load["device"],
         "settings": {**load, **given},
         "prompted": len(good.keys() & prompts.keys()),
+        "with_phrases": len(good.keys() & expected.keys()),
         "task": batch_jobs.digest(task),
         "remarks": _remarks_on_audio(good),
     }
@@ -172,6 +195,8 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
     audio = SetAudio(Path(settings["dump"]), speech2text.sample_rate)
     prompts = settings.get("prompts", {})
     check_prompts(speech2text, prompts)
+    phrases = settings.get("phrases", {"lists": [], "of": {}})
+    check_phrases(speech2text, phrases)
     remarked: list[str] = []  # one long recording by each process, as a set may be full of them
 
     def work(utterances: list[str]) -> list[dict[str, Any]]:
@@ -185,7 +210,9 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
 
         def transcribe(usable: list[str]) -> "list[list[Transcript]]":
             samples = [recordings[utterance].samples for utterance in usable]
-            return speech2text.transcribe_batch(samples, [prompts.get(utterance, "") for utterance in usable])
+            lists = (phrases["lists"][phrases["of"][name]] if name in phrases["of"] else None for name in usable)
+            trees = [speech2text.phrase_tree(lines) for lines in lists]
+            return speech2text.transcribe_batch(samples, [prompts.get(utterance, "") for utterance in usable], trees)
 
         decoded = batch_jobs.as_memory_allows(transcribe, list(recordings))
         # Decoded together, so each gets its share of the time by its length.

@@ -1,7 +1,7 @@
 """The prompts of a dump set: one for all its utterances, or a table."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,23 +34,44 @@ def prompts_of_set(dump: Path, utterances: Collection[str], prompt: str, table: 
     if not Path(table).is_file():
         raise UserError(f"{table} is no file: give one with lines `utterance prompt`")
     given = {utterance: normalise(text) for utterance, text in read_text(table).items()}
+    found = {
+        utterance: " ".join(dict.fromkeys(filter(None, map(given.get, names))))
+        for utterance, names in named_lines(dump, utterances, given, table, "prompts").items()
+    }
+    return {utterance: text for utterance, text in found.items() if text}
+
+
+def named_lines(
+    dump: Path, utterances: Iterable[str], given: Collection[str], table: str, what: str
+) -> dict[str, list[str]]:
+    """Return which ids of a table each utterance of a set has: its own, or those of a joined recording's utterances.
+
+    Standard error says how many ids of the table are not of the set.
+
+    Args:
+        dump: the set.
+        utterances: its ids.
+        given: the ids of the table.
+        table: its file.
+        what: it holds.
+
+    Raises:
+        UserError: all ids are of another set.
+    """
     parts = dump / "utt2parts"
     joined = read_table(parts) if parts.is_file() else {}
-    found: dict[str, str] = {}
-    known: set[str] = set()
-    for utterance in utterances:
-        names = [utterance] if utterance in given else joined.get(utterance, "").split()
-        known.update(names)
-        found[utterance] = " ".join(dict.fromkeys(filter(None, (given.get(name) for name in names))))
-    strange = sorted(given.keys() - known)
+    found = {
+        utterance: [utterance] if utterance in given else joined.get(utterance, "").split() for utterance in utterances
+    }
+    strange = sorted({*given}.difference(*found.values()))
     if len(strange) == len(given):
         raise UserError(
-            f"{table}: its ids ({some_names(strange, 2)}) are none of {dump}'s ({some_names(sorted(utterances), 2)}): "
-            "give prompts of the same set"
+            f"{table}: its ids ({some_names(strange, 2)}) are none of {dump}'s ({some_names(sorted(found), 2)}): "
+            f"give {what} of the same set"
         )
     if strange:
         print(f"{table}: {len(strange)} ids are not in {dump}: {some_names(strange)}", file=sys.stderr, flush=True)
-    return {utterance: text for utterance, text in found.items() if text}
+    return found
 
 
 def check_prompts(speech2text: "Speech2Text", prompts: dict[str, str]) -> None:

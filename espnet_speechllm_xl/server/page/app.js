@@ -37,6 +37,8 @@ class Recording {
       if (kind) this.remarks.push(...(message.remarks ?? []).map((remark) => `${kind}: ${remark}.`));
       receive(message);
     });
+    const phrases = $("settings").elements.phrases.value.split("\n").filter((line) => line.trim());
+    if (phrases.length) this.connection.expect(phrases);
     this.connection.closed.catch(() => {}).finally(() => this.source.stop());
     say(this.source instanceof Microphone ? "Listening …" : `Reading ${this.source.title} …`);
     for await (const samples of this.source.blocks()) {
@@ -124,9 +126,9 @@ async function showDefaults() {
   }
 }
 
-/** Of the stream: the rate and what the settings say; empty ones are left to the server. */
+/** Of the stream: the rate and what the settings say; empty ones are left to the server.  Phrases may be many. */
 function parameters(rate) {
-  const settings = [...new FormData($("settings"))].filter(([, value]) => value !== "");
+  const settings = [...new FormData($("settings"))].filter(([name, value]) => value !== "" && name !== "phrases");
   return { rate, format: "s16", ...Object.fromEntries(settings) };
 }
 

@@ -54,6 +54,11 @@ class Connection {
     }
   }
 
+  /** Tells the phrases (strings) to expect; before the first sound. */
+  expect(phrases) {
+    this.socket.send(JSON.stringify({ type: "phrases", phrases }));
+  }
+
   /** Ends the audio; resolves when the last results are there. */
   finish() {
     this.finished = true;
