@@ -108,6 +108,7 @@ def weights_of(lines: Iterable[str]) -> dict[str, float]:
     return found
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _read(edge: str, character: str) -> tuple[str, str]:
     """Return how a text goes on with a character, a space before it where a word ends, and its new edge."""
     if character.isspace():

@@ -93,7 +93,10 @@ class Outputs:
             count: see :meth:`best`.
             margin: see :meth:`best`.
         """
-        return self._picked(self.scores[rows] + added, self.log_probs[rows], count)
+        scores, log_probs = self.scores, self.log_probs
+        if list(rows) != [*range(len(scores))]:
+            scores, log_probs = scores[rows], log_probs[rows]
+        return self._picked(scores + added, log_probs, count)
 
     def end(self, row: int) -> Candidate:
         """Return `$` as the next output of a hypothesis."""

@@ -6,16 +6,19 @@ import random
 import re
 
 import pytest
+import tiny
 import torch
-from made_tokenizers import KINDS
+from made_tokenizers import KINDS, save_hugging_face
 from test_joint_ctc import Heard, Texts, random_log_probs
 from test_searches import SLOW, RunOn, Toy, all_paths, assert_nbest, best_per_text, config, decode, text_of
 
-from espnet_speechllm_xl.decoding.engine import run
+from espnet_speechllm_xl import Speech2Text
+from espnet_speechllm_xl.decoding.engine import Engine, model_calls, run
 from espnet_speechllm_xl.decoding.joint_ctc import joint_decoder
-from espnet_speechllm_xl.decoding.phrases import PhraseTree, make_tree, spaced
+from espnet_speechllm_xl.decoding.phrases import PhraseTree, make_tree, read_phrases, spaced, weights_of
 from espnet_speechllm_xl.decoding.searches import ChunkSync, make_search
-from espnet_speechllm_xl.tokenization import UNKNOWN, Tokenizer, parts_words
+from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.tokenization import UNKNOWN, Tokenizer, load_tokenizer, parts_words
 
 CPU = torch.device("cpu")
 # In the words of these tests: Han letters, letters and digits, marks.
@@ -384,3 +387,142 @@ def test_ctc_with_tokens_of_its_own_that_are_the_decoders_changes_nothing(recomb
             found.append(run([search.finish()], decoder.extend)[0])
         assert [h.tokens for h in found[0]] == [h.tokens for h in found[1]]
         assert [h.score for h in found[0]] == pytest.approx([h.score for h in found[1]], abs=1e-9)
+
+
+# Models and streams
+
+NAMES = ["anna", "the other office :2", "it's late", "cat", "noise on", "seven"]
+
+
+def load(directory, **options):
+    return Speech2Text.from_pretrained(directory, **{"dtype": "float64", "max_tokens_per_chunk": 8, **options})
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+@pytest.mark.parametrize("search", ["greedy", "chunk_sync", "alsd"])
+def test_batch_and_alone_and_streams_agree(search, ctc_weight, tiny_model_dir):
+    speech2text = load(tiny_model_dir, search=search, ctc_weight=ctc_weight, beam_size=3, phrase_boost=1.5)
+    recordings = [tiny.speech(seed, size) for seed, size in ((51, 60000), (52, 25000), (53, 40000))]
+    plain = [speech2text(one)[0] for one in recordings]
+    alone = [speech2text(one, phrases=NAMES)[0] for one in recordings]
+    assert sum(one.text != other.text for one, other in zip(plain, alone, strict=True)) > 0
+    tree = speech2text.phrase_tree(NAMES)
+    together = speech2text.transcribe_batch(recordings * 2, phrases=[tree] * 3 + [None] * 3)
+    for (found, *_), expected in zip(together, alone + plain, strict=True):
+        assert found.token_ids == expected.token_ids and found.score == pytest.approx(expected.score, abs=1e-9)
+    for_all = speech2text.transcribe_batch(recordings, phrases=tree)
+    assert [nbest[0].token_ids for nbest in for_all] == [one.token_ids for one in alone]
+    for none in (None, [], "", " \n", ["anna :0"]):
+        assert speech2text(recordings[0], phrases=none)[0] == plain[0]
+    assert (
+        load(tiny_model_dir, search=search, ctc_weight=ctc_weight, beam_size=3, phrase_boost=0.0)(
+            recordings[0], phrases=NAMES
+        )[0]
+        == plain[0]
+    )
+    if search != "alsd":
+        rng = random.Random(3)
+        for recording, expected in zip(recordings, alone, strict=True):
+            for _ in range(2):
+                stream = speech2text.stream(search, phrases="\n".join(NAMES), endpoint_silence=9, settle_seconds=99)
+                assert tiny.said(tiny.play(stream, tiny.cuts(recording, rng, 9000))) == expected.text
+
+
+@pytest.mark.parametrize("search", ["greedy", "chunk_sync"])
+def test_a_stream_that_settles_early_is_as_good(search, tiny_model_dir):
+    """Settled text is dropped; what it has begun goes on.  Streams with and without phrases share an engine."""
+    speech2text = load(tiny_model_dir, search=search, beam_size=3, phrase_boost=1.5)
+    recording, lists, calls = tiny.speech(54, 120000), [NAMES, None, ["on then :2"]], model_calls(speech2text.model)
+    settings = {"settle_seconds": 0.64, "partial_seconds": 0.32, "endpoint_length": 3.0}
+
+    def streamed(stream, push):
+        pieces = [recording[begin : begin + 7000] for begin in range(0, len(recording), 7000)]
+        return [push(stream, piece, number == len(pieces)) for number, piece in enumerate(pieces, 1)]
+
+    expected = []
+    for phrases in lists:
+        stream = speech2text.stream(search, phrases=phrases, **settings)
+        updates = streamed(stream, lambda stream, piece, last: run([stream.consume(piece, last)], calls)[0])
+        expected.append([(update.text, update.partial) for update in updates])
+    assert len({str(one) for one in expected}) == 3
+    with Engine(speech2text.model) as engine:
+        streams = [speech2text.stream(search, phrases=phrases, **settings) for phrases in lists]
+        futures = [
+            streamed(stream, lambda stream, piece, last: engine.submit(stream, stream.consume(piece, last)))
+            for stream in streams
+        ]
+        found = [[future.result(60) for future in each] for each in futures]
+    assert [[(update.text, update.partial) for update in updates] for updates in found] == expected
+
+
+def test_a_phrase_is_written_that_would_not_be(tiny_model_dir):
+    """A model of random weights writes what it is paid for; greedy, too."""
+    for search in ("greedy", "chunk_sync", "alsd"):
+        speech2text = load(tiny_model_dir, search=search, phrase_boost=30.0)
+        audio = tiny.speech(51, 60000)
+        assert "anna" not in speech2text(audio)[0].text.split()
+        assert "anna" in speech2text(audio, phrases=["anna"])[0].text.split()
+
+
+# What is refused
+
+
+def test_lines_of_phrases(tmp_path):
+    found = weights_of(
+        ["Anna  Karlsson", "ben :2", "ben", "ben :0.5", " john 3:16 ", "a :b", ":3", "c:2", "", "cafe\u0301 :.5"]
+    )
+    assert found == {
+        "Anna Karlsson": 1.0, "ben": 2.0, "john 3:16": 1.0, "a :b": 1.0, ":3": 1.0, "c:2": 1.0, "caf\u00e9": 0.5
+    }  # fmt: skip
+    (tmp_path / "names").write_text(";; names\nanna\n\n  ben :2\n", encoding="utf-8")
+    assert weights_of(read_phrases(tmp_path / "names")) == {"anna": 1.0, "ben": 2.0}
+    (tmp_path / "none").write_text(";; names\n\n")
+    with pytest.raises(UserError, match="/none holds no phrases: write one on each line"):
+        read_phrases(tmp_path / "none")
+    with pytest.raises(UserError, match="phrase 'ben': its weight -1.0 is negative"):
+        weights_of(["anna", "ben :-1"])
+    with pytest.raises(UserError, match="phrase 'a a a .* has 299 characters: give at most 200"):
+        weights_of(["a " * 150])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "metaspace"])
+def test_phrases_that_cannot_be_written_are_named(kind, tokenizers):
+    lines = ["ada", "Bj\u00f8rk", "\u5317\u4eac ada", "x", *(f"ada{number}" for number in range(5))]
+    with pytest.raises(UserError) as refused:
+        make_tree(tokenizers[kind], lines, 1.0)
+    said = str(refused.value)
+    assert said.startswith("the model's tokenizer lacks characters of phrases, 'Bj\u00f8rk' (")
+    assert (
+        "'\u5317\u4eac ada' (\u5317, \u4eac)" in said and "'ada'" not in said and "and 3 more: leave these out" in said
+    )
+
+
+def spelled_worth(tokenizer, phrase, text):
+    """What a text is worth when the tokenizer spells it."""
+    tree = make_tree(tokenizer, [phrase], 1.0)
+    place, total = tree.start, 0.0
+    for token in tokenizer.encode(text)[0]:
+        place, more = tree.advance(place, token)
+        total += more
+    return total
+
+
+def test_case_is_as_in_the_tokenizer(tokenizers, sentences, tmp_path):
+    """One that has one case only takes the other as it; a tokenizer of both tells them apart."""
+    for phrase in ("ada ben", "ADA Ben"):
+        assert spelled_worth(tokenizers["char"], phrase, "ada ben") == 6.0
+        capitals = load_tokenizer(save_hugging_face(tmp_path / phrase, [text.upper() for text in sentences], False))
+        assert spelled_worth(capitals, phrase, "ADA BEN") == 6.0
+    both = tokenizers["gpt2"]
+    assert [spelled_worth(both, phrase, "call ada") for phrase in ("ada", "Ada")] == [3.0, 0.0]
+    folder = save_hugging_face(tmp_path / "small", sentences, True)
+    load_tokenizer(folder).save_lower_case(folder / "tokenizer.json")
+    small = load_tokenizer(folder)
+    assert small.lower_case and spelled_worth(small, "Ada \u00c5sa", "call ADA \u00e5sa") == 6.0
+
+
+def test_who_takes_no_phrases_says_so(tiny_aligner_dir):
+    aligner = Speech2Text.from_pretrained(tiny_aligner_dir)
+    with pytest.raises(UserError, match="a model of task 'ctc' takes no phrases: leave them out"):
+        aligner(tiny.speech(1, 20000), phrases=["anna"])
+    assert aligner(tiny.speech(1, 20000), phrases=[])[0] == aligner(tiny.speech(1, 20000))[0]
