@@ -278,6 +278,24 @@ def test_decoding_with_the_other_systems(system, search, model_of):
     assert without_scores(on_cpu) == without_scores(on_gpu)
 
 
+@pytest.mark.parametrize("system", ["speechllm_xl", "chunked_aed", "ctc_prompt_lm"])
+@pytest.mark.parametrize("search", ["greedy", "chunk_sync", "alsd"])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_decoding_with_phrases(search, system, ctc_weight, model_of):
+    """What they add moves all systems that share the searches, and is where the scores are."""
+
+    def found(speech2text):
+        tree = speech2text.phrase_tree(["anna", "the other office", "it's late :2"])
+        return [transcripts(speech2text), speech2text.transcribe_batch(RECORDINGS, phrases=[tree, tree, None])]
+
+    options = {"search": search, "beam_size": 2, "ctc_weight": ctc_weight, "phrase_boost": 6.0}
+    on_cpu, on_gpu = both(model_of(system), found, **options)
+    assert [without_scores(one) for one in on_cpu] == [without_scores(one) for one in on_gpu]
+    plain, swayed = on_cpu
+    assert [one[0].token_ids for one in plain] != [one[0].token_ids for one in swayed]
+    assert plain[2][0].token_ids == swayed[2][0].token_ids
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("search", ["greedy", "chunk_sync"])
 def test_streams_through_the_engine(search, dtype, model_of):

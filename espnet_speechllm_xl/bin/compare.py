@@ -1,6 +1,6 @@
 """``speechllm-xl compare``: error rates of decoded sets with intervals, and the others' differences to the first.
 
-With ``--words`` also the recall and the precision of listed words.
+With ``--words`` also the recall and the precision of listed words, and the error rates of these and of the others.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from espnet_speechllm_xl.bin.options import HYPOTHESES_HELP, REFERENCE_HELP, add_scoring_arguments
 
 if TYPE_CHECKING:
+    from espnet_speechllm_xl.evaluation.listed_words import Part
     from espnet_speechllm_xl.evaluation.metrics import Counts
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, Reference
     from espnet_speechllm_xl.evaluation.significance import Blocks
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ref", "--dump", required=True, metavar="PATH", help=REFERENCE_HELP)
     add_scoring_arguments(parser)
     parser.add_argument(
-        "--words", metavar="FILE", help="words, such as names: also how many of them are right, and how many false"
+        "--words", metavar="FILE", help="words, such as names: how many are right and how many false; error rates"
     )
     parser.add_argument(
         "--unit", choices=["words", "characters"], default="words", help="of the errors (default %(default)s)"
@@ -41,6 +42,7 @@ class _Counted:
     blocks: "Blocks"
     total: "Counts"
     listed: "dict[str, Hits]"
+    parts: "dict[str, tuple[Part, Part]]"
 
 
 def _counted(
@@ -58,7 +60,7 @@ def _counted(
     """
     from espnet_speechllm_xl.evaluation import metrics, significance
     from espnet_speechllm_xl.evaluation.letter_case import refuse_other_case
-    from espnet_speechllm_xl.evaluation.listed_words import count_listed
+    from espnet_speechllm_xl.evaluation.listed_words import count_listed, parts_of
     from espnet_speechllm_xl.evaluation.normalisers import normalised
     from espnet_speechllm_xl.evaluation.scoring_inputs import read_hypotheses
 
@@ -72,11 +74,12 @@ def _counted(
     if scored.missing:
         few = metrics.some_names(scored.missing)
         print(f"{name}: {len(scored.missing)} utterances without hypothesis count as deletions: {few}", file=sys.stderr)
-    hits = {}
+    hits, parts = {}, {}
     if listed:
-        (words,) = normalised(args.normaliser, {"": ignored.left_of(listed)}).values()
-        hits = count_listed(counting("words", name)[1], {*words.split()})
-    return _Counted(significance.blocks([rows], by_speaker), scored.total, hits)
+        (text,) = normalised(args.normaliser, {"": ignored.left_of(listed)}).values()
+        words, (_, by_words) = {*text.split()}, counting("words", name)
+        hits, parts = count_listed(by_words, words), parts_of(by_words, words)
+    return _Counted(significance.blocks([rows], by_speaker), scored.total, hits, parts)
 
 
 def _several_speakers(path: Path) -> bool:
@@ -95,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
     from espnet_speechllm_xl.errors import UserError
     from espnet_speechllm_xl.evaluation import normalisers, significance
     from espnet_speechllm_xl.evaluation.letter_case import ignoring, is_of_small_letters
-    from espnet_speechllm_xl.evaluation.listed_words import listed_table, read_words
+    from espnet_speechllm_xl.evaluation.listed_words import error_table, listed_table, read_words
     from espnet_speechllm_xl.evaluation.markdown import markdown_table
     from espnet_speechllm_xl.evaluation.scoring_inputs import Ignored, read_reference
     from espnet_speechllm_xl.paper_tables.tables import RATES
@@ -121,6 +124,7 @@ def main(args: argparse.Namespace) -> int:
     if small:
         print(f"{', '.join(small)}: the model writes small letters, so all are compared without regard to case")
     if listed:
-        hits = [one.listed for one in found]
-        print("\n".join(["", *listed_table(names, hits, reference.speakers, by_speaker, same_words)]))
+        hits, parts = [one.listed for one in found], [one.parts for one in found]
+        settings = reference.speakers, by_speaker, same_words
+        print("\n".join(["", *listed_table(names, hits, *settings), "", *error_table(names, parts, *settings)]))
     return 0

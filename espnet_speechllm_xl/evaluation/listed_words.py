@@ -1,13 +1,19 @@
-"""Listed words, such as names that a prompt gives: how many of them are right, and how many were not said.
+"""Listed words, such as names in prompts and phrases: how many of them are right, and how many were not said.
 
 The words of reference and hypothesis are aligned as for the WER.  A listed word of the hypothesis is a *hit* when the
 aligned word of the reference is the same, else it is *false*.  Listed words of the reference without a hit are
 *missed*.
 
 recall = hits / (hits + missed), precision = hits / (hits + false).
+
+The WER has two parts (Le et al., arXiv 2104.02194): the B-WER of the words in the list, the biased ones, and the U-WER
+of all others.  An error belongs to the word of the reference, an insertion to the inserted word:
+
+B-WER = errors at listed words / listed words of the reference, U-WER = other errors / other words of the reference.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_speechllm_xl.corpus.ctm import nist_lines
@@ -48,6 +54,31 @@ def count_listed(scored: ScoredSet, listed: Collection[str]) -> dict[str, Hits]:
             else:
                 total += Hits(false=int(given in listed), missed=int(wanted in listed))
         found[utterance] = total
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an utterance's words: its errors, and its words in the reference."""
+
+    errors: int = 0
+    words: int = 0
+
+
+def parts_of(scored: ScoredSet, listed: Collection[str]) -> dict[str, tuple[Part, Part]]:
+    """Return the listed words of each utterance with their errors, and all others with theirs.
+
+    Args:
+        scored: see :func:`count_listed`.
+        listed: see :func:`count_listed`.
+    """
+    found = {}
+    for utterance, item in scored.utterances.items():
+        sides = []
+        for side in (True, False):
+            own = [kind for kind, wanted, given in item.pairs if ((wanted or given) in listed) is side]
+            sides.append(Part(sum(kind != "C" for kind in own), sum(kind != "I" for kind in own)))
+        found[utterance] = sides[0], sides[1]
     return found
 
 
@@ -109,3 +140,55 @@ def listed_table(
         rows.append([name, *found, str(total.false), shown(total.precision, "{:.1f}")])
     head = ["decoded", "listed words", "recall (%)", "minus the first", "false", "precision (%)"]
     return [*markdown_table(head, rows), f"95 % intervals; blocks: {recalls[0].described('listed words')}"]
+
+
+def _listed(parts: tuple[Part, Part]) -> Part:
+    return parts[0]
+
+
+def _others(parts: tuple[Part, Part]) -> Part:
+    return parts[1]
+
+
+def _all_of_free(parts: tuple[Part, Part]) -> Part:
+    """Return all words of an utterance whose reference has none of the listed words; else nothing."""
+    listed, others = parts
+    return Part() if listed.words else Part(listed.errors + others.errors, others.words)
+
+
+ERROR_RATES: dict[str, Callable[[tuple[Part, Part]], Part]] = {
+    "B-WER (%)": _listed,
+    "U-WER (%)": _others,
+    "WER without listed words (%)": _all_of_free,
+}
+
+
+def error_table(
+    names: Sequence[str],
+    systems: Sequence[Mapping[str, tuple[Part, Part]]],
+    speakers: Mapping[str, str],
+    by_speaker: bool,
+    same_words: bool = True,
+) -> list[str]:
+    """Return the lines of a table with a row for each decoded set and the columns of :data:`ERROR_RATES`.
+
+    Args:
+        names: of the sets; the others are compared with the first.
+        systems: of each what :func:`parts_of` returns, of the same utterances.
+        speakers: ``{utterance: speaker}``.
+        by_speaker: see :func:`significance.blocks`.
+        same_words: see :func:`significance.difference`.
+    """
+    columns = []
+    for chosen in ERROR_RATES.values():
+        rows = [{name: chosen(parts) for name, parts in one.items()} for one in systems]
+        if not all(any(part.words for part in one.values()) for one in rows):
+            columns.append([["-", "-"]] * len(systems))
+            continue
+        counted = [{name: (part.errors, part.words, speakers[name]) for name, part in one.items()} for one in rows]
+        blocks = [significance.blocks([one], by_speaker) for one in counted]
+        minus = [significance.difference(one, blocks[0], same_words).text("{:+.1f}") for one in blocks[1:]]
+        rates = [significance.error_rate(one).text("{:.1f}") for one in blocks]
+        columns.append([list(each) for each in zip(rates, ["-", *minus], strict=True)])
+    head = ["decoded", *(title for name in ERROR_RATES for title in (name, "minus the first"))]
+    return markdown_table(head, ([name, *sum(row, [])] for name, *row in zip(names, *columns, strict=True)))

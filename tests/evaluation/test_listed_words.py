@@ -7,7 +7,14 @@ import pytest
 
 from espnet_speechllm_xl.bin import cli
 from espnet_speechllm_xl.evaluation import metrics, significance
-from espnet_speechllm_xl.evaluation.listed_words import count_listed, read_words, recall_blocks
+from espnet_speechllm_xl.evaluation.listed_words import (
+    Part,
+    count_listed,
+    error_table,
+    parts_of,
+    read_words,
+    recall_blocks,
+)
 from espnet_speechllm_xl.evaluation.written_marks import Hits
 
 NAMES = {"anna", "karlsson", "uppsala"}
@@ -48,6 +55,56 @@ def test_all_words_listed_is_the_wer():
     assert total.false == counts.substitutions + counts.insertions and counts.errors > 50
 
 
+@pytest.mark.parametrize(
+    "reference, hypothesis, listed, others",
+    [
+        ("call anna karlsson now", "call anna karlsson now", Part(0, 2), Part(0, 2)),
+        ("call anna now", "call hanna now", Part(1, 1), Part(0, 2)),  # the reference's word counts
+        ("call him now", "call anna now", Part(0, 0), Part(1, 3)),
+        ("call anna now", "call now", Part(1, 1), Part(0, 2)),
+        ("call now", "call anna now please", Part(1, 0), Part(1, 2)),  # insertions by themselves
+        ("", "anna", Part(1, 0), Part(0, 0)),
+    ],
+)
+def test_planted_errors_of_the_two_parts(reference, hypothesis, listed, others):
+    scored = metrics.score({"u": reference.split()}, {"u": hypothesis.split()})
+    assert parts_of(scored, NAMES)["u"] == (listed, others)
+
+
+def test_the_two_parts_are_the_wer():
+    rng = random.Random(1)
+    words = ["anna", "karlsson", "him", "now", "call"]
+    sides = [{f"u{i}": rng.choices(words, k=rng.randint(0, 8)) for i in range(50)} for _ in range(2)]
+    scored = metrics.score(*sides)
+    parts = [part for both in parts_of(scored, NAMES).values() for part in both]
+    assert sum(part.errors for part in parts) == scored.total.errors > 50
+    assert sum(part.words for part in parts) == scored.total.words
+
+
+def test_the_table_of_both_parts():
+    """In 30 utterances a name, of which the second set has the half; in 10 of the 30 others it writes one."""
+    names = [f"u{index:02d}" for index in range(60)]
+    texts = {name: "call anna now" if index < 30 else "call him now" for index, name in enumerate(names)}
+    without = {name: text.replace("anna", "hanna") for name, text in texts.items()}
+    phrases = {
+        name: "call anna now" if index < 15 or 30 <= index < 40 else without[name] for index, name in enumerate(names)
+    }
+    scored = [
+        metrics.score(
+            {name: text.split() for name, text in texts.items()}, {name: text.split() for name, text in one.items()}
+        )
+        for one in (without, phrases)
+    ]
+    speakers = dict.fromkeys(names, "s")
+    head, _, first, second = error_table(["a", "b"], [parts_of(one, NAMES) for one in scored], speakers, True)
+    assert head.startswith("|decoded|B-WER (%)|minus the first|U-WER (%)|minus the first|WER without listed words (%)|")
+    assert first == "|a|100.0 [100.0, 100.0]|-|0.0 [0.0, 0.0]|-|0.0 [0.0, 0.0]|-|"
+    rates = [float(cell.split()[0]) for cell in second.strip("|").split("|")[1:]]
+    assert rates == pytest.approx([50.0, -50.0, 6.7, 6.7, 11.1, 11.1])
+    scored = [metrics.score({"u": ["anna"]}, {"u": ["anna"]})]
+    assert error_table(["a"], [parts_of(scored[0], NAMES)], {"u": "s"}, True)[-1] == "|a|0.0|-|-|-|-|-|"
+
+
 def test_recall_has_an_interval_of_the_utterances_with_listed_words():
     hits = {f"u{i:02d}": Hits(int(i % 4 > 0), 0, int(i % 4 == 0)) for i in range(40)}
     others = {f"v{i:02d}": Hits(0, i % 2, 0) for i in range(60)}  # no listed word in the reference
@@ -86,7 +143,11 @@ def compare(place, capsys, *options, systems=("without", "prompt", "copies")):
 
 def test_compare_has_recall_and_precision(decoded, capsys):
     code, printed, _ = compare(decoded, capsys, "--words", decoded / "names.txt")
-    wer, listed = printed.split("\n\n")
+    wer, listed, errors = printed.split("\n\n")
+    assert [line.split("|")[1] for line in errors.splitlines()[2:]] == [
+        row.split("|")[1] for row in wer.splitlines()[2:5]
+    ]
+    assert "|0.0 [0.0, 0.0]|-|" in errors.splitlines()[2]
     assert code == 0 and printed.startswith(compare(decoded, capsys)[1]) and wer.startswith("|decoded|WER (%)|")
     head, _, *rows, last = listed.splitlines()
     assert head == "|decoded|listed words|recall (%)|minus the first|false|precision (%)|"

@@ -258,6 +258,18 @@ def test_a_prompt_is_sent_with_the_stream(page, wav, server):
     assert messages[0]["prompt"] == ["anna & Jos\u00e9"]
 
 
+def test_phrases_are_sent_before_the_sound(page, wav):
+    """Lines of a field, the empty ones left out; what the model cannot write is shown."""
+    page.click("summary")
+    messages = sent(page)
+    page.fill("[name=phrases]", "bad\n\n  Jos\u00e9 :2 \n")
+    page.check("#fast")
+    page.set_input_files("#file", wav)
+    expect(page.locator("#error")).to_contain_text("lacks characters of phrases, 'Jos\u00e9' (")
+    assert "phrases" not in messages[0]
+    assert json.loads(messages[1]) == {"type": "phrases", "phrases": ["bad", "  Jos\u00e9 :2 "]}
+
+
 class Script:
     """Stands for the server: sends ``ready``, then the messages of the test."""
 

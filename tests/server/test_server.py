@@ -226,7 +226,7 @@ BAD_MESSAGES = [
     (bytes(6), "?format=f32", "bad-message", 1007, "a message of 6 bytes holds half a sample"),
     (struct.pack("<f", np.nan), "?format=f32", "bad-audio", 1007, "PCM with NaN or infinite samples"),
     (struct.pack("<f", np.inf), "?format=f32", "bad-audio", 1007, "PCM with NaN or infinite samples"),
-    ("end", "", "bad-message", 1007, 'text message \'end\': only {"type": "end"} is known; audio is binary'),
+    ("end", "", "bad-message", 1007, 'text message \'end\': only {"type": "end"} and {"type": "phrases", "phrases": '),
     ("[1]", "", "bad-message", 1007, "only"),
     ("[" * 30000, "", "bad-message", 1007, "only"),
     ("x" * 40001, "", "too-big", 1009, "a text message of 40001 characters: audio is binary"),
