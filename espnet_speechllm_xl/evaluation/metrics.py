@@ -277,6 +277,7 @@ class Spread:
     mean: float | None = None
     p50: float | None = None
     p90: float | None = None
+    p95: float | None = None
     p99: float | None = None
 
 
@@ -286,9 +287,14 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(0)
     import numpy as np
 
-    return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 99)).tolist())
+    return Spread(len(values), math.fsum(values) / len(values), *np.percentile(values, (50, 90, 95, 99)).tolist())
 
 
 def real_time_factor(seconds: float, audio_seconds: float) -> float | None:
     """Return time spent / duration of the audio, both in seconds; None without audio."""
     return seconds / audio_seconds if audio_seconds > 0 else None
+
+
+def rtfx(factor: float | None) -> float | None:
+    """Return the RTFx of a real-time factor, the seconds of audio a second; None where there is none."""
+    return 1 / factor if factor else None

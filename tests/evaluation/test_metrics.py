@@ -150,6 +150,11 @@ def test_real_time_factor():
     assert metrics.real_time_factor(5.0, 0) is None
 
 
+def test_rtfx():
+    assert metrics.rtfx(0.25) == 4.0
+    assert metrics.rtfx(None) is metrics.rtfx(0.0) is None
+
+
 def test_ctm_round_trip(tmp_path):
     path = tmp_path / "a.ctm"
     words = {
