@@ -27,6 +27,7 @@ COMMANDS = {
     "stream": "live text from a file, a pipe or a microphone",
     "latency": "emission delay, speed and accuracy of streams, by chunk size",
     "serve": "live streams over WebSocket, whole files over HTTP",
+    "load-test": "how many live streams a server keeps up with, and how late their text is",
     "score": "WER, CER, TER and RESULTS.md",
     "compare": "error rates of decoded sets with confidence intervals, and their differences",
     "border-report": "errors at the boundaries of chunks, or what a model thinks of the words there",

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from espnet_speechllm_xl.config import MIX, SearchConfig, StreamConfig, parse_channel
 from espnet_speechllm_xl.evaluation import normalisers
@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from espnet_speechllm_xl.server.limits import ServerConfig
 
 Config = TypeVar("Config", StreamConfig, "ServerConfig")
+Declares: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 Number = TypeVar("Number", int, float)
 SEARCH_FIELDS = [field for field in dataclasses.fields(SearchConfig) if field.name != "method"]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True) -> None:
-    """Declare which model, where it runs and how it decodes; ``chunk_size`` False leaves out ``--chunk-size``."""
-    parser.add_argument("--model", required=True, help="model directory, or a file made by speechllm-xl pack")
+def add_model_arguments(parser: Declares, chunk_size: bool = True, required: bool = True) -> None:
+    """Declare which model, where it runs and how it decodes.
+
+    Args:
+        parser: takes the options.
+        chunk_size: with ``--chunk-size``.
+        required: the model must be given.
+    """
+    parser.add_argument("--model", required=required, help="model directory, or a file made by speechllm-xl pack")
     parser.add_argument("--weights", help="file in the model directory (default: the averaged best)")
     add_llm_argument(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
@@ -43,7 +50,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, chunk_size: bool = True
     parser.add_argument("--look-ahead", type=float, metavar="SECONDS", help=text)
 
 
-def add_llm_argument(parser: argparse.ArgumentParser) -> None:
+def add_llm_argument(parser: Declares) -> None:
     """Declare where the language model of a trained model is; every command that loads one has the option."""
     parser.add_argument(
         "--llm", metavar="DIR",
@@ -82,7 +89,7 @@ def add_phrases_argument(parser: "argparse.ArgumentParser | argparse._MutuallyEx
     )  # fmt: skip
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, cls: type[Config]) -> None:
+def add_config_arguments(parser: Declares, cls: type[Config]) -> None:
     """Declare an option for each field of a configuration dataclass; the fields hold the texts of the help."""
     for field in dataclasses.fields(cls):
         kind: dict[str, Any] = {"type": str if field.default is None else field.type, "default": field.default}
