@@ -8,7 +8,7 @@ from espnet_speechllm_xl.benchmarks.floors import DecoderShape, Machine, least
 from espnet_speechllm_xl.benchmarks.plan import BEAM, OTHER, THIS, TOKENS, Crew, Part, Plan, crew
 from espnet_speechllm_xl.benchmarks.rounds import Figure, Figures
 from espnet_speechllm_xl.errors import UserError
-from espnet_speechllm_xl.evaluation.markdown import markdown_table, shown
+from espnet_speechllm_xl.evaluation.markdown import markdown_table, shown, speed_cells
 from espnet_speechllm_xl.settings import read_yaml
 
 NAME, CONFIG, VOCABULARY, ROUNDS = "pipeline", "train_paper.yaml", 5000, 9
@@ -126,13 +126,13 @@ def _row(
 def _table(plan: Plan, part: Part) -> list[str]:
     base = next((row["factors"][THIS] for row in part.rows if row["work"] == BASE), None)
     others = any(OTHER in row["factors"] for row in part.rows)
-    head = ["work", "parameters", "RTF", "median", "floor", "RTF / torchaudio's"]
+    head = ["work", "parameters", "RTF", "RTFx", "median", "floor", "RTF / torchaudio's"]
     head += [f"{plan.other.commit}, RTF", "times as fast"] if plan.other and others else []
     rows = []
     for row in part.rows:
         factor, other = row["factors"][THIS], row["factors"].get(OTHER)
         size = row["facts"]["parameters"]
-        cells = [row["work"], f"{size / 1e6:.0f} M", f"{factor.lower_quartile:.3f}"]
+        cells = [row["work"], f"{size / 1e6:.0f} M", *speed_cells(factor.lower_quartile)]
         cells += [f"{factor.median:.3f}", shown(row["floor"], "{:.3f}")]
         cells.append(f"{factor.lower_quartile / base.lower_quartile:.2f}" if base else "-")
         if others:
@@ -151,9 +151,10 @@ def _legend(plan: Plan, part: Part, figures: Figures, facts: dict[str, Any]) -> 
     ]
     written = figures[f"{THIS} {GREEDY}"]["tokens_a_chunk"].median
     return [
-        f"Real-time factors by the lower quartile; chunks of {facts['chunk_seconds']:g} s; {TOKENS} tokens a chunk, in "
-        f"the greedy stream {written:.1f}. Parameters: of what the row runs; the base of torchaudio's has segments of "
-        "0.16 s. The floor is the operations of the weight products over the measured rate, or the bytes over the "
-        "measured bandwidth, whichever takes longer. "
+        "Real-time factors (RTF; RTFx is 1 / RTF) by the lower quartile; chunks of "
+        f"{facts['chunk_seconds']:g} s; {TOKENS} tokens a chunk, in the greedy stream {written:.1f}. "
+        "Parameters: of what the row runs; the base of torchaudio's has segments of 0.16 s. The floor is the "
+        "operations of the weight products over the measured rate, or the bytes over the measured bandwidth, whichever "
+        "takes longer. "
         f"Beam {BEAM} / greedy: {', '.join(ratios)}."
     ]

@@ -34,8 +34,9 @@ def run(plan: Plan) -> Part:
 
 
 LEGEND = [
-    "By the lower quartile of the times; by the median in brackets. Shares: seconds within matrix products and within "
-    "attention, as the profiler counts them, of the seconds that the same work takes without the profiler."
+    "RTFx: seconds of audio a second. By the lower quartile of the times; by the median in brackets. "
+    "Shares: seconds within matrix products and within attention, as the profiler counts them, of the "
+    "seconds that the same work takes without the profiler."
 ]
 
 
@@ -46,10 +47,10 @@ def _speed(row: dict, name: str) -> float | None:
 
 def _table(plan: Plan, part: Part) -> list[str]:
     names = [name for name in plan.checkouts if name == THIS or not part.failed]
-    head = ["streams", "audio s / s", "matrix products", "attention", "tokens a chunk"]
+    head = ["streams", "RTFx", "matrix products", "attention", "tokens a chunk"]
     if OTHER in names:
         assert plan.other is not None
-        head += [f"{plan.other.commit}, audio s / s", "matrix products", "attention", "times as fast"]
+        head += [f"{plan.other.commit}, RTFx", "matrix products", "attention", "times as fast"]
     return markdown_table(head, [_cells(row, names) for row in part.rows])
 
 

@@ -65,13 +65,13 @@ def _counted(summary: dict[str, Any]) -> str:
 
 def _print_summary(out: Path, found: "DecodedSet") -> None:
     from espnet_speechllm_xl.evaluation.decoded_sets import real_time_factor
-    from espnet_speechllm_xl.evaluation.markdown import shown
+    from espnet_speechllm_xl.evaluation.markdown import speed_text
 
     summary = found.summary
     capped = "" if summary["capped"] is None else f"{summary['capped']} chunks hit the token cap; "
     print(
         f"{out}: {_counted(summary)} decoded, {len(found.failed)} failed; {capped}"
-        f"RTF {shown(real_time_factor(summary), '{:.3f}')}"
+        f"{speed_text(real_time_factor(summary))}"
     )
     for kind, (count, utterance, text) in summary["remarks"].items():
         print(f"  remark: {count} {kind}, the first: {utterance}: {text}")

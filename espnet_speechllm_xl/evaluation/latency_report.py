@@ -7,7 +7,7 @@ from typing import Any
 
 from espnet_speechllm_xl.evaluation import metrics, plots
 from espnet_speechllm_xl.evaluation.alignment_report import DELAY_HEAD, delay_row
-from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown
+from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, speed_cells
 from espnet_speechllm_xl.files import atomic_write
 
 _GROUPS = {"all": "all", "first": "first of the utterance", "not_last": "not last", "last": "last of the utterance"}
@@ -78,14 +78,15 @@ def latency_table(sizes: Sequence[Figures]) -> list[str]:
     """Return the table of accuracy, delay of all words and speed, a row for each chunk size."""
     head = ["chunk (s)", "context (s)", "algorithmic latency (s)", "WER (%)"]
     head += ["emission delay P50 (ms)", "P90 (ms)"]
-    head += ["compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "capped"]
+    head += ["compute at a chunk's end P50 (ms)", "P99 (ms)", "RTF", "RTFx", "capped"]
     rows = []
     for size in sizes:
         times = (_seconds(size[f"{name}_seconds"]) for name in ("chunk", "context", "algorithmic"))
         delay, compute = size["delay_ms"]["all"], size["compute_ms_per_chunk"]
         values = [(size["wer"], "{:.1f}"), (delay["p50"], "{:.0f}"), (delay["p90"], "{:.0f}")]
-        values += [(compute["p50"], "{:.1f}"), (compute["p99"], "{:.1f}"), (size["rtf"], "{:.3f}")]
-        rows.append([*times, *(shown(*value) for value in values), str(size["capped"])])
+        values += [(compute["p50"], "{:.1f}"), (compute["p99"], "{:.1f}")]
+        cells = [shown(*value) for value in values]
+        rows.append([*times, *cells, *speed_cells(size["rtf"]), str(size["capped"])])
     return markdown_table(head, rows)
 
 

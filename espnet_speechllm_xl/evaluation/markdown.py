@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from espnet_speechllm_xl.errors import UserError
+from espnet_speechllm_xl.evaluation.metrics import rtfx
 from espnet_speechllm_xl.files import atomic_write
 
 # A program writes into a Markdown file between these two; it keeps the rest.
@@ -62,6 +63,16 @@ def made_lines(command: str | None = None, date: str | None = None) -> list[str]
 def shown(value: object, form: str = "{}") -> str:
     """Write a value by ``form`` for a table, ``-`` for None."""
     return "-" if value is None else form.format(value)
+
+
+def speed_cells(factor: float | None) -> list[str]:
+    """Write a real-time factor and its RTFx, two cells of a table; ``-`` for None."""
+    return [shown(factor, "{:.3f}"), shown(rtfx(factor), "{:.1f}")]
+
+
+def speed_text(factor: float | None) -> str:
+    """Write a real-time factor and its RTFx for a message."""
+    return "RTF {}, RTFx {}".format(*speed_cells(factor))
 
 
 def write_between_marks(path: str | Path, lines: Iterable[str], name: str, program: str, heading: str) -> None:

@@ -24,7 +24,7 @@ from espnet_speechllm_xl.evaluation.decoded_sets import (
     training_directory,
 )
 from espnet_speechllm_xl.evaluation.letter_case import WITHOUT_CASE, ignoring
-from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, write_between_marks
+from espnet_speechllm_xl.evaluation.markdown import made_lines, markdown_table, shown, speed_cells, write_between_marks
 from espnet_speechllm_xl.evaluation.metrics import Counts
 from espnet_speechllm_xl.evaluation.score_directories import KINDS, NORMALISED, score_set
 from espnet_speechllm_xl.evaluation.scoring_inputs import NOTHING_IGNORED, Ignored
@@ -61,13 +61,12 @@ def mark_table(rows: Iterable[tuple[str, MarkRow]]) -> list[str]:
 
 def speed_table(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """Return the table of decoding speed; ``rows``: (dataset, contents of its ``decode.json``) pairs."""
-    head = ["dataset", "Utt", "audio (s)", "decoding (s)", "RTF", "device", "capped", "failed"]
+    head = ["dataset", "Utt", "audio (s)", "decoding (s)", "RTF", "RTFx", "device", "capped", "failed"]
     found = []
     for name, info in rows:
         seconds = [shown(info.get(key), "{:.1f}") for key in ("audio_seconds", "seconds")]
-        speed = shown(real_time_factor(info), "{:.3f}")
         others = [shown(info.get(key)) for key in ("device", "capped", "failed")]
-        found.append([name, shown(info.get("utterances")), *seconds, speed, *others])
+        found.append([name, shown(info.get("utterances")), *seconds, *speed_cells(real_time_factor(info)), *others])
     return markdown_table(head, found)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from espnet_speechllm_xl.corpus.kaldi import joined
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import decoded_sets, markdown, plots, significance
-from espnet_speechllm_xl.evaluation.markdown import markdown_table
+from espnet_speechllm_xl.evaluation.markdown import markdown_table, speed_cells
 from espnet_speechllm_xl.evaluation.train_log import training_summary
 from espnet_speechllm_xl.files import copy_file
 from espnet_speechllm_xl.paper_tables.comparisons import FEWEST_SEEDS, Difference, Results, is_finding
@@ -35,7 +35,7 @@ holds 0. Each term has one meaning: docs/glossary.md.
 
 parameters: those of the whole model. segment, look-ahead: of the encoder. algorithmic latency:
 max(segment, chunk) + look-ahead + label delay; of ESPnet's blockwise encoders the first block, whole. RTF: decoding
-time / duration of the audio, on the first test column.
+time / duration of the audio, on the first test column; RTFx: 1 / RTF.
 """
 
 RATES = {"words": "WER", "characters": "CER"}
@@ -138,7 +138,7 @@ def _test_column(table: Table) -> str:
 def system_table(results: Results, table: Table) -> list[str]:
     """Return sizes, times and speed of the rows, beside the paper's where it has them."""
     head = ["system", "parameters (M)", "segment (s)", "look-ahead (s)", "chunk (s)", "context (s)"]
-    head += ["algorithmic latency (s)", "RTF", "epochs", "training time"]
+    head += ["algorithmic latency (s)", "RTF", "RTFx", "epochs", "training time"]
     head.append(f"{RATES[results.plan.corpus.units[0]]} of each seed")
     with_paper = any(row.paper_system for row in table.rows)
     if with_paper:
@@ -162,7 +162,7 @@ def _size_cells(results: Results, row: TableRow) -> list[str]:
 
 
 def _run_cells(results: Results, row: TableRow, column: str) -> list[str]:
-    """Return RTF, epochs, training time (mean of the seeds) and WER by seed of a row; RTF and WER on a column."""
+    """Return RTF, RTFx, epochs, training time (mean of the seeds) and WER by seed of a row; RTF and WER on a column."""
     cell = results.cell(row, column)
     found = [decoded_sets.real_time_factor(info) for info in cell.infos] if cell else []
     factors = [factor for factor in found if factor is not None]
@@ -171,7 +171,7 @@ def _run_cells(results: Results, row: TableRow, column: str) -> list[str]:
     epochs = sorted({str(summary.epochs) for summary in summaries}, key=int)
     seconds = sum(summary.seconds for summary in summaries) / len(summaries) if summaries else None
     return [
-        f"{sum(factors) / len(factors):.3f}" if factors else "-",
+        *speed_cells(sum(factors) / len(factors) if factors else None),
         ", ".join(epochs) or "-",
         "-" if seconds is None else _time(seconds),
         " ".join(f"{rate:.1f}" for rate in cell.rates.values()) if cell else "-",

@@ -13,7 +13,7 @@ from espnet_speechllm_xl.corpus.kaldi import read_table, write_table
 from espnet_speechllm_xl.errors import UserError
 from espnet_speechllm_xl.evaluation import decoded_sets
 from espnet_speechllm_xl.evaluation.doubts import of_hypotheses
-from espnet_speechllm_xl.evaluation.markdown import shown
+from espnet_speechllm_xl.evaluation.markdown import speed_text
 from espnet_speechllm_xl.evaluation.metrics import some_names
 
 TABLES = (decoded_sets.TEXT, decoded_sets.TOKENS, decoded_sets.TOKEN_IDS, decoded_sets.SCORES)  # ESPnet's names
@@ -71,8 +71,8 @@ def main(argv=None):
 def _collect(args):
     settings = {"device": args.device, "config": Path(args.config).name}
     summary = collect(args.parts, args.dump, args.out, settings, args.sample_rate)
-    rtf = shown(decoded_sets.real_time_factor(summary), "{:.3f}")
-    print(f"{args.out}: {summary['utterances']} utterances decoded; RTF {rtf}")
+    speed = speed_text(decoded_sets.real_time_factor(summary))
+    print(f"{args.out}: {summary['utterances']} utterances decoded; {speed}")
     doubts.say(of_hypotheses(decoded_sets.read_hypotheses(Path(args.out)), args.out))
 
 

@@ -134,6 +134,7 @@ def test_the_pipeline_without_peers(capfd, monkeypatch):
     assert code == 0 and list(rows) == [*pipeline.PARTS, "sum", pipeline.GREEDY, pipeline.BEAM_SEARCH]
     parts = [float(rows[name]["RTF"]) for name in pipeline.PARTS]
     assert 0 < float(rows["sum"]["RTF"]) and max(parts) < float(rows["sum"]["RTF"])
+    assert float(rows["sum"]["RTFx"]) == pytest.approx(1 / float(rows["sum"]["RTF"]), rel=0.1)
     assert rows["sum"]["RTF / torchaudio's"] == "-" and rows[pipeline.GREEDY]["floor"] == "-"
     assert re.search(r"Beam 8 / greedy: \d+\.\d\d\.", out)
 

@@ -176,7 +176,7 @@ def test_results(tmp_path, capsys):
         "|decode_greedy/test_10x|4|7|71.4|28.6|0.0|14.3|42.9|75.0|",
     ]
     assert "|decode_greedy/test|4|24|91.7|4.2|4.2|16.7|25.0|75.0|" in lines[lines.index("### CER") :]
-    assert "|decode_greedy/test|4|20.0|5.0|0.250|cpu|1|0|" in lines
+    assert "|decode_greedy/test|4|20.0|5.0|0.250|4.0|cpu|1|0|" in lines
     assert "|tiny|2|1|4.500|1:03:30|" in lines
     assert "|aligner|2|1|4.500|1:03:30|" in lines
     assert "### TER" not in lines
@@ -380,6 +380,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
     found = results_report.score_experiment(exp, dump, tmp_path / "RESULTS.md")
     assert not found.decoded and len(found.failed) == 6
     assert all("tokenizer.model is not a sentencepiece model" in message for message in found.failed.values())
+
+
+def test_speed_has_rtf_and_rtfx():
+    known = {"utterances": 4, "audio_seconds": 100.0, "seconds": 12.5, "device": "cpu", "capped": 0, "failed": 1}
+    head, _, row, unknown = results_report.speed_table([("a/test", known), ("b/test", {})])
+    assert head == "|dataset|Utt|audio (s)|decoding (s)|RTF|RTFx|device|capped|failed|"
+    assert row == "|a/test|4|100.0|12.5|0.125|8.0|cpu|0|1|" and unknown == "|b/test|-|-|-|-|-|-|-|-|"
 
 
 def test_length_series():

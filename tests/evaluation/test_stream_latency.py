@@ -13,7 +13,7 @@ from espnet_speechllm_xl.config import ChunkingConfig
 from espnet_speechllm_xl.corpus.ctm import Word, write_ctm
 from espnet_speechllm_xl.corpus.dump import format_dir
 from espnet_speechllm_xl.corpus.kaldi import write_table
-from espnet_speechllm_xl.evaluation import metrics, stream_latency
+from espnet_speechllm_xl.evaluation import latency_report, metrics, stream_latency
 from espnet_speechllm_xl.evaluation.stream_latency import Emission, Run
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.sets import stream as command
@@ -100,6 +100,10 @@ def test_summary():
     assert found["compute_ms_per_chunk"]["count"] == 8
     assert found["compute_ms_per_chunk"]["p50"] == pytest.approx(250)
     assert found["rtf"] == pytest.approx(0.25)
+    seconds = {"chunk_seconds": 1.28, "context_seconds": None, "algorithmic_seconds": 1.52}
+    head, _, row = (line.strip("|").split("|") for line in latency_report.latency_table([{**seconds, **found}]))
+    cells = dict(zip(head, row, strict=True))
+    assert (cells["RTF"], cells["RTFx"], cells["context (s)"]) == ("0.250", "4.0", "inf")
 
 
 def test_another_chunk_size_sees_as_far_back():

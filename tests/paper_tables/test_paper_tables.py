@@ -494,8 +494,8 @@ def test_tables(recipe, capsys):
     rates, sizes = first["1.28 s"]
     assert rates[:3] == ["2.5/6.9", "10.0 [10.0, 10.0]", "2.7/6.7"]
     assert rates[3] == "5.0 [3.0, 7.0]"  # half of 20 speakers at 0, half at 10: a standard error of 1.1
-    assert sizes[1:9] == ["0.64", "0.24", "1.28", "5.12", "1.52", "0.050", "2", "0:01:40"]
-    assert sizes[9] == "5.0 5.0 5.0"
+    assert sizes[1:10] == ["0.64", "0.24", "1.28", "5.12", "1.52", "0.050", "20.0", "2", "0:01:40"]
+    assert sizes[10] == "5.0 5.0 5.0"
     ours, difference, _ = first["0.64 s"]
     assert ours[:3] == ["-", "missing", "-"] and ours[3].startswith("15.0 [")
     # Paired: the difference is the same in every utterance.

@@ -126,7 +126,7 @@ def test_jobs_are_joined(jobs, capsys):
     assert summary == {
         "utterances": 3, "failed": 0, "audio_seconds": 6.0, "seconds": 0.75, "device": "cuda", "settings": settings,
     }  # fmt: skip
-    assert capsys.readouterr().out.endswith("3 utterances decoded; RTF 0.125\n")
+    assert capsys.readouterr().out.endswith("3 utterances decoded; RTF 0.125, RTFx 8.0\n")
 
 
 def test_an_utterance_that_no_job_wrote_is_named(jobs):
