@@ -388,7 +388,7 @@ class SearchConfig:
     margin: float = option(5.0, "hypotheses that score so much less than the best are dropped; inf: none")
     recombine: bool = option(False, "merge hypotheses of equal text in the same chunk (approximation)")
     ctc_weight: float = option(0.0, "share of CTC in the scores, below 1; 0 as in the paper (joint_ctc.py)")
-    phrase_boost: float = option(1.0, "what each character of a phrase of weight 1 adds to the score (phrases.py)")
+    phrase_boost: float = option(0.5, "what each character of a phrase of weight 1 adds to the score (phrases.py)")
 
     def __post_init__(self) -> None:
         for name in ("beam_size", "nbest", "max_tokens_per_chunk"):

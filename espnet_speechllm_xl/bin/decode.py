@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     phrases = parser.add_mutually_exclusive_group()
     add_phrases_argument(phrases)
     text = "lines `utterance phrase`, any number for each: phrases that are expected in this utterance only"
-    phrases.add_argument("--utt2phrases", metavar="FILE", help=text)
+    phrases.add_argument("--utterance-phrases", metavar="FILE", help=text)
     parser.add_argument(
         "--batch-size", type=at_least(int, 1), default=8, help="utterances decoded together (default %(default)s)"
     )
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     places = Path(args.dump), out, load_settings(args), args.segments
-    given = args.prompt, args.prompts, args.phrases, args.utt2phrases
+    given = args.prompt, args.prompts, args.phrases, args.utterance_phrases
     found = decode_set(*places, args.batch_size, args.nj, args.shard, *given)
     if found is None:
         return 0

@@ -51,7 +51,7 @@ def decode_set(
     prompt: str = "",
     prompts: str | None = None,
     phrases: str | None = None,
-    utt2phrases: str | None = None,
+    utterance_phrases: str | None = None,
 ) -> DecodedSet | None:
     """Decode a dump set and write its hypotheses; None of a shard, which writes none.
 
@@ -66,7 +66,7 @@ def decode_set(
         prompt: text that the decoder reads before each utterance; "": none.
         prompts: table of the prompts of utterances, in place of ``prompt``.
         phrases: file of phrases that are expected in all utterances; None: none.
-        utt2phrases: table of the phrases of utterances, in place of ``phrases``.
+        utterance_phrases: table of the phrases of utterances, in place of ``phrases``.
 
     Raises:
         UserError: the set, the segments, the prompts, the phrases or the model cannot be used.
@@ -80,7 +80,7 @@ def decode_set(
     settings = {"load": load, "dump": str(dump), "stamp": stamp}
     if prompt_of := prompts_of_set(dump, samples, prompt, prompts):
         settings["prompts"] = prompt_of
-    expected = phrases_of_set(dump, samples, _lines(phrases), utt2phrases)
+    expected = phrases_of_set(dump, samples, _lines(phrases), utterance_phrases)
     if expected:
         settings["phrases"] = dataclasses.asdict(expected)
     task = {"settings": settings, "batches": batches}
@@ -104,7 +104,7 @@ def decode_set(
     if prompt_of:
         given.update({"prompt": prompt} if prompts is None else {"prompts": prompts})
     if expected:
-        given.update({"phrases": str(phrases)} if utt2phrases is None else {"utt2phrases": utt2phrases})
+        given.update({"phrases": phrases} if phrases else {"utterance_phrases": str(utterance_phrases)})
     return _write_set(out, results, task, spans, given)
 
 

@@ -46,8 +46,8 @@ def test_a_list_and_a_table_are_what_each_has_alone(capsys, dump, tiny_model_dir
         ("without", (), {}, None),
         ("all", ("--phrases", files / "list"), dict.fromkeys(SAMPLES, LISTED), None),
         ("less", ("--phrases", files / "list", "--phrase-boost", "0.25"), dict.fromkeys(SAMPLES, LISTED), 0.25),
-        ("table", ("--utt2phrases", files / "table"), OF, None),
-        ("two", ("--utt2phrases", files / "table", "--nj", "2"), OF, None),
+        ("table", ("--utterance-phrases", files / "table"), OF, None),
+        ("two", ("--utterance-phrases", files / "table", "--nj", "2"), OF, None),
     ]:
         code, printed, error = run(capsys, "decode", dump, tiny_model_dir, files / f"out_{name}", *options)
         assert code == 0, error
@@ -57,11 +57,11 @@ def test_a_list_and_a_table_are_what_each_has_alone(capsys, dump, tiny_model_dir
         said = f"4 utterances, {len(phrases)} of them with phrases, decoded" if phrases else "4 utterances decoded"
         assert said in printed
         of_table = f"{files / 'table'}: 1 ids are not in {dump}: z-9\n"
-        assert error == (of_table if "--utt2phrases" in options else "")
+        assert error == (of_table if "--utterance-phrases" in options else "")
         info = json.loads((files / f"out_{name}" / "decode.json").read_text())
         assert info["with_phrases"] == len(phrases)
-        kept = {key: info["settings"][key] for key in ("phrases", "utt2phrases") if key in info["settings"]}
-        assert kept == ({options[0][2:]: str(options[1])} if options else {})
+        kept = {key: info["settings"][key] for key in ("phrases", "utterance_phrases") if key in info["settings"]}
+        assert kept == ({options[0][2:].replace("-", "_"): str(options[1])} if options else {})
     assert len({str(one) for one in found.values()}) == 4  # two processes are as one
 
 
@@ -80,7 +80,7 @@ def test_other_phrases_are_decoded_anew(capsys, monkeypatch, dump, tiny_model_di
         (("--phrases", shutil.copy(files / "list", files / "moved")), False),  # the same phrases
         (("--phrases", files / "other"), True),
         (("--phrases", files / "other", "--phrase-boost", "2"), True),
-        (("--utt2phrases", files / "table"), True),
+        (("--utterance-phrases", files / "table"), True),
         ((), True),
     ]:
         calls.clear()
@@ -104,7 +104,7 @@ def test_phrases_that_the_model_cannot_write_end_it_before_any_work(
             ("--phrases", files / "bad"),
             "lacks characters of phrases, 'Bj\u00f8rk' (B, j, \u00f8, k): leave these out",
         ),
-        (tiny_model_dir, ("--utt2phrases", files / "bad_table"), "phrases of b-2: the model's tokenizer lacks"),
+        (tiny_model_dir, ("--utterance-phrases", files / "bad_table"), "phrases of b-2: the model's tokenizer lacks"),
         (tiny_aligner_dir, ("--phrases", files / "list"), "a model of task 'ctc' takes no phrases: leave them out"),
         (tiny_model_dir, ("--phrases", files / "list", "--phrase-boost", "-1"), "search phrase_boost -1.0 must not be"),
         (tiny_model_dir, ("--phrases", files / "gone"), "gone"),
@@ -113,7 +113,7 @@ def test_phrases_that_the_model_cannot_write_end_it_before_any_work(
         assert code == 2 and says in error and len(error.splitlines()) == 1, error
         assert not (files / "out").exists()
     with pytest.raises(SystemExit) as stopped:
-        options = ("--phrases", files / "list", "--utt2phrases", files / "table")
+        options = ("--phrases", files / "list", "--utterance-phrases", files / "table")
         run(capsys, "decode", dump, tiny_model_dir, files / "out", *options)
     assert stopped.value.code == 2 and "not allowed with argument --phrases" in capsys.readouterr().err
 
@@ -169,8 +169,8 @@ def test_the_weight_of_a_model_is_in_its_search_settings(tiny_model_dir, tmp_pat
     """`search_conf: phrase_boost` of the training, chosen on a development set, is the default."""
     model = shutil.copytree(tiny_model_dir, tmp_path / "model")
     text = (model / "config.yaml").read_text()
-    assert "    phrase_boost: 1.0\n" in text
-    (model / "config.yaml").write_text(text.replace("phrase_boost: 1.0", "phrase_boost: 2.5"))
+    assert "    phrase_boost: 0.5\n" in text
+    (model / "config.yaml").write_text(text.replace("phrase_boost: 0.5", "phrase_boost: 2.5"))
     audio = tiny.speech(60, 40000)
     own, given = Speech2Text.from_pretrained(model), Speech2Text.from_pretrained(tiny_model_dir, phrase_boost=2.5)
     assert own.search_config.phrase_boost == 2.5
