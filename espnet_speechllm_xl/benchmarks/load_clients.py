@@ -92,8 +92,7 @@ async def greet(address: Address) -> dict[str, Any]:
         async with _connect(address) as socket:
             ready = await _greeting(socket)
             await ask_for_final(socket)
-            async for _ in socket:
-                pass
+            await asyncio.wait_for(socket.wait_closed(), CONNECT_SECONDS)
             return ready
     except StreamFailed as error:
         raise UserError(f"{address.url} refuses a stream: {error}") from error

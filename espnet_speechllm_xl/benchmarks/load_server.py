@@ -57,7 +57,7 @@ class Server:
         """Ask how many streams it admits.
 
         Raises:
-            UserError: it is no server of ours, or it is not to be used.
+            UserError: it does not answer, as it has ended or is another program.
         """
         try:
             state = json.loads(self._get("/health"))
@@ -67,8 +67,8 @@ class Server:
             raise UserError(f"{url}/health answers {error.code}: the server fails or stops: start it anew") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.address.url}/health does not say how many streams the server admits ({error}): give the "
-                "address of `speechllm-xl serve`"
+                f"{self.address.url}/health does not tell the state of a server ({error}): it has ended (memory may "
+                "have run out), or it is none of `speechllm-xl serve`"
             ) from error
 
     def resident_bytes(self) -> int | None:

@@ -116,6 +116,7 @@ def run(plan: LoadPlan, server: Server) -> Outcome:
             figures, played = asyncio.run(measure(server, recordings, ready["sample_rate"], count, schedule))
             runs.append(figures)
             _say_how_it_went(count, len(runs), figures, played)
+            server.most_streams()  # raises where it has ended
         return runs[:number]
 
     for count in plan.streams:

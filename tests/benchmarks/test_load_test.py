@@ -24,7 +24,7 @@ from websockets.http11 import Response
 from espnet_speechllm_xl import Speech2Text
 from espnet_speechllm_xl.benchmarks import load_report, load_test
 from espnet_speechllm_xl.benchmarks.load_clients import Address, Schedule, greet, play_streams
-from espnet_speechllm_xl.benchmarks.load_figures import make_figures
+from espnet_speechllm_xl.benchmarks.load_figures import Answer, Played, Window, make_figures
 from espnet_speechllm_xl.benchmarks.load_server import Server
 from espnet_speechllm_xl.benchmarks.load_test import LoadPlan, load_recordings
 from espnet_speechllm_xl.bin import cli
@@ -287,6 +287,16 @@ def test_the_search_stops_at_what_a_server_admits(speech2text, files, capfd):
     assert [row["runs"] for row in rows(out)] == ["3"]
 
 
+def test_a_server_that_ends_during_the_test_is_no_slow_server(speech2text, files, capfd):
+    with Running(speech2text) as server:
+        timer = threading.Timer(2.0, server.stop)
+        timer.start()
+        code, out, err = command(capfd, "--url", server.http, "--audio", *files, "--warm-up", "0", "--seconds", "4")
+        timer.join()
+    assert (code, out) == (2, "") and f"{server.http}/health does not tell the state of a server" in err
+    assert "failed: the server ended the stream itself (code 1001)" in err
+
+
 @contextlib.contextmanager
 def other_server():
     """A server of files."""
@@ -346,13 +356,42 @@ def test_recordings_of_a_dump_in_an_order_that_the_seed_gives(files, tmp_path):
         lengths(0)
 
 
-def test_silence_has_no_figures(tmp_path):
+def planted_outcome(*played, count=1, recordings=1, **measured):
+    """The outcome of one run of ``count`` streams of 0.64 s chunks."""
+    settings = {"search": "chunk_sync", "beam_size": 8, "ctc_weight": 0.3}
+    ready = {"chunk_seconds": 0.64, "lookahead_seconds": 0.08, "model": "m", "settings": settings}
+    figures = make_figures(played, Window(0.0, 10.0), **measured)
+    return load_test.Outcome(ready, most=4, recordings=recordings, runs={count: [figures]})
+
+
+def test_silence_has_no_figures():
     """A model that hears nothing has no result that could be late."""
-    ready = {"chunk_seconds": 0.64, "lookahead_seconds": 0.08, "model": "m", "settings": {}}
-    outcome = load_test.Outcome(ready, most=4, recordings=1)
-    outcome.runs[1] = [make_figures([], Schedule(0, 0, 1, 0, 0.1, 0).window(0.0))]
     with pytest.raises(UserError, match="no stream had a result that counts"):
-        load_test.check(outcome)
+        load_test.check(planted_outcome())
+    load_test.check(planted_outcome(Played(1.0, 0.0, 0.1, error="full")))  # what failed has said why
+
+
+def test_the_report_says_what_limits_its_figures():
+    words = [Answer(1.3, 0.64, "result", "a b", "a"), Answer(1.94, 1.28, "result", "a c", "a c")]
+    played = Played(0.0, 20.0, 0.1, whole=False, answers=words)
+    outcome = planted_outcome(played, count=3, busy=0.254, batch=1.25, peak_bytes=321_400_000, lag=0.081)
+    outcome.maximum = 0
+    found = load_report.record(LoadPlan(), Server(Address("http://x", "", "q=1"), 7), outcome, "H", "int8", "cmd")
+    *_, row = load_report.table(outcome)
+    # Sent at 0.7 and 1.3 s: with the messages that hold their last samples.
+    assert row.strip("|").split("|") == [
+        *("3", "1", "620", "636", "638", "640", "1300", "-", "-", "-", "100.0", "0.1", "25.4", "1.2", "0", "321"),
+    ]
+    text = "\n".join(load_report.block(outcome, found))
+    assert text.startswith("**H; int8; chunk_sync, beam 8, CTC 0.3; chunks of 0.64 s**\n\n`cmd`\n")
+    assert (
+        "**Maximum streams: 0** (P99 of result latency under one chunk, 0 errors, median of three; a chunk lasts 640"
+        in text
+    )
+    assert (
+        "More streams than recordings" in text and "up to 81 ms late" in text and "No recording ended in time" in text
+    )
+    assert "Peak memory was not measured" not in text and "The clients ran on the server's machine" in text
 
 
 def test_the_greeting_ends_the_stream(speech2text):
