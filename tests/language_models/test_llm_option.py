@@ -110,6 +110,11 @@ CALLS = {
     "latency": (["--dump", "dump", "--out", "out", "--chunk-sizes", "0.64", *SEARCH], "1 utterances streamed"),
     "robustness": (["--dump", "dump", "--levels", "-5", *SEARCH], "as it is"),
     "endless": (["dump/u1.flac", "--hours", "0.002", "--silence", "1", *SEARCH], "| hour |"),
+    "nonspeech": (["--kinds", "silence", "--minutes", "0.02", *SEARCH], "|silence|"),
+    "load-test": (
+        ["--audio", "dump/u1.flac", "--streams", "1", "--no-maximum", "--warm-up", "0.5", "--seconds", "4", *SEARCH],
+        "|streams|",
+    ),
     "border-report": (["--dump", "dump", "--chunk", "16"], "counted: 1"),
     "bench": (["streams", "--streams", "1", "--rounds", "1", "--no-peers"], "## streams"),
     "pack": (["--out", "out"], "MB; speechllm-xl transcribe"),
