@@ -74,6 +74,11 @@ def samples_of_frames(count: int, sample_rate: int) -> int:
     return count * STACK * hop_samples(sample_rate)
 
 
+def frame_of_sample(sample: int, sample_rate: int) -> float:
+    """Return the time at which a sample (0-based) begins, in frames; a fraction lies inside a frame."""
+    return sample / samples_of_frames(1, sample_rate)
+
+
 def frame_end_seconds(frame: float) -> float:
     """Return the end of encoder frame ``frame`` (0-based), in seconds."""
     return (frame + 1) * FRAME_SECONDS

@@ -34,6 +34,14 @@ def test_frames_are_counted_as_by_hand(rate):
 
 
 @pytest.mark.parametrize("rate", [8000, 16000])
+def test_a_sample_has_a_time_in_frames(rate):
+    for sample in [0, 1, 399, timeline.samples_of_frames(7, rate), 10**9 + 1]:
+        frame = timeline.frame_of_sample(sample, rate)
+        assert timeline.frame_start_seconds(frame) == pytest.approx(sample / rate, abs=1e-9)
+    assert timeline.frame_of_sample(timeline.samples_of_frames(7, rate), rate) == 7
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
 def test_samples_for_frames_is_the_least(rate):
     assert timeline.samples_for_frames(0, rate) == 0
     for count in [1, 2, 3, 31, 32, 1000]:

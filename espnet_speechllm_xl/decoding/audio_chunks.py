@@ -24,6 +24,9 @@ class AudioChunks:
         acoustic: the model's; its state of the recording is kept here.
         chunking: of the decoding.
         most_segments: encoder segments that one request asks for at most; None: as the encoder's configuration says.
+
+    Attributes:
+        total: samples taken so far.
     """
 
     def __init__(self, acoustic: Acoustic, chunking: ChunkingConfig, most_segments: int | None = None) -> None:
@@ -41,9 +44,9 @@ class AudioChunks:
             self._hop = timeline.samples_of_frames(encoder.segment, rate)
         self._most = most_segments or encoder.block_segments
         self._state: AcousticState = acoustic.initial_state()
+        self.total = 0
         self._samples: list[Tensor] = []  # not encoded yet
         self._count = 0  # of those
-        self._total = 0  # of all
         self._needed = first  # to encode the next segment
         self._frames: list[Tensor] = []  # (t, D) that complete no chunk yet
 
@@ -55,7 +58,7 @@ class AudioChunks:
     @property
     def frames(self) -> int:
         """Return the number of complete frames of the audio so far, without the silence behind its end."""
-        return timeline.frames(self._total, self._rate)
+        return timeline.frames(self.total, self._rate)
 
     def open_chunk(self, step: int) -> Tensor:
         """Return the frames (t, D), t >= 0, that complete no chunk yet, as many as are a multiple of ``step``."""
@@ -77,7 +80,7 @@ class AudioChunks:
         """
         self._samples.append(samples)
         self._count += len(samples)
-        self._total += len(samples)
+        self.total += len(samples)
         if final or self._count >= self._needed:
             # A whole recording is not copied once more.
             samples = self._samples[0] if len(self._samples) == 1 else torch.cat(self._samples)

@@ -116,7 +116,7 @@ class Search(abc.ABC):
         self.eoc = eoc
         self.phrases = phrases
         self._word_starts = word_starts
-        self.beam = [Hypothesis(_past=initial_past)]  # best first
+        self.beam = self._start = [Hypothesis(_past=initial_past)]  # best first
 
     @abc.abstractmethod
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
@@ -344,6 +344,10 @@ class LiveSearch(Search):
         """
 
     @abc.abstractmethod
+    def restart(self) -> None:
+        """Forget all chunks: the next one is the first of another recording."""
+
+    @abc.abstractmethod
     def rest(self) -> None:
         """Let go of the batches in which the last steps ran, as no step may follow for long."""
 
@@ -442,6 +446,10 @@ class ChunkSync(LiveSearch):
         yield from ahead.advance(frames)
         return ahead.beam[0].tokens[len(self.beam[0].tokens) :]
 
+    def restart(self) -> None:
+        """Forget all chunks; see :class:`LiveSearch`."""
+        self.beam, self.num_chunks = self._start, 0
+
     def rest(self) -> None:
         """Let go of batches; see :class:`LiveSearch`."""
         pasts = {id(h._past): h._live_past().alone() for h in self.beam}
@@ -492,7 +500,6 @@ class AlignmentSync(Search):
         self.frames: list[Tensor] = []  # (q, D) of each chunk
         self._last: int | None = None  # the last chunk, when known
         self._rise = 0.0 if phrases is None else min(phrases.most, config.margin)  # of an active score, that is awaited
-        self._start = self.beam
 
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
         """Keep the next chunk; see :class:`Search`."""

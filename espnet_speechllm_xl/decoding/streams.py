@@ -7,6 +7,9 @@ ways: all hypotheses share it and no later token can lengthen its last word; or 
 the best hypothesis decides.  The stream drops hypotheses that disagree with settled text, and it drops settled tokens.
 It holds the open end only and can run for ever.
 
+A flush ends an utterance as the end of the audio would, and the next one begins as in a new stream.  Only the clock,
+the segments and the counts go on.
+
 With ``partial_seconds`` the open chunk is decoded, too, each time that so much more of it is there, as if it ended
 there.  Its text is shown as partial and decoded again with more audio.  Nothing else depends on it.
 
@@ -95,23 +98,35 @@ class Stream:
         self.model, self.tokenizer, self.chunking, self.config = model, tokenizer, chunking, config or StreamConfig()
         self.search: LiveSearch = search
         self.closed = False
-        self._audio = AudioChunks(model.acoustic, chunking)
-        self._times = TokenTimes(model.ctc, chunking)
         self._settle_chunks = timeline.duration_frames(self.config.settle_seconds) / (chunking.chunk or math.inf)
+        self._samples_before = 0  # of the utterances before the current one
+        self._capped_before = 0  # chunks of these that reached the cap
+        self._begin_utterance()
+        self._segment = TextSegment(0) if self.config.has_endpoints else None
+        self._words: list[Word] = []  # settled since the last update
+        self._ended: list[TextSegment] = []  # since the last update
+
+    def _begin_utterance(self) -> None:
+        """Forget the utterance before; what is counted in frames and chunks counts from here."""
+        self._audio = AudioChunks(self.model.acoustic, self.chunking)
+        self._times = TokenTimes(self.model.ctc, self.chunking)
+        # Frames of the stream before the utterance: the first sample may lie inside a frame.
+        self._begin = timeline.frame_of_sample(self._samples_before, self.model.acoustic.config.sample_rate)
         self._ahead: tuple[int, ...] = ()  # tokens of the open chunk, behind those of the best hypothesis
         self._ahead_frames = 0  # of the open chunk from which they were decoded
         self._last_end = 0.0  # frames, end of the last settled token
         self._last_token: int | None = None  # that was settled
         # (token, chunk id, span) of the best hypothesis as its times were last asked for
         self._open: list[tuple[int, int, FrameSpan]] = []
-        self._segment = TextSegment(0) if self.config.has_endpoints else None
-        self._words: list[Word] = []  # settled since the last update
-        self._ended: list[TextSegment] = []  # since the last update
+
+    def _seconds(self, frame: float) -> float:
+        """Return the time in the stream at which a frame of the utterance begins."""
+        return timeline.frame_start_seconds(self._begin + frame)
 
     @property
     def seconds(self) -> float:
-        """Return how much audio was decoded so far."""
-        return timeline.frame_start_seconds(self._times.frames)
+        """Return how much audio was decoded so far; after a flush, all."""
+        return self._seconds(self._times.frames)
 
     @property
     def remarks(self) -> list[str]:
@@ -126,7 +141,7 @@ class Stream:
     @property
     def capped(self) -> int:
         """Return how many chunks reached ``max_tokens_per_chunk`` so far."""
-        return self.search.best().capped
+        return self._capped_before + self.search.best().capped
 
     def push(self, samples: npt.ArrayLike | Tensor) -> Update:
         """Take more audio, and return what it changed.
@@ -139,11 +154,19 @@ class Stream:
         """
         return run([self.consume(samples)], model_calls(self.model))[0]
 
+    def flush(self) -> Update:
+        """End the utterance here; return the rest of its text, which is final, with no partial text.
+
+        Silence stands for the look-ahead that is missing.  The next push begins another utterance, decoded as if it
+        were the first of another stream; its times go on.  Without audio since the last flush nothing changes.
+        """
+        return run([self.consume((), flush=True)], model_calls(self.model))[0]
+
     def close(self) -> Update:
         """End the stream; return an :class:`Update` whose partial text is empty."""
         return run([self.consume((), final=True)], model_calls(self.model))[0]
 
-    def consume(self, samples: npt.ArrayLike | Tensor, final: bool = False) -> Steps[Update]:
+    def consume(self, samples: npt.ArrayLike | Tensor, final: bool = False, flush: bool = False) -> Steps[Update]:
         """Take more audio; a generator of requests (engine.py) that returns what it changed.
 
         One such generator of a stream must end before the next may begin.
@@ -151,13 +174,15 @@ class Stream:
         Args:
             samples: see :meth:`push`.
             final: no audio follows, and the stream ends.
+            flush: the utterance ends behind the samples; see :meth:`flush`.
         """
         samples = checked_samples(samples, self.model)
         if self.closed:
             raise ValueError("the stream is closed: open another one")
         self.closed = True  # for good if what follows fails
-        chunks = yield from self._audio.take(samples, final)
-        if final:
+        ends = final or flush
+        chunks = yield from self._audio.take(samples, ends)
+        if ends:
             self._times.end = self._audio.frames
         for frames, last in chunks:
             self._times.add(frames)
@@ -167,16 +192,27 @@ class Stream:
             self._end_segment_by_rule()
             self.search.rest()
             self._times.forget(self.search.oldest)
-        if final or chunks:
+        if ends or chunks:
             self._ahead, self._ahead_frames = (), 0
-        if not final:
-            yield from self._decode_open_chunk()
-        if final:
+        if ends:
             self.search.end()
             self._settle_all()
             self._end_segment()
+            if self._segment is not None:  # it has no words, but it may hold a lone space
+                self._segment = TextSegment(self._segment.index)
+        else:
+            yield from self._decode_open_chunk()
+        if flush and not final:
+            self._end_utterance()
         self.closed = final
         return self._update()
+
+    def _end_utterance(self) -> None:
+        """Count the utterance among those before, and begin the next."""
+        self._samples_before += self._audio.total
+        self._capped_before = self.capped
+        self.search.restart()
+        self._begin_utterance()
 
     def _decode_open_chunk(self) -> Steps[None]:
         """Decode the chunk that is not complete yet, for the partial text; a generator of requests."""
@@ -249,14 +285,15 @@ class Stream:
         best = self.search.best()
         spans = self._spans(best)[:count]
         tokens = best.tokens[:count]
-        words = timed_words(self.tokenizer, tokens, best.token_scores, spans, self._continues(tokens))
+        times = [(self._begin + start, self._begin + end) for start, end in spans]
+        words = timed_words(self.tokenizer, tokens, best.token_scores, times, self._continues(tokens))
         self._words += words
         if self._segment is not None:
             self._segment = dataclasses.replace(
                 self._segment,
                 words=(*self._segment.words, *words),
                 tokens=(*self._segment.tokens, *(self.tokenizer.pieces[token] for token in tokens)),
-                timestamps=(*self._segment.timestamps, *(timeline.frame_start_seconds(start) for start, _ in spans)),
+                timestamps=(*self._segment.timestamps, *(self._seconds(start) for start, _ in spans)),
             )
         self._last_end, self._last_token = spans[-1][1], tokens[-1]
         self._open = self._open[count:]
@@ -284,7 +321,7 @@ class Stream:
         if self._segment is None or not (self._segment.words or best.tokens):
             return
         last = self._spans(best)[-1][1] if best.tokens else self._last_end
-        if self._lasts(timeline.frame_start_seconds(last), self.config.endpoint_silence):
+        if self._lasts(self._seconds(last), self.config.endpoint_silence):
             self._settle_all()
             self._end_segment()
         elif self._lasts(self._segment_start(self._segment, best), self.config.endpoint_length):
@@ -301,7 +338,7 @@ class Stream:
         if segment.start is not None:
             return segment.start
         begin, _ = timeline.chunk_span_frames(best.chunk_ids[0], self.chunking.chunk, self._times.frames)
-        return timeline.frame_start_seconds(begin)
+        return self._seconds(begin)
 
     def _end_segment(self) -> None:
         if self._segment is not None and self._segment.words:

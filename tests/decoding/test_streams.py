@@ -308,7 +308,7 @@ def test_the_text_of_an_open_chunk_is_partial_only(tiny_model, method):
         frames = early._audio.open_chunk(8)
         assert len(frames) % 8 == 0 and len(frames) < 32
         again = live(tiny_model, (32, 2), search(method), config)  # has the audio so far in one piece
-        total = plain._audio._total
+        total = plain._audio.total
         assert again.push(audio[:total]).partial == now.partial
         if len(frames):
             best = plain.search.beam[0]
