@@ -65,12 +65,15 @@ class Pcm:
         return self._resample(self._whole_samples(), last=False)
 
     def rest(self) -> NDArray[np.float32]:
-        """Return the samples (n,) that are held back until the end.
+        """Return the samples (n,) that are held back until the end; what follows is resampled as another recording.
 
         Raises:
             AudioError: as :meth:`samples`.
         """
-        return self._resample(self._whole_samples(), last=True)
+        samples = self._resample(self._whole_samples(), last=True)
+        if self._resampler is not None:
+            self._resampler.clear()
+        return samples
 
     def remarks(self) -> dict[str, str]:
         """Return the remarks on the PCM so far, ``{kind: text}``: see audio_remarks.py."""

@@ -34,6 +34,7 @@ from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import LAST_WORDS, Service
 
 RATE_DIGITS = 6  # no sample rate has more
+FIELDS = {"phrases": {"type", "phrases"}, "flush": {"type"}, "end": {"type"}}  # of each text message
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,29 @@ class Ending:
     refusal: Refusal | None = None
 
 
+@dataclass(frozen=True)
+class Flush:
+    """The client asks for the final text of the audio so far; more may follow."""
+
+
 class SlowReader(Exception):
     """The client does not read its results."""
 
 
 class AudioQueue:
-    """Samples that wait to be decoded, each message with its time of arrival.
+    """Samples that wait to be decoded and flushes between them, each message with its time of arrival.
 
     Args:
-        max_samples: with more samples than that the queue is full; the last message may exceed it.
+        max_samples: with more samples than that the queue is full, a flush counted as one; the last message may exceed
+            it.
     """
 
     def __init__(self, max_samples: float) -> None:
         self.count = 0  # samples
         self.ending: Ending | None = None
         self._max_samples = max_samples
-        self._pieces: deque[tuple[np.ndarray, float]] = deque()  # (samples, arrival)
+        self._flushes = 0  # that wait
+        self._pieces: deque[tuple[np.ndarray | Flush, float]] = deque()  # (samples, arrival)
         self._arrival = 0.0  # monotonic time when the samples taken last arrived
         self._changed = asyncio.Condition()
 
@@ -70,10 +78,24 @@ class AudioQueue:
             if len(samples):  # messages without audio would pile up
                 self._pieces.append((samples, time.monotonic()))
             self.count += len(samples)
-            self._changed.notify_all()
-            full = self.count > self._max_samples
-            await self._changed.wait_for(lambda: self.count <= self._max_samples)
-            return full
+            return await self._hold_back()
+
+    async def flush(self) -> bool:
+        """Add a flush, then wait until the queue is not full; return whether it was full."""
+        async with self._changed:
+            self._pieces.append((Flush(), time.monotonic()))
+            self._flushes += 1
+            return await self._hold_back()
+
+    async def _hold_back(self) -> bool:
+        """Tell the taker of what was added, then wait until the queue is not full; return whether it was full."""
+        self._changed.notify_all()
+        full = self._is_full()
+        await self._changed.wait_for(lambda: not self._is_full())
+        return full
+
+    def _is_full(self) -> bool:
+        return self.count + self._flushes > self._max_samples
 
     async def end(self, samples: np.ndarray, ending: Ending) -> None:
         """Add the last samples (n,)."""
@@ -83,24 +105,30 @@ class AudioQueue:
             self.ending = ending
             self._changed.notify_all()
 
-    async def take(self, wanted: int) -> tuple[np.ndarray, float, Ending | None]:
-        """Wait for ``wanted`` samples or the end of the audio.
+    async def take(self, wanted: int) -> tuple[np.ndarray, float, Ending | Flush | None]:
+        """Wait for ``wanted`` samples, a flush or the end of the audio.
 
         Returns:
-            The samples (n,), the monotonic time when the last of them arrived, and the ending if no more will come.
+            The samples (n,), the monotonic time when the last of them, or the flush, arrived, and what stands behind
+            them: a flush, or the ending if no more will come.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self.count >= wanted or self.ending is not None)
+            await self._changed.wait_for(lambda: self.count >= wanted or self._flushes or self.ending is not None)
             taken, missing = [np.zeros(0, np.float32)], wanted
-            while self._pieces and missing > 0:
-                samples, self._arrival = self._pieces.popleft()
-                if len(samples) > missing:
-                    self._pieces.appendleft((samples[missing:], self._arrival))
-                taken.append(samples[:missing])
+            flush: Flush | None = None
+            while self._pieces and missing > 0 and flush is None:
+                piece, self._arrival = self._pieces.popleft()
+                if isinstance(piece, Flush):
+                    flush = piece
+                    self._flushes -= 1
+                    continue
+                if len(piece) > missing:
+                    self._pieces.appendleft((piece[missing:], self._arrival))
+                taken.append(piece[:missing])
                 missing -= len(taken[-1])
             self.count -= wanted - missing
             self._changed.notify_all()
-            return np.concatenate(taken), self._arrival, None if self._pieces else self.ending
+            return np.concatenate(taken), self._arrival, flush or (None if self._pieces else self.ending)
 
 
 class Session:
@@ -258,15 +286,18 @@ class Session:
             limit = self._config.max_message_bytes
             raise Refusal("too-big", f"a message of {len(data)} bytes: send at most {limit} bytes at a time")
         self._any_audio = True
-        samples = self._samples(data)
+        await self._put(self._samples(data))
+        if data:
+            self._last_audio_at = time.monotonic()
+
+    async def _put(self, samples: np.ndarray) -> None:
+        """Queue samples (n,); raise Refusal when the stream gets too long."""
         if len(samples) > self._samples_left:
             await self._queue.put(samples[: int(self._samples_left)])
             raise _too_long(self._config.max_stream_seconds)
         self._samples_left -= len(samples)
         if await self._queue.put(samples):
             self._resumed_at = time.monotonic()
-        if data:
-            self._last_audio_at = time.monotonic()
 
     def _samples(self, data: bytes) -> np.ndarray:
         """Turn a message of PCM into samples (n,) at the model's rate; raise Refusal if it ends inside a sample."""
@@ -279,7 +310,7 @@ class Session:
         return samples
 
     async def _obey(self, text: str) -> None:
-        """End the audio or expect phrases, as the message says; raise Refusal for any other text."""
+        """Expect phrases, flush or end the audio, as the message says; raise Refusal for any other text."""
         if len(text) > self._config.max_message_bytes:
             raise Refusal("too-big", f"a text message of {len(text)} characters: audio is binary")
         try:
@@ -287,13 +318,15 @@ class Session:
         except (ValueError, RecursionError):
             command = None
         kind = command.get("type") if isinstance(command, dict) else None
+        if not isinstance(kind, str) or not set(command) <= FIELDS.get(kind, set()):
+            known = '{"type": "end"}, {"type": "flush"} and {"type": "phrases", "phrases": [...]} are known'
+            raise Refusal("bad-message", f"text message {text[:50]!r}: only {known}; audio is binary")
         if kind == "phrases":
             await self._expect(command.get("phrases"))
-        elif kind == "end":
-            await self._end(Ending())
+        elif kind == "flush":
+            await self._flush()
         else:
-            known = '{"type": "end"} and {"type": "phrases", "phrases": [...]} are known'
-            raise Refusal("bad-message", f"text message {text[:50]!r}: only {known}; audio is binary")
+            await self._end(Ending())
 
     async def _expect(self, lines: object) -> None:
         """Let the stream expect phrases; raise Refusal where they are no list of texts, come too late or are bad."""
@@ -303,6 +336,16 @@ class Session:
             raise Refusal("bad-message", "phrases came behind audio: send them before the first")
         # Of thousands of phrases the tree takes a while to build.  Nothing is decoded before audio has come.
         self._stream.search.expect(await asyncio.to_thread(self._service.phrase_tree, lines))
+
+    async def _flush(self) -> None:
+        """Queue the samples that the resampler still holds, and a flush; raise Refusal if they are no audio."""
+        try:
+            samples = self._pcm.rest()
+        except AudioError as error:
+            raise Refusal("bad-audio", str(error)) from error
+        await self._put(samples)
+        if await self._queue.flush():
+            self._resumed_at = time.monotonic()
 
     async def _end(self, ending: Ending) -> None:
         """Queue the samples that the resampler still holds, and the ending."""
@@ -317,27 +360,30 @@ class Session:
     async def _decode(self) -> Ending:
         """Decode the queued audio to its end, send the results and return the ending."""
         live_results, seconds = LiveResults(), 0.0
-        ending = None
-        while ending is None:
-            samples, arrival, ending = await self._queue.take(self._stream.wanted)
+        behind: Ending | Flush | None = None
+        while not isinstance(behind, Ending):
+            samples, arrival, behind = await self._queue.take(self._stream.wanted)
             taken = time.monotonic()
-            update = await self._advance(samples, final=ending is not None)
+            update = await self._advance(samples, behind)
             before, seconds = seconds, self._stream.seconds
             self._service.metrics.audio.labels("stream").inc(seconds - before)
             results = live_results.of(update, seconds)
             for result in results:
                 await self._send_result(result, arrival, taken)
-            if seconds > before and not results:
+            if isinstance(behind, Flush):
+                await self._send({"type": "flushed", "time": seconds})
+            elif seconds > before and not results:
                 await self._send({"type": "progress", "time": seconds})
-        if ending.refusal is None:
+        if behind.refusal is None:
             remarks = list(self._pcm.remarks().values())
             await self._send({"type": "end", "time": seconds, **({"remarks": remarks} if remarks else {})})
-        return ending
+        return behind
 
-    async def _advance(self, samples: np.ndarray, final: bool) -> Update:
-        """Decode samples (n,) in the engine."""
+    async def _advance(self, samples: np.ndarray, behind: Ending | Flush | None) -> Update:
+        """Decode samples (n,), and what stands behind them, in the engine."""
+        final, flush = isinstance(behind, Ending), isinstance(behind, Flush)
         return await asyncio.wrap_future(
-            self._service.engine.submit(self._stream, self._stream.consume(samples, final))
+            self._service.engine.submit(self._stream, self._stream.consume(samples, final, flush))
         )
 
     async def _send_result(self, result: Mapping[str, object], arrival: float, taken: float) -> None:

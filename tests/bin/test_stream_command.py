@@ -199,6 +199,18 @@ def test_pcm_at_another_rate(capsys, monkeypatch, tiny_model_dir, audio):
     assert code == 0 and out.strip()
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 48000])
+def test_pcm_goes_on_behind_a_rest_as_another_recording(audio, rate):
+    first, second = (audio[begin : begin + 9999].astype("<f4").tobytes() for begin in (0, 12000))
+    other, pcm = Pcm("f32", rate, 16000), Pcm("f32", rate, 16000)
+    expected = np.concatenate([other.samples(second), other.rest()])
+    before = np.concatenate([pcm.samples(first), pcm.rest()])
+    assert len(pcm.rest()) == 0
+    after = np.concatenate([pcm.samples(second), pcm.rest()])
+    np.testing.assert_allclose(after, expected, atol=1e-7)
+    assert len(before) == len(after) == pytest.approx(9999 * 16000 / rate, abs=1)
+
+
 def test_real_time_takes_as_long_as_the_audio(capsys, tiny_model_dir, tmp_path, audio):
     soundfile.write(tmp_path / "short.wav", audio[:32000], 16000)
     arguments = [str(tmp_path / "short.wav"), "--format", "text"]

@@ -116,13 +116,15 @@ def test_the_missing_look_ahead_is_silence(tiny_model, look_ahead):
 
 
 @pytest.mark.parametrize("method", live_methods())
-def test_each_utterance_begins_behind_the_prompt(prompted_model_dir, method):
+@pytest.mark.parametrize("told", [{"prompt": "call anna"}, {"phrases": ["no rain", "the other office", "anna :3"]}])
+def test_each_utterance_has_the_prompt_and_the_phrases(prompted_model_dir, method, told):
     speech2text = Speech2Text.from_pretrained(prompted_model_dir, dtype="float64", max_tokens_per_chunk=8, beam_size=3)
-    prompted, plain = (
-        compare_with_streams_of_their_own(lambda: speech2text.stream(method, prompt=prompt), 1)  # noqa: B023
-        for prompt in ("call anna", "")
-    )
-    assert [word.confidence for word in prompted[2]] != [word.confidence for word in plain[2]]  # the decoder reads it
+
+    def utterances(**told):
+        return compare_with_streams_of_their_own(lambda: speech2text.stream(method, **told), 1)
+
+    swayed, plain = utterances(**told), utterances()
+    assert [word.confidence for word in swayed[2]] != [word.confidence for word in plain[2]]
 
 
 @pytest.mark.parametrize("config", [OFF, RULES], ids=["off", "rules"])

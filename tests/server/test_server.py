@@ -40,7 +40,7 @@ from espnet_speechllm_xl.server.app import bind
 from espnet_speechllm_xl.server.limits import ServerConfig
 from espnet_speechllm_xl.server.refusal import Refusal
 from espnet_speechllm_xl.server.service import Service
-from espnet_speechllm_xl.server.session import AudioQueue, Ending, Session
+from espnet_speechllm_xl.server.session import AudioQueue, Ending, Flush, Session
 from espnet_speechllm_xl.settings import ConfigError
 
 CHUNK = 10240  # samples
@@ -188,6 +188,87 @@ def test_other_rates_are_resampled_as_one_piece(server, speech2text, rate):
     assert [message["text"] for message in finals(messages)] == [segment.text for segment in expected]
 
 
+FLUSH, END = '{"type": "flush"}', '{"type": "end"}'
+
+
+def utterances(messages):
+    """The messages behind the greeting up to each ``flushed``, and behind the last."""
+    found = [[]]
+    for message in messages[1:]:
+        found[-1].append(message)
+        if message["type"] == "flushed":
+            found.append([])
+    return found
+
+
+@pytest.mark.parametrize(
+    "query", ["?search=greedy", "?chunk_size=0.32", "?rate=8000&endpoint_silence=0.3", "?rate=48000"]
+)
+def test_a_flush_is_ending_one_stream_and_opening_another(server, query):
+    """The samples that a resampler holds back belong to what was said before."""
+    rate = int((re.search(r"rate=(\d+)", query) or [0, 16000])[1])
+    spoken = [pcm(tiny.speech(seed, size * rate // 16000))[0] for seed, size in ((11, 30000), (12, 21120), (13, 47840))]
+    own = [play(server, data, query)[0] for data in spoken]
+    with server.stream(query) as client, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(play, server, spoken[2], query)  # in the same batches
+        for data in spoken[:-1]:
+            send(client, data, size=3000, end=False)
+            client.send(FLUSH)
+        send(client, spoken[-1])
+        messages, code = receive(client)
+    assert code == 1000 and [message["text"] for message in finals(other.result()[0])] == [
+        message["text"] for message in finals(own[2])
+    ]
+    begin, segments = 0.0, 0
+    for data, found, expected in zip(spoken, utterances(messages), own, strict=True):
+        assert finals(expected) and len(finals(found)) == len(finals(expected))
+        for one, alone_ in zip(finals(found), finals(expected), strict=True):
+            assert [one[name] for name in ("text", "tokens")] == [alone_[name] for name in ("text", "tokens")]
+            assert one["timestamps"] == pytest.approx(alone_["timestamps"], abs=2e-3)
+            assert one["segment"] == segments + alone_["segment"]
+            for name in ("start", "end"):
+                times = [begin + word[name] for word in alone_["words"]]
+                assert [word[name] for word in one["words"]] == pytest.approx(times, abs=2e-3)
+        begin, segments = begin + len(data) / 2 / rate, segments + len(finals(expected))
+        if found[-1]["type"] == "flushed":
+            assert found[-1] == {"type": "flushed", "time": pytest.approx(begin, abs=1e-3)}
+            assert [message for message in found if message["type"] == "result"][-1]["is_final"]
+    assert messages[-1]["type"] == "end"
+
+
+def test_the_final_text_comes_before_more_audio(server, speech2text):
+    data, samples = pcm(tiny.speech(14, 20000))  # a chunk and a part
+    stream = speech2text.stream()
+    expected = [*stream.push(samples).segments, *stream.flush().segments]
+    with server.stream() as client:
+        send(client, data, end=False)
+        before = time.monotonic()
+        client.send(FLUSH)
+        messages = [json.loads(client.recv(serving.TIMEOUT))]
+        while messages[-1]["type"] != "flushed":
+            messages.append(json.loads(client.recv(serving.TIMEOUT)))
+        waited = time.monotonic() - before
+        same_segments(messages, expected)
+        assert 0 < finals(messages)[-1]["latency"] <= waited  # since the flush
+        client.send(END)
+        assert [message["type"] for message in receive(client)[0]] == ["end"]
+
+
+@pytest.mark.parametrize("length", [0, 300])
+def test_each_flush_is_answered(server, length):
+    """Of nothing, of less than a frame, twice, and directly before the end."""
+    with server.stream() as client:
+        for _ in range(2):
+            send(client, bytes(2 * length), end=False)
+            client.send(FLUSH)
+            client.send(FLUSH)
+        client.send(END)
+        messages, code = receive(client)
+    times = [length / 16000] * 2 + [2 * length / 16000] * 3
+    assert code == 1000 and [message["time"] for message in messages[1:]] == pytest.approx(times)
+    assert [message["type"] for message in messages] == ["ready", *["flushed"] * 4, "end"]
+
+
 # Refusals
 
 
@@ -226,7 +307,11 @@ BAD_MESSAGES = [
     (bytes(6), "?format=f32", "bad-message", 1007, "a message of 6 bytes holds half a sample"),
     (struct.pack("<f", np.nan), "?format=f32", "bad-audio", 1007, "PCM with NaN or infinite samples"),
     (struct.pack("<f", np.inf), "?format=f32", "bad-audio", 1007, "PCM with NaN or infinite samples"),
-    ("end", "", "bad-message", 1007, 'text message \'end\': only {"type": "end"} and {"type": "phrases", "phrases": '),
+    ("end", "", "bad-message", 1007, 'text message \'end\': only {"type": "end"}, {"type": "flush"} and {"type": "phr'),
+    ('{"type": "flush", "now": 1}', "", "bad-message", 1007, 'text message \'{"type": "flush", "now": 1}\': only'),
+    ('{"type": "end", "at": 1}', "", "bad-message", 1007, 'text message \'{"type": "end", "at": 1}\': only'),
+    ('{"type": "phrases", "boost": 2}', "", "bad-message", 1007, 'message \'{"type": "phrases", "boost": 2}\': only'),
+    ('{"type": ["end"]}', "", "bad-message", 1007, "only"),
     ("[1]", "", "bad-message", 1007, "only"),
     ("[" * 30000, "", "bad-message", 1007, "only"),
     ("x" * 40001, "", "too-big", 1009, "a text message of 40001 characters: audio is binary"),
@@ -581,6 +666,31 @@ def test_the_queue_is_bounded():
         await audio.end(np.full(3, 3, np.float32), Ending())
         rest, third, final = await audio.take(1000)
         assert final and third >= second and rest.tolist() == [1] * 40 + [2] * 60 + [3] * 3 and audio.count == 0
+
+    asyncio.run(scenario())
+
+
+def test_flushes_stay_between_the_samples_and_are_held_back():
+    async def scenario():
+        audio = AudioQueue(10)
+        await audio.put(np.ones(4, np.float32))
+        await audio.flush()
+        await audio.flush()
+        await audio.put(np.full(3, 2, np.float32))
+        found = [await asyncio.wait_for(audio.take(wanted), 1) for wanted in (2, 2, 9, 9, 3)]
+        assert [samples.tolist() for samples, *_ in found] == [[1, 1], [1, 1], [], [], [2, 2, 2]]
+        assert [behind for *_, behind in found] == [None, None, Flush(), Flush(), None]
+        arrivals = [arrival for _, arrival, _ in found]
+        assert arrivals == sorted(arrivals) and audio.count == 0
+        for _ in range(10):
+            await asyncio.wait_for(audio.flush(), 1)
+        full = asyncio.create_task(audio.flush())
+        await asyncio.sleep(0)
+        assert not full.done()
+        assert (await audio.take(1))[2] == Flush()
+        assert await asyncio.wait_for(full, 1)
+        await audio.end(np.ones(0, np.float32), Ending())
+        assert [(await audio.take(1))[2] for _ in range(11)] == [*[Flush()] * 10, Ending()]
 
     asyncio.run(scenario())
 

@@ -92,7 +92,7 @@ def test_files_with_their_phrases(server, speech2text):
         (expect("anna", 3), "bad-message", 1007, "phrases are no list of texts"),
         ({"type": "phrases", "phrases": "anna"}, "bad-message", 1007, "phrases are no list of texts"),
         ({"type": "phrases"}, "bad-message", 1007, "phrases are no list of texts"),
-        ({"type": "names"}, "bad-message", 1007, 'only {"type": "end"} and {"type": "phrases", "phrases": [...]}'),
+        ({"type": "names"}, "bad-message", 1007, 'only {"type": "end"}, {"type": "flush"} and {"type": "phrases", '),
     ],
 )
 def test_what_is_refused(server, message, code, close, says):
