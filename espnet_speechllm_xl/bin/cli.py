@@ -25,7 +25,7 @@ COMMANDS = {
     "decode": "decode a dump set",
     "transcribe": "transcribe audio files",
     "stream": "live text from a file, a pipe or a microphone",
-    "latency": "emission delay, speed and accuracy of streams, by chunk size",
+    "latency": "emission delay, TTFS, speed and accuracy of streams, by chunk size",
     "serve": "live streams over WebSocket, whole files over HTTP",
     "load-test": "how many live streams a server keeps up with, and how late their text is",
     "score": "WER, CER, TER and RESULTS.md",

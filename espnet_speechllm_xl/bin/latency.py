@@ -1,7 +1,10 @@
 """``latency``: stream a dump set at several chunk sizes; how late words come, how right they are, what it computes.
 
-OUT gets ``LATENCY.md``, ``latency.json``, ``latency.png``, and ``streamed_<chunk size>.json`` with every word and push:
-a chunk size that was streamed before by the same weights and settings is only compared anew.
+Each recording is streamed twice: whole, and up to the end of speech, where it is flushed (TTFS).
+
+OUT gets ``LATENCY.md``, ``latency.json``, ``latency.png``, and ``streamed_<chunk size>.json`` and
+``flushed_<chunk size>.json`` with every word and push: a chunk size that was streamed before by the same weights and
+settings is only compared anew.
 """
 
 import argparse

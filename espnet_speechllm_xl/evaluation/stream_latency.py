@@ -8,6 +8,10 @@ A word is *emitted* when it becomes settled (streams.py): from then on the strea
     delay         emission - end of the word in the reference
 
 Delays are measured for correct words only; :class:`Comparison` counts all others, each with its reason.
+
+TTFS is the time from the end of speech to the final text where the client flushes the stream at the end of speech
+(:class:`Flushed`).  The audio clock stands still meanwhile, so TTFS is compute alone: the rest of the pushes that are
+not done when the speech ends, and the flush.
 """
 
 from collections import Counter
@@ -48,6 +52,19 @@ class Run:
         """Return the run that ``dataclasses.asdict`` turned into ``values``."""
         words, chunks = tuple(Emission(**word) for word in values["words"]), tuple(values["chunk_seconds"])
         return cls(**{**values, "words": words, "chunk_seconds": chunks})
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """One recording, streamed to the end of speech and flushed there."""
+
+    run: Run  # of the audio up to there
+    ttfs: float  # seconds from the end of speech to the final text, wall clock
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Flushed":
+        """Return what ``dataclasses.asdict`` turned into ``values``."""
+        return cls(Run.from_json(values["run"]), values["ttfs"])
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,50 @@ def summary(runs: Mapping[str, Run], comparison: Comparison) -> dict[str, Any]:
         "audio_seconds": audio,
         "compute_seconds": seconds,
         "capped": sum(run.capped for run in runs.values()),
+    }
+
+
+def speech_ends(runs: Mapping[str, Run], times: Mapping[str, Sequence[Word]] | None = None) -> dict[str, float]:
+    """Return when speech ended, seconds from the start of the audio, by utterance; without words it has no end.
+
+    Args:
+        runs: by utterance.
+        times: ``{utterance: words}``, with the ends of the words; None: the ends that the stream itself reports.
+    """
+    ends = {}
+    for utterance, run in runs.items():
+        words = run.words if times is None else times.get(utterance, ())
+        if words:
+            ends[utterance] = min(max(word.end for word in words), run.audio_seconds)
+    return ends
+
+
+def flush_summary(
+    flushed: Mapping[str, Flushed],
+    runs: Mapping[str, Run],
+    texts: Mapping[str, str],
+    ignored: Ignored = NOTHING_IGNORED,
+) -> dict[str, Any]:
+    """Return the figures of flushed utterances for JSON: units in their names, None where nothing was measured.
+
+    Args:
+        flushed: by utterance.
+        runs: of all utterances that could be read.
+        texts: see :func:`compare`.
+        ignored: see :func:`compare`.
+    """
+    heard = {utterance: item.run for utterance, item in flushed.items()}
+    wer = None
+    if any(texts[utterance] for utterance in heard):
+        own = {utterance: texts[utterance] for utterance in heard}
+        wer = compare(heard, own, ignored=ignored).scored.total.error_rate
+    return {
+        "ttfs_ms": _milliseconds(item.ttfs for item in flushed.values()),
+        "flushed": {
+            "utterances": len(flushed),
+            "without_end_of_speech": len(runs) - len(flushed),
+            "wer": wer,
+        },
     }
 
 

@@ -79,7 +79,8 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
 
     Args:
         dump: the set, with texts.
-        out: directory for ``streamed_<chunk size>.json``, with every word and push, and for ``failed``.
+        out: directory for ``streamed_<chunk size>.json``, with every word and push, for ``flushed_<chunk size>.json``,
+            the same up to the end of speech, and for ``failed``.
         streaming: how it is streamed.
         reference: CTM that says when words ended; None: ``ref.ctm`` of the set, where it has one.
 
@@ -107,9 +108,12 @@ def measure_latency(dump: Path, out: Path, streaming: Streaming, reference: str 
     }
     sizes, failed = [], {}
     for options, figures in chunkings:
-        runs, failures = stream_set({**shared, "stream": options}, batches, out)
-        failed.update(failures)
-        sizes.append({**figures, **stream_latency.summary(runs, stream_latency.compare(runs, texts, times, ignored))})
+        settings = {**shared, "stream": options}
+        runs, failures = stream_set(settings, batches, out)
+        flushed, more = flush_set(settings, batches, stream_latency.speech_ends(runs, times), out)
+        failed.update({**failures, **more})
+        summary = stream_latency.summary(runs, stream_latency.compare(runs, texts, times, ignored))
+        sizes.append({**figures, **summary, **stream_latency.flush_summary(flushed, runs, texts, ignored)})
     write_table(out / "failed", failed)
     setup = {
         "model": load["path"],
@@ -184,12 +188,39 @@ def stream_set(
     Returns:
         ``{utterance: Run}`` and ``{utterance: reason}`` of those whose audio could not be used.
     """
+    content = _over_set(settings, batches, out, "streamed")
+    runs = {utterance: stream_latency.Run.from_json(each) for utterance, each in content["runs"].items()}
+    return runs, content["failed"]
+
+
+def flush_set(
+    settings: dict[str, Any], batches: list[list[str]], ends: dict[str, float], out: Path
+) -> tuple[dict[str, stream_latency.Flushed], dict[str, str]]:
+    """Stream a set to the end of speech and flush it there, or take what an earlier run has found in the same way.
+
+    Args:
+        settings: see :func:`stream_set`.
+        batches: lists of utterance ids.
+        ends: end of speech in seconds; utterances without one are left out.
+        out: directory for ``flushed_<chunk size>.json``.
+
+    Returns:
+        ``{utterance: Flushed}`` and ``{utterance: reason}`` of those whose audio could not be used.
+    """
+    spoken = [[utterance for utterance in batch if utterance in ends] for batch in batches]
+    content = _over_set({**settings, "ends": ends}, [batch for batch in spoken if batch], out, "flushed")
+    found = {utterance: stream_latency.Flushed.from_json(each) for utterance, each in content["runs"].items()}
+    return found, content["failed"]
+
+
+def _over_set(settings: dict[str, Any], batches: list[list[str]], out: Path, how: str) -> dict[str, Any]:
+    """Return the ``runs`` and the ``failed`` of a set, by utterance, as ``<how>_<chunk size>.json`` has them."""
     task = {"settings": settings, "batches": batches}
     size = f"{settings['stream']['chunk_size']:g}"
-    path, parts, name = out / f"streamed_{size}.json", out / f".parts_{size}", Path(settings["dump"]).name
+    path, parts, name = out / f"{how}_{size}.json", out / f".parts_{how}_{size}", Path(settings["dump"]).name
     content = batch_jobs.summary_of(path, task)
     if content is None or content["failed"]:
-        title = f"stream {name}, chunks of {size} s"
+        title = f"{how} {name}, chunks of {size} s"
         items = batch_jobs.run_batches(batches, make_worker, settings, parts, settings["nj"], title, crashed=crashed)
         items = sorted(items, key=lambda item: item["utterance"])
         content = {
@@ -200,11 +231,10 @@ def stream_set(
         with atomic_write(path) as stream:
             json.dump(content, stream, ensure_ascii=False)
         batch_jobs.finish(parts)
-        print(f"{path}: {len(content['runs'])} utterances streamed, {len(content['failed'])} failed", flush=True)
+        print(f"{path}: {len(content['runs'])} utterances {how}, {len(content['failed'])} failed", flush=True)
     else:
-        print(f"{path}: {len(content['runs'])} utterances were streamed before by the same weights and settings")
-    runs = {utterance: stream_latency.Run.from_json(values) for utterance, values in content["runs"].items()}
-    return runs, content["failed"]
+        print(f"{path}: {len(content['runs'])} utterances were {how} before by the same weights and settings")
+    return content
 
 
 def stream_through(
@@ -226,9 +256,36 @@ def stream_through(
         block: samples of a push.
         clock: tells the time in seconds.
     """
+    return _played(stream, samples, sample_rate, block, stream.close, clock)[0]
+
+
+def flush_at_the_end(
+    stream: "Stream",
+    samples: "np.ndarray",
+    sample_rate: int,
+    block: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> stream_latency.Flushed:
+    """Push audio that ends with the speech through an open stream in blocks, and flush it; see :func:`stream_through`.
+
+    ``flush`` comes when the last block has arrived and was pushed.
+    """
+    run, finish = _played(stream, samples, sample_rate, block, stream.flush, clock)
+    return stream_latency.Flushed(run, finish - len(samples) / sample_rate)
+
+
+def _played(
+    stream: "Stream",
+    samples: "np.ndarray",
+    sample_rate: int,
+    block: int,
+    last: "Callable[[], Update]",
+    clock: Callable[[], float],
+) -> tuple[stream_latency.Run, float]:
+    """Push audio in blocks, then call ``last``; return the run and the wall clock at its end, in seconds."""
     blocks = [samples[start : start + block] for start in range(0, len(samples), block)]
     steps: list[Callable[[], Update]] = [functools.partial(stream.push, samples) for samples in blocks]
-    steps.append(stream.close)
+    steps.append(last)
     words: list[stream_latency.Emission] = []
     per_chunk: list[float] = []
     total, finish, received, chunks = 0.0, 0.0, 0, 0
@@ -243,7 +300,8 @@ def stream_through(
         words += [stream_latency.Emission(word.text, word.start, word.end, arrived, finish) for word in update.words]
         new_chunks, chunks = _chunks(stream) - chunks, _chunks(stream)
         per_chunk += [seconds / max(1, new_chunks)] * new_chunks
-    return stream_latency.Run(tuple(words), len(samples) / sample_rate, total, tuple(per_chunk), stream.capped)
+    run = stream_latency.Run(tuple(words), len(samples) / sample_rate, total, tuple(per_chunk), stream.capped)
+    return run, finish
 
 
 def _chunks(stream: "Stream") -> int:
@@ -262,9 +320,13 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
     rate = speech2text.sample_rate
     audio, tail = SetAudio(Path(settings["dump"]), rate), np.zeros(settings["tail"], np.float32)
 
-    def measured(samples: "np.ndarray") -> dict[str, Any]:
+    ends = settings.get("ends")  # of speech; None: recordings are streamed whole
+
+    def measured(samples: "np.ndarray", end: float | None = None) -> dict[str, Any]:
         samples, stream = np.concatenate([samples, tail]), speech2text.stream(**settings["stream"])
-        return dataclasses.asdict(stream_through(stream, samples, rate, settings["block"]))
+        if end is None:
+            return dataclasses.asdict(stream_through(stream, samples, rate, settings["block"]))
+        return dataclasses.asdict(flush_at_the_end(stream, samples[: round(end * rate)], rate, settings["block"]))
 
     measured(np.zeros(3 * rate, np.float32))  # the first calls of a process are slow
 
@@ -272,7 +334,8 @@ def make_worker(settings: dict[str, Any]) -> Callable[[list[str]], list[dict[str
         items = []
         for utterance in utterances:
             try:
-                items.append({"utterance": utterance, "run": measured(audio.read(utterance).samples)})
+                end = ends and ends[utterance]
+                items.append({"utterance": utterance, "run": measured(audio.read(utterance).samples, end)})
             except AudioError as error:
                 items.append(crashed(utterance, str(error)))
         return items

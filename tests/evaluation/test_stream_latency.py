@@ -14,7 +14,7 @@ from espnet_speechllm_xl.corpus.ctm import Word, write_ctm
 from espnet_speechllm_xl.corpus.dump import format_dir
 from espnet_speechllm_xl.corpus.kaldi import write_table
 from espnet_speechllm_xl.evaluation import latency_report, metrics, stream_latency
-from espnet_speechllm_xl.evaluation.stream_latency import Emission, Run
+from espnet_speechllm_xl.evaluation.stream_latency import Emission, Flushed, Run
 from espnet_speechllm_xl.inference import Speech2Text
 from espnet_speechllm_xl.sets import stream as command
 
@@ -101,9 +101,29 @@ def test_summary():
     assert found["compute_ms_per_chunk"]["p50"] == pytest.approx(250)
     assert found["rtf"] == pytest.approx(0.25)
     seconds = {"chunk_seconds": 1.28, "context_seconds": None, "algorithmic_seconds": 1.52}
-    head, _, row = (line.strip("|").split("|") for line in latency_report.latency_table([{**seconds, **found}]))
+    figures = {**seconds, **found, **stream_latency.flush_summary({"u1": Flushed(RUNS["u1"], 0.02)}, RUNS, TEXTS)}
+    head, _, row = (line.strip("|").split("|") for line in latency_report.latency_table([figures]))
     cells = dict(zip(head, row, strict=True))
     assert (cells["RTF"], cells["RTFx"], cells["context (s)"]) == ("0.250", "4.0", "inf")
+    assert cells["TTFS P50 (ms)"] == "20.0"
+
+
+def test_the_end_of_speech():
+    late = {"u1": [*TIMES["u1"], Word("more", 3.0, 4.3)]}  # ends behind the recording of 4 s
+    found = stream_latency.speech_ends({**RUNS, "u7": Run((), 4.0, 0.1, (), 0)}, {**TIMES, **late, "u3": []})
+    assert found == {"u1": 4.0, "u2": 1.2, "u4": 1.2}  # of the reference, whatever its words are
+    assert stream_latency.speech_ends(RUNS) == {"u1": 1.5, "u2": 1.2, "u3": 1.0, "u4": 1.0}
+
+
+def test_flushed_utterances():
+    flushed = {name: Flushed(RUNS[name], ttfs) for name, ttfs in (("u1", 0.02), ("u2", 0.04), ("u4", 0.12))}
+    found = stream_latency.flush_summary(flushed, RUNS, TEXTS)
+    assert found["ttfs_ms"] == pytest.approx({"count": 3, "mean": 60, "p50": 40, "p90": 104, "p95": 112, "p99": 118.4})
+    # 4 + 2 + 2 words: one inserted, one deleted, one substituted.
+    assert found["flushed"] == {"utterances": 3, "without_end_of_speech": 1, "wer": pytest.approx(100 * 3 / 8)}
+    nothing = stream_latency.flush_summary({}, RUNS, TEXTS)
+    assert nothing["flushed"] == {"utterances": 0, "without_end_of_speech": 4, "wer": None}
+    assert nothing["ttfs_ms"]["p99"] is None
 
 
 def test_another_chunk_size_sees_as_far_back():
@@ -175,6 +195,8 @@ def test_the_command(capsys, tiny_model_dir, dump, truth):
         words = size["words"]
         assert words["measured"] + sum(words["left_out"].values()) == words["reference"]
         assert size["rtf"] > 0 and size["compute_ms_per_chunk"]["p50"] > 0
+        assert size["flushed"]["utterances"] == 2 and size["flushed"]["without_end_of_speech"] == 1  # b-1
+        assert size["ttfs_ms"]["count"] == 2 and 0 < size["ttfs_ms"]["p50"] <= size["ttfs_ms"]["p95"]
     trained = sizes[0.64]
     timed = sum(len(words) for utterance, (_, words) in truth.items() if utterance != "b-1")
     assert trained["wer"] == 0 and trained["words"]["measured"] == timed
@@ -212,6 +234,31 @@ def test_blocks_tell_when_words_come(capsys, tiny_model_dir, dump, truth):
     assert content["block_seconds"] == 0.1
 
 
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_the_final_text_is_of_a_stream_that_is_flushed_at_the_end_of_speech(
+    capsys, tiny_model_dir, dump, truth, with_reference
+):
+    if not with_reference:
+        (dump / "ref.ctm").unlink()
+    _, _, _, content = run_command(capsys, tiny_model_dir, dump, "--chunk-sizes", "0.64", "--block", "0.1")
+    stored = json.loads((dump.parents[2] / "out/flushed_0.64.json").read_text("utf-8"))["runs"]
+    assert set(stored) == ({"a-1", "a-2"} if with_reference else set(truth))
+    speech2text, errors = Speech2Text.from_pretrained(tiny_model_dir), 0
+    for utterance, item in stored.items():
+        samples, words = truth[utterance]
+        end = round((words[-1].end - 0.1 * with_reference) * 16000)
+        stream = speech2text.stream("greedy")
+        expected = [*stream.push(samples[:end] / np.float32(32768)).words, *stream.flush().words]
+        assert [word["text"] for word in item["run"]["words"]] == [word.text for word in expected]
+        assert item["run"]["audio_seconds"] == pytest.approx(end / 16000, abs=1e-3) and item["ttfs"] > 0
+        errors += [word.text for word in expected] != [word.text for word in words]
+    (size,) = content["chunk_sizes"]
+    assert bool(size["flushed"]["wer"]) == bool(errors)
+    text = (dump.parents[2] / "out/LATENCY.md").read_text("utf-8")
+    row = f"|0.64|{len(stored)}|{3 - len(stored)}|{size['ttfs_ms']['mean']:.1f}|{size['flushed']['wer']:.1f}|"
+    assert "## Flushed at the end of speech" in text and row in text.splitlines()
+
+
 def test_what_was_streamed_is_not_streamed_again(capsys, monkeypatch, tiny_model_dir, dump, tmp_path):
     options = ("--chunk-sizes", "0.64")
     *_, first = run_command(capsys, tiny_model_dir, dump, *options)
@@ -220,14 +267,18 @@ def test_what_was_streamed_is_not_streamed_again(capsys, monkeypatch, tiny_model
     monkeypatch.setattr(command, "make_worker", lambda settings: made.append(settings) or make_worker(settings))
     code, said, _, again = run_command(capsys, tiny_model_dir, dump, *options)
     assert (code, made, again) == (0, [], first) and "3 utterances were streamed before" in said
-    # Another reference needs no streaming either, another tail does.
+    # Another reference needs none but the flushes at its ends of speech, another tail needs all.
     write_ctm(tmp_path / "other.ctm", {"b-1": [Word("nothing", 0.0, 0.1)]})
     *_, other = run_command(capsys, tiny_model_dir, dump, *options, "--reference", tmp_path / "other.ctm")
-    assert made == [] and other["chunk_sizes"][0]["words"]["measured"] == 0
+    assert [settings.get("ends") for settings in made] == [{"b-1": 0.1}]
+    assert other["chunk_sizes"][0]["words"]["measured"] == 0
+    assert other["chunk_sizes"][0]["flushed"]["without_end_of_speech"] == 2
+    made.clear()
     assert not (tmp_path / "out/latency.png").exists()  # of the reference before
     endpoints = ("--endpoint-silence", "0.64")
     *_, longer = run_command(capsys, tiny_model_dir, dump, *options, *endpoints, "--tail", "1")
-    assert len(made) == 1 and made[0]["tail"] == 16000 and made[0]["stream"]["endpoint_silence"] == 0.64
+    assert len(made) == 2
+    assert all((each["tail"], each["stream"]["endpoint_silence"]) == (16000, 0.64) for each in made)
     assert (first["endpoint_silence"], longer["endpoint_silence"]) == ("inf", "0.64")
     assert {"method", "beam_size", "ctc_weight", "max_tokens_per_chunk"} <= set(made[0]["search"])
     difference = longer["chunk_sizes"][0]["audio_seconds"] - first["chunk_sizes"][0]["audio_seconds"]
