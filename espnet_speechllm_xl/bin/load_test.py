@@ -87,7 +87,9 @@ def main(args: argparse.Namespace) -> int:
     serving = (
         contextlib.nullcontext(Server(Address(args.url, args.token, args.query)))
         if args.url
-        else started(["--port", "0", "--max-streams", str(MOST_STREAMS), *options], args.token, args.query)
+        else started(
+            ["--port", str(args.port), "--max-streams", str(args.max_streams), *options], args.token, args.query
+        )
     )
     with serving as server:
         outcome = run(plan, server)

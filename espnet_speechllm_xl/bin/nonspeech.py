@@ -22,6 +22,7 @@ from espnet_speechllm_xl.config import StreamConfig
 from espnet_speechllm_xl.errors import UserError
 
 if TYPE_CHECKING:
+    from espnet_speechllm_xl.inference import Speech2Text
     from espnet_speechllm_xl.sets.nonspeech import Audio, Noise, Utterance
 
 GENERATED = "silence hum@-30 white@-25 white@-40 pink@-25 pink@-40 sweeps@-25 clicks@-10 chords@-25".split()
@@ -110,7 +111,7 @@ def _kinds(args: argparse.Namespace, utterances: "list[Utterance]") -> "list[Noi
 
 def _endpoints(
     args: argparse.Namespace,
-    speech2text: "Any",  # noqa: ANN401  # Speech2Text
+    speech2text: "Speech2Text",
     options: dict[str, Any],
     audio: "Audio",
     utterances: "list[Utterance]",

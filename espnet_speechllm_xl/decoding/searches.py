@@ -307,7 +307,7 @@ class LiveSearch(Search):
         num_chunks: chunks taken so far.
     """
 
-    num_chunks: int
+    num_chunks: int = 0
 
     @property
     @abc.abstractmethod
@@ -368,17 +368,6 @@ class ChunkSync(LiveSearch):
     Within a chunk the hypotheses that have ended it (`$`) and all expansions of the others are pruned together to
     the best B, until those have all ended it.
     """
-
-    def __init__(
-        self,
-        config: SearchConfig,
-        initial_past: Past,
-        eoc: int,
-        word_starts: Tensor | None = None,
-        phrases: PhraseTree | None = None,
-    ) -> None:
-        super().__init__(config, initial_past, eoc, word_starts, phrases)
-        self.num_chunks = 0
 
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
         """Take the next chunk; see :class:`Search`."""
@@ -488,41 +477,33 @@ class AlignmentSync(Search):
     collects chunks; :meth:`best` and :meth:`settled` know nothing before :meth:`finish` has run.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        initial_past: Past,
-        eoc: int,
-        word_starts: Tensor | None = None,
-        phrases: PhraseTree | None = None,
-    ) -> None:
-        super().__init__(config, initial_past, eoc, word_starts, phrases)
-        self.frames: list[Tensor] = []  # (q, D) of each chunk
-        self._last: int | None = None  # the last chunk, when known
-        self._rise = 0.0 if phrases is None else min(phrases.most, config.margin)  # of an active score, that is awaited
+    _frames: tuple[Tensor, ...] = ()  # (q, D) of each chunk
+    _last: int | None = None  # the last chunk, when known
 
     def advance(self, frames: Tensor, last: bool = False) -> Generator[Requests, Results, None]:
         """Keep the next chunk; see :class:`Search`."""
-        _check_chunk(frames, len(self.frames))
+        _check_chunk(frames, len(self._frames))
         yield from ()
-        self.frames.append(frames)
-        self._last = len(self.frames) - 1 if last else None
+        self._frames = (*self._frames, frames)
+        self._last = len(self._frames) - 1 if last else None
 
     def finish(self) -> Generator[Requests, Results, list[Hypothesis]]:
         """Search, and return the n-best list; see :class:`Search`."""
-        complete, active = ([], self._start) if self.frames else (self._start, [])
+        complete, active = ([], self._start) if self._frames else (self._start, [])
         while active and not self._done(complete, active):
-            expansions = yield from self._expand(active, self.frames, self._last)
+            expansions = yield from self._expand(active, self._frames, self._last)
             if self.config.recombine:
                 self._recombine(expansions)
             best = self._prune(expansions)
-            complete = complete + [self._at_end(h._public()) for h in best if h._chunk_id == len(self.frames)]
-            active = [h for h in best if h._chunk_id < len(self.frames)]
+            complete = complete + [self._at_end(h._public()) for h in best if h._chunk_id == len(self._frames)]
+            active = [h for h in best if h._chunk_id < len(self._frames)]
         self.beam = sorted(complete, key=_rank)
         return self._nbest(self.beam)
 
     def _done(self, complete: Sequence[Hypothesis], active: Sequence[Hypothesis]) -> bool:
-        return bool(complete) and max(h.score for h in complete) >= active[0].score + self._rise
+        # So much may an active score still rise that it is worth waiting for.
+        rise = 0.0 if self.phrases is None else min(self.phrases.most, self.config.margin)
+        return bool(complete) and max(h.score for h in complete) >= active[0].score + rise
 
     def _recombine(self, expansions: Sequence[_Expansion]) -> None:
         """Merge expansions of equal text in place: ``x w`` that emits `$`, and ``x`` that emits ``w``.

@@ -12,6 +12,7 @@ of all others.  An error belongs to the word of the reference, an insertion to t
 B-WER = errors at listed words / listed words of the reference, U-WER = other errors / other words of the reference.
 """
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,21 +134,20 @@ def listed_table(
     """
     recalls = recall_blocks(systems, speakers, by_speaker)
     rows = []
-    for name, hits, recall in zip(names, systems, recalls, strict=True):
-        total, first = sum(hits.values(), Hits()), recall is recalls[0]
-        minus = "-" if first else significance.difference(recall, recalls[0], same_words).text("{:+.1f}")
-        found = [str(total.hits + total.missed), significance.error_rate(recall).text("{:.1f}"), minus]
-        rows.append([name, *found, str(total.false), shown(total.precision, "{:.1f}")])
+    for name, hits, cells in zip(names, systems, _rates(recalls, same_words), strict=True):
+        total = sum(hits.values(), Hits())
+        wanted = str(total.hits + total.missed)
+        rows.append([name, wanted, *cells, str(total.false), shown(total.precision, "{:.1f}")])
     head = ["decoded", "listed words", "recall (%)", "minus the first", "false", "precision (%)"]
     return [*markdown_table(head, rows), f"95 % intervals; blocks: {recalls[0].described('listed words')}"]
 
 
-def _listed(parts: tuple[Part, Part]) -> Part:
-    return parts[0]
-
-
-def _others(parts: tuple[Part, Part]) -> Part:
-    return parts[1]
+def _rates(systems: Sequence[significance.Blocks], same_words: bool) -> list[list[str]]:
+    """Return two cells for each system: its rate, and that minus the rate of the first."""
+    first, *others = systems
+    minus = ["-", *(significance.difference(one, first, same_words).text("{:+.1f}") for one in others)]
+    rates = [significance.error_rate(one).text("{:.1f}") for one in systems]
+    return [list(cells) for cells in zip(rates, minus, strict=True)]
 
 
 def _all_of_free(parts: tuple[Part, Part]) -> Part:
@@ -157,8 +157,8 @@ def _all_of_free(parts: tuple[Part, Part]) -> Part:
 
 
 ERROR_RATES: dict[str, Callable[[tuple[Part, Part]], Part]] = {
-    "B-WER (%)": _listed,
-    "U-WER (%)": _others,
+    "B-WER (%)": operator.itemgetter(0),
+    "U-WER (%)": operator.itemgetter(1),
     "WER without listed words (%)": _all_of_free,
 }
 
@@ -186,9 +186,6 @@ def error_table(
             columns.append([["-", "-"]] * len(systems))
             continue
         counted = [{name: (part.errors, part.words, speakers[name]) for name, part in one.items()} for one in rows]
-        blocks = [significance.blocks([one], by_speaker) for one in counted]
-        minus = [significance.difference(one, blocks[0], same_words).text("{:+.1f}") for one in blocks[1:]]
-        rates = [significance.error_rate(one).text("{:.1f}") for one in blocks]
-        columns.append([list(each) for each in zip(rates, ["-", *minus], strict=True)])
+        columns.append(_rates([significance.blocks([one], by_speaker) for one in counted], same_words))
     head = ["decoded", *(title for name in ERROR_RATES for title in (name, "minus the first"))]
     return markdown_table(head, ([name, *sum(row, [])] for name, *row in zip(names, *columns, strict=True)))

@@ -98,9 +98,9 @@ class Spelling:
         if known is None:
             return []
         letters = known | self._letters
-        wide = [form.encode() for letter in letters for form in (letter, letter.lower(), letter.upper())]
-        tokens = range(len(self._tokenizer.pieces))
-        return [token for token in tokens if not self._may_write(token, known, [c for c in wide if len(c) > 1])]
+        forms = {form.encode() for letter in letters for form in (letter, letter.lower(), letter.upper())}
+        wide = [form for form in forms if len(form) > 1]
+        return [token for token in range(len(self._tokenizer.pieces)) if not self._may_write(token, known, wide)]
 
     def _may_write(self, token: int, known: frozenset[str], wide: list[bytes]) -> bool:
         """Tell whether all characters of a token are known to CTC or to the training text.

@@ -3,6 +3,7 @@
 Shape legend: ``N`` samples.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from espnet_speechllm_xl.sets.audio import SetAudio, sample_counts
 if TYPE_CHECKING:
     import numpy as np
 
+    from espnet_speechllm_xl.decoding.results import Update
     from espnet_speechllm_xl.decoding.streams import Stream
     from espnet_speechllm_xl.inference import Speech2Text
 
@@ -63,7 +65,7 @@ def parse_noise(text: str) -> Noise:
     try:
         level_db = float(level)
     except ValueError:
-        level_db = 1.0
+        level_db = math.nan
     if not -120 <= level_db <= 0:
         raise ValueError(f"'{text[:50]}': give a level in -120 .. 0 dB of full scale, such as {kind}@-25")
     return Noise(kind, level_db)
@@ -162,11 +164,12 @@ class Audio:
         return make_noise(noise.kind, rng, count, self.sample_rate, level_db)
 
 
-def count_words(stream: "Stream", samples: "np.ndarray", sample_rate: int) -> int:
-    """Push audio without speech (N,) through a new stream, close it, and count the words that it wrote."""
+def pushed(stream: "Stream", samples: "np.ndarray", sample_rate: int) -> "Iterator[tuple[Update, float]]":
+    """Push audio (N,) through a new stream and close it; yield each update, and the seconds of audio pushed by then."""
     block = round(BLOCK_SECONDS * sample_rate)
-    updates = [stream.push(samples[start : start + block]) for start in range(0, len(samples), block)]
-    return sum(len(update.words) for update in [*updates, stream.close()])
+    for start in range(0, len(samples), block):
+        yield stream.push(samples[start : start + block]), min(start + block, len(samples)) / sample_rate
+    yield stream.close(), len(samples) / sample_rate
 
 
 def measure_nonspeech(
@@ -185,7 +188,8 @@ def measure_nonspeech(
     for noise in noises:
         print(f"{noise.title}: {minutes:g} minutes", file=sys.stderr, flush=True)
         stream = speech2text.stream(**options)
-        words = count_words(stream, audio.make(noise, 60 * minutes), audio.sample_rate)
+        updates = pushed(stream, audio.make(noise, 60 * minutes), audio.sample_rate)
+        words = sum(len(update.words) for update, _ in updates)
         rows.append({"audio": noise.title, "minutes": minutes, "words": words, "words_a_minute": words / minutes})
     return rows
 
@@ -220,16 +224,6 @@ def late_after(stream: "Stream") -> float:
     return stream.config.endpoint_silence + latency + TIMES_SECONDS
 
 
-def ended_segments(stream: "Stream", samples: "np.ndarray", sample_rate: int) -> list[EndedSegment]:
-    """Push audio (N,) through a new stream, close it, and return its stream segments."""
-    block, found = round(BLOCK_SECONDS * sample_rate), []
-    for start in range(0, len(samples), block):
-        update = stream.push(samples[start : start + block])
-        found += [EndedSegment(segment.words, (start + block) / sample_rate) for segment in update.segments]
-    end = len(samples) / sample_rate
-    return found + [EndedSegment(segment.words, end) for segment in stream.close().segments]
-
-
 def measure_endpoints(
     speech2text: "Speech2Text",
     options: Mapping[str, Any],
@@ -256,6 +250,7 @@ def measure_endpoints(
         print(f"{len(utterances)} sentences, pauses of {noise.title}", file=sys.stderr, flush=True)
         filling = audio.make(noise, (len(utterances) + 1) * size / rate)
         samples, sentences = join_sentences(utterances, filling, size, rate)
-        segments = ended_segments(speech2text.stream(**options), samples, rate)
+        updates = pushed(speech2text.stream(**options), samples, rate)
+        segments = [EndedSegment(each.words, ended) for update, ended in updates for each in update.segments]
         rows.append((noise, judge_endpoints(sentences, segments, limit)))
     return rows
